@@ -1,0 +1,42 @@
+# Every verb sets up what it needs: on a new machine `make demo` alone, or `make test` alone, is enough.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test test-all check docs bench clean
+
+help: ## show the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed ## the whole job on a small real model: train, score, unlearn, evaluate, report
+	$(BIN)/imu demo --force demo
+
+test: $(VENV)/.installed ## the tests (about four minutes on two cores)
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.installed ## the tests, the slow ones too
+	$(BIN)/python -m pytest -m ''
+
+check: $(VENV)/.installed ## format, lint, types, layers, documentation, then the tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+	$(BIN)/python -m pytest
+
+docs: $(VENV)/.installed ## rewrite the generated parts of the documentation
+	$(BIN)/python docs/generate.py
+
+bench: $(VENV)/.installed ## run the benchmarks that need no more than ../shared, and keep their raw results
+	$(BIN)/python benchmarks/run_all.py
+
+clean: ## remove what the other verbs made
+	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
