@@ -1,0 +1,173 @@
+"""Scores, and on request features, kept on disk under a key of everything they depend on.
+
+One entry is ``<kind>-<key>.safetensors`` beside ``<kind>-<key>.json``; the JSON holds what the key was made of, the
+samples' names, and the hash of the tensors. The folder is readable by its owner only.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+from safetensors.torch import load, save
+from torch import Tensor
+
+from .errors import ImuError
+
+FORMAT = 1
+Kind = Literal["scores", "features"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry: its kind and key, the fields that the key was made of, and the samples it belongs to."""
+
+    kind: Kind
+    key: str
+    fields: Mapping[str, Any]
+    samples: Sequence[Mapping[str, Any]] = field(repr=False)
+    sha256: str
+    folder: Path
+
+    @property
+    def paths(self) -> tuple[Path, Path]:
+        """The tensors' file and the JSON file."""
+        stem = f"{self.kind}-{self.key}"
+        return self.folder / f"{stem}.safetensors", self.folder / f"{stem}.json"
+
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(path.stat().st_size for path in self.paths if path.exists())
+
+
+def folder() -> Path:
+    """``IMU_CACHE_DIR``, else the user's cache folder; made with mode 0700 when first written to."""
+    return Path(os.environ.get("IMU_CACHE_DIR") or platformdirs.user_cache_path("imu"))
+
+
+def key_of(kind: Kind, fields: Mapping[str, Any]) -> str:
+    """Hash of everything that the entry depends on."""
+    text = json.dumps({"format": FORMAT, "kind": kind, **fields}, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _parse(path: Path) -> Entry | None:
+    kind, _, key = path.stem.partition("-")
+    if kind not in ("scores", "features"):
+        return None
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        entry = Entry(kind, key, plain["fields"], plain["samples"], plain["sha256"], path.parent)  # type: ignore[arg-type]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return entry if plain.get("format") == FORMAT and key_of(entry.kind, entry.fields) == key else None
+
+
+def entries() -> tuple[list[Entry], list[Path]]:
+    """All entries that can be read, oldest first, and the JSON files that are torn or edited."""
+    paths = sorted(folder().glob("*.json"), key=lambda path: path.stat().st_mtime)
+    parsed = [(path, _parse(path)) for path in paths]
+    return [entry for _, entry in parsed if entry], [path for path, entry in parsed if entry is None]
+
+
+def read(entry: Entry) -> dict[str, Tensor] | None:
+    """The tensors of an entry, or None if they are missing or not the ones that were written."""
+    try:
+        data = entry.paths[0].read_bytes()
+    except OSError:
+        return None
+    return load(data) if hashlib.sha256(data).hexdigest() == entry.sha256 else None
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """What a lookup found: the tensors, or why there are none."""
+
+    tensors: dict[str, Tensor] | None
+    fields: Mapping[str, Any]
+    why: str
+
+
+def _nearest(kind: Kind, fields: Mapping[str, Any]) -> str:
+    """What differs from the most similar entry for the same model or samples."""
+    near = [
+        [name for name in fields if entry.fields.get(name) != fields[name]]
+        for entry in entries()[0]
+        if entry.kind == kind
+        and any(entry.fields.get(name) == fields.get(name) for name in ("samples", "backbone"))
+    ]
+    return f"differs in {', '.join(min(near, key=len))}" if near else ""
+
+
+def find(kind: Kind, fields: Mapping[str, Any]) -> Lookup:
+    """Look an entry up by everything it depends on; a torn or edited one counts as missing and is said to be so."""
+    key = key_of(kind, fields)
+    path = folder() / f"{kind}-{key}.json"
+    if not path.exists():
+        return Lookup(None, {}, _nearest(kind, fields))
+    entry = _parse(path)
+    tensors = read(entry) if entry else None
+    if entry is None or tensors is None:
+        return Lookup(None, {}, f"entry {key[:8]} is torn or was edited (checksum), it is recomputed")
+    return Lookup(tensors, entry.fields, "")
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(name).replace(path)
+    finally:
+        with suppress(OSError):
+            Path(name).unlink(missing_ok=True)
+
+
+def write(
+    kind: Kind, fields: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], tensors: Mapping[str, Tensor]
+) -> Path:
+    """Write an entry, tensors first, each file atomically, so that a reader sees all of it or none.
+
+    Raises:
+        ImuError: the folder cannot be written.
+    """
+    data = save(dict(tensors))
+    entry = Entry(kind, key_of(kind, fields), fields, list(samples), hashlib.sha256(data).hexdigest(), folder())
+    plain = {"format": FORMAT, "fields": fields, "sha256": entry.sha256, "samples": entry.samples}
+    try:
+        entry.folder.mkdir(parents=True, exist_ok=True)
+        entry.folder.chmod(0o700)
+        _write_atomically(entry.paths[0], data)
+        _write_atomically(entry.paths[1], json.dumps(plain, ensure_ascii=False, indent=1).encode())
+    except OSError as error:
+        raise ImuError(f"{entry.folder}: the cache cannot be written ({error.strerror}); set IMU_CACHE_DIR or --no-cache") from error
+    return entry.paths[1]
+
+
+def remove(entry: Entry) -> None:
+    """Delete an entry's files, the JSON first so that nothing finds half an entry."""
+    for path in reversed(entry.paths):
+        path.unlink(missing_ok=True)
+
+
+def named(prefix: str) -> Entry:
+    """The entry whose key starts with ``prefix``.
+
+    Raises:
+        ImuError: none, or more than one.
+    """
+    found = [entry for entry in entries()[0] if entry.key.startswith(prefix) or f"{entry.kind}-{entry.key}".startswith(prefix)]
+    if len(found) != 1:
+        raise ImuError(f"{prefix}: {len(found) or 'no'} cache entries start so; see imu cache ls")
+    return found[0]
+
+
+def belonging(digests: set[str]) -> list[Entry]:
+    """Entries that hold any of the samples with these content digests."""
+    return [entry for entry in entries()[0] if any(sample["digest"] in digests for sample in entry.samples)]

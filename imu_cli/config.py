@@ -1,0 +1,254 @@
+"""Every option of every command, once: its type, range, default and help text.
+
+The command line's flags, the ``IMU_*`` environment variables and the keys of ``imu.yaml`` are all made from these
+classes (see ``options``). Nothing here imports torch or pydantic, so that ``imu --help`` starts at once.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+PathKind = Literal["file", "data", "forget", "arch", "preprocess"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """What the command line needs beyond type and default.
+
+    ``path`` names how a relative value in a YAML file is resolved against that file's folder. ``flag`` replaces the
+    flag made from the field's name, ``default`` is shown where the default depends on other options.
+    """
+
+    help: str
+    metavar: str | None = None
+    path: PathKind | None = None
+    short: str | None = None
+    default: str | None = None
+    group: str = "Options"
+
+
+Scenario = Literal["auto", "class", "sample", "mislabelled"]
+Method = Literal["auto", "imu", "matched"]
+Rows = Literal["auto", "forgotten", "all"]
+Weights = Literal["influence", "uniform"]
+Reweight = Literal["once", "epoch", "step"]
+Format = Literal["table", "json", "csv"]
+RequireOn = Literal["interval", "value"]
+
+MODEL, DATA, SCORES, STOP, ASCENT, MATCHED, OUTPUT = (
+    "Model",
+    "Data",
+    "Scores",
+    "When to stop",
+    "Ascent",
+    "Matched unlearning",
+    "Output",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """How the checkpoint becomes a model that sees images as it did in training."""
+
+    arch: Annotated[
+        str | None,
+        Option(
+            "Architecture: torchvision:NAME, file.py:factory or package.module:factory. Code runs only if named here.",
+            metavar="ARCH",
+            path="arch",
+            group=MODEL,
+        ),
+    ] = None
+    arch_arg: Annotated[
+        list[str], Option("Argument of the factory; may be repeated.", metavar="KEY=VALUE", group=MODEL)
+    ] = field(default_factory=list)
+    head: Annotated[
+        str | None,
+        Option("Path of the last linear layer.", metavar="MODULE", default="found, then replayed", group=MODEL),
+    ] = None
+    preprocess: Annotated[
+        str | dict[str, Any] | None,
+        Option(
+            "Evaluation preprocessing: imagenet, cifar10, cifar100, mnist, none, or a YAML file with size, crop, "
+            "interpolation, mean, std, mode.",
+            metavar="PRESET|FILE",
+            path="preprocess",
+            group=MODEL,
+        ),
+    ] = None
+    classes: Annotated[
+        str | None,
+        Option("File with one class name a line, in the order of the model's outputs.", metavar="FILE", path="file", group=MODEL),
+    ] = None
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"], Option("Where the backbone runs.", group=MODEL)
+    ] = "auto"
+    batch_size: Annotated[
+        int, Gt(0), Option("Images in one forward pass; halved by itself when memory runs out.", group=MODEL)
+    ] = 256
+    seed: Annotated[int, Ge(0), Option("Seed of every random choice.", group=OUTPUT)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgetConfig(ModelConfig):
+    """What is to be forgotten, and the data it comes from."""
+
+    forget: Annotated[
+        list[str],
+        Option(
+            "What must go: forget.csv (.tsv, .jsonl, - for stdin), a folder of images with --label, or selectors on "
+            "--data: class=cat, index=0:500, id=4711, coarse=vehicles_1. May be repeated for selectors.",
+            metavar="FORGET",
+            path="forget",
+            group=DATA,
+        ),
+    ] = field(default_factory=list)
+    label: Annotated[
+        str | None, Option("Class of the images of a forget folder.", metavar="CLASS", group=DATA)
+    ] = None
+    data: Annotated[
+        str | None,
+        Option(
+            "The data set that the forget list points into: a class folder, cifar10:DIR, cifar100:DIR, mnist:DIR, "
+            "fashion-mnist:DIR, svhn:DIR (train split; #test for the other) or a manifest.",
+            metavar="DATA",
+            path="data",
+            group=DATA,
+        ),
+    ] = None
+    test: Annotated[
+        str | None,
+        Option(
+            "Held-out data: sets the target of the sample scenario and guards accuracy; never trained on.",
+            metavar="DATA",
+            path="data",
+            group=DATA,
+        ),
+    ] = None
+    damping: Annotated[
+        str,
+        Option("Damping of the Fisher diagonal: a number, or relative:NUMBER times its mean.", metavar="NUMBER", group=SCORES),
+    ] = "0.01"
+    keep: Annotated[
+        float, Gt(0), Le(1), Option("Fraction of the samples with a negative score that is ascended.", group=SCORES)
+    ] = 1.0
+    clip_quantile: Annotated[
+        float, Gt(0), Le(1), Option("Weights above this quantile of the weights are set to it.", group=SCORES)
+    ] = 0.93
+    cache: Annotated[bool, Option("Read and write the score cache.", group=SCORES)] = True
+    cache_features: Annotated[
+        bool,
+        Option("Also keep the forget samples' features on disk (personal data), so that a repeat skips the model.", group=SCORES),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfluenceConfig(ForgetConfig):
+    """Options of ``imu influence``."""
+
+    show: Annotated[int, Ge(0), Option("Rows of the table.", group=OUTPUT)] = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlearnConfig(ForgetConfig):
+    """Options of ``imu unlearn``."""
+
+    output: Annotated[
+        str | None,
+        Option("The unlearned checkpoint.", metavar="FILE", short="-o", default="STEM.unlearned.safetensors", group=OUTPUT),
+    ] = None
+    force: Annotated[bool, Option("Replace an existing output (never the input).", group=OUTPUT)] = False
+    scenario: Annotated[
+        Scenario,
+        Option("Why the samples go; auto: class if the forget set holds every row of its labels in --data, else sample.", group=STOP),
+    ] = "auto"
+    until: Annotated[
+        str | None,
+        Option("Target in place of the scenario's own.", metavar="'forget.accuracy<=X'", group=STOP),
+    ] = None
+    max_drop: Annotated[
+        float, Ge(0), Le(1), Option("Largest fall of accuracy on --test, as a fraction.", group=STOP)
+    ] = 0.01
+    max_head_change: Annotated[
+        float | None,
+        Gt(0),
+        Option("Largest change of the head, as a fraction of its norm.", default="0.02 without a target, else none", group=STOP),
+    ] = None
+    max_steps: Annotated[int, Gt(0), Option("Largest number of steps.", group=STOP)] = 1000
+    weights: Annotated[
+        Weights, Option("Influence weights (IMU) or uniform (plain gradient ascent).", group=ASCENT)
+    ] = "influence"
+    reweight: Annotated[Reweight, Option("When weights are recomputed as the head moves.", group=ASCENT)] = "once"
+    rows: Annotated[
+        Rows,
+        Option(
+            "Rows of the head that move; auto: the forgotten classes' rows in the class scenario, else all.", group=ASCENT
+        ),
+    ] = "auto"
+    step: Annotated[
+        float, Gt(0), Lt(1), Option("Length of a step, as a fraction of the head's norm.", group=ASCENT)
+    ] = 0.005
+    preset: Annotated[
+        Literal["paper"] | None,
+        Option("paper: the published loop on cached features, fixed epochs and no stop rule (see docs/method.md).", group=ASCENT),
+    ] = None
+    learning_rate: Annotated[
+        float | None, Gt(0), Option("SGD with this learning rate in place of normalised steps.", group=ASCENT)
+    ] = None
+    momentum: Annotated[float, Ge(0), Lt(1), Option("Momentum (SGD only).", group=ASCENT)] = 0.0
+    weight_decay: Annotated[float, Ge(0), Option("Weight decay (SGD only).", group=ASCENT)] = 0.0
+    l1: Annotated[float, Ge(0), Option("Strength of the L1 term on the head (SGD only).", group=ASCENT)] = 0.0
+    minibatch: Annotated[
+        int | None, Gt(0), Option("Samples in one SGD step.", default="all of them", group=ASCENT)
+    ] = None
+    epochs: Annotated[
+        int | None, Gt(0), Option("Stop after this many passes over the kept samples (SGD only).", group=ASCENT)
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(ForgetConfig):
+    """Options of ``imu evaluate``."""
+
+    original: Annotated[
+        str | None,
+        Option("The model before unlearning.", metavar="MODEL", path="file", default="from the record beside MODEL", group=MODEL),
+    ] = None
+    scenario: Annotated[Scenario, Option("Why the samples went.", default="from the record", group=DATA)] = "auto"
+    retain: Annotated[
+        str | None,
+        Option("Training data that stay; forget samples in it are left out.", metavar="DATA", path="data", group=DATA),
+    ] = None
+    require: Annotated[
+        list[str],
+        Option("Gate, such as 'test.accuracy_drop<=0.01'; may be repeated.", metavar="'METRIC<=X'", group=OUTPUT),
+    ] = field(default_factory=list)
+    require_on: Annotated[
+        RequireOn,
+        Option("Compare the unfavourable end of the 95 % interval, or the point estimate.", group=OUTPUT),
+    ] = "interval"
+    output: Annotated[
+        str | None,
+        Option("The evaluation file.", metavar="FILE", short="-o", default="STEM.evaluation.json", group=OUTPUT),
+    ] = None
+
+
+PAPER = {
+    "learning_rate": 0.01,
+    "minibatch": 256,
+    "epochs": 10,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "l1": 0.2,
+    "keep": 0.1,
+    "clip_quantile": 0.93,
+    "damping": "0.01",
+    "rows": "all",
+    "weights": "influence",
+    "reweight": "once",
+}
+"""What ``--preset paper`` sets: the defaults of the published code (arXiv 2508.01620, goodluckisallyouneed/IMU)."""
+
+HEAD_CHANGE_WITHOUT_TARGET = 0.02
+CLASS_TARGET = 0.005

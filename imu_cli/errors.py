@@ -1,0 +1,43 @@
+"""Everything a user can cause to go wrong, each with the exit code that the command line gives it.
+
+Messages read *where: what was found; what to do*.
+"""
+
+from collections.abc import Sequence
+
+SHOWN_PROBLEMS = 20
+
+
+class ImuError(Exception):
+    """Wrong usage, input or environment; nothing was written."""
+
+    exit_code = 2
+
+
+class RefusedError(ImuError):
+    """The checkpoint is readable but cannot be handled: a pickle, no affine head, a tied or replayed-wrong head."""
+
+    exit_code = 4
+
+
+class InvalidRowsError(ImuError):
+    """Several problems found in one validation; all are kept, the first twenty are shown."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        shown = list(self.problems[:SHOWN_PROBLEMS])
+        if len(self.problems) > SHOWN_PROBLEMS:
+            shown.append(f"+{len(self.problems) - SHOWN_PROBLEMS} more")
+        super().__init__("\n".join(shown))
+
+
+class UnmetError(ImuError):
+    """A target or requirement was not met; results are written."""
+
+    exit_code = 3
+
+
+class InconclusiveError(ImuError):
+    """Too few samples to decide a requirement; results are written."""
+
+    exit_code = 5

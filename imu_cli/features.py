@@ -1,0 +1,146 @@
+"""Features: what enters the head, for every image, from one batched pass of the frozen backbone."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .dataset import ImageSet
+from .errors import ImuError
+from .head import Head, check_replay, logits_of, replay_error, tapped
+from .preprocess import Preprocess
+
+PROBE = 16
+"""Images used to find the head and to try whether two passes agree."""
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features (n, d) float32 on the CPU of a set of images, in its order, and the largest replay error on the way."""
+
+    rows: Tensor
+    replay_error: float
+
+
+def pick_device(wanted: str) -> torch.device:
+    """``auto`` is CUDA where there is one, else Apple's GPU, else the CPU.
+
+    Raises:
+        ImuError: the wanted device is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name]))
+    if not there[wanted]:
+        raise ImuError(f"--device {wanted}: not available to this torch; use --device auto or cpu")
+    return torch.device(wanted)
+
+
+def prepare(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model where and how it runs fastest: on the device, convolutions in channels_last."""
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _stack(images: ImageSet, rows: Sequence[int], preprocess: Preprocess, pool: ThreadPoolExecutor) -> Tensor:
+    tensors = list(pool.map(lambda row: preprocess.shape(images.read(row)), rows))
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    if len(shapes) > 1:
+        odd = next(i for i, tensor in enumerate(tensors) if tensor.shape != tensors[0].shape)
+        raise ImuError(
+            f"{images.where(rows[odd])}: is {tuple(tensors[odd].shape)} after preprocessing, others are "
+            f"{tuple(tensors[0].shape)}; add size and crop to the preprocessing"
+        )
+    return torch.stack(tensors)
+
+
+def batch(images: ImageSet, rows: Sequence[int], preprocess: Preprocess, device: torch.device) -> Tensor:
+    """Some rows as one preprocessed (n, channels, height, width) float32 batch, channels_last, on the device."""
+    with ThreadPoolExecutor(1) as pool:
+        return _place(_stack(images, rows, preprocess, pool), preprocess, device)
+
+
+def _place(stacked: Tensor, preprocess: Preprocess, device: torch.device) -> Tensor:
+    moved = stacked.to(device, non_blocking=True)
+    return preprocess.scale(moved).contiguous(memory_format=torch.channels_last)
+
+
+def _batches(images: ImageSet, preprocess: Preprocess, size: int) -> Iterator[Tensor]:
+    """uint8 batches in order, the next one decoded while the caller computes on this one."""
+    parts = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
+    workers = max(1, (os.cpu_count() or 1) - 1)
+    with ThreadPoolExecutor(workers) as decoders, ThreadPoolExecutor(1) as ahead:
+        pending = ahead.submit(_stack, images, parts[0], preprocess, decoders) if parts else None
+        for index in range(len(parts)):
+            assert pending is not None  # noqa: S101 narrows the type
+            stacked = pending.result()
+            if index + 1 < len(parts):
+                pending = ahead.submit(_stack, images, parts[index + 1], preprocess, decoders)
+            yield stacked
+
+
+def refuse_if_random(model: nn.Module, probe: Tensor) -> None:
+    """Run the same few images twice; a model that answers differently cannot be scored.
+
+    Raises:
+        ImuError: two passes differ.
+    """
+    with torch.inference_mode():
+        first, second = logits_of(model(probe)), logits_of(model(probe))
+    if not torch.equal(first, second):
+        gap = float((first - second).abs().max())
+        raise ImuError(
+            f"model: two passes over the same {len(probe)} images differ by up to {gap:.2g} in eval() mode; "
+            "its forward is random (dropout or noise that ignores eval()?), so scores would not be reproducible"
+        )
+
+
+def _forward(model: nn.Module, layer: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    with tapped(layer) as seen:
+        logits = logits_of(model(images))
+    return seen[0], logits
+
+
+def _halving(model: nn.Module, layer: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Features and logits of a batch, in halves where the accelerator's memory does not hold it."""
+    try:
+        return _forward(model, layer, images)
+    except torch.cuda.OutOfMemoryError:
+        if len(images) == 1:
+            raise ImuError("--batch-size: one image does not fit the accelerator's memory; use --device cpu") from None
+        torch.cuda.empty_cache()
+        parts = [_halving(model, layer, half) for half in images.chunk(2)]
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def extract(
+    model: nn.Module,
+    head: Head,
+    images: ImageSet,
+    preprocess: Preprocess,
+    *,
+    device: torch.device,
+    batch_size: int,
+    progress: Progress = lambda count: None,
+) -> Features:
+    """Features of all images in one batched pass in ``eval()`` mode; every batch's logits are replayed.
+
+    Raises:
+        ImuError: an image cannot be decoded, or features are not finite.
+        RefusedError: the replay check fails on some batch.
+    """
+    layer = model.get_submodule(head.module)
+    rows, worst, checked = [], 0.0, head
+    with torch.inference_mode():
+        for stacked in _batches(images, preprocess, batch_size):
+            h, logits = _halving(model, layer, _place(stacked, preprocess, device))
+            checked = check_replay(checked, replay_error(h, head.matrix, head.bias, logits), logits.dtype)
+            worst = max(worst, checked.replay_error)
+            rows.append(h.to("cpu", torch.float32))
+            progress(len(stacked))
+    features = torch.cat(rows) if rows else torch.empty(0, head.matrix.shape[1] - head.bias)
+    return Features(features, worst)

@@ -1,0 +1,261 @@
+"""What the commands measured, as versioned files: the record of an unlearning and the evaluation of a model.
+
+Written as JSON without NaN. The forget list's names and ids are never in them, only counts and hashes.
+"""
+
+import json
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
+
+from .errors import ImuError
+
+LIMIT = (
+    "This documents a change and the tests made of it. It is not a finding that data were erased, nor that a legal duty "
+    "was met."
+)
+
+
+class Model(BaseModel):
+    """Base of everything in a record: unknown keys are refused, numbers that are not finite become null."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), populate_by_name=True)
+
+    @field_serializer("*", when_used="json")
+    def _no_nan(self, value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class FileHash(Model):
+    """A file as it was: path relative to the record's folder, SHA-256 of its bytes."""
+
+    path: str
+    sha256: str
+
+
+class OptionValue(Model):
+    """An option's value and where it came from: flag, environment, file, preset or default."""
+
+    value: Any
+    origin: str
+
+
+class HeadInfo(Model):
+    """The head that was changed, and how well it replayed the model's logits."""
+
+    module: str
+    tensors: list[str]
+    dtype: str
+    classes: int
+    features: int
+    bias: bool
+    source: str
+    replay_error: float
+
+
+class ForgetInfo(Model):
+    """What was to be forgotten, without naming a sample: how it was given, counts, hashes."""
+
+    given: list[str]
+    label: str | None
+    data: str | None
+    n: int
+    per_class: dict[str, int]
+    whole_classes: bool
+    sha256: str
+    manifest: FileHash | None
+    relabelled: int = 0
+
+
+class Interval(Model):
+    """A 95 % interval and how it was got."""
+
+    low: float
+    high: float
+    method: str
+
+
+class Target(Model):
+    """What the share on D_f is to fall to, where that comes from, and what n samples show at that rate."""
+
+    value: float | None
+    source: str
+    range: Interval | None = None
+
+
+class LookInfo(Model):
+    """One look at the head along the way; shares are 0 to 1."""
+
+    step: int
+    fraction: float = 1.0
+    loss: float | None = None
+    forget: float
+    head_change: float
+    test_drop: float | None = None
+    rho: float | None = None
+    auc: float | None = None
+
+
+class ScoreInfo(Model):
+    """The scores in numbers: how many were negative and kept, damping, quantiles."""
+
+    negative: int
+    kept: int
+    damping: float
+    mean_fisher: float
+    quantiles: dict[str, float]
+    from_cache: bool
+
+
+class Environment(Model):
+    """Versions and device that computed this."""
+
+    imu: str
+    python: str
+    torch: str
+    torchvision: str
+    platform: str
+    device: str
+
+
+class Metric(Model):
+    """One number with everything needed to read it.
+
+    ``value`` is after unlearning and ``before`` the original's; None where not measured, and ``missing`` says why.
+    ``better`` says which way is better for the purpose, or "target" where being near ``target`` is.
+    """
+
+    name: str
+    title: str
+    definition: str
+    value: float | None = None
+    before: float | None = None
+    n: int | None = None
+    split: str = ""
+    interval: Interval | None = None
+    before_interval: Interval | None = None
+    better: Literal["lower", "higher", "target", "none"] = "none"
+    target: float | None = None
+    target_note: str = ""
+    target_range: Interval | None = None
+    census: bool = False
+    missing: str | None = None
+    note: str = ""
+
+
+class Requirement(Model):
+    """One gate and its verdict."""
+
+    text: str
+    metric: str
+    verdict: Literal["pass", "fail", "inconclusive"]
+    compared: float | None
+    reason: str
+
+
+class Link(Model):
+    """An earlier record that this one builds on."""
+
+    record: FileHash
+    forget_sha256: str
+    n: int
+
+
+class _Written(Model):
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    architecture: dict[str, Any]
+    preprocess: dict[str, Any]
+    preprocess_source: str
+    classes: list[str] | None
+    classes_source: str
+    head: HeadInfo
+    forget: ForgetInfo
+    scenario: Literal["class", "sample", "mislabelled"]
+    scenario_source: str
+    options: dict[str, OptionValue]
+    seed: int
+    environment: Environment
+    seconds: dict[str, float]
+    notes: list[str]
+    limit: str = LIMIT
+
+
+class Record(_Written):
+    """What ``imu unlearn`` did."""
+
+    schema_: Literal["imu.record/1"] = Field("imu.record/1", alias="schema")
+    before: FileHash
+    after: FileHash
+    changed: list[str]
+    unchanged: int
+    outside_sha256: str
+    method: Literal["imu", "matched"]
+    method_source: str
+    rows: list[int] | None
+    target: Target
+    scores: ScoreInfo | None
+    reason: str
+    reached: bool | None
+    head_change: float
+    trajectory: list[LookInfo]
+    test: str | None
+    test_rows_used: str | None = None
+    details: dict[str, Any] = Field(default_factory=dict)
+    previous: Link | None = None
+
+
+class Evaluation(_Written):
+    """What ``imu evaluate`` measured."""
+
+    schema_: Literal["imu.evaluation/1"] = Field("imu.evaluation/1", alias="schema")
+    model: FileHash
+    original: FileHash | None
+    record: FileHash | None
+    changed: list[str] | None
+    head_only: bool | None
+    summary: str
+    metrics: list[Metric]
+    per_class: list[dict[str, Any]]
+    requirements: list[Requirement]
+    given: dict[str, str | None]
+
+
+SCHEMAS: dict[str, type[Record] | type[Evaluation]] = {"imu.record/1": Record, "imu.evaluation/1": Evaluation}
+
+
+def dump(record: Model) -> str:
+    """A record as JSON text: stable keys, no NaN."""
+    plain = record.model_dump(mode="json", by_alias=True)
+    ordered = {"schema": plain.pop("schema"), **plain} if "schema" in plain else plain
+    return json.dumps(ordered, indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+
+
+def read(path: Path) -> Record | Evaluation:
+    """Read a record or an evaluation.
+
+    Raises:
+        ImuError: missing, not JSON, of an unknown schema, or not as the schema says.
+    """
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ImuError(f"{path}: cannot be read ({error.strerror}); name a .record.json or .evaluation.json") from error
+    except ValueError as error:
+        raise ImuError(f"{path}: not JSON; name a .record.json or .evaluation.json") from error
+    schema = plain.get("schema") if isinstance(plain, dict) else None
+    if schema not in SCHEMAS:
+        raise ImuError(f"{path}: schema {schema!r} is not known to this version; it reads {', '.join(SCHEMAS)}")
+    try:
+        return SCHEMAS[schema].model_validate(plain)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ImuError(f"{path}: {where}: {first['msg'].lower()}; the file was edited or cut short") from error
+
+
+def beside(model: Path, kind: Literal["record", "evaluation"]) -> Path:
+    """Where the record or evaluation of a model lies: ``<stem>.record.json`` beside it."""
+    return model.with_name(f"{model.stem}.{kind}.json")
