@@ -156,6 +156,17 @@ class Requirement(Model):
     reason: str
 
 
+class ScoreRow(Model):
+    """One forget sample: its place, score, weight in the ascent (0: left out), and the model's confidence in its label."""
+
+    id: str
+    path: str
+    label: str
+    score: float
+    weight: float
+    confidence: float
+
+
 class Link(Model):
     """An earlier record that this one builds on."""
 
@@ -221,6 +232,24 @@ class Evaluation(_Written):
     per_class: list[dict[str, Any]]
     requirements: list[Requirement]
     given: dict[str, str | None]
+
+
+class Influence(Model):
+    """What ``imu influence`` found; printed, and kept in the cache rather than in a file of its own."""
+
+    schema_: Literal["imu.influence/1"] = Field("imu.influence/1", alias="schema")
+    model: FileHash
+    architecture: dict[str, Any]
+    preprocess: dict[str, Any]
+    preprocess_source: str
+    head: HeadInfo
+    forget: ForgetInfo
+    accuracy: float
+    scores: ScoreInfo
+    sign: str
+    cached: str | None
+    notes: list[str]
+    rows: list[ScoreRow]
 
 
 SCHEMAS: dict[str, type[Record] | type[Evaluation]] = {"imu.record/1": Record, "imu.evaluation/1": Evaluation}

@@ -1,0 +1,308 @@
+"""The console command: commands of a few lines, and the one place that turns errors into messages and exit codes.
+
+Nothing here imports torch at its top: ``imu --help`` and ``imu report`` start at once.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from . import __version__
+from .config import EvaluateConfig, InfluenceConfig, UnlearnConfig
+from .errors import ImuError
+from .options import ModelPath, Origins, OutputFormat, Quiet, takes
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from .events import Advance
+
+HELP = """Make a trained classifier forget samples or classes, from its checkpoint and the forget set alone.
+
+imu unlearn model.safetensors --forget forget.csv
+"""
+
+EPILOG = (
+    "Exit codes: 0 done; 1 a bug; 2 wrong usage, input or environment, nothing written; 3 a target or requirement was not met; "
+    "4 refused, this checkpoint cannot be handled; 5 inconclusive, too few samples; 130 interrupted."
+)
+
+app = typer.Typer(
+    name="imu",
+    help=HELP,
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+cache_app = typer.Typer(help="The cached scores: list, show, remove, verify.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(cache_app, name="cache")
+
+
+class Terminal:
+    """Notes and progress bars on stderr; bars only where stderr is a terminal."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+
+    def note(self, text: str) -> None:
+        """One line on stderr."""
+        if not self.quiet:
+            typer.echo(f"note: {text}", err=True)
+
+    @contextmanager
+    def track(self, label: str, total: int | None) -> Iterator["Advance"]:
+        """A progress bar while the context lasts."""
+        if self.quiet or not sys.stderr.isatty():
+            yield lambda done: None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(label, total=total)
+            yield lambda done: progress.advance(task, done)
+
+
+def _show(renderable: "RenderableType") -> None:
+    from rich.console import Console
+
+    from .render import PIPED_WIDTH, text_of
+
+    if sys.stdout.isatty():
+        Console(highlight=False).print(renderable)
+    else:
+        sys.stdout.write(text_of(renderable, width=int(os.environ.get("COLUMNS", PIPED_WIDTH))))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"imu {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@takes(InfluenceConfig)
+def influence(
+    model: ModelPath,
+    config: InfluenceConfig,
+    origins: Origins,
+    form: OutputFormat = "table",
+    quiet: Quiet = False,
+) -> None:
+    """Score every forget sample by its classifier-level influence, cache the scores, show them."""
+    from . import pipeline, render
+
+    result = pipeline.run_influence(model, config, origins, Terminal(quiet))
+    if form == "table":
+        _show(render.influence(result, config.show))
+    else:
+        sys.stdout.write(render.as_json([result]) if form == "json" else render.influence_csv(result))
+
+
+@app.command()
+@takes(UnlearnConfig)
+def unlearn(
+    model: ModelPath,
+    config: UnlearnConfig,
+    origins: Origins,
+    form: OutputFormat = "table",
+    quiet: Quiet = False,
+) -> None:
+    """Write an unlearned checkpoint and its record."""
+    from . import pipeline, render
+
+    result = pipeline.run_unlearn(model, config, origins, Terminal(quiet))
+    if form == "table":
+        _show(render.record(result.record))
+    else:
+        sys.stdout.write(render.as_json([result.record]) if form == "json" else render.record_csv(result.record))
+    if not quiet:
+        typer.echo(f"wrote {result.output} and {result.record_path}", err=True)
+        typer.echo(f"next: imu evaluate {result.output} --test DATA", err=True)
+    raise typer.Exit(3 if result.record.reached is False else 0)
+
+
+@app.command()
+@takes(EvaluateConfig)
+def evaluate(
+    model: ModelPath,
+    config: EvaluateConfig,
+    origins: Origins,
+    form: OutputFormat = "table",
+    quiet: Quiet = False,
+) -> None:
+    """Measure a checkpoint before and after, and gate a pipeline on it."""
+    from . import gates, pipeline, render
+
+    result = pipeline.run_evaluate(model, config, origins, Terminal(quiet))
+    if form == "table":
+        _show(render.evaluation(result.evaluation))
+    elif form == "json":
+        sys.stdout.write(render.as_json([result.evaluation]))
+    else:
+        sys.stdout.write(render.evaluation_csv([result.evaluation], [str(model)]))
+    if not quiet:
+        typer.echo(f"wrote {result.path}", err=True)
+    raise typer.Exit(gates.exit_code(result.evaluation.requirements))
+
+
+@app.command()
+def report(
+    records: Annotated[list[Path], typer.Argument(metavar="RECORD...", help="Files that unlearn and evaluate wrote.")],
+    form: OutputFormat = "table",
+) -> None:
+    """Render what earlier commands measured; several evaluations are also set side by side."""
+    from . import record as files
+    from . import render
+
+    results = [files.read(path) for path in records]
+    names = [path.name.removesuffix(".json") for path in records]
+    if form == "json":
+        sys.stdout.write(render.as_json(results))
+        return
+    if form == "table":
+        _show(render.report(results, names))
+        return
+    evaluations = [(item, name) for item, name in zip(results, names, strict=True) if isinstance(item, files.Evaluation)]
+    if evaluations:
+        sys.stdout.write(render.evaluation_csv([item for item, _ in evaluations], [name for _, name in evaluations]))
+    else:
+        sys.stdout.write("".join(render.record_csv(item) for item in results if isinstance(item, files.Record)))
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the demo's files go.")] = Path("imu-demo"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier demo in DIR.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the training and of every other random choice.")] = 0,
+) -> None:
+    """The four commands on a small real model: scikit-learn's digits, a convolutional network trained in seconds."""
+    from . import demo as job
+
+    job.run(folder, force, seed, main)
+
+
+@app.command()
+def select(
+    selectors: Annotated[list[str], typer.Argument(metavar="SELECTOR...", help="class=cat, index=0:500, id=4711, coarse=NAME.")],
+    data: Annotated[str, typer.Option(help="The data set to select from.", metavar="DATA", envvar="IMU_DATA")],
+    output: Annotated[str, typer.Option("--output", "-o", help="The manifest, - for stdout.", metavar="FILE")] = "-",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write a forget.csv of the rows of a data set that a selector names."""
+    from . import selecting
+
+    selecting.run(selectors, data, output, force)
+
+
+@cache_app.command("ls")
+def cache_ls(form: OutputFormat = "table") -> None:
+    """List the entries, oldest first."""
+    from . import cache, render
+
+    entries, broken = cache.entries()
+    header = ["key", "kind", "samples", "bytes", "damping", "model"]
+    rows = [
+        [entry.key[:12], entry.kind, len(entry.samples), entry.size(), entry.fields.get("damping", ""), entry.fields.get("model", "")]
+        for entry in entries
+    ]
+    if form == "json":
+        sys.stdout.write(json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=1) + "\n")
+    elif form == "csv":
+        sys.stdout.write(render.rows_csv(header, rows))
+    else:
+        _show(render.plain_table(f"{cache.folder()}: {len(rows)} entries", header, rows))
+    for path in broken:
+        typer.echo(f"{path}: torn or edited; imu cache rm --broken removes it", err=True)
+
+
+@cache_app.command("show")
+def cache_show(
+    key: Annotated[str, typer.Argument(help="Key of an entry, or the start of it.")], form: OutputFormat = "table"
+) -> None:
+    """Show what one entry holds and what it depends on."""
+    from . import cache, render
+
+    entry = cache.named(key)
+    tensors = cache.read(entry)
+    if tensors is None:
+        raise ImuError(f"{entry.paths[0]}: missing or edited (checksum); imu cache rm {entry.key[:12]}")
+    scores = tensors["scores"].tolist() if entry.kind == "scores" else [None] * len(entry.samples)
+    rows = [[sample["name"], sample["label"], score] for sample, score in zip(entry.samples, scores, strict=True)]
+    if form == "json":
+        plain = {"kind": entry.kind, "key": entry.key, "fields": entry.fields, "rows": rows}
+        sys.stdout.write(json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+    elif form == "csv":
+        sys.stdout.write(render.rows_csv(["path", "label", "score"], rows))
+    else:
+        _show(render.cache_entry(entry.kind, entry.key, entry.fields, rows))
+
+
+@cache_app.command("rm")
+def cache_rm(
+    keys: Annotated[list[str] | None, typer.Argument(help="Keys, or the start of them.")] = None,
+    forget: Annotated[str | None, typer.Option(help="Remove every entry that holds a sample of this forget list.", metavar="FORGET")] = None,
+    data: Annotated[str | None, typer.Option(help="The data set that the forget list points into.", metavar="DATA")] = None,
+    broken: Annotated[bool, typer.Option("--broken", help="Remove torn or edited entries.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Remove every entry.")] = False,
+) -> None:
+    """Remove entries; what belongs to the people of a forget list goes with --forget."""
+    from . import selecting
+
+    for line in selecting.clear_cache(keys or [], forget, data, broken=broken, everything=everything):
+        typer.echo(line, err=True)
+
+
+@cache_app.command("verify")
+def cache_verify() -> None:
+    """Check every entry against its checksum; exit code 3 if one is torn or edited."""
+    from . import cache
+
+    entries, broken = cache.entries()
+    bad = [*broken, *(entry.paths[0] for entry in entries if cache.read(entry) is None)]
+    for path in bad:
+        typer.echo(f"{path}: torn or edited")
+    typer.echo(f"{len(entries) + len(broken)} entries, {len(bad)} torn or edited", err=True)
+    raise typer.Exit(3 if bad else 0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; errors become one message on stderr."""
+    try:
+        result = app(args=None if argv is None else list(argv), prog_name="imu", standalone_mode=False)
+    except ImuError as error:
+        typer.echo(f"imu: {error}", err=True)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("imu: interrupted; nothing was written", err=True)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has gone (imu ... | head); what is left has nowhere to go.
+        with contextlib.suppress(OSError):
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 stays open until the process ends
+        return 0
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "format_message"):
+            typer.echo(f"imu: {error.format_message()}; see --help", err=True)
+            return 2
+        raise
+    return result if isinstance(result, int) else 0
+
+

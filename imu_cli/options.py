@@ -1,0 +1,258 @@
+"""The command line's options, made from the config classes, and their merging: flags > environment > YAML > defaults."""
+
+import difflib
+import functools
+import inspect
+import os
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import typer
+
+from .config import EvaluateConfig, InfluenceConfig, Option, PathKind, UnlearnConfig
+from .errors import ImuError
+
+Config = TypeVar("Config")
+Origins = dict[str, str]
+
+SCHEMES = ("imagefolder", "cifar10", "cifar100", "mnist", "fashion-mnist", "svhn")
+SELECTORS = ("class", "index", "id", "coarse")
+
+YamlFile = Annotated[
+    str | None,
+    typer.Option("--config", envvar="IMU_CONFIG", metavar="FILE", help="YAML file with these options as keys.", rich_help_panel="Output"),
+]
+OutputFormat = Annotated[
+    Literal["table", "json", "csv"],
+    typer.Option("--format", envvar="IMU_FORMAT", help="What is printed on stdout.", rich_help_panel="Output"),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", envvar="IMU_QUIET", help="No progress and no notes on stderr.", rich_help_panel="Output")
+]
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A .safetensors checkpoint.", show_default=False)]
+
+
+def _moved(path: str, folder: Path) -> str:
+    return path if Path(path).is_absolute() else str(folder / path)
+
+
+def _place_data(value: str, move: Callable[[str], str]) -> str:
+    scheme, sign, rest = value.partition(":")
+    if sign and scheme in SCHEMES:
+        return f"{scheme}:{_place_data(rest, move)}"
+    path, sign, split = value.rpartition("#")
+    return f"{move(path)}#{split}" if sign and split in ("train", "test") else move(value)
+
+
+def _place_arch(value: str, move: Callable[[str], str]) -> str:
+    path, sign, factory = value.rpartition(":")
+    return f"{move(path)}:{factory}" if sign and path.endswith(".py") else value
+
+
+def _place_forget(value: str, move: Callable[[str], str]) -> str:
+    is_selector = value.partition("=")[1] and value.partition("=")[0] in SELECTORS
+    return value if is_selector or value == "-" else _place_data(value, move)
+
+
+def _place_preprocess(value: str, move: Callable[[str], str]) -> str:
+    return move(value) if value.endswith((".yaml", ".yml")) else value
+
+
+def _place_file(value: str, move: Callable[[str], str]) -> str:
+    return move(value)
+
+
+PLACERS: dict[PathKind, Callable[[str, Callable[[str], str]], str]] = {
+    "file": _place_file,
+    "data": _place_data,
+    "arch": _place_arch,
+    "forget": _place_forget,
+    "preprocess": _place_preprocess,
+}
+
+
+def placed(value: Any, kind: PathKind, folder: Path) -> Any:
+    """A value that holds a path, with a relative path taken from ``folder``; other values as they are."""
+    if isinstance(value, list):
+        return [placed(item, kind, folder) for item in value]
+    if not isinstance(value, str):
+        return value
+    return PLACERS[kind](value, lambda path: os.path.relpath(_moved(path, folder)) if folder != Path() else path)
+
+
+def relative_to(value: Any, kind: PathKind, folder: Path) -> Any:
+    """The same value with its path written relative to ``folder``, as records hold it."""
+    if isinstance(value, list):
+        return [relative_to(item, kind, folder) for item in value]
+    if not isinstance(value, str):
+        return value
+    return PLACERS[kind](value, lambda path: os.path.relpath(path, folder))
+
+
+def _option(annotation: Any) -> Option:
+    return next(item for item in get_args(annotation)[1:] if isinstance(item, Option))
+
+
+def _hints(config: type[Any]) -> dict[str, Any]:
+    return get_type_hints(config, include_extras=True)
+
+
+def _without_dict(kind: Any) -> Any:
+    """The type that the command line shows: a mapping can only come from YAML."""
+    if get_origin(kind) not in (Union, types.UnionType):
+        return kind
+    left = [part for part in get_args(kind) if get_origin(part) is not dict and part is not type(None)]
+    return left[0]
+
+
+def _default(field: "Field[Any]") -> Any:
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+def _shown_default(option: Option, default: Any, kind: Any) -> str:
+    if option.default:
+        return f" [default: {option.default}]"
+    if default in (None, []) or kind is bool:
+        return ""
+    return f" [default: {default}]"
+
+
+def _parameter(field: "Field[Any]", annotation: Any) -> inspect.Parameter:
+    option, kind = _option(annotation), _without_dict(get_args(annotation)[0])
+    flag = "--" + field.name.replace("_", "-")
+    default = _default(field)
+    names = [f"{flag}/--no-{flag[2:]}"] if kind is bool and default else [flag]
+    names += [option.short] if option.short else []
+    described = typer.Option(
+        *names,
+        envvar=f"IMU_{field.name.upper()}",
+        metavar=option.metavar,
+        help=option.help + _shown_default(option, default, kind),
+        show_default=False,
+        show_envvar=False,
+        rich_help_panel=option.group,
+    )
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, described]
+    )
+
+
+def _known_keys() -> dict[str, PathKind | None]:
+    """Every key that imu.yaml may hold, with how its paths resolve: a file serves all commands."""
+    known: dict[str, PathKind | None] = {}
+    for config in (InfluenceConfig, UnlearnConfig, EvaluateConfig):
+        known |= {name: _option(annotation).path for name, annotation in _hints(config).items()}
+    return known
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The options in a YAML file, keys as the flags without dashes; relative paths are taken from the file's folder.
+
+    Raises:
+        ImuError: missing, not a mapping, or an unknown key.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ImuError(f"--config {path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ImuError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise ImuError(f"{path}: not a mapping; write lines such as 'data: train'")
+    known = _known_keys()
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(sorted(known))}"
+            raise ImuError(f"{path}: {key!r} is not an option; {hint}")
+        if name == "arch_arg" and isinstance(value, dict):
+            value = [f"{argument}={text}" for argument, text in value.items()]
+        if name in ("forget", "require", "arch_arg") and isinstance(value, str):
+            value = [value]
+        kind = known[name]
+        made[name] = placed(value, kind, path.parent) if kind else value
+    return made
+
+
+def build(config: type[Config], values: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
+    """The config from merged values, checked against its types and ranges.
+
+    Raises:
+        ImuError: names the option, where it came from, and what is wrong with it.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(config).validate_python(dict(values))
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            name = str(item["loc"][0]) if item["loc"] else "options"
+            where = {"environment": f"IMU_{name.upper()}", "file": f"--config: {name}"}.get(
+                origins.get(name, ""), "--" + name.replace("_", "-")
+            )
+            problems.append(f"{where} {item['input']!r}: {item['msg'].lower()}")
+        raise ImuError("\n".join(dict.fromkeys(problems))) from error
+
+
+def merge(config: type[Config], given: Mapping[str, tuple[Any, str]], yaml_file: str | None) -> tuple[Config, Origins]:
+    """One config from flags and environment (value, origin), then YAML; and where each option came from."""
+    names = {field.name for field in fields(config)}  # type: ignore[arg-type]
+    from_file = read_yaml(Path(yaml_file)) if yaml_file else {}
+    values = {name: value for name, value in from_file.items() if name in names and value is not None}
+    origins: Origins = {name: "file" for name in values}
+    for name, (value, origin) in given.items():
+        if value is not None and value != []:
+            values[name], origins[name] = value, origin
+    return build(config, values, origins), {name: origins.get(name, "default") for name in sorted(names)}
+
+
+def _given(context: typer.Context, values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    found = {}
+    for name, value in values.items():
+        source = context.get_parameter_source(name)
+        origin = "environment" if source is not None and source.name == "ENVIRONMENT" else "flag"
+        found[name] = (value, origin)
+    return found
+
+
+def takes(config: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one flag for each of the config's fields; it is called with ``config`` and ``origins`` instead.
+
+    The command's own parameters come before the flags. ``--config`` is read here.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [
+            parameter
+            for parameter in inspect.signature(command, eval_str=True).parameters.values()
+            if parameter.name not in ("config", "origins")
+        ]
+        flags = [_parameter(field, _hints(config)[field.name]) for field in fields(config)]
+
+        @functools.wraps(command)
+        def run(context: typer.Context, **values: Any) -> None:
+            mine = {parameter.name: values.pop(parameter.name) for parameter in own}
+            yaml_file = values.pop("yaml_file", None)
+            merged, origins = merge(config, _given(context, values), yaml_file)
+            command(**mine, config=merged, origins=origins)
+
+        parameters = [
+            inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
+            *(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own),
+            inspect.Parameter("yaml_file", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=YamlFile),
+            *flags,
+        ]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        del run.__wrapped__  # typer would look through it at the undecorated signature
+        return run
+
+    return decorate

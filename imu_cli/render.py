@@ -1,0 +1,364 @@
+"""Results to terminal tables, JSON and CSV: pure functions of what the pipeline returned."""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .definitions import DEFINITIONS, NUMBERS
+from .record import Evaluation, Influence, Interval, Metric, Model, Record, Requirement, dump
+
+PIPED_WIDTH = 140
+VERDICTS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+BAR = 40
+
+
+def text_of(renderable: RenderableType, width: int | None = None, color: bool = False) -> str:
+    """What a terminal would show, as text; without colours unless asked for."""
+    console = Console(
+        file=io.StringIO(), width=width or PIPED_WIDTH, force_terminal=color, no_color=not color, highlight=False
+    )
+    with console.capture() as capture:
+        console.print(renderable)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def percent(value: float | None) -> str:
+    """A share as percent with two decimals."""
+    return "–" if value is None else f"{100 * value:.2f} %"
+
+
+def number(value: float | None) -> str:
+    """A number with four significant digits."""
+    return "–" if value is None else f"{value:.4g}"
+
+
+def shown(name: str, value: float | None) -> str:
+    """A metric's value in its own unit."""
+    return (number if name in NUMBERS else percent)(value)
+
+
+def _range(name: str, interval: Interval | None) -> str:
+    if interval is None:
+        return ""
+    if name in NUMBERS:
+        return f"{interval.low:.4g} to {interval.high:.4g}"
+    return f"{100 * interval.low:.2f} to {100 * interval.high:.2f}"
+
+
+def _table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", header_style="dim", overflow="fold")
+    return table
+
+
+def _pairs(title: str, pairs: Iterable[tuple[str, str]]) -> Table:
+    table = _table(title, "", "")
+    table.show_header = False
+    for name, value in pairs:
+        table.add_row(Text(name, style="dim"), Text(value))
+    return table
+
+
+def _histogram(rows: Sequence[float]) -> list[str]:
+    """Negative scores by powers of ten, as bars, with the positive and zero ones counted below."""
+    negative = [math.floor(math.log10(-score)) for score in rows if score < 0]
+    counts = {power: negative.count(power) for power in sorted(set(negative), reverse=True)}
+    highest = max(counts.values(), default=1)
+    lines = [
+        f"−1e{power:+03d} to −1e{power + 1:+03d} {'█' * max(1, round(BAR * count / highest))} {count}"
+        for power, count in counts.items()
+    ]
+    other = len(rows) - len(negative)
+    return [*lines, f"zero or positive: {other} (left out of the ascent)"]
+
+
+def influence(result: Influence, show: int) -> RenderableType:
+    """The samples that matter most, how the scores are spread, and what was kept."""
+    scores = result.scores
+    top = _table(
+        f"The {min(show, len(result.rows))} of {len(result.rows)} forget samples with the largest influence",
+        "sample", "label", "score", "weight", "confidence", right=("score", "weight", "confidence"),
+    )  # fmt: skip
+    for row in sorted(result.rows, key=lambda row: -abs(row.score))[:show]:
+        top.add_row(Text(row.path), Text(row.label), f"{row.score:.4g}", f"{row.weight:.4g}", percent(row.confidence))
+    n = len(result.rows)
+    about = _pairs(
+        "Scores",
+        [
+            ("sign", result.sign),
+            ("negative", f"{scores.negative} of {n} ({percent(scores.negative / n)})"),
+            ("kept for the ascent", f"{scores.kept} of {n} ({percent(scores.kept / n)})"),
+            ("damping λ", f"{scores.damping:.4g}; mean of the Fisher diagonal F {scores.mean_fisher:.4g}; λ / mean F "
+                          f"{_ratio(scores.damping, scores.mean_fisher)}"),
+            ("quantiles of the score", ", ".join(f"{q}: {value:.3g}" for q, value in scores.quantiles.items())),
+            ("accuracy on the forget set", f"{percent(result.accuracy)} (n = {n})"),
+            ("head", _head(result)),
+            ("scores from", "the cache" if scores.from_cache else "this run"),
+            ("cache entry", result.cached or "none (--no-cache)"),
+        ],
+    )  # fmt: skip
+    spread = Text("\n".join(["Distribution of the score", *_histogram([row.score for row in result.rows])]))
+    spread.stylize("bold", 0, len("Distribution of the score"))
+    return _blocks(top if show else None, spread, about)
+
+
+def _ratio(damping: float, mean_fisher: float) -> str:
+    return f"{damping / mean_fisher:.3g}" if mean_fisher else "infinite (F is 0)"
+
+
+def _head(result: Influence | Record | Evaluation) -> str:
+    head = result.head
+    return (
+        f"{head.module} ({head.classes} x {head.features}{' + bias' if head.bias else ''}, {head.dtype}), found by: "
+        f"{head.source}; replay error {head.replay_error:.1e} of the largest logit"
+    )
+
+
+def _blocks(*parts: RenderableType | None) -> Group:
+    kept = [part for part in parts if part is not None]
+    spaced: list[RenderableType] = []
+    for part in kept:
+        spaced += [part, Text("")]
+    return Group(*spaced[:-1])
+
+
+REASONS = {
+    "target": "the target was met",
+    "max_steps": "the number of steps ran out (--max-steps)",
+    "max_head_change": "the head had changed as far as allowed (--max-head-change)",
+    "max_drop": "accuracy on --test had fallen as far as allowed (--max-drop)",
+    "epochs": "the fixed number of epochs was done",
+}
+
+WHAT = {
+    "class": "forget samples predicted as a forgotten class",
+    "sample": "forget samples predicted as their label",
+    "mislabelled": "forget samples predicted as their wrong label",
+}
+
+
+def _target(record: Record) -> str:
+    target = record.target
+    if target.value is None:
+        return f"none: {target.source}"
+    spread = "" if target.range is None else f"; n = {record.forget.n} samples show {_range('', target.range)} % at that rate"
+    return f"≤ {percent(target.value)} ({target.source}{spread})"
+
+
+def _verdict(record: Record) -> Text:
+    style = {True: "bold green", False: "bold red", None: "bold yellow"}[record.reached]
+    said = {True: "Target met", False: "TARGET NOT MET", None: "No target was given"}[record.reached]
+    return Text(f"{said}: stopped because {REASONS[record.reason]}.", style=style)
+
+
+def record(result: Record) -> RenderableType:
+    """What an unlearning did: target, where it stopped, what changed."""
+    first, last = result.trajectory[0], result.trajectory[-1]
+    steps = _table("", "", "before", "after", right=("before", "after"))
+    steps.add_row(WHAT[result.scenario] + f" (n = {result.forget.n})", percent(first.forget), percent(last.forget))
+    if last.test_drop is not None:
+        steps.add_row("fall of accuracy on --test", percent(first.test_drop), percent(last.test_drop))
+    steps.add_row("change of the head, ‖ΔW‖/‖W‖", percent(0.0), percent(result.head_change))
+    rows = "all" if result.rows is None else ", ".join(_class(result, row) for row in result.rows)
+    about = _pairs(
+        "",
+        [
+            ("scenario", f"{result.scenario} ({result.scenario_source})"),
+            ("target", _target(result)),
+            ("method", f"{result.method} ({result.method_source}), {last.step} steps, rows of the head that moved: {rows}"),
+            ("head", _head(result)),
+            ("changed tensors", f"{', '.join(result.changed)}; {result.unchanged} others are bit-identical"),
+            ("architecture", f"{result.architecture['name']} ({result.architecture['source']})"),
+            ("preprocessing", f"{_compact(result.preprocess)} ({result.preprocess_source})"),
+        ],
+    )
+    title = Text(f"{result.after.path}", style="bold")
+    return _blocks(Group(title, _verdict(result), steps), about, *_notes(result.notes), Text(result.limit, style="dim"))
+
+
+def _class(result: Record | Evaluation, row: int) -> str:
+    return result.classes[row] if result.classes else str(row)
+
+
+def _compact(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
+
+
+def _notes(notes: Sequence[str]) -> list[RenderableType]:
+    return [Text("\n".join(f"note: {note}" for note in notes))] if notes else []
+
+
+def _goal(metric: Metric) -> str:
+    if metric.target is None:
+        return {"lower": "low", "higher": "high"}.get(metric.better, "")
+    spread = f" ({_range(metric.name, metric.target_range)} at this n)" if metric.target_range else ""
+    return shown(metric.name, metric.target) + spread
+
+
+def _metric_row(metric: Metric) -> list[str]:
+    exact = "census" if metric.census else ""
+    return [
+        metric.name,
+        shown(metric.name, metric.before),
+        shown(metric.name, metric.value),
+        _range(metric.name, metric.interval) or exact,
+        "" if metric.n is None else str(metric.n),
+        _goal(metric),
+        DEFINITIONS[metric.name].title + (f"; {metric.note}" if metric.note else ""),
+    ]
+
+
+def metrics_table(metrics: Sequence[Metric]) -> Table:
+    """The metrics that were measured: before, after, interval, n and target."""
+    columns = ("metric", "before", "after", "95 % interval", "n", "target", "what it is")
+    table = _table("Measured", *columns, right=("before", "after", "n"))
+    for metric in metrics:
+        if metric.missing is None:
+            table.add_row(*(Text(cell) for cell in _metric_row(metric)))
+    return table
+
+
+def _missing(metrics: Sequence[Metric]) -> list[RenderableType]:
+    absent = [metric for metric in metrics if metric.missing is not None]
+    if not absent:
+        return []
+    return [_pairs("Not measured", ((metric.name, f"not measured ({metric.missing})") for metric in absent))]
+
+
+def _gates(requirements: Sequence[Requirement]) -> list[RenderableType]:
+    if not requirements:
+        return []
+    table = _table("Requirements", "verdict", "requirement", "compared", "why", right=("compared",))
+    for item in requirements:
+        verdict = Text(item.verdict, style=f"bold {VERDICTS[item.verdict]}")
+        table.add_row(verdict, Text(item.text), number(item.compared), Text(item.reason))
+    return [table]
+
+
+def _per_class(result: Evaluation) -> list[RenderableType]:
+    if not result.per_class:
+        return []
+    columns = ("class", "split", "n", "before", "after")
+    table = _table("Accuracy per class", *columns, right=("n", "before", "after"))
+    for row in result.per_class:
+        before, after = percent(row["before"]), percent(row["after"])
+        table.add_row(Text(str(row["class"])), row["split"], str(row["n"]), before, after)
+    return [table]
+
+
+def evaluation(result: Evaluation, *, per_class: bool = True) -> RenderableType:
+    """What was measured of a model, what was not, and the verdicts."""
+    title = Text(f"{result.model.path}: scenario {result.scenario}, {result.forget.n} forget samples", style="bold")
+    change = "unknown (no original)" if result.changed is None else ", ".join(result.changed) or "nothing"
+    about = _pairs(
+        "",
+        [
+            ("changed tensors", change + ("; head only" if result.head_only else "")),
+            ("head", _head(result)),
+            ("preprocessing", f"{_compact(result.preprocess)} ({result.preprocess_source})"),
+        ],
+    )
+    return _blocks(
+        Group(title, Text(result.summary)),
+        metrics_table(result.metrics),
+        *(_per_class(result) if per_class else []),
+        *_missing(result.metrics),
+        *_gates(result.requirements),
+        about,
+        *_notes(result.notes),
+        Text(result.limit, style="dim"),
+    )
+
+
+def _cell(result: Record | Evaluation, name: str) -> str:
+    if isinstance(result, Record):
+        value = result.trajectory[-1].forget if name == "forget.accuracy" else None
+        return shown(name, value)
+    metric = next((item for item in result.metrics if item.name == name), None)
+    return "–" if metric is None or metric.missing else shown(name, metric.value)
+
+
+def _difference(a: Record | Evaluation, b: Record | Evaluation, name: str) -> str:
+    values = [
+        next((m.value for m in item.metrics if m.name == name), None) if isinstance(item, Evaluation) else None
+        for item in (a, b)
+    ]
+    if values[0] is None or values[1] is None:
+        return ""
+    change = values[1] - values[0]
+    return f"{change:+.4g}" if name in NUMBERS else f"{100 * change:+.2f}"
+
+
+def comparison(results: Sequence[Record | Evaluation], names: Sequence[str]) -> RenderableType:
+    """Evaluations side by side, with the difference of the last from the first."""
+    table = _table("Side by side", "metric", *names, "last − first", right=(*names, "last − first"))
+    for name in DEFINITIONS:
+        cells = [_cell(item, name) for item in results]
+        if any(cell != "–" for cell in cells):
+            table.add_row(name, *cells, _difference(results[0], results[-1], name))
+    return table
+
+
+def report(results: Sequence[Record | Evaluation], names: Sequence[str]) -> RenderableType:
+    """One or more records: each in full, then side by side where there are several evaluations."""
+    parts: list[RenderableType] = [
+        record(item) if isinstance(item, Record) else evaluation(item) for item in results
+    ]
+    evaluations = [(item, name) for item, name in zip(results, names, strict=True) if isinstance(item, Evaluation)]
+    if len(evaluations) > 1:
+        parts.append(comparison([item for item, _ in evaluations], [name for _, name in evaluations]))
+    return _blocks(*parts)
+
+
+def rows_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """CSV text with a header line."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _plain(value: float | None) -> object:
+    return "" if value is None or not math.isfinite(value) else repr(float(value))
+
+
+def influence_csv(result: Influence) -> str:
+    """One line a forget sample."""
+    header = ["id", "path", "label", "score", "weight", "confidence"]
+    return rows_csv(header, ([getattr(row, name) for name in header] for row in result.rows))
+
+
+def evaluation_csv(results: Sequence[Evaluation], names: Sequence[str]) -> str:
+    """One line a metric."""
+    header = ["model", "metric", "before", "after", "low", "high", "method", "n", "target", "missing"]
+    rows = [
+        [name, m.name, _plain(m.before), _plain(m.value), _plain(m.interval.low if m.interval else None),
+         _plain(m.interval.high if m.interval else None), m.interval.method if m.interval else "", m.n or "",
+         _plain(m.target), m.missing or ""]
+        for result, name in zip(results, names, strict=True) for m in result.metrics
+    ]  # fmt: skip
+    return rows_csv(header, rows)
+
+
+def record_csv(result: Record) -> str:
+    """One line a look along the way."""
+    header = ["step", "fraction", "loss", "forget", "head_change", "test_drop", "rho", "auc"]
+    return rows_csv(header, ([_plain(getattr(look, name)) for name in header] for look in result.trajectory))
+
+
+def as_json(results: Sequence[Model]) -> str:
+    """One result as its JSON object, several as an array."""
+    if len(results) == 1:
+        return dump(results[0])
+    return "[\n" + ",\n".join(dump(result).rstrip() for result in results) + "\n]\n"
+
+
+Formatter = Callable[[], str]
