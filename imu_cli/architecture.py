@@ -181,7 +181,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f", +{len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Copy the tensors into the model, in the file's dtypes, or say every way in which they do not fit."""
     expected = model.state_dict()
     # Files older than PyTorch 0.4.1 lack the batch counter, which plays no part in eval().
@@ -257,7 +257,7 @@ def load(checkpoint: Checkpoint, name: str | None, pairs: Sequence[str] = (), fa
         if outputs is not None:
             arguments["num_classes"] = outputs
             model = _build(factory, chosen, arguments)
-    _load_strictly(model, stripped, str(checkpoint.path))
+    load_into(model, stripped, str(checkpoint.path))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return Loaded(model.eval(), Architecture(chosen, source, arguments, code), prefix)

@@ -29,15 +29,3 @@ class InvalidRowsError(ImuError):
         if len(self.problems) > SHOWN_PROBLEMS:
             shown.append(f"+{len(self.problems) - SHOWN_PROBLEMS} more")
         super().__init__("\n".join(shown))
-
-
-class UnmetError(ImuError):
-    """A target or requirement was not met; results are written."""
-
-    exit_code = 3
-
-
-class InconclusiveError(ImuError):
-    """Too few samples to decide a requirement; results are written."""
-
-    exit_code = 5

@@ -1,8 +1,8 @@
 """Intervals: how far a measured share, paired difference or AUC may lie from the truth.
 
-Everything here is a function of counts or of one-dimensional score tensors. `confidence` is the two-sided level
+Everything here is a function of counts or of one-dimensional score tensors. ``confidence`` is the two-sided level
 (0.95 by default); its excess goes half to each side. Coverage is tested by enumeration and simulation in
-`tests/test_intervals.py`.
+``tests/test_intervals.py``.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from imu_cli.errors import ImuError
+from .errors import ImuError
 
 # With fewer overlapping samples than this on a side, DeLong's variance is a guess and a binomial bound joins in.
 FEW_OVERLAPS = 5
@@ -22,8 +22,8 @@ FEW_OVERLAPS = 5
 class Estimate:
     """A number, the interval around it, and how both were got.
 
-    `low` and `high` are None for a census: every member was counted, so there is nothing to generalise to.
-    `n` counts the samples measured (of an AUC: the positives; `method` names both sides).
+    ``low`` and ``high`` are None for a census: every member was counted, so there is nothing to generalise to.
+    ``n`` counts the samples measured (of an AUC: the positives; ``method`` names both sides).
     """
 
     value: float
@@ -35,22 +35,22 @@ class Estimate:
 
 @dataclass(frozen=True)
 class NotMeasured:
-    """Why a metric has no number; printed as `not measured (reason)`, never as a blank or 0."""
+    """Why a metric has no number; printed as ``not measured (reason)``, never as a blank or 0."""
 
     reason: str
 
 
 def census(value: float, n: int) -> Estimate:
-    """A value over all `n` members of a set, which therefore needs no interval."""
+    """A value over all ``n`` members of a set, which therefore needs no interval."""
     if n < 1:
         raise ImuError("census: the set has no members; give at least one sample")
     return Estimate(value, None, None, n, "census")
 
 
 def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Estimate:
-    """Share `successes / n` with its exact binomial interval: coverage is at least `confidence` for every true share.
+    """Share ``successes / n`` with its exact binomial interval.
 
-    Clopper and Pearson, Biometrika 26 (1934). 0 of 50 gives [0, 0.071].
+    Coverage is at least ``confidence`` for every true share. Clopper and Pearson, Biometrika 26 (1934). 0 of 50 gives [0, 0.071].
     """
     _check_counts(successes, n)
     low, high = _beta_limits(successes, n - successes, confidence)
@@ -60,7 +60,8 @@ def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Estimat
 def korn_graubard(value: float, effective_n: float, n: int, confidence: float = 0.95) -> Estimate:
     """A weighted share with the Clopper-Pearson interval at its effective sample size v(1 − v)/Var(v).
 
-    `effective_n` is how many samples of equal weight would vary as much. Korn and Graubard, Survey Methodology 24 (1998).
+    ``effective_n`` is how many samples of equal weight would vary as much.
+    Korn and Graubard, Survey Methodology 24 (1998).
     """
     if not 0 <= value <= 1 or not effective_n > 0:
         raise ImuError(f"weighted share: value {value}, effective n {effective_n}; needs 0 to 1 and more than 0")
@@ -71,8 +72,8 @@ def korn_graubard(value: float, effective_n: float, n: int, confidence: float = 
 def paired_difference(before_only: int, after_only: int, n: int, confidence: float = 0.95) -> Estimate:
     """Drop (before_only − after_only)/n of paired yes-no outcomes, with Tango's score interval.
 
-    `before_only` samples were right before and wrong after, `after_only` the other way round, of `n` in all. The
-    interval holds every Δ with (b − c − nΔ)² ≤ z² n (2q + Δ(1 − Δ)), q the likeliest share of `after_only` given Δ.
+    ``before_only`` samples were right before and wrong after, ``after_only`` the other way round, of ``n`` in all. The
+    interval holds every Δ with (b − c − nΔ)² ≤ z² n (2q + Δ(1 − Δ)), q the likeliest share of ``after_only`` given Δ.
     Tango, Statistics in Medicine 17 (1998).
     """
     for count in (before_only, after_only, before_only + after_only):
@@ -121,7 +122,7 @@ def delong_difference(
 ) -> Estimate:
     """AUC(first) − AUC(second) of two scores on the same samples, for instance after and before unlearning.
 
-    Each argument is (positive, negative), rows in the same order. The limits combine those of `delong`, with the
+    Each argument is (positive, negative), rows in the same order. The limits combine those of ``delong``, with the
     correlation ρ of the two AUCs: d − √(a² + b² − 2ρab), a = A₁ − low₁, b = high₂ − A₂ (MOVER; Zou, Psychological
     Methods 12, 2007), so they stay sensible where an AUC is near 1 and equal the usual ones elsewhere.
     """
@@ -147,7 +148,7 @@ def two_sided(estimate: Estimate) -> Estimate:
 
 
 def finite_scores(scores: Tensor, where: str) -> Tensor:
-    """`scores` as float64, shape (n,); an empty, misshapen or non-finite input is refused with the row."""
+    """``scores`` as float64, shape (n,); an empty, misshapen or non-finite input is refused with the row."""
     if scores.ndim != 1 or len(scores) == 0:
         raise ImuError(f"{where}: found shape {tuple(scores.shape)}; give at least one score, in one dimension")
     bad = torch.nonzero(~torch.isfinite(scores))
@@ -197,7 +198,7 @@ def _tango_limit(b: int, c: int, n: int, z2: float) -> float:
 
 
 def _tango_accepts(delta: float, b: int, c: int, n: int, z2: float) -> bool:
-    """Whether b and c flips of n are compatible with a true drop of `delta`."""
+    """Whether b and c flips of n are compatible with a true drop of ``delta``."""
     linear = -b - c + (2 * n - b + c) * delta
     # Rounding alone can take the discriminant, a sum of squares, below 0.
     root = math.sqrt(max(linear * linear + 8 * n * c * delta * (1 - delta), 0.0))
@@ -207,7 +208,7 @@ def _tango_accepts(delta: float, b: int, c: int, n: int, z2: float) -> bool:
 
 
 def _placements(positive: Tensor, negative: Tensor) -> tuple[float, Tensor, Tensor]:
-    """The AUC, each positive's share of negatives below it (m,), and each negative's share of positives above it (n,)."""
+    """The AUC, each positive's share of negatives below it (m,), each negative's share of positives above it (n,)."""
     positive, negative = finite_scores(positive, "positive scores"), finite_scores(negative, "negative scores")
     below = _below_or_half(positive, negative)
     above = 2 * len(positive) - _below_or_half(negative, positive)
@@ -217,7 +218,7 @@ def _placements(positive: Tensor, negative: Tensor) -> tuple[float, Tensor, Tens
 
 
 def _below_or_half(scores: Tensor, others: Tensor) -> Tensor:
-    """Twice the number of `others` below each score, ties counted half, as integers."""
+    """Twice the number of ``others`` below each score, ties counted half, as integers."""
     ordered = others.sort().values
     return torch.searchsorted(ordered, scores) + torch.searchsorted(ordered, scores, right=True)
 
@@ -229,7 +230,7 @@ def _auc_limits(value: float, v10: Tensor, v01: Tensor, confidence: float) -> tu
     variance = float(v10.var() / len(v10) + v01.var() / len(v01))
     slack = 1 - _tail(confidence) ** (1 / k)
     if variance == 0:
-        # Only 0, 1/2 (all tied) and 1 have none; a share of `slack` of pairs may yet be otherwise.
+        # Only 0, 1/2 (all tied) and 1 have none; a share of ``slack`` of pairs may yet be otherwise.
         return value * (1 - slack), value + (1 - value) * slack
     logit = math.log(value / (1 - value))
     half = _t_quantile(variance, v10, v01, confidence) * math.sqrt(variance) / (value * (1 - value))

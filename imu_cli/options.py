@@ -140,12 +140,14 @@ def _parameter(field: "Field[Any]", annotation: Any) -> inspect.Parameter:
     )
 
 
+def path_kinds(config: type[Any]) -> dict[str, PathKind | None]:
+    """How each option's paths resolve; None for options that hold no path."""
+    return {name: _option(annotation).path for name, annotation in _hints(config).items()}
+
+
 def _known_keys() -> dict[str, PathKind | None]:
-    """Every key that imu.yaml may hold, with how its paths resolve: a file serves all commands."""
-    known: dict[str, PathKind | None] = {}
-    for config in (InfluenceConfig, UnlearnConfig, EvaluateConfig):
-        known |= {name: _option(annotation).path for name, annotation in _hints(config).items()}
-    return known
+    """Every key that imu.yaml may hold: one file serves all commands."""
+    return path_kinds(InfluenceConfig) | path_kinds(UnlearnConfig) | path_kinds(EvaluateConfig)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

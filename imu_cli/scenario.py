@@ -1,0 +1,178 @@
+"""Why samples go, and what follows from it: which share must fall, to what, and which rows of the head may move."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from . import objective
+from .ascent import Look
+from .config import CLASS_TARGET
+from .errors import ImuError
+
+Kind = Literal["class", "sample", "mislabelled"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The scenario, resolved.
+
+    Attributes:
+        kind: class, sample or mislabelled; ``source`` says who decided.
+        members: (n, c) bool; the share of rows predicted as a member is what must fall.
+        forgotten: ids of the forgotten classes in the class scenario, else empty.
+        rows: (c,) bool, the head's rows that may move.
+    """
+
+    kind: Kind
+    source: str
+    members: Tensor
+    forgotten: tuple[int, ...]
+    rows: Tensor
+
+    def moving(self) -> list[int] | None:
+        """The rows that move, None for all of them."""
+        return None if bool(self.rows.all()) else self.rows.nonzero().squeeze(1).tolist()
+
+
+def decide(wanted: str, whole_classes: bool | None) -> tuple[Kind, str]:
+    """``auto`` is class where the forget set holds every row of its labels in --data, else sample."""
+    if wanted != "auto":
+        return wanted, "--scenario"  # type: ignore[return-value]
+    if whole_classes:
+        return "class", "auto: the forget set holds every row of its labels in --data"
+    why = "without --data it is not known whether these are whole classes" if whole_classes is None else "some rows of its labels in --data stay"
+    return "sample", f"auto: {why}"
+
+
+def plan(kind: Kind, source: str, labels: Tensor, classes: int, rows: str) -> Plan:
+    """Members and moving rows of a scenario.
+
+    Raises:
+        ImuError: every class would be forgotten, or ``--rows forgotten`` outside the class scenario.
+    """
+    everything = torch.ones(classes, dtype=torch.bool, device=labels.device)
+    if kind != "class":
+        if rows == "forgotten":
+            raise ImuError("--rows forgotten: only whole classes have rows of their own; use --scenario class or --rows all")
+        return Plan(kind, source, objective.one_hot(labels, classes), (), everything)
+    members = objective.class_mask(labels, classes)
+    forgotten = tuple(sorted(set(labels.tolist())))
+    if len(forgotten) == classes:
+        raise ImuError("--forget: holds every class of the model, none would be kept; leave some out, or use --scenario sample")
+    return Plan(kind, source, members, forgotten, everything if rows == "all" else members[0])
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out samples: H (m, d+1), labels (m,), and which of them belong to kept classes."""
+
+    h: Tensor
+    labels: Tensor
+    kept: Tensor
+
+    def right(self, head: Tensor) -> Tensor:
+        """Which of the samples of kept classes are predicted rightly (k,)."""
+        return (self.h[self.kept] @ head.T).argmax(dim=1) == self.labels[self.kept]
+
+
+def held_out(h: Tensor, labels: Tensor, forgotten: tuple[int, ...]) -> HeldOut:
+    """Held-out samples with their kept classes marked.
+
+    Raises:
+        ImuError: no sample of a kept class.
+    """
+    gone = torch.tensor(forgotten, dtype=torch.int64, device=labels.device)
+    kept = ~torch.isin(labels, gone)
+    if not bool(kept.any()):
+        raise ImuError("--test: has no sample of a kept class; give held-out data of all classes")
+    return HeldOut(h, labels, kept)
+
+
+def looker(h: Tensor, members: Tensor, start: Tensor, test: HeldOut | None) -> Callable[[Tensor], Look]:
+    """What to look at after every step: share predicted as a member, change of the head, fall of test accuracy."""
+    norm = float(torch.linalg.norm(start))
+    before = float(test.right(start).double().mean()) if test is not None else 0.0
+
+    def look(head: Tensor) -> Look:
+        change = float(torch.linalg.norm(head - start)) / norm
+        drop = None if test is None else before - float(test.right(head).double().mean())
+        return Look(objective.share_in(h @ head.T, members), change, drop)
+
+    return look
+
+
+def parse_until(text: str) -> float:
+    """``forget.accuracy<=0.92`` to 0.92.
+
+    Raises:
+        ImuError: another metric or sign, or not a fraction.
+    """
+    match = re.fullmatch(r"\s*forget\.accuracy\s*<=\s*(\S+)\s*", text)
+    try:
+        value = float(match.group(1)) if match else -1.0
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise ImuError(f"--until {text!r}: not a target; write 'forget.accuracy<=0.92', with a fraction from 0 to 1")
+    return value
+
+
+def _predictions(test: HeldOut, head: Tensor) -> Tensor:
+    return (test.h @ head.T).argmax(dim=1)
+
+
+def matched_accuracy(test: HeldOut, head: Tensor, labels: Tensor) -> float:
+    """Accuracy on held-out samples weighted by the classes' shares in D_f.
+
+    Raises:
+        ImuError: a class of D_f has no held-out sample.
+    """
+    right = (_predictions(test, head) == test.labels).double()
+    shares = []
+    for label in labels.unique().tolist():
+        here = test.labels == label
+        if not bool(here.any()):
+            raise ImuError(f"--test: has no sample of class {label}, which is in the forget set; give held-out data of it or --until")
+        shares.append(float(right[here].mean()) * int((labels == label).sum()))
+    return sum(shares) / len(labels)
+
+
+def confusion_rate(test: HeldOut, head: Tensor, labels: Tensor, true_labels: Tensor | None) -> float:
+    """Held-out rate of D_f's confusions: how often samples of the true class are predicted as the wrong label.
+
+    Mean over D_f of P(predicted = label | true class), or, where the true label is not given, of P(predicted = label |
+    true class is not the label).
+    """
+    predicted = _predictions(test, head)
+    pairs = torch.stack([labels, labels if true_labels is None else true_labels], dim=1)
+    total = 0.0
+    for (wrong, true), count in zip(*_counted(pairs), strict=True):
+        pool = test.labels != wrong if true_labels is None else test.labels == true
+        if not bool(pool.any()):
+            raise ImuError(f"--test: has no sample of class {true}; give held-out data of it, or --until")
+        total += count * float((predicted[pool] == wrong).double().mean())
+    return total / len(labels)
+
+
+def _counted(pairs: Tensor) -> tuple[list[list[int]], list[int]]:
+    values, counts = pairs.unique(dim=0, return_counts=True)
+    return values.tolist(), counts.tolist()
+
+
+def target(plan: Plan, until: str | None, test: HeldOut | None, head: Tensor, labels: Tensor, true: Tensor | None) -> tuple[float | None, str]:
+    """The share that the run is to reach and where it comes from; None with the reason where there is none."""
+    if until is not None:
+        return parse_until(until), "--until"
+    if plan.kind == "class":
+        return CLASS_TARGET, "a model that never saw a class predicts it on none of its samples"
+    if plan.kind == "sample":
+        if test is None:
+            return None, "no target was given; add --test DATA (held-out accuracy) or --until 'forget.accuracy<=X'"
+        return matched_accuracy(test, head, labels), "the original's accuracy on class-matched --test samples"
+    if test is None:
+        return 1 / head.shape[0], "1 / number of classes; with --test the held-out rate of these confusions"
+    return confusion_rate(test, head, labels, true), "the original's rate of these confusions on --test"
