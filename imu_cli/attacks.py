@@ -16,10 +16,12 @@ from .errors import ImuError
 from .intervals import (
     Estimate,
     NotMeasured,
+    class_counts,
     clopper_pearson,
     delong,
     delong_difference,
     finite_scores,
+    require_classes,
     two_sided,
 )
 
@@ -93,28 +95,6 @@ def class_matched(labels_forget: Tensor, labels_pool: Tensor, generator: torch.G
         take = max(1, round(scale * n))
         drawn.append(rows[k][torch.randperm(len(rows[k]), generator=generator)[:take]])
     return torch.cat(drawn).sort().values
-
-
-def class_counts(labels: Tensor) -> dict[int, int]:
-    """How many rows each class that occurs in ``labels`` has, by class id."""
-    return {k: n for k, n in enumerate(torch.bincount(labels.cpu()).tolist()) if n}
-
-
-def require_classes(labels_forget: Tensor, labels_pool: Tensor) -> None:
-    """Refuse a pool of unseen samples that lacks a class of D_f.
-
-    Raises:
-        ImuError: naming each missing class with its number of forget samples.
-    """
-    if len(labels_forget) == 0:
-        raise ImuError("class-matched pool: the forget set is empty; give at least one sample")
-    found = class_counts(labels_pool)
-    missing = [f"{k} ({n} in D_f)" for k, n in class_counts(labels_forget).items() if k not in found]
-    if missing:
-        raise ImuError(
-            f"class-matched pool: no unseen sample of class {', '.join(missing)}; give --test data with every class "
-            "of the forget set"
-        )
 
 
 def auc(forget: Tensor, pool: Tensor, confidence: float = 0.95) -> Estimate:

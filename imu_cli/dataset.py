@@ -53,7 +53,7 @@ class Files:
 
     def where(self, at: int) -> str:
         """The file as the user would name it."""
-        return os.path.join(self.shown, self.names[at])
+        return str(Path(self.shown, self.names[at]))
 
     def location(self, at: int) -> str:
         """The absolute path with all links resolved."""
@@ -325,23 +325,20 @@ def class_names(
     return ClassNames(num_classes, None, "not known")
 
 
-def _class_ids(images: ImageSet, classes: ClassNames) -> tuple[dict[int, int], list[str]]:
-    """The source's class ids to the model's, for classes that have rows, and what is wrong with the others."""
-    ids, problems = {UNKNOWN: UNKNOWN}, []
+def mapped(images: ImageSet, classes: ClassNames) -> tuple[list[int], dict[int, str]]:
+    """Each row's label in the model's ids, by name, and by the source's own id what is wrong with a class that has none.
+
+    Rows of such a class, and those without a label, are ``UNKNOWN``.
+    """
+    ids, wrong = {UNKNOWN: UNKNOWN}, {}
     for own in sorted(set(images.labels) - {UNKNOWN}):
         text = str(own) if images.classes is None else images.classes[own]
         try:
             ids[own] = classes.parse(text)
         except ImuError as error:
-            named_by = images.source if images.origins is None else images.origins[images.labels.index(own)]
-            problems.append(f"{named_by}: {error}")
-    return ids, problems
-
-
-def known_labels(images: ImageSet, classes: ClassNames) -> list[int]:
-    """Each row's label in the model's ids, mapped by name; ``UNKNOWN`` where the model has no such class."""
-    ids, _ = _class_ids(images, classes)
-    return [ids.get(label, UNKNOWN) for label in images.labels]
+            named_by = images.source if images.origins is None else images.origins[list(images.labels).index(own)]
+            wrong[own] = f"{named_by}: {error}"
+    return [ids.get(label, UNKNOWN) for label in images.labels], wrong
 
 
 def in_model_ids(images: ImageSet, classes: ClassNames) -> ImageSet:
@@ -350,13 +347,17 @@ def in_model_ids(images: ImageSet, classes: ClassNames) -> ImageSet:
     Raises:
         InvalidRowsError: a class that has rows is not one of the model's, or rows have no label at all.
     """
-    ids, problems = _class_ids(images, classes)
-    if UNKNOWN in images.labels:
-        row = images.labels.index(UNKNOWN)
-        problems.append(f"{images.where(row)}: has no label; sort the images into class folders or name a manifest")
+    labels, wrong = mapped(images, classes)
+    problems = list(wrong.values())
+    bare = [row for row, label in enumerate(images.labels) if label == UNKNOWN]
+    if bare:
+        problems.append(
+            f"{images.where(bare[0])}: has no label ({len(bare)} rows have none); "
+            "use class folders, or a manifest with labels"
+        )
     if problems:
         raise InvalidRowsError(problems)
-    return replace(images, labels=[ids[label] for label in images.labels], classes=classes.names)
+    return replace(images, labels=labels, classes=classes.names)
 
 
 def is_selector(spec: str) -> bool:
@@ -423,7 +424,7 @@ def _of_classes(images: ImageSet, selector: str, value: str, classes: ClassNames
     if classes is None:
         count = len(images.classes) if images.classes is not None else max(images.labels, default=UNKNOWN) + 1
         classes = ClassNames(count, images.classes, images.source)
-    labels = known_labels(images, classes)
+    labels, _ = mapped(images, classes)
     rows = []
     for part in _parts(value, dict.fromkeys(classes.names or ())):
         try:

@@ -92,6 +92,13 @@ DEFINITIONS: dict[str, Definition] = {
     ),
     "recovery.k5": Definition("recovery from 5 shots", "the same from 5 samples", "none", "the forget set, class scenario"),
     "recovery.k10": Definition("recovery from 10 shots", "the same from 10 samples", "none", "the forget set, class scenario"),
+    "probe.accuracy": Definition(
+        "linear probe",
+        "accuracy of a fresh linear classifier on the features: on test samples of the forgotten classes, trained on D_f and half of "
+        "the kept test samples (class scenario); on D_f, trained on half of test (otherwise)",
+        "none",
+        "--test",
+    ),
     "features.drift": Definition(
         "feature drift", "relative change of D_f's features, ‖h' − h‖ / ‖h‖; 0: they are as they were", "none", "the original"
     ),

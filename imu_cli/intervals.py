@@ -2,7 +2,7 @@
 
 Everything here is a function of counts or of one-dimensional score tensors. ``confidence`` is the two-sided level
 (0.95 by default); its excess goes half to each side. Coverage is tested by enumeration and simulation in
-``tests/test_intervals.py``.
+``tests/test_intervals.py``. The checks of scores and classes that attacks and metrics share stand at the end.
 """
 
 import math
@@ -50,7 +50,8 @@ def census(value: float, n: int) -> Estimate:
 def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Estimate:
     """Share ``successes / n`` with its exact binomial interval.
 
-    Coverage is at least ``confidence`` for every true share. Clopper and Pearson, Biometrika 26 (1934). 0 of 50 gives [0, 0.071].
+    Coverage is at least ``confidence`` for every true share; 0 of 50 gives [0, 0.071].
+    Clopper and Pearson, Biometrika 26 (1934).
     """
     _check_counts(successes, n)
     low, high = _beta_limits(successes, n - successes, confidence)
@@ -155,7 +156,29 @@ def finite_scores(scores: Tensor, where: str) -> Tensor:
     if len(bad):
         row = int(bad[0])
         raise ImuError(f"{where}: row {row} is {float(scores[row])}; find out why the model's output is not finite")
-    return scores.detach().double()
+    return scores.detach().double().contiguous()
+
+
+def class_counts(labels: Tensor) -> dict[int, int]:
+    """How many rows each class that occurs in ``labels`` has, by class id."""
+    return {k: n for k, n in enumerate(torch.bincount(labels.cpu()).tolist()) if n}
+
+
+def require_classes(labels_forget: Tensor, labels_pool: Tensor) -> None:
+    """Refuse a pool of unseen samples that lacks a class of D_f.
+
+    Raises:
+        ImuError: naming each missing class with its number of forget samples.
+    """
+    if len(labels_forget) == 0:
+        raise ImuError("class matching: the forget set is empty; give at least one sample")
+    found = class_counts(labels_pool)
+    missing = [f"{k} ({n} in D_f)" for k, n in class_counts(labels_forget).items() if k not in found]
+    if missing:
+        raise ImuError(
+            f"class matching: no unseen sample of class {', '.join(missing)}; give --test data with every class "
+            "of the forget set"
+        )
 
 
 def _check_counts(successes: int, n: int) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,14 @@ from . import __version__, architecture, cache, features, influence, objective, 
 from .architecture import Loaded
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import ForgetConfig
-from .dataset import ClassNames, ImageSet, class_names, in_model_ids, overlap
+from .dataset import ClassNames, ImageSet, class_names, in_model_ids, is_selector, overlap
 from .errors import ImuError, InvalidRowsError
 from .events import Events
 from .head import Head, find_head
-from .manifest import ForgetSet, load_forget
+from .manifest import ForgetSet, load_forget, open_source
 from .preprocess import Preprocess
 from .record import Environment, FileHash, ForgetInfo, HeadInfo, OptionValue, Record, ScoreInfo
-from .sources import open_source
-
-SHOWN_OVERLAPS = 20
-
+from .sources import open_flat
 
 @dataclass
 class Clock:
@@ -131,12 +129,35 @@ def load_model(path: Path, config: ForgetConfig, defaults: Defaults) -> tuple[Ch
     return checkpoint, architecture.load(checkpoint, config.arch, config.arch_arg, defaults.architecture)
 
 
-def _peek(config: ForgetConfig, data: ImageSet | None) -> ImageSet:
+def _peek(config: ForgetConfig, data: ImageSet | None, stdin: BytesIO | None) -> ImageSet:
     """A few images to find the head with, before labels can be checked against its outputs."""
-    images = data if data is not None else open_source(config.forget[0], "forget")
+    spec = config.forget[0]
+    if data is None and is_selector(spec):
+        raise ImuError(f"--forget {spec}: selects rows of --data; give --data")
+    images = data if data is not None else _unlabelled(spec, config.label, stdin)
     if len(images) == 0:
         raise ImuError(f"{images.source}: has no images; check the path")
     return images.subset(range(min(features.PROBE, len(images))))
+
+
+def _unlabelled(spec: str, label: str | None, stdin: BytesIO | None) -> ImageSet:
+    is_folder = label is not None and Path(spec).is_dir()
+    return open_flat(Path(spec)) if is_folder else open_source(spec, "data", stdin=stdin)
+
+
+def _load_forget(config: ForgetConfig, data: ImageSet | None, classes: ClassNames, stdin: bytes | None) -> ForgetSet:
+    return load_forget(config.forget, data, config.label, classes, None if stdin is None else BytesIO(stdin))
+
+
+def _refuse_all_at_once(
+    error: InvalidRowsError, model: nn.Module, config: ForgetConfig, data: ImageSet | None, stdin: bytes | None
+) -> None:
+    """A list that is wrong before the head is known is checked whole against the last linear layer's outputs."""
+    sizes = [module.out_features for module in model.modules() if isinstance(module, nn.Linear)]
+    if sizes:
+        named = Path(config.classes) if config.classes else None
+        _load_forget(config, data, class_names(named, None, [data] if data else [], sizes[-1]), stdin)
+    raise error
 
 
 def open_all(path: Path, config: ForgetConfig, events: Events, defaults: Defaults | None = None) -> Opened:
@@ -159,12 +180,17 @@ def open_all(path: Path, config: ForgetConfig, events: Events, defaults: Default
         device = features.pick_device(config.device)
         model = features.prepare(loaded.model, device)
         data = open_source(config.data, "data") if config.data else None
-        peek = _peek(config, data)
+        stdin = sys.stdin.buffer.read() if config.forget == ["-"] else None
+        try:
+            peek = _peek(config, data, None if stdin is None else BytesIO(stdin))
+        except InvalidRowsError as error:
+            _refuse_all_at_once(error, model, config, data, stdin)
+            raise
         probe = features.batch(peek, range(len(peek)), steps, device)
         head = find_head(model, probe, checkpoint, loaded.prefix, config.head)
         features.refuse_if_random(model, probe)
         classes = _classes(config, said, defaults, data, head.classes)
-        forget = load_forget(config.forget, data, config.label, classes)
+        forget = _load_forget(config, data, classes, stdin)
     opened = Opened(
         config=config,
         checkpoint=checkpoint,
@@ -201,7 +227,7 @@ def held_out(opened: Opened, spec: str) -> ImageSet:
     Raises:
         ImuError: a class the model does not have, or forget samples stand in it.
     """
-    images = in_model_ids(open_source(spec, "test"), opened.classes)
+    images = in_model_ids(open_source(spec, "test", opened.data), opened.classes)
     shared = overlap(opened.forget.images, images)
     if shared:
         raise InvalidRowsError(
@@ -216,7 +242,7 @@ def held_out(opened: Opened, spec: str) -> ImageSet:
 
 def retained(opened: Opened, spec: str) -> ImageSet:
     """The ``--retain`` set in the model's ids, without the forget samples in it."""
-    images = in_model_ids(open_source(spec, "retain"), opened.classes)
+    images = in_model_ids(open_source(spec, "retain", opened.data), opened.classes)
     inside = {theirs for _, theirs in overlap(opened.forget.images, images)}
     if inside:
         opened.note(f"--retain {spec}: {len(inside)} of its {len(images)} samples are forget samples and are left out")

@@ -14,7 +14,6 @@ from .ascent import Look, Outcome, Step
 from .config import HEAD_CHANGE_WITHOUT_TARGET, PAPER, InfluenceConfig, UnlearnConfig
 from .errors import ImuError
 from .events import Events
-from .intervals import Estimate
 from .metrics import binomial_range
 from .opening import Opened, Scored
 from .record import Interval, Link, LookInfo, Record, Target
@@ -61,7 +60,7 @@ def run_influence(model: Path, config: InfluenceConfig, origins: Mapping[str, st
 def _warn_if_at_chance(opened: Opened, accuracy: float) -> None:
     chance = 1 / opened.head.classes
     spread = binomial_range(chance, len(opened.forget.images))
-    if accuracy <= (spread.high or 0.0):
+    if accuracy <= spread[1]:
         opened.note(
             f"accuracy on the forget set is {accuracy:.1%}, no better than chance ({chance:.1%}): the preprocessing or the "
             "order of the labels is probably wrong"
@@ -151,7 +150,7 @@ class _Job:
 
 def _prepare(opened: Opened, config: UnlearnConfig, h: Tensor) -> _Job:
     labels, head = opened.labels(), opened.matrix()
-    kind, source = scenario.decide(config.scenario, opened.forget.whole_classes)
+    kind, source = scenario.decide(config.scenario, opened.forget.whole_classes, opened.data is not None)
     plan = scenario.plan(kind, source, labels, opened.head.classes, config.rows)
     test = None
     if config.test:
@@ -178,7 +177,7 @@ def _tell_start(opened: Opened, config: UnlearnConfig, job: _Job) -> None:
     """Scenario, target and their sources, before the first step; a target that is already met is an error."""
     n, kind = len(job.labels), job.plan.kind
     opened.note(f"scenario {kind} ({job.plan.source})")
-    if kind == "sample" and opened.forget.whole_classes is None and len(job.labels.unique()) == 1 and n > 1:
+    if kind == "sample" and opened.data is None and len(job.labels.unique()) == 1 and n > 1:
         opened.note("all forget samples share one label; if they are the whole class, use --scenario class")
     if job.target is None:
         what = f"; the head may move by {job.limits.max_head_change:.1%} of its norm" if job.limits.max_head_change else ""
@@ -188,7 +187,7 @@ def _tell_start(opened: Opened, config: UnlearnConfig, job: _Job) -> None:
     spread = binomial_range(job.target, n)
     opened.note(
         f"target: share of the {n} forget samples predicted so at most {job.target:.2%} ({job.target_source}); "
-        f"now {start.forget:.2%}. At a true rate of {job.target:.2%}, {n} samples show {spread.low:.2%} to {spread.high:.2%} "
+        f"now {start.forget:.2%}. At a true rate of {job.target:.2%}, {n} samples show {spread[0]:.2%} to {spread[1]:.2%} "
         "in 95 of 100 cases: inside that range accuracy is no evidence either way"
     )
     if start.forget <= job.target:
@@ -300,12 +299,6 @@ def _replay(opened: Opened, matrix: Tensor, written: Path, h: Tensor) -> None:
     features.check_replay(opened.head.with_matrix(matrix), error, torch.float32)
 
 
-def _interval(estimate: Estimate) -> Interval | None:
-    if estimate.low is None or estimate.high is None:
-        return None
-    return Interval(low=estimate.low, high=estimate.high, method=estimate.method)
-
-
 def _previous(opened: Opened, model: Path, folder: Path) -> Link | None:
     """The record of the unlearning that this model came from, if it lies beside it."""
     earlier = opening.read_record(model)
@@ -335,7 +328,10 @@ def _record(
     output: Path,
 ) -> Record:
     folder = output.parent
-    spread = None if job.target is None else _interval(binomial_range(job.target, len(job.labels)))
+    spread = None
+    if job.target is not None:
+        low, high = binomial_range(job.target, len(job.labels))
+        spread = Interval(low=low, high=high, method="central 95 % of the binomial distribution")
     has_scores = job.scored is not None and job.selection is not None
     return Record(
         before=opening.file_hash_of(model, folder),

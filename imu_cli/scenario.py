@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import objective
+from . import metrics, objective
 from .ascent import Look
 from .config import CLASS_TARGET
 from .errors import ImuError
@@ -38,13 +38,13 @@ class Plan:
         return None if bool(self.rows.all()) else self.rows.nonzero().squeeze(1).tolist()
 
 
-def decide(wanted: str, whole_classes: bool | None) -> tuple[Kind, str]:
+def decide(wanted: str, whole_classes: bool | None, has_data: bool) -> tuple[Kind, str]:
     """``auto`` is class where the forget set holds every row of its labels in --data, else sample."""
     if wanted != "auto":
         return wanted, "--scenario"  # type: ignore[return-value]
     if whole_classes:
         return "class", "auto: the forget set holds every row of its labels in --data"
-    why = "without --data it is not known whether these are whole classes" if whole_classes is None else "some rows of its labels in --data stay"
+    why = "some rows of its labels in --data stay" if has_data else "without --data nothing proves that these are whole classes"
     return "sample", f"auto: {why}"
 
 
@@ -121,37 +121,23 @@ def parse_until(text: str) -> float:
     return value
 
 
-def _predictions(test: HeldOut, head: Tensor) -> Tensor:
-    return (test.h @ head.T).argmax(dim=1)
-
-
-def matched_accuracy(test: HeldOut, head: Tensor, labels: Tensor) -> float:
-    """Accuracy on held-out samples weighted by the classes' shares in D_f.
-
-    Raises:
-        ImuError: a class of D_f has no held-out sample.
-    """
-    right = (_predictions(test, head) == test.labels).double()
-    shares = []
-    for label in labels.unique().tolist():
-        here = test.labels == label
-        if not bool(here.any()):
-            raise ImuError(f"--test: has no sample of class {label}, which is in the forget set; give held-out data of it or --until")
-        shares.append(float(right[here].mean()) * int((labels == label).sum()))
-    return sum(shares) / len(labels)
-
-
-def confusion_rate(test: HeldOut, head: Tensor, labels: Tensor, true_labels: Tensor | None) -> float:
+def confusion_share(predicted: Tensor, test_labels: Tensor, labels: Tensor, true_labels: Tensor | None) -> float:
     """Held-out rate of D_f's confusions: how often samples of the true class are predicted as the wrong label.
 
     Mean over D_f of P(predicted = label | true class), or, where the true label is not given, of P(predicted = label |
     true class is not the label).
+
+    Args:
+        predicted, test_labels: (m,) of held-out samples.
+        labels, true_labels: (n,) of D_f; a true label below 0 counts as not given.
+
+    Raises:
+        ImuError: a class that is needed has no held-out sample.
     """
-    predicted = _predictions(test, head)
-    pairs = torch.stack([labels, labels if true_labels is None else true_labels], dim=1)
+    truth = torch.full_like(labels, -1) if true_labels is None else true_labels
     total = 0.0
-    for (wrong, true), count in zip(*_counted(pairs), strict=True):
-        pool = test.labels != wrong if true_labels is None else test.labels == true
+    for (wrong, true), count in zip(*_counted(torch.stack([labels, truth], dim=1)), strict=True):
+        pool = test_labels != wrong if true < 0 else test_labels == true
         if not bool(pool.any()):
             raise ImuError(f"--test: has no sample of class {true}; give held-out data of it, or --until")
         total += count * float((predicted[pool] == wrong).double().mean())
@@ -172,7 +158,10 @@ def target(plan: Plan, until: str | None, test: HeldOut | None, head: Tensor, la
     if plan.kind == "sample":
         if test is None:
             return None, "no target was given; add --test DATA (held-out accuracy) or --until 'forget.accuracy<=X'"
-        return matched_accuracy(test, head, labels), "the original's accuracy on class-matched --test samples"
+        right = (test.h @ head.T).argmax(dim=1) == test.labels
+        found = metrics.class_matched_accuracy(right, test.labels, labels)
+        return found.value, "the original's accuracy on class-matched --test samples"
     if test is None:
         return 1 / head.shape[0], "1 / number of classes; with --test the held-out rate of these confusions"
-    return confusion_rate(test, head, labels, true), "the original's rate of these confusions on --test"
+    predicted = (test.h @ head.T).argmax(dim=1)
+    return confusion_share(predicted, test.labels, labels, true), "the original's rate of these confusions on --test"

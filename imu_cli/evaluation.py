@@ -1,0 +1,379 @@
+"""All metrics of ``imu evaluate`` from logits, features and labels, in one place: tensors in, ``Metric`` objects out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import attacks, metrics, scenario
+from .definitions import DEFINITIONS
+from .errors import ImuError
+from .intervals import Estimate, NotMeasured
+from .record import Interval, Metric
+
+Found = Estimate | NotMeasured
+NO_TEST, NO_RETAIN, NO_ORIGINAL = NotMeasured("needs --test"), NotMeasured("needs --retain"), NotMeasured("needs --original")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples with their labels (n,), logits (n, c) before (None without the original) and after, and features (n, d) after."""
+
+    labels: Tensor
+    before: Tensor | None
+    after: Tensor
+    features: Tensor
+
+    def only(self, rows: Tensor) -> "Split":
+        """Some rows of it."""
+        before = None if self.before is None else self.before[rows]
+        return Split(self.labels[rows], before, self.after[rows], self.features[rows])
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a model is judged by.
+
+    Attributes:
+        kind, forgotten: the scenario, and the ids of the forgotten classes in the class scenario.
+        forget, test, retain: the splits; the latter two None where not given.
+        true_labels: (n,) of D_f where known.
+        drift: relative change of D_f's features, None without the original.
+        head: weight (c, d) and bias (c,) or None, after.
+        seed: of the draws of class-matched pools and shots.
+    """
+
+    kind: scenario.Kind
+    forgotten: tuple[int, ...]
+    forget: Split
+    test: Split | None
+    retain: Split | None
+    true_labels: Tensor | None
+    drift: Estimate | None
+    head: tuple[Tensor, Tensor | None]
+    seed: int
+
+
+def _interval(found: Estimate) -> Interval | None:
+    return None if found.low is None or found.high is None else Interval(low=found.low, high=found.high, method=found.method)
+
+
+def metric(
+    name: str,
+    after: Found,
+    before: Found | None = None,
+    *,
+    split: str,
+    target: float | None = None,
+    target_note: str = "",
+    target_range: tuple[float, float] | None = None,
+    note: str = "",
+) -> Metric:
+    """One metric with its definition, from what was found after and before."""
+    definition = DEFINITIONS[name]
+    made = Metric(
+        name=name, title=definition.title, definition=definition.text, better=definition.better, split=split,
+        target=target, target_note=target_note, note=note,
+    )  # fmt: skip
+    if target_range is not None:
+        made.target_range = Interval(low=target_range[0], high=target_range[1], method="central 95 % at this n")
+    if isinstance(after, NotMeasured):
+        made.missing = after.reason
+        return made
+    made.value, made.n, made.interval = after.value, after.n, _interval(after)
+    made.census = after.method == "census"
+    if isinstance(before, Estimate):
+        made.before, made.before_interval = before.value, _interval(before)
+    return made
+
+
+def _both(split: Split, measure: Callable[[Tensor], Found]) -> tuple[Found, Found | None]:
+    """A measure of the logits, after and before."""
+    return measure(split.after), None if split.before is None else measure(split.before)
+
+
+def _reference(split: Split) -> Tensor:
+    """The original's logits where known: what targets are measured on."""
+    return split.after if split.before is None else split.before
+
+
+def _forget_hit(e: Evidence, logits: Tensor) -> Estimate:
+    if e.kind == "class":
+        return metrics.predicted_as(logits, e.forgotten, census=True)
+    return metrics.accuracy(logits, e.forget.labels, census=True)
+
+
+def _forget_target(e: Evidence) -> tuple[float | None, str]:
+    if e.kind == "class":
+        return 0.0, "a model that never saw a class never predicts it"
+    if e.kind == "mislabelled" and e.test is None:
+        return 1 / e.forget.after.shape[1], "1 / number of classes; with --test the held-out rate"
+    if e.test is None:
+        return None, "needs --test"
+    reference = _reference(e.test)
+    if e.kind == "sample":
+        right = metrics.predictions(reference) == e.test.labels
+        return metrics.class_matched_accuracy(right, e.test.labels, e.forget.labels).value, "class-matched test accuracy of the original"
+    rate = scenario.confusion_share(metrics.predictions(reference), e.test.labels, e.forget.labels, e.true_labels)
+    return rate, "held-out rate of these confusions in the original"
+
+
+def forget_metrics(e: Evidence) -> list[Metric]:
+    """What the model does on D_f: a census, counted and not estimated."""
+    n = len(e.forget.labels)
+    goal, why = _forget_target(e)
+    spread = metrics.binomial_range(goal, n) if goal is not None else None
+    after, before = _both(e.forget, lambda logits: _forget_hit(e, logits))
+    found = [metric("forget.accuracy", after, before, split="forget", target=goal, target_note=why, target_range=spread)]
+    if e.true_labels is not None:
+        known = e.true_labels >= 0
+        truth = e.true_labels[known]
+        pair = _both(e.forget, lambda logits: metrics.accuracy(logits[known], truth, census=True))
+        found.append(metric("forget.true_accuracy", *pair, split="forget"))
+    unseen = _matched_logits(e)
+    of_label = _both(e.forget, lambda logits: metrics.forget_confidence(logits, e.forget.labels, e.forgotten))
+    confidence = 0.0 if e.kind == "class" else None if unseen is None else metrics.forget_confidence(*unseen).value
+    found.append(metric("forget.confidence", *of_label, split="forget", target=confidence))
+    spread_out = None if unseen is None or e.kind == "class" else metrics.entropy(unseen[0]).value
+    found.append(metric("forget.entropy", *_both(e.forget, metrics.entropy), split="forget", target=spread_out))
+    moved = metrics.redirect_share(e.forget.after, e.forget.labels, e.forgotten)
+    earlier = None if e.forget.before is None else metrics.redirect_share(e.forget.before, e.forget.labels, e.forgotten).share
+    note = "" if moved.label is None else f"to class {moved.label}"
+    found.append(metric("forget.redirect_share", moved.share, earlier, split="forget", note=note))
+    return found
+
+
+def _pool(e: Evidence) -> Tensor | None:
+    """Rows of test that match D_f's classes, drawn by the seed; None without test."""
+    if e.test is None:
+        return None
+    return attacks.class_matched(e.forget.labels, e.test.labels, torch.Generator().manual_seed(e.seed))
+
+
+def _matched_logits(e: Evidence) -> tuple[Tensor, Tensor] | None:
+    """The original's logits and the labels of class-matched test samples."""
+    rows = _pool(e) if e.kind != "class" else None
+    return None if rows is None or e.test is None else (_reference(e.test)[rows], e.test.labels[rows])
+
+
+def _accuracies(e: Evidence, split: Split, name: str) -> list[Metric]:
+    """Accuracy on a split's kept classes, and its paired fall."""
+    kept = split.only(~_forgotten_rows(e, split.labels))
+    if len(kept.labels) == 0:
+        raise ImuError(f"--{name}: has no sample of a kept class; give data of all classes")
+    pair = _both(kept, lambda logits: metrics.accuracy(logits, kept.labels))
+    found = [metric(f"{name}.accuracy", *pair, split=name, note="kept classes" if e.forgotten else "")]
+    if kept.before is None:
+        return [*found, metric(f"{name}.accuracy_drop", NO_ORIGINAL, split=name)]
+    right = [metrics.predictions(logits) == kept.labels for logits in (kept.before, kept.after)]
+    found.append(metric(f"{name}.accuracy_drop", metrics.accuracy_drop(*right), split=name, note=_mcnemar(right[0], right[1])))
+    if name == "test":
+        worst = metrics.worst_class_drop(right[0], right[1], kept.labels)
+        found.append(metric("test.worst_class_drop", worst.drop, split=name, note=f"class {worst.label}"))
+    return found
+
+
+def _mcnemar(before: Tensor, after: Tensor) -> str:
+    from .intervals import mcnemar
+
+    lost, won = metrics.flips(before, after)
+    return f"{lost} newly wrong, {won} newly right, exact McNemar p = {mcnemar(lost, won):.2g}"
+
+
+def _forgotten_rows(e: Evidence, labels: Tensor) -> Tensor:
+    return torch.isin(labels, torch.tensor(e.forgotten, dtype=labels.dtype, device=labels.device))
+
+
+def test_metrics(e: Evidence) -> list[Metric]:
+    """Accuracy on held-out data, kept and forgotten classes apart."""
+    class_only = [] if e.kind != "class" else ["test_forgotten.accuracy", "test.lost_to_forgotten", "mask_bound.test"]
+    if e.test is None:
+        names = ["test.accuracy", "test.accuracy_drop", "test.worst_class_drop", "test_matched.accuracy", *class_only]
+        return [metric(name, NO_TEST, split="test") for name in names]
+    test = e.test
+    found = _accuracies(e, test, "test")
+    if e.kind != "class":
+        pair = _both(test, lambda logits: metrics.class_matched_accuracy(
+            metrics.predictions(logits) == test.labels, test.labels, e.forget.labels))  # fmt: skip
+        return [*found, metric("test_matched.accuracy", *pair, split="test")]
+    gone = test.only(_forgotten_rows(e, test.labels))
+    if len(gone.labels):
+        pair = _both(gone, lambda logits: metrics.predicted_as(logits, e.forgotten))
+        found.append(metric("test_forgotten.accuracy", *pair, split="test", target=0.0))
+    else:
+        absent = NotMeasured("needs --test samples of the forgotten classes")
+        found.append(metric("test_forgotten.accuracy", absent, split="test"))
+    return [*found, *_bounds(e, test, "test")]
+
+
+def _bounds(e: Evidence, split: Split, name: str) -> list[Metric]:
+    """What masking the forgotten outputs of the original would reach, and what was lost to them."""
+    if split.before is None:
+        return [metric(f"mask_bound.{name}", NO_ORIGINAL, split=name)]
+    found = [metric(f"mask_bound.{name}", metrics.mask_bound(split.before, split.labels, e.forgotten), split=name)]
+    if name == "test":
+        lost = metrics.lost_to_forgotten(split.before, split.after, split.labels, e.forgotten)
+        found.append(metric("test.lost_to_forgotten", lost, split=name))
+    return found
+
+
+def retain_metrics(e: Evidence) -> list[Metric]:
+    """Accuracy on the training samples that stay, and what membership looks like for them."""
+    names = ["retain.accuracy", "retain.accuracy_drop", "retain_mia.auc", *(["mask_bound.retain"] if e.kind == "class" else [])]
+    if e.retain is None:
+        return [metric(name, NO_RETAIN, split="retain") for name in names]
+    found = _accuracies(e, e.retain, "retain")
+    if e.kind == "class":
+        found += _bounds(e, e.retain, "retain")
+    if e.test is None:
+        return [*found, metric("retain_mia.auc", NO_TEST, split="retain")]
+    kept, pool = (split.only(~_forgotten_rows(e, split.labels)) for split in (e.retain, e.test))
+    scores = [(_phi(kept, which), _phi(pool, which)) for which in ("after", "before")]
+    found.append(metric("retain_mia.auc", *(_auc(pair) for pair in scores), split="retain", note="not class-matched"))
+    return found
+
+
+def _phi(split: Split, which: str) -> Tensor | None:
+    logits = getattr(split, which)
+    return None if logits is None else attacks.logit_confidence(logits, split.labels)
+
+
+def _auc(pair: tuple[Tensor | None, Tensor | None]) -> Estimate | None:
+    return None if pair[0] is None or pair[1] is None else attacks.auc(pair[0], pair[1])
+
+
+MEMBERSHIP = ("mia.auc", "mia.auc_two_sided", "mia.ks", "mia.tpr_at_1pct_fpr", "forget.over_unlearned", "update_leak.auc")
+
+
+def membership_metrics(e: Evidence) -> list[Metric]:
+    """D_f against class-matched test samples on the logit-scaled confidence."""
+    if e.test is None:
+        return [metric(name, NO_TEST, split="forget, test") for name in MEMBERSHIP]
+    try:
+        rows = _pool(e)
+    except ImuError as error:
+        return [metric(name, NotMeasured(str(error)), split="forget, test") for name in MEMBERSHIP]
+    assert rows is not None  # noqa: S101 narrows the type
+    pool = e.test.only(rows)
+    pairs: dict[str, tuple[Tensor, Tensor] | None] = {}
+    for which in ("after", "before"):
+        mine, theirs = _phi(e.forget, which), _phi(pool, which)
+        pairs[which] = None if mine is None or theirs is None else (mine, theirs)
+    after, before = pairs["after"], pairs["before"]
+    assert after is not None  # noqa: S101 narrows the type
+
+    def both(measure: Callable[..., Found]) -> tuple[Found, Found | None]:
+        return measure(*after), None if before is None else measure(*before)
+
+    note = f"{len(after[0])} forget against {len(rows)} class-matched test samples"
+    expected = attacks.over_unlearned_range(len(after[0]), len(rows))
+    return [
+        metric("mia.auc", *both(attacks.auc), split="forget, test", target=0.5, note=note),
+        metric("mia.auc_two_sided", *both(attacks.two_sided_auc), split="forget, test", target=0.5),
+        metric("mia.ks", *both(attacks.ks_distance), split="forget, test"),
+        metric("mia.tpr_at_1pct_fpr", *both(_either_tail), split="forget, test", target=0.01),
+        metric("forget.over_unlearned", *both(attacks.over_unlearned), split="forget, test", target=0.01, target_range=expected),
+        metric(
+            "update_leak.auc",
+            NO_ORIGINAL if before is None else attacks.update_leak(before, after),
+            split="forget, test",
+            target=0.5,
+        ),
+    ]
+
+
+def _either_tail(forget: Tensor, pool: Tensor) -> Found:
+    found = attacks.tpr_at_fpr(forget, pool)
+    return found if isinstance(found, NotMeasured) else found.either
+
+
+def remains(e: Evidence) -> list[Metric]:
+    """What the features still hold: drift, recovery from a few shots, a linear probe."""
+    found = [metric("features.drift", NO_ORIGINAL if e.drift is None else e.drift, split="forget")]
+    if e.kind == "class":
+        kept = None if e.test is None else e.test.features[~_forgotten_rows(e, e.test.labels)]
+        for k in (1, 5, 10):
+            generator = torch.Generator().manual_seed(e.seed)
+            made = metrics.k_shot_recovery(e.forget.features, *e.head, e.forget.labels, k, generator, kept_features=kept)
+            taken = ""
+            if not isinstance(made, NotMeasured) and made.taken is not None:
+                taken = f"the row takes {made.taken.value:.2%} of kept test samples"
+            found.append(metric(f"recovery.k{k}", made if isinstance(made, NotMeasured) else made.accuracy, split="forget", note=taken))
+    if e.test is None:
+        return [*found, metric("probe.accuracy", NO_TEST, split="forget, test")]
+    probe = metrics.linear_probe(
+        e.forget.features, e.forget.labels, e.test.features, e.test.labels, e.forgotten, torch.Generator().manual_seed(e.seed)
+    )
+    if isinstance(probe, NotMeasured):
+        return [*found, metric("probe.accuracy", probe, split="forget, test")]
+    note = f"the same probe where nothing was forgotten: {probe.reference.value:.2%}" + ("" if probe.converged else "; did not converge")
+    return [*found, metric("probe.accuracy", probe.accuracy, split="forget, test", note=note)]
+
+
+def per_class(e: Evidence, name_of: Callable[[int], str]) -> list[dict[str, Any]]:
+    """Accuracy per class on every given split, before and after."""
+    rows = []
+    for name, split in (("forget", e.forget), ("test", e.test), ("retain", e.retain)):
+        if split is None:
+            continue
+        after = metrics.class_accuracy(split.after, split.labels)
+        before = {} if split.before is None else metrics.class_accuracy(split.before, split.labels)
+        rows += [
+            {
+                "class": name_of(label), "split": name, "n": found.n, "after": found.value,
+                "before": before[label].value if label in before else None,
+            }
+            for label, found in after.items()
+        ]  # fmt: skip
+    return rows
+
+
+def measure(e: Evidence) -> list[Metric]:
+    """Every metric, in the order of the definitions; those whose data was not given say what they need."""
+    found = [*forget_metrics(e), *test_metrics(e), *membership_metrics(e), *retain_metrics(e), *remains(e)]
+    by_name = {item.name: item for item in found}
+    absent = [name for name in DEFINITIONS if name not in by_name]
+    by_name |= {name: metric(name, NotMeasured(f"needs {DEFINITIONS[name].needs}"), split="") for name in absent}
+    return [by_name[name] for name in DEFINITIONS]
+
+
+def summary(e: Evidence, found: list[Metric], head_only: bool | None) -> str:
+    """One plain paragraph: what was reached, what it cost, what remains in the features."""
+    by_name = {item.name: item for item in found}
+    parts = [_said_forget(e, by_name)]
+    drop = by_name["test.accuracy_drop"]
+    if drop.value is not None and drop.interval is not None:
+        parts.append(
+            f"Test accuracy{' on kept classes' if e.forgotten else ''} fell by {100 * drop.value:.2f} points "
+            f"({100 * drop.interval.low:.2f} to {100 * drop.interval.high:.2f}, n = {drop.n})."
+        )
+    parts.append(_said_remains(by_name, head_only))
+    over = by_name["forget.over_unlearned"]
+    if e.kind == "sample" and over.interval is not None and over.target_range is not None and over.interval.low > over.target_range.high:
+        parts.append(
+            f"DAMAGE, not forgetting: {over.value:.1%} of the forget samples are less sure than 99 % of unseen samples; "
+            "unseen samples would not be."
+        )
+    return " ".join(parts)
+
+
+def _said_forget(e: Evidence, by_name: dict[str, Metric]) -> str:
+    accuracy = by_name["forget.accuracy"]
+    what = {"class": "predicted as a forgotten class", "sample": "predicted as their label", "mislabelled": "predicted as their wrong label"}
+    before = "" if accuracy.before is None else f" (before: {accuracy.before:.2%})"
+    goal = "" if accuracy.target is None else f"; a model that never saw them would have about {accuracy.target:.2%}"
+    return f"{accuracy.value:.2%} of the {accuracy.n} forget samples are {what[e.kind]}{before}{goal}."
+
+
+def _said_remains(by_name: dict[str, Metric], head_only: bool | None) -> str:
+    if head_only is None:
+        return "Without the original it is not known what changed."
+    if not head_only:
+        return "Tensors outside the head changed as well."
+    recovery = by_name.get("recovery.k5")
+    text = "Only the head changed: the features still hold everything they held before"
+    if recovery is not None and recovery.value is not None:
+        text += f"; 5 forget samples per class suffice to recognise {recovery.value:.1%} of the others again"
+    return text + "."
