@@ -130,7 +130,7 @@ def unlearn(
 
     result = pipeline.run_unlearn(model, config, origins, Terminal(quiet))
     if form == "table":
-        _show(render.record(result.record))
+        _show(render.record(result.record, notes=False))
     else:
         sys.stdout.write(render.as_json([result.record]) if form == "json" else render.record_csv(result.record))
     if not quiet:
@@ -149,11 +149,11 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure a checkpoint before and after, and gate a pipeline on it."""
-    from . import gates, pipeline, render
+    from . import gates, judging, render
 
-    result = pipeline.run_evaluate(model, config, origins, Terminal(quiet))
+    result = judging.run_evaluate(model, config, origins, Terminal(quiet))
     if form == "table":
-        _show(render.evaluation(result.evaluation))
+        _show(render.evaluation(result.evaluation, notes=False))
     elif form == "json":
         sys.stdout.write(render.as_json([result.evaluation]))
     else:
@@ -283,6 +283,12 @@ def cache_verify() -> None:
     raise typer.Exit(3 if bad else 0)
 
 
+def _usage(message: str) -> int:
+    """A wrong call: the help where nothing was asked for, else what was wrong with it."""
+    typer.echo(message if message.startswith("Usage:") else f"imu: {message.rstrip('.')}; see --help", err=True)
+    return 2
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; errors become one message on stderr."""
     try:
@@ -300,8 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):
-            typer.echo(f"imu: {error.format_message()}; see --help", err=True)
-            return 2
+            return _usage(error.format_message())
         raise
     return result if isinstance(result, int) else 0
 

@@ -326,7 +326,7 @@ def class_names(
 
 
 def mapped(images: ImageSet, classes: ClassNames) -> tuple[list[int], dict[int, str]]:
-    """Each row's label in the model's ids, by name, and by the source's own id what is wrong with a class that has none.
+    """Each row's label in the model's ids, mapped by name; and what is wrong with classes that have none, by own id.
 
     Rows of such a class, and those without a label, are ``UNKNOWN``.
     """

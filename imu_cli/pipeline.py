@@ -16,7 +16,7 @@ from .errors import ImuError
 from .events import Events
 from .metrics import binomial_range
 from .opening import Opened, Scored
-from .record import Interval, Link, LookInfo, Record, Target
+from .record import WHAT, Interval, Link, LookInfo, Record, Target
 from .scenario import HeldOut, Plan
 
 REPLAYED = 64
@@ -184,12 +184,14 @@ def _tell_start(opened: Opened, config: UnlearnConfig, job: _Job) -> None:
         opened.note(f"target: {job.target_source}{what}")
         return
     start = job.look(opened.head.rounded(opened.matrix()))
-    spread = binomial_range(job.target, n)
-    opened.note(
-        f"target: share of the {n} forget samples predicted so at most {job.target:.2%} ({job.target_source}); "
-        f"now {start.forget:.2%}. At a true rate of {job.target:.2%}, {n} samples show {spread[0]:.2%} to {spread[1]:.2%} "
-        "in 95 of 100 cases: inside that range accuracy is no evidence either way"
-    )
+    text = f"target: at most {job.target:.2%} of the {n} {WHAT[kind]} ({job.target_source}); now {start.forget:.2%}"
+    if kind != "class":
+        low, high = binomial_range(job.target, n)
+        text += (
+            f". At a true rate of {job.target:.2%}, {n} samples show {low:.2%} to {high:.2%} in 95 of 100 cases: inside "
+            "that range accuracy is no evidence either way"
+        )
+    opened.note(text)
     if start.forget <= job.target:
         raise ImuError(
             f"target: already met before the first step ({start.forget:.2%} of the forget samples, target at most "

@@ -19,6 +19,14 @@ LIMIT = (
 )
 
 
+WHAT = {
+    "class": "forget samples predicted as a forgotten class",
+    "sample": "forget samples predicted as their label",
+    "mislabelled": "forget samples predicted as their wrong label",
+}
+"""The share that each scenario is about."""
+
+
 class Model(BaseModel):
     """Base of everything in a record: unknown keys are refused, numbers that are not finite become null."""
 

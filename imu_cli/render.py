@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .definitions import DEFINITIONS, NUMBERS
-from .record import Evaluation, Influence, Interval, Metric, Model, Record, Requirement, dump
+from .record import WHAT, Evaluation, Influence, Interval, Metric, Model, Record, Requirement, dump
 
 PIPED_WIDTH = 140
 VERDICTS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -137,13 +137,6 @@ REASONS = {
     "epochs": "the fixed number of epochs was done",
 }
 
-WHAT = {
-    "class": "forget samples predicted as a forgotten class",
-    "sample": "forget samples predicted as their label",
-    "mislabelled": "forget samples predicted as their wrong label",
-}
-
-
 def _target(record: Record) -> str:
     target = record.target
     if target.value is None:
@@ -158,8 +151,8 @@ def _verdict(record: Record) -> Text:
     return Text(f"{said}: stopped because {REASONS[record.reason]}.", style=style)
 
 
-def record(result: Record) -> RenderableType:
-    """What an unlearning did: target, where it stopped, what changed."""
+def record(result: Record, *, notes: bool = True) -> RenderableType:
+    """What an unlearning did: target, where it stopped, what changed; notes only where they were not told already."""
     first, last = result.trajectory[0], result.trajectory[-1]
     steps = _table("", "", "before", "after", right=("before", "after"))
     steps.add_row(WHAT[result.scenario] + f" (n = {result.forget.n})", percent(first.forget), percent(last.forget))
@@ -180,7 +173,7 @@ def record(result: Record) -> RenderableType:
         ],
     )
     title = Text(f"{result.after.path}", style="bold")
-    return _blocks(Group(title, _verdict(result), steps), about, *_notes(result.notes), Text(result.limit, style="dim"))
+    return _blocks(Group(title, _verdict(result), steps), about, *_notes(result.notes if notes else []), Text(result.limit, style="dim"))
 
 
 def _class(result: Record | Evaluation, row: int) -> str:
@@ -253,7 +246,7 @@ def _per_class(result: Evaluation) -> list[RenderableType]:
     return [table]
 
 
-def evaluation(result: Evaluation, *, per_class: bool = True) -> RenderableType:
+def evaluation(result: Evaluation, *, per_class: bool = True, notes: bool = True) -> RenderableType:
     """What was measured of a model, what was not, and the verdicts."""
     title = Text(f"{result.model.path}: scenario {result.scenario}, {result.forget.n} forget samples", style="bold")
     change = "unknown (no original)" if result.changed is None else ", ".join(result.changed) or "nothing"
@@ -272,7 +265,7 @@ def evaluation(result: Evaluation, *, per_class: bool = True) -> RenderableType:
         *_missing(result.metrics),
         *_gates(result.requirements),
         about,
-        *_notes(result.notes),
+        *_notes(result.notes if notes else []),
         Text(result.limit, style="dim"),
     )
 
@@ -361,4 +354,17 @@ def as_json(results: Sequence[Model]) -> str:
     return "[\n" + ",\n".join(dump(result).rstrip() for result in results) + "\n]\n"
 
 
-Formatter = Callable[[], str]
+def plain_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> RenderableType:
+    """Rows as they are, under a title."""
+    table = _table(title, *header)
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    return table
+
+
+def cache_entry(kind: str, key: str, fields: Mapping[str, Any], rows: Sequence[Sequence[Any]]) -> RenderableType:
+    """A cache entry: what it depends on, then its samples, those that matter most first."""
+    about = _pairs(f"{kind} {key}", ((name, str(value)) for name, value in fields.items()))
+    ordered = sorted(rows, key=lambda row: -abs(row[2] or 0.0))
+    shown_rows = ([name, label, "" if score is None else f"{score:.4g}"] for name, label, score in ordered)
+    return _blocks(about, plain_table(f"{len(rows)} samples", ["path", "label", "score"], shown_rows))

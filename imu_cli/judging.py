@@ -1,0 +1,235 @@
+"""``imu evaluate``: the model and its original on every split that was given, metrics, verdicts, one JSON file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checkpoint, evaluation, gates, metrics, opening, options, pipeline, record, scenario
+from .config import EvaluateConfig
+from .dataset import ImageSet
+from .errors import ImuError
+from .evaluation import Evidence, Split
+from .events import Events
+from .intervals import Estimate
+from .opening import Defaults, Opened
+from .record import Evaluation, Record
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What ``run_evaluate`` wrote."""
+
+    evaluation: Evaluation
+    path: Path
+
+
+def _from_record(
+    config: EvaluateConfig, origins: Mapping[str, str], found: Record | None, folder: Path
+) -> tuple[EvaluateConfig, dict[str, str], Defaults]:
+    """The config with what the record beside the model knows, where no option says otherwise; never code."""
+    merged = dict(origins)
+    if found is None:
+        return config, merged, Defaults()
+    known: dict[str, Any] = {"original": options.placed(found.before.path, "file", folder), "head": found.head.module}
+    if not config.forget:
+        known |= {
+            "forget": options.placed(found.forget.given, "forget", folder),
+            "label": found.forget.label,
+            "data": options.placed(found.forget.data, "data", folder) if config.data is None else config.data,
+        }
+    if config.scenario == "auto":
+        known["scenario"] = found.scenario
+    values = {
+        name: value
+        for name, value in known.items()
+        if value is not None and (name == "scenario" or getattr(config, name) in (None, []))
+    }
+    merged.update(dict.fromkeys(values, "record"))
+    name = str(found.architecture["name"])
+    is_registry = not opening.architecture.Architecture(name, "record").runs_code
+    defaults = Defaults(
+        architecture=name if is_registry else None,
+        preprocess=found.preprocess,
+        classes=tuple(found.classes) if found.classes else None,
+        source=f"{record.beside(Path(found.after.path), 'record').name}",
+    )
+    if config.arch is None and not is_registry:
+        raise ImuError(
+            f"--arch: the record names {name!r}, which is code, and code runs only where you name it; add --arch {name} "
+            "or a --config that does"
+        )
+    if is_registry and config.arch is None and not config.arch_arg:
+        values["arch_arg"] = [f"{key}={value}" for key, value in found.architecture["arguments"].items()]
+    return replace(config, **values), merged, defaults
+
+
+def _stdin_again(config: EvaluateConfig, found: Record | None) -> None:
+    if found is not None and config.forget == ["-"] and found.forget.given == ["-"] and found.forget.manifest is None:
+        raise ImuError("--forget: the record's forget list came from standard input and is gone; give it again with --forget")
+
+
+@dataclass(frozen=True)
+class _Original:
+    """The model before: opened, with its features taken from the unlearned one's where the backbones are the same."""
+
+    opened: Opened
+    same_backbone: bool
+    changed: list[str]
+
+
+def _open_original(opened: Opened, config: EvaluateConfig, found: Record | None) -> _Original | None:
+    if config.original is None:
+        return None
+    path = Path(config.original)
+    if not path.is_file() and found is not None:
+        opened.note(f"the original {path} named by the record is not there; nothing is compared with it (give --original)")
+        return None
+    before, loaded = opening.load_model(
+        path, config, Defaults(architecture=opened.loaded.architecture.name if not config.arch else None)
+    )
+    if found is not None and before.sha256 != found.before.sha256:
+        raise ImuError(f"{path}: not the model that the record says was unlearned (its SHA-256 differs); give --original")
+    changed = _changed(before, opened.checkpoint)
+    head = opened.head.with_matrix(_matrix_of(before, opened))
+    other = replace(opened, checkpoint=before, loaded=loaded, head=head)
+    same = before.outside_hash(set(head.tensors)) == opened.outside_sha256
+    if not same:
+        other.model = opening.features.prepare(loaded.model, opened.device)
+    return _Original(other, same, changed)
+
+
+def _matrix_of(before: checkpoint.Checkpoint, opened: Opened) -> Tensor:
+    """The original's head as W (c, d+1) float64."""
+    tensors, names = before.tensors(), opened.head.tensors
+    if any(name not in tensors for name in names) or tensors[names[0]].shape != opened.checkpoint.tensors()[names[0]].shape:
+        raise ImuError(f"{before.path}: has no head {names[0]} of the same shape; is this the model before unlearning?")
+    parts = [tensors[name].to(torch.float64) for name in names]
+    return torch.cat([parts[0], parts[1].unsqueeze(1)], dim=1) if len(parts) == 2 else parts[0]
+
+
+def _changed(before: checkpoint.Checkpoint, after: checkpoint.Checkpoint) -> list[str]:
+    """Names of tensors and buffers that are not bit-identical, or stand in one file only."""
+    names = sorted(set(before.entries) | set(after.entries))
+    old, new = before.tensors(), after.tensors()
+    return [
+        name
+        for name in names
+        if name not in old
+        or name not in new
+        or before.entries[name].dtype != after.entries[name].dtype
+        or old[name].shape != new[name].shape
+        or not torch.equal(_bits(old[name]), _bits(new[name]))
+    ]
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The tensor's bytes, so that NaN equals itself."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def _split(opened: Opened, original: _Original | None, images: ImageSet, what: str) -> tuple[Split, Tensor | None]:
+    """Logits before and after on a set of images, its features read once where the backbones agree; and the old features."""
+    h = opening.forget_features(opened) if what == "forget" else opened.features_of(images, what)
+    labels = torch.tensor(list(images.labels), dtype=torch.int64, device=h.device)
+    old_h, before = None, None
+    if original is not None:
+        old_h = h if original.same_backbone else original.opened.features_of(images, f"{what}, original")
+        before = old_h @ original.opened.matrix().T
+    width = h.shape[1] - opened.head.bias
+    return Split(labels, before, h @ opened.matrix().T, h[:, :width]), None if old_h is None else old_h[:, :width]
+
+
+def _drift(split: Split, old: Tensor | None, same_backbone: bool) -> Estimate | None:
+    if old is None:
+        return None
+    if same_backbone:
+        return metrics.counted(0.0, len(old))
+    return metrics.feature_drift(old, split.features)
+
+
+def _refuse_foreign(path: Path) -> None:
+    """The evaluation's file may be replaced if it is an evaluation, and nothing else may."""
+    if path.exists():
+        try:
+            ours = isinstance(record.read(path), Evaluation)
+        except ImuError:
+            ours = False
+        if not ours:
+            raise ImuError(f"{path}: exists and is not an evaluation that imu wrote; choose another --output")
+    if not path.parent.is_dir():
+        raise ImuError(f"{path.parent}: no such folder; create it, or choose another --output")
+
+
+def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str], events: Events) -> Evaluated:
+    """Measure a checkpoint on the forget set and whatever else was given, and judge the requirements.
+
+    Raises:
+        ImuError: bad input, an unknown requirement, or nothing could be written.
+        RefusedError: the checkpoint cannot be handled.
+    """
+    wanted = [gates.parse(text) for text in config.require]
+    output = Path(config.output) if config.output else record.beside(model, "evaluation")
+    _refuse_foreign(output)
+    found = opening.read_record(model) if model.is_file() else None
+    if found is None and model.is_file() and record.beside(model, "record").is_file():
+        events.note(f"{record.beside(model, 'record')}: describes another file than {model}; it is not used")
+    config, merged, defaults = _from_record(config, origins, found, model.parent)
+    _stdin_again(config, found)
+    opened = opening.open_all(model, config, events, defaults)
+    if found is not None and opened.forget.sha256 != found.forget.sha256:
+        opened.note("the forget set is not the one that the record was made with (names, labels or contents differ)")
+    original = _open_original(opened, config, found)
+    evidence = _gather(opened, config, original)
+    measured = evaluation.measure(evidence)
+    head_only = None if original is None else set(original.changed) <= set(opened.head.tensors)
+    verdicts = gates.judge_all(wanted, {item.name: item for item in measured}, config.require_on == "value")
+    folder = output.parent
+    made = Evaluation(
+        model=opening.file_hash_of(model, folder),
+        original=None if original is None else opening.file_hash_of(original.opened.checkpoint.path, folder),
+        record=None if found is None else opening.file_hash_of(record.beside(model, "record"), folder),
+        changed=None if original is None else original.changed,
+        head_only=head_only,
+        summary=evaluation.summary(evidence, measured, head_only),
+        metrics=measured,
+        per_class=evaluation.per_class(evidence, opened.classes.name),
+        requirements=verdicts,
+        given={name: options.relative_to(getattr(config, name), "data", folder) for name in ("data", "test", "retain")},
+        scenario=evidence.kind,
+        scenario_source=_kind(opened, config)[1] if merged.get("scenario") != "record" else "record",
+        **pipeline.common(opened, merged, folder),
+    )
+    with checkpoint.together(output) as (file,):
+        file.write_text(record.dump(made), encoding="utf-8")
+    return Evaluated(made, output)
+
+
+def _kind(opened: Opened, config: EvaluateConfig) -> tuple[scenario.Kind, str]:
+    return scenario.decide(config.scenario, opened.forget.whole_classes, opened.data is not None)
+
+
+def _gather(opened: Opened, config: EvaluateConfig, original: _Original | None) -> Evidence:
+    """Everything that the metrics are computed from; each split's features are read once per backbone."""
+    kind, _ = _kind(opened, config)
+    test_images = opening.held_out(opened, config.test) if config.test else None
+    retain_images = opening.retained(opened, config.retain) if config.retain else None
+    forget, old = _split(opened, original, opened.forget.images, "forget")
+    plan = scenario.plan(kind, "", forget.labels, opened.head.classes, "auto")
+    true = opened.forget.true_labels
+    matrix = opened.matrix()
+    return Evidence(
+        kind=kind,
+        forgotten=plan.forgotten,
+        forget=forget,
+        test=_split(opened, original, test_images, "test")[0] if test_images is not None else None,
+        retain=_split(opened, original, retain_images, "retain")[0] if retain_images is not None else None,
+        true_labels=None if true is None else torch.tensor(list(true), dtype=torch.int64, device=forget.labels.device),
+        drift=_drift(forget, old, original is not None and original.same_backbone),
+        head=(matrix[:, :-1], matrix[:, -1]) if opened.head.bias else (matrix, None),
+        seed=config.seed,
+    )
+

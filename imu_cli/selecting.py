@@ -1,0 +1,57 @@
+"""``imu select`` and ``imu cache rm``: what needs data sets and manifests, but neither a model nor torch's start-up."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import dataset, manifest
+from .errors import ImuError
+
+
+def run(selectors: Sequence[str], data: str, output: str, force: bool) -> None:
+    """Write the rows of a data set that the selectors name as a manifest, to a file or stdout.
+
+    Raises:
+        ImuError: nothing selected, or the file exists.
+    """
+    images = manifest.open_source(data, "data")
+    rows = dataset.select_rows(images, list(selectors))
+    manifest.write_manifest(images, rows, sys.stdout if output == "-" else Path(output), force=force)
+
+
+def clear_cache(keys: Sequence[str], forget: str | None, data: str | None, *, broken: bool, everything: bool) -> list[str]:
+    """Remove cache entries by key, by the samples they hold, the broken ones, or all; says what was removed.
+
+    Raises:
+        ImuError: nothing named, an unknown key, or an unreadable forget list.
+    """
+    from . import cache
+
+    if not (keys or forget or broken or everything):
+        raise ImuError("imu cache rm: nothing named; give keys, --forget FORGET, --broken or --all")
+    readable, torn = cache.entries()
+    chosen = {entry.paths[1]: entry for entry in [cache.named(key) for key in keys]}
+    if forget is not None:
+        chosen |= {entry.paths[1]: entry for entry in cache.belonging(_digests(forget, data))}
+    if everything:
+        chosen |= {entry.paths[1]: entry for entry in readable}
+    for entry in chosen.values():
+        cache.remove(entry)
+    said = [f"removed {entry.kind} {entry.key[:12]} ({len(entry.samples)} samples)" for entry in chosen.values()]
+    if broken or everything:
+        for path in torn:
+            path.with_suffix(".safetensors").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            said.append(f"removed {path.name} (torn or edited)")
+    return said or ["nothing in the cache belongs to that"]
+
+
+def _digests(forget: str, data: str | None) -> set[str]:
+    """Content hashes of the samples of a forget list."""
+    images = manifest.open_source(data, "data") if data else None
+    if dataset.is_selector(forget):
+        if images is None:
+            raise ImuError(f"--forget {forget}: selects rows of --data; give --data")
+        rows = dataset.select_rows(images, [forget])
+        return set(images.digests(rows))
+    return set(manifest.open_source(forget, "data", images).digests())
