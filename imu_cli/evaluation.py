@@ -43,6 +43,7 @@ class Evidence:
         drift: relative change of D_f's features, None without the original.
         head: weight (c, d) and bias (c,) or None, after.
         seed: of the draws of class-matched pools and shots.
+        name_of: a class id to its name.
     """
 
     kind: scenario.Kind
@@ -54,6 +55,7 @@ class Evidence:
     drift: Estimate | None
     head: tuple[Tensor, Tensor | None]
     seed: int
+    name_of: Callable[[int], str] = str
 
 
 def _interval(found: Estimate) -> Interval | None:
@@ -124,7 +126,7 @@ def forget_metrics(e: Evidence) -> list[Metric]:
     """What the model does on D_f: a census, counted and not estimated."""
     n = len(e.forget.labels)
     goal, why = _forget_target(e)
-    spread = metrics.binomial_range(goal, n) if goal is not None else None
+    spread = metrics.binomial_range(goal, n) if goal else None
     after, before = _both(e.forget, lambda logits: _forget_hit(e, logits))
     found = [metric("forget.accuracy", after, before, split="forget", target=goal, target_note=why, target_range=spread)]
     if e.true_labels is not None:
@@ -140,7 +142,7 @@ def forget_metrics(e: Evidence) -> list[Metric]:
     found.append(metric("forget.entropy", *_both(e.forget, metrics.entropy), split="forget", target=spread_out))
     moved = metrics.redirect_share(e.forget.after, e.forget.labels, e.forgotten)
     earlier = None if e.forget.before is None else metrics.redirect_share(e.forget.before, e.forget.labels, e.forgotten).share
-    note = "" if moved.label is None else f"to class {moved.label}"
+    note = "" if moved.label is None else f"to {e.name_of(moved.label)}"
     found.append(metric("forget.redirect_share", moved.share, earlier, split="forget", note=note))
     return found
 
@@ -171,7 +173,7 @@ def _accuracies(e: Evidence, split: Split, name: str) -> list[Metric]:
     found.append(metric(f"{name}.accuracy_drop", metrics.accuracy_drop(*right), split=name, note=_mcnemar(right[0], right[1])))
     if name == "test":
         worst = metrics.worst_class_drop(right[0], right[1], kept.labels)
-        found.append(metric("test.worst_class_drop", worst.drop, split=name, note=f"class {worst.label}"))
+        found.append(metric("test.worst_class_drop", worst.drop, split=name, note=e.name_of(worst.label)))
     return found
 
 
@@ -268,13 +270,14 @@ def membership_metrics(e: Evidence) -> list[Metric]:
         return measure(*after), None if before is None else measure(*before)
 
     note = f"{len(after[0])} forget against {len(rows)} class-matched test samples"
-    expected = attacks.over_unlearned_range(len(after[0]), len(rows))
+    over, over_before = both(attacks.over_unlearned)
+    expected = attacks.over_unlearned_range(len(after[0]), len(rows)) if isinstance(over, Estimate) else None
     return [
         metric("mia.auc", *both(attacks.auc), split="forget, test", target=0.5, note=note),
         metric("mia.auc_two_sided", *both(attacks.two_sided_auc), split="forget, test", target=0.5),
         metric("mia.ks", *both(attacks.ks_distance), split="forget, test"),
         metric("mia.tpr_at_1pct_fpr", *both(_either_tail), split="forget, test", target=0.01),
-        metric("forget.over_unlearned", *both(attacks.over_unlearned), split="forget, test", target=0.01, target_range=expected),
+        metric("forget.over_unlearned", over, over_before, split="forget, test", target=0.01, target_range=expected),
         metric(
             "update_leak.auc",
             NO_ORIGINAL if before is None else attacks.update_leak(before, after),
@@ -312,7 +315,7 @@ def remains(e: Evidence) -> list[Metric]:
     return [*found, metric("probe.accuracy", probe.accuracy, split="forget, test", note=note)]
 
 
-def per_class(e: Evidence, name_of: Callable[[int], str]) -> list[dict[str, Any]]:
+def per_class(e: Evidence) -> list[dict[str, Any]]:
     """Accuracy per class on every given split, before and after."""
     rows = []
     for name, split in (("forget", e.forget), ("test", e.test), ("retain", e.retain)):
@@ -322,7 +325,7 @@ def per_class(e: Evidence, name_of: Callable[[int], str]) -> list[dict[str, Any]
         before = {} if split.before is None else metrics.class_accuracy(split.before, split.labels)
         rows += [
             {
-                "class": name_of(label), "split": name, "n": found.n, "after": found.value,
+                "class": e.name_of(label), "split": name, "n": found.n, "after": found.value,
                 "before": before[label].value if label in before else None,
             }
             for label, found in after.items()
@@ -335,8 +338,14 @@ def measure(e: Evidence) -> list[Metric]:
     found = [*forget_metrics(e), *test_metrics(e), *membership_metrics(e), *retain_metrics(e), *remains(e)]
     by_name = {item.name: item for item in found}
     absent = [name for name in DEFINITIONS if name not in by_name]
-    by_name |= {name: metric(name, NotMeasured(f"needs {DEFINITIONS[name].needs}"), split="") for name in absent}
+    by_name |= {name: metric(name, NotMeasured(_why_absent(e, name)), split="") for name in absent}
     return [by_name[name] for name in DEFINITIONS]
+
+
+def _why_absent(e: Evidence, name: str) -> str:
+    if name == "forget.true_accuracy":
+        return f"needs {DEFINITIONS[name].needs}"
+    return f"has no meaning in the {e.kind} scenario"
 
 
 def summary(e: Evidence, found: list[Metric], head_only: bool | None) -> str:
@@ -346,8 +355,8 @@ def summary(e: Evidence, found: list[Metric], head_only: bool | None) -> str:
     drop = by_name["test.accuracy_drop"]
     if drop.value is not None and drop.interval is not None:
         parts.append(
-            f"Test accuracy{' on kept classes' if e.forgotten else ''} fell by {100 * drop.value:.2f} points "
-            f"({100 * drop.interval.low:.2f} to {100 * drop.interval.high:.2f}, n = {drop.n})."
+            f"Test accuracy{' on kept classes' if e.forgotten else ''} {_said_drop(drop.value)} "
+            f"(95 % interval of the fall: {100 * drop.interval.low:.2f} to {100 * drop.interval.high:.2f}, n = {drop.n})."
         )
     parts.append(_said_remains(by_name, head_only))
     over = by_name["forget.over_unlearned"]
@@ -357,6 +366,12 @@ def summary(e: Evidence, found: list[Metric], head_only: bool | None) -> str:
             "unseen samples would not be."
         )
     return " ".join(parts)
+
+
+def _said_drop(drop: float) -> str:
+    if drop == 0:
+        return "did not change"
+    return f"{'fell' if drop > 0 else 'rose'} by {100 * abs(drop):.2f} points"
 
 
 def _said_forget(e: Evidence, by_name: dict[str, Metric]) -> str:

@@ -196,7 +196,7 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         head_only=head_only,
         summary=evaluation.summary(evidence, measured, head_only),
         metrics=measured,
-        per_class=evaluation.per_class(evidence, opened.classes.name),
+        per_class=evaluation.per_class(evidence),
         requirements=verdicts,
         given={name: options.relative_to(getattr(config, name), "data", folder) for name in ("data", "test", "retain")},
         scenario=evidence.kind,
@@ -231,5 +231,6 @@ def _gather(opened: Opened, config: EvaluateConfig, original: _Original | None) 
         drift=_drift(forget, old, original is not None and original.same_backbone),
         head=(matrix[:, :-1], matrix[:, -1]) if opened.head.bias else (matrix, None),
         seed=config.seed,
+        name_of=opened.classes.name,
     )
 

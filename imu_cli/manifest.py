@@ -280,7 +280,7 @@ class _Finder:
         return real, os.stat(real).st_mode if stat.S_ISLNK(mode) else mode
 
     def _hint(self, name: str) -> str:
-        if (self.beside / name).is_file():
+        if os.path.isfile(self.beside / name):
             return f", but {self.beside / name} exists; names are relative to --data if that is given"
         if "\\" in name:
             return "; write / between folder names"
@@ -689,7 +689,8 @@ def _note_missing(draft: _Draft, data: ImageSet | None, unmapped: Mapping[int, s
                 problems.add(draft.line(row), f"the label is missing: {why}; write the class's name or id")
         else:
             what = "a label column or --label CLASS" if draft.written else "--label CLASS or a list with labels"
-            problems.add(0, f"the class of {len(rows)} images is not known: {why}; give {what}")
+            remedy = "" if why in unmapped.values() else f"; give {what}"
+            problems.add(0, f"the class of {len(rows)} images is not known: {why}{remedy}")
 
 
 def _why_missing(row: int | None, data: ImageSet | None, unmapped: Mapping[int, str]) -> str:
@@ -817,9 +818,8 @@ def write_manifest(data: ImageSet, rows: Sequence[int], out: Path | TextIO, *, f
     try:
         _replace(out, manifest_text(data, rows, out.suffix.lower()).encode())
     except UnicodeEncodeError as error:
-        raise ImuError(
-            f"{out}: a file name is not UTF-8 ({error.object[error.start - 20 : error.end]!r}); rename it"
-        ) from error
+        line = error.object[: error.start].rpartition("\n")[2] + error.object[error.start :].partition("\n")[0]
+        raise ImuError(f"{out}: a file name is not UTF-8 ({line!r}); rename the file") from error
     except OSError as error:
         raise ImuError(f"{out}: cannot be written ({error.strerror}); choose another place") from error
 

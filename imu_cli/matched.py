@@ -135,7 +135,7 @@ def coupled_targets(margins: Tensor, held_out: Tensor, weights: Tensor | None = 
 
 
 def shifted_targets(margins: Tensor, accuracy: float, decisions: Tensor | None = None) -> Tensor:
-    """Targets φ − s with one constant s ≥ 0, so that at most the share ``accuracy`` of the samples keeps its prediction.
+    """Targets φ − s with one constant s ≥ 0: at most the share ``accuracy`` of the samples keeps its prediction.
 
     s lies halfway between the last decision margin that stays above 0 and the first that does not. Without
     ``decisions`` (see ``decision_margins``) φ itself decides, which for c > 2 overrates what is lost.
@@ -180,7 +180,7 @@ def confusion_reference(
     """
     pools: list[tuple[Tensor, Tensor, Tensor]] = []
     sources = torch.full_like(labels, -1) if true_labels is None else true_labels
-    pairs, counts = torch.unique(torch.stack([sources, labels], dim=1), dim=0, return_counts=True)  # type: ignore[no-untyped-call]
+    pairs, counts = torch.unique(torch.stack([sources, labels], dim=1), dim=0, return_counts=True)
     for (source, label), count in zip(pairs.tolist(), counts.tolist(), strict=True):
         rows = held_out_logits[held_out_labels != label if true_labels is None else held_out_labels == source]
         if len(rows) == 0:

@@ -65,9 +65,13 @@ def class_matched_accuracy(
     """``test_matched.accuracy``: accuracy that unseen samples with the classes of D_f reach, Σ_k (n_k/n) acc_k.
 
     The target of ``forget.accuracy`` when random samples go. n_k counts class k in D_f, acc_k is the pool's accuracy on
-    it, from N_k samples. Clopper-Pearson interval at the effective size a(1 − a)/Σ_k (n_k/n)² p_k(1 − p_k)/N_k, where
-    p_k is acc_k with one sample added at the overall rate a, so that a small class that is all right does not count as
-    certain; with all right or all wrong the size is min_k N_k n/n_k. One class gives Clopper-Pearson itself.
+    it, from N_k samples. Clopper-Pearson interval at the effective size a(1 − a)/Var, with a the value, w_k = n_k/n,
+
+        Var = Σ_k w_k² p_k(1 − p_k) / (N_k (1 − (1 − w_k) N_k/(N_k + 1)²))
+
+    p_k is acc_k with one sample added at the rate a, so that a small class that is all right does not count as certain;
+    the last factor takes that estimate's bias out. The size is at most 1/Σ w_k²/N_k (equal rates), and min_k N_k/w_k
+    where all or none are right. One class gives Clopper-Pearson itself.
 
     Args:
         correct: (N,) bool, whether each pool sample is predicted rightly.
@@ -87,7 +91,9 @@ def class_matched_accuracy(
     effective = float((size / share).min())
     if 0 < value < 1:
         smooth = (right + value) / (size + 1)
-        effective = value * (1 - value) / float((share**2 * smooth * (1 - smooth) / size).sum())
+        unbiased = size * (1 - (1 - share) * size / (size + 1) ** 2)
+        variance = float((share**2 * smooth * (1 - smooth) / unbiased).sum())
+        effective = min(value * (1 - value) / variance, 1 / float((share**2 / size).sum()))
     return korn_graubard(value, effective, int(size.sum()), confidence)
 
 

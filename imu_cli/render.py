@@ -51,19 +51,24 @@ def _range(name: str, interval: Interval | None) -> str:
     return f"{100 * interval.low:.2f} to {100 * interval.high:.2f}"
 
 
-def _table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+def _under(title: str, body: RenderableType) -> RenderableType:
+    """A block with a bold line above it; a table's own title would be wrapped to the table's width."""
+    return Group(Text(title, style="bold"), body) if title else body
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", header_style="dim", overflow="fold")
     return table
 
 
-def _pairs(title: str, pairs: Iterable[tuple[str, str]]) -> Table:
-    table = _table(title, "", "")
+def _pairs(title: str, pairs: Iterable[tuple[str, str]]) -> RenderableType:
+    table = _table("", "")
     table.show_header = False
     for name, value in pairs:
         table.add_row(Text(name, style="dim"), Text(value))
-    return table
+    return _under(title, table)
 
 
 def _histogram(rows: Sequence[float]) -> list[str]:
@@ -82,10 +87,9 @@ def _histogram(rows: Sequence[float]) -> list[str]:
 def influence(result: Influence, show: int) -> RenderableType:
     """The samples that matter most, how the scores are spread, and what was kept."""
     scores = result.scores
-    top = _table(
-        f"The {min(show, len(result.rows))} of {len(result.rows)} forget samples with the largest influence",
-        "sample", "label", "score", "weight", "confidence", right=("score", "weight", "confidence"),
-    )  # fmt: skip
+    title = f"The {min(show, len(result.rows))} of {len(result.rows)} forget samples with the largest influence"
+    numbers = ("score", "weight", "confidence")
+    top = _table("sample", "label", *numbers, right=numbers)
     for row in sorted(result.rows, key=lambda row: -abs(row.score))[:show]:
         top.add_row(Text(row.path), Text(row.label), f"{row.score:.4g}", f"{row.weight:.4g}", percent(row.confidence))
     n = len(result.rows)
@@ -106,7 +110,7 @@ def influence(result: Influence, show: int) -> RenderableType:
     )  # fmt: skip
     spread = Text("\n".join(["Distribution of the score", *_histogram([row.score for row in result.rows])]))
     spread.stylize("bold", 0, len("Distribution of the score"))
-    return _blocks(top if show else None, spread, about)
+    return _blocks(_under(title, top) if show else None, spread, about)
 
 
 def _ratio(damping: float, mean_fisher: float) -> str:
@@ -154,7 +158,7 @@ def _verdict(record: Record) -> Text:
 def record(result: Record, *, notes: bool = True) -> RenderableType:
     """What an unlearning did: target, where it stopped, what changed; notes only where they were not told already."""
     first, last = result.trajectory[0], result.trajectory[-1]
-    steps = _table("", "", "before", "after", right=("before", "after"))
+    steps = _table("", "before", "after", right=("before", "after"))
     steps.add_row(WHAT[result.scenario] + f" (n = {result.forget.n})", percent(first.forget), percent(last.forget))
     if last.test_drop is not None:
         steps.add_row("fall of accuracy on --test", percent(first.test_drop), percent(last.test_drop))
@@ -165,7 +169,7 @@ def record(result: Record, *, notes: bool = True) -> RenderableType:
         [
             ("scenario", f"{result.scenario} ({result.scenario_source})"),
             ("target", _target(result)),
-            ("method", f"{result.method} ({result.method_source}), {last.step} steps, rows of the head that moved: {rows}"),
+            ("method", f"{result.method}: {result.method_source}; {last.step} steps, rows of the head that moved: {rows}"),
             ("head", _head(result)),
             ("changed tensors", f"{', '.join(result.changed)}; {result.unchanged} others are bit-identical"),
             ("architecture", f"{result.architecture['name']} ({result.architecture['source']})"),
@@ -208,14 +212,14 @@ def _metric_row(metric: Metric) -> list[str]:
     ]
 
 
-def metrics_table(metrics: Sequence[Metric]) -> Table:
+def metrics_table(metrics: Sequence[Metric]) -> RenderableType:
     """The metrics that were measured: before, after, interval, n and target."""
     columns = ("metric", "before", "after", "95 % interval", "n", "target", "what it is")
-    table = _table("Measured", *columns, right=("before", "after", "n"))
+    table = _table(*columns, right=("before", "after", "n"))
     for metric in metrics:
         if metric.missing is None:
             table.add_row(*(Text(cell) for cell in _metric_row(metric)))
-    return table
+    return _under("Measured", table)
 
 
 def _missing(metrics: Sequence[Metric]) -> list[RenderableType]:
@@ -228,22 +232,22 @@ def _missing(metrics: Sequence[Metric]) -> list[RenderableType]:
 def _gates(requirements: Sequence[Requirement]) -> list[RenderableType]:
     if not requirements:
         return []
-    table = _table("Requirements", "verdict", "requirement", "compared", "why", right=("compared",))
+    table = _table("verdict", "requirement", "compared", "why", right=("compared",))
     for item in requirements:
         verdict = Text(item.verdict, style=f"bold {VERDICTS[item.verdict]}")
         table.add_row(verdict, Text(item.text), number(item.compared), Text(item.reason))
-    return [table]
+    return [_under("Requirements", table)]
 
 
 def _per_class(result: Evaluation) -> list[RenderableType]:
     if not result.per_class:
         return []
     columns = ("class", "split", "n", "before", "after")
-    table = _table("Accuracy per class", *columns, right=("n", "before", "after"))
+    table = _table(*columns, right=("n", "before", "after"))
     for row in result.per_class:
         before, after = percent(row["before"]), percent(row["after"])
         table.add_row(Text(str(row["class"])), row["split"], str(row["n"]), before, after)
-    return [table]
+    return [_under("Accuracy per class", table)]
 
 
 def evaluation(result: Evaluation, *, per_class: bool = True, notes: bool = True) -> RenderableType:
@@ -291,12 +295,12 @@ def _difference(a: Record | Evaluation, b: Record | Evaluation, name: str) -> st
 
 def comparison(results: Sequence[Record | Evaluation], names: Sequence[str]) -> RenderableType:
     """Evaluations side by side, with the difference of the last from the first."""
-    table = _table("Side by side", "metric", *names, "last − first", right=(*names, "last − first"))
+    table = _table("metric", *names, "last − first", right=(*names, "last − first"))
     for name in DEFINITIONS:
         cells = [_cell(item, name) for item in results]
         if any(cell != "–" for cell in cells):
             table.add_row(name, *cells, _difference(results[0], results[-1], name))
-    return table
+    return _under("Side by side", table)
 
 
 def report(results: Sequence[Record | Evaluation], names: Sequence[str]) -> RenderableType:
@@ -356,10 +360,10 @@ def as_json(results: Sequence[Model]) -> str:
 
 def plain_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> RenderableType:
     """Rows as they are, under a title."""
-    table = _table(title, *header)
+    table = _table(*header)
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
-    return table
+    return _under(title, table)
 
 
 def cache_entry(kind: str, key: str, fields: Mapping[str, Any], rows: Sequence[Sequence[Any]]) -> RenderableType:

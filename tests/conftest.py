@@ -26,3 +26,31 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("../shared is not here")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's folder: a trained network on real digits, class folders, imu.yaml. Copy it before changing it."""
+    from imu_cli import demo
+
+    folder = tmp_path_factory.mktemp("digits")
+    demo.make(folder, seed=0)
+    return folder
+
+
+@pytest.fixture
+def job(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh folder to work in, the current one, with the digits model, config and links to the images."""
+    import shutil
+
+    for name in ("model.safetensors", "model.py", "imu.yaml"):
+        shutil.copy(digits / name, tmp_path / name)
+    (tmp_path / "imu.yaml").write_text((digits / "imu.yaml").read_text().replace("data/train", str(digits / "data/train")))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file below a folder with its size and time, to show that nothing was written."""
+    found = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns) for path in found}

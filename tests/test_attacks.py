@@ -47,7 +47,7 @@ def test_logit_confidence_is_the_log_odds_of_the_label(c: int) -> None:
 
 
 def test_logit_confidence_separates_what_float32_softmax_ties() -> None:
-    """At margins of 18 to 40 float32 softmax is 1 for all rows and its AUC 0.5; the score from logits ranks them all."""
+    """At margins of 18 to 39 float32 softmax is 1 in all rows, its AUC 0.5; the score from logits ranks them all."""
     margins = torch.arange(18.0, 40.0)
     logits = torch.stack([margins, torch.zeros(22)], dim=1)
     labels = torch.zeros(22, dtype=torch.long)
@@ -336,8 +336,8 @@ def test_the_percentile_is_numpys_unbiased_one() -> None:
     """The threshold between ranks is numpy's Weibull percentile: a score just below counts, one just above does not."""
     pool = torch.randn(537, generator=seeded(9), dtype=torch.float64)
     at = float(np.percentile(pool.numpy(), 1, method="weibull"))
-    assert measured(attacks.over_unlearned(torch.tensor([at - 1e-9]).double(), pool)).value == 1
-    assert measured(attacks.over_unlearned(torch.tensor([at + 1e-9]).double(), pool)).value == 0
+    assert measured(attacks.over_unlearned(torch.tensor([at - 1e-9], dtype=torch.float64), pool)).value == 1
+    assert measured(attacks.over_unlearned(torch.tensor([at + 1e-9], dtype=torch.float64), pool)).value == 0
 
 
 def test_a_pool_without_a_percentile_is_not_measured() -> None:

@@ -3,6 +3,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from imu_cli.dataset import (
@@ -39,7 +41,22 @@ def colour(number: int, form: str = "PNG", size: int = 6) -> bytes:
     return file.getvalue()
 
 
+def pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """(height, width) or (height, width, 3)."""
+    return np.asarray(image)
+
+
+def refusal(attempt: Callable[[], object]) -> str:
+    """The message of the ImuError that it raises, or nothing where it raises none."""
+    try:
+        attempt()
+    except ImuError as error:
+        return str(error)
+    return ""
+
+
 def folder(root: Path, contents: dict[str, bytes], labels: list[int] | None = None) -> ImageSet:
+    """Write the files and make an image set of them, in that order."""
     for name, content in contents.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
@@ -49,6 +66,7 @@ def folder(root: Path, contents: dict[str, bytes], labels: list[int] | None = No
 
 
 def array(n: int, labels: list[int] | None = None, classes: tuple[str, ...] | None = PETS, **more: object) -> ImageSet:
+    """An image set of random pixels, labelled 0, 1, 2, 0, 1... unless said otherwise."""
     values = np.random.default_rng(n).integers(0, 256, (n, 4, 4, 3), dtype=np.uint8)
     labels = [row % 3 for row in range(n)] if labels is None else labels
     names = [str(row) for row in range(n)]
@@ -56,6 +74,7 @@ def array(n: int, labels: list[int] | None = None, classes: tuple[str, ...] | No
 
 
 def models(*names: str) -> ClassNames:
+    """Classes that the model itself names."""
     return ClassNames(len(names), names, "the model")
 
 
@@ -63,7 +82,7 @@ def test_a_row_of_files_reads_as_pillow_reads_the_file(tmp_path: Path) -> None:
     """A lossless file gives its pixels; the digest is of the file's bytes, and location and where name the file."""
     images = folder(tmp_path, {"a/x.png": colour(1), "b.png": colour(2)})
     assert len(images) == 2
-    assert np.array_equal(images.read(0), Image.open(tmp_path / "a/x.png"))
+    assert np.array_equal(pixels(images.read(0)), pixels(Image.open(tmp_path / "a/x.png")))
     assert images.stored(1) == colour(2)
     assert images.digest(1) == sha256(colour(2)).hexdigest()
     assert images.location(0) == str((tmp_path / "a/x.png").resolve())
@@ -75,7 +94,7 @@ def test_a_row_of_an_array_reads_as_its_pixels() -> None:
     grey = np.arange(32, dtype=np.uint8).reshape(2, 4, 4)
     images = ImageSet("toy", ["0", "1"], [0, 1], None, Pixels("mnist:/d#test", grey), range(2))
     assert images.read(1).mode == "L"
-    assert np.array_equal(images.read(1), grey[1])
+    assert np.array_equal(pixels(images.read(1)), grey[1])
     assert images.digest(1) == sha256(bytes(range(16, 32))).hexdigest()
     assert images.location(1) == "mnist:/d#test:1"
     assert array(3).read(2).mode == "RGB"
@@ -87,7 +106,7 @@ def test_a_transposed_array_stores_the_same_bytes_as_a_plain_one() -> None:
     view = np.ascontiguousarray(plain.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
     sets = [ImageSet("toy", [""] * 5, [0] * 5, None, Pixels("toy", values), range(5)) for values in (plain, view)]
     assert sets[0].digests() == sets[1].digests()
-    assert np.array_equal(sets[1].read(3), plain[3])
+    assert np.array_equal(pixels(sets[1].read(3)), plain[3])
 
 
 def test_a_subset_keeps_everything_of_its_rows(tmp_path: Path) -> None:
@@ -96,7 +115,7 @@ def test_a_subset_keeps_everything_of_its_rows(tmp_path: Path) -> None:
     part = images.subset([5, 0, 5]).subset([2, 1])
     assert (part.names, part.labels, part.columns["id"]) == (["5", "0"], [2, 0], ["f", "a"])
     assert part.where(0) == "l:5: toy:/t#train:5"
-    assert np.array_equal(part.read(0), images.read(5))
+    assert np.array_equal(pixels(part.read(0)), pixels(images.read(5)))
     assert part.digest(1) == images.digest(0)
 
 
@@ -137,10 +156,8 @@ def test_spoilt_bytes_decode_or_are_an_error_that_names_the_file(tmp_path: Path,
     for at in generator.integers(0, len(content), 6):
         content[at] = generator.integers(0, 256)
     images = folder(tmp_path, {"spoilt.png": bytes(content)})
-    try:
-        assert images.read(0).size[0] > 0
-    except ImuError as error:
-        assert "spoilt.png" in str(error)
+    message = refusal(lambda: images.read(0))
+    assert message == "" or "spoilt.png" in message
 
 
 def test_a_zip_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
@@ -235,7 +252,7 @@ def test_data_sets_of_another_number_of_classes_or_without_an_order_name_nothing
 
 
 def test_placeholders_of_a_model_are_no_names() -> None:
-    """transformers writes LABEL_0, LABEL_1 where nobody gave names; those do not hide the data set's."""
+    """The transformers library writes LABEL_0, LABEL_1 where nobody gave names; those do not hide the data set's."""
     data = array(3, class_order="folders")
     assert class_names(None, ["LABEL_0", "LABEL_1", "LABEL_2"], [data], 3).names == PETS
 
@@ -344,6 +361,7 @@ def test_what_reads_as_a_selector() -> None:
 
 
 def slow_overlap(a: ImageSet, b: ImageSet) -> tuple[set[int], set[int]]:
+    """Rows on either side that have a partner, by comparing all pairs byte by byte."""
     same = [
         (i, j)
         for i in range(len(a))
@@ -365,13 +383,15 @@ def test_overlap_finds_every_row_that_a_comparison_of_all_pairs_finds(
     """By location or by bytes, with copies on either side, and each pair it names is a pair."""
     images = folder(tmp_path, {f"{i}.png": colour(content, size=4 + content % 2) for i, content in enumerate(contents)})
     a = images.subset(left)
-    again = ImageSet("again", images.names, images.labels, None, Files(tmp_path.resolve(), "again", images.names), range(12))
+    again = ImageSet(
+        "again", images.names, images.labels, None, Files(tmp_path.resolve(), "again", images.names), range(12)
+    )
     b = again.subset(right)
     a.store.digests.clear()
     pairs = overlap(a, b)
     assert ({i for i, _ in pairs}, {j for _, j in pairs}) == slow_overlap(a, b)
     assert all(a.location(i) == b.location(j) or a.stored(i) == b.stored(j) for i, j in pairs)
-    assert len(pairs) <= len(left) + len(right) or len(set(pairs)) == len(pairs)
+    assert len(pairs) == len(set(pairs)) <= 2 * (len(left) + len(right))
 
 
 def test_copies_do_not_multiply_out(tmp_path: Path) -> None:
@@ -394,7 +414,7 @@ def test_rows_of_two_splits_with_one_index_do_not_overlap() -> None:
 
 
 def test_the_data_side_imports_no_torch() -> None:
-    """imu select and the check of a manifest start without torch, torchvision, scipy or sklearn."""
+    """Both imu select and the check of a manifest start without torch, torchvision, scipy or sklearn."""
     code = (
         "import sys, imu_cli.manifest, imu_cli.sources, imu_cli.dataset;"
         "print([name for name in ('torch', 'torchvision', 'scipy', 'sklearn') if name in sys.modules])"
