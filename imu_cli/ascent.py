@@ -17,7 +17,7 @@ from .errors import ImuError
 
 BISECTIONS = 24
 
-Reason = Literal["target", "max_steps", "max_head_change", "max_drop", "epochs"]
+Reason = Literal["target", "max_steps", "max_head_change", "max_drop", "epochs", "path", "rho"]
 
 
 @dataclass(frozen=True)

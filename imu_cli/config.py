@@ -120,7 +120,8 @@ class ForgetConfig(ModelConfig):
     test: Annotated[
         str | None,
         Option(
-            "Held-out data: sets the target of the sample scenario and guards accuracy; never trained on.",
+            "Held-out data. unlearn takes targets, Σ and its guard from a random half of it and leaves the other half to "
+            "evaluate.",
             metavar="DATA",
             path="data",
             group=DATA,
@@ -163,12 +164,26 @@ class UnlearnConfig(ForgetConfig):
         Scenario,
         Option("Why the samples go; auto: class if the forget set holds every row of its labels in --data, else sample.", group=STOP),
     ] = "auto"
+    method: Annotated[
+        Method,
+        Option(
+            "imu: ascend the influence-weighted loss; matched: solve for the strength each sample needs; auto: imu in the "
+            "class scenario, without target and held-out data, and where an option of the ascent is given, else matched.",
+            group=STOP,
+        ),
+    ] = "auto"
+    reference: Annotated[
+        str | None,
+        Option(
+            "Held-out data for targets, Σ and the guard, in place of half of --test.", metavar="DATA", path="data", group=DATA
+        ),
+    ] = None
     until: Annotated[
         str | None,
         Option("Target in place of the scenario's own.", metavar="'forget.accuracy<=X'", group=STOP),
     ] = None
     max_drop: Annotated[
-        float, Ge(0), Le(1), Option("Largest fall of accuracy on --test, as a fraction.", group=STOP)
+        float, Ge(0), Le(1), Option("Largest fall of accuracy on held-out data, as a fraction.", group=STOP)
     ] = 0.01
     max_head_change: Annotated[
         float | None,
@@ -205,6 +220,23 @@ class UnlearnConfig(ForgetConfig):
     epochs: Annotated[
         int | None, Gt(0), Option("Stop after this many passes over the kept samples (SGD only).", group=ASCENT)
     ] = None
+
+
+    rho: Annotated[
+        float | None,
+        Gt(0),
+        Option(
+            "How much margins may miss their targets for the sake of other samples.",
+            default="the largest that meets the target, found along a path",
+            group=MATCHED,
+        ),
+    ] = None
+    sigma_damping: Annotated[
+        float, Gt(0), Option("Damping λ of the second moment Σ of features, times its mean diagonal.", group=MATCHED)
+    ] = 0.01
+    class_factor: Annotated[
+        bool, Option("Put K-FAC's class factor in place of the identity.", group=MATCHED)
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -183,7 +183,7 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     if found is not None and opened.forget.sha256 != found.forget.sha256:
         opened.note("the forget set is not the one that the record was made with (names, labels or contents differ)")
     original = _open_original(opened, config, found)
-    evidence = _gather(opened, config, original)
+    evidence = _gather(opened, config, original, found)
     measured = evaluation.measure(evidence)
     head_only = None if original is None else set(original.changed) <= set(opened.head.tensors)
     verdicts = gates.judge_all(wanted, {item.name: item for item in measured}, config.require_on == "value")
@@ -212,10 +212,26 @@ def _kind(opened: Opened, config: EvaluateConfig) -> tuple[scenario.Kind, str]:
     return scenario.decide(config.scenario, opened.forget.whole_classes, opened.data is not None)
 
 
-def _gather(opened: Opened, config: EvaluateConfig, original: _Original | None) -> Evidence:
+def _unused(opened: Opened, images: ImageSet, found: Record | None) -> ImageSet:
+    """The test samples that the unlearning did not choose by: an evaluation is made on data that chose nothing."""
+    held = None if found is None else found.held_out
+    if held is None:
+        return images
+    rows = list(range(len(images))) if held.option == "reference" else opening.half(images, held.seed)
+    if len(images) != held.n or opening.rows_hash(images.subset(rows)) != held.sha256:
+        return images
+    if held.option == "reference":
+        opened.note("--test: is the --reference that the unlearning chose its target by; measure on other data if you can")
+        return images
+    used = set(rows)
+    opened.note(f"--test: {len(rows)} of its {len(images)} samples set target and guard of the unlearning and are left out")
+    return images.subset([row for row in range(len(images)) if row not in used])
+
+
+def _gather(opened: Opened, config: EvaluateConfig, original: _Original | None, found: Record | None) -> Evidence:
     """Everything that the metrics are computed from; each split's features are read once per backbone."""
     kind, _ = _kind(opened, config)
-    test_images = opening.held_out(opened, config.test) if config.test else None
+    test_images = _unused(opened, opening.held_out(opened, config.test), found) if config.test else None
     retain_images = opening.retained(opened, config.retain) if config.retain else None
     forget, old = _split(opened, original, opened.forget.images, "forget")
     plan = scenario.plan(kind, "", forget.labels, opened.head.classes, "auto")

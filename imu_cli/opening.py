@@ -1,5 +1,6 @@
 """Everything a command opens before it computes: checkpoint, model, preprocessing, class names, forget set, features."""
 
+import hashlib
 import platform
 import sys
 import time
@@ -24,7 +25,7 @@ from .events import Events
 from .head import Head, find_head
 from .manifest import ForgetSet, load_forget, open_source
 from .preprocess import Preprocess
-from .record import Environment, FileHash, ForgetInfo, HeadInfo, OptionValue, Record, ScoreInfo
+from .record import Environment, FileHash, ForgetInfo, HeadInfo, HeldOutInfo, OptionValue, Record, ScoreInfo
 from .sources import open_flat
 
 @dataclass
@@ -221,8 +222,38 @@ def _classes(
     return class_names(named, said.get("classes"), [data] if data else [], count, "metadata")
 
 
-def held_out(opened: Opened, spec: str) -> ImageSet:
-    """The ``--test`` set in the model's ids.
+def half(images: ImageSet, seed: int) -> list[int]:
+    """A random half of the rows, sorted, drawn by the seed: what an unlearning may choose by."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return sorted(order[: (len(images) + 1) // 2].tolist())
+
+
+def rows_hash(images: ImageSet) -> str:
+    """SHA-256 over names and labels of the rows, in order."""
+    return hashlib.sha256(repr(list(zip(images.names, images.labels, strict=True))).encode()).hexdigest()
+
+
+def reference_of(opened: Opened, test: str | None, reference: str | None) -> tuple[ImageSet, HeldOutInfo] | None:
+    """The held-out samples that a run chooses by, ``--reference`` or a random half of ``--test``; None with neither."""
+    given, option = (reference, "reference") if reference else (test, "test")
+    if given is None:
+        return None
+    images = held_out(opened, given, f"--{option}")
+    whole = len(images)
+    if option == "test":
+        images = images.subset(half(images, opened.config.seed))
+        opened.note(
+            f"--test {given}: a random half ({len(images)} of {whole}, seed {opened.config.seed}) sets target and guard; "
+            "the other half is left for evaluate"
+        )
+    info = HeldOutInfo(
+        given=given, option=option, n=whole, used=len(images), seed=opened.config.seed, sha256=rows_hash(images)
+    )  # fmt: skip
+    return images, info
+
+
+def held_out(opened: Opened, spec: str, option: str = "--test") -> ImageSet:
+    """The held-out set in the model's ids.
 
     Raises:
         ImuError: a class the model does not have, or forget samples stand in it.
@@ -232,7 +263,7 @@ def held_out(opened: Opened, spec: str) -> ImageSet:
     if shared:
         raise InvalidRowsError(
             [
-                f"{opened.forget.images.where(mine)}: also stands in --test as {images.where(theirs)}; "
+                f"{opened.forget.images.where(mine)}: also stands in {option} as {images.where(theirs)}; "
                 "held-out data must not hold forget samples"
                 for mine, theirs in shared
             ]
@@ -307,8 +338,6 @@ def _score_fields(opened: Opened) -> dict[str, Any]:
 
 
 def _matrix_hash(head: Head) -> str:
-    import hashlib
-
     return hashlib.sha256(head.matrix.contiguous().numpy().tobytes()).hexdigest()
 
 

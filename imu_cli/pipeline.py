@@ -4,19 +4,19 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from . import ascent, checkpoint, features, influence, opening, record, scenario
+from . import ascent, checkpoint, features, influence, matching, opening, record, scenario
 from .ascent import Look, Outcome, Step
 from .config import HEAD_CHANGE_WITHOUT_TARGET, PAPER, InfluenceConfig, UnlearnConfig
 from .errors import ImuError
 from .events import Events
 from .metrics import binomial_range
 from .opening import Opened, Scored
-from .record import WHAT, Interval, Link, LookInfo, Record, Target
+from .record import WHAT, HeldOutInfo, Interval, Link, LookInfo, Record, Target
 from .scenario import HeldOut, Plan
 
 REPLAYED = 64
@@ -116,9 +116,11 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
     opened = opening.open_all(model, config, events)
     h = opening.forget_features(opened)
     job = _prepare(opened, config, h)
-    outcome, details = _ascend(opened, config, job)
+    opened.note(f"method {job.method} ({job.method_source})")
+    done = _match(opened, config, job) if job.method == "matched" else _ascend(opened, config, job)
+    outcome = done.outcome
     _tell_end(opened, job, outcome)
-    made = _record(opened, config, origins, job, outcome, details, model, output)
+    made = _record(opened, config, origins, job, done, model, output)
     with opened.clock.timed("writing"), checkpoint.together(output, record_path) as (weights_file, record_file):
         changes = opened.head.parts(outcome.head.cpu())
         checkpoint.patch(opened.checkpoint, changes, weights_file)
@@ -134,49 +136,90 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
 
 @dataclass
 class _Job:
-    """A forget set with its plan, target and scores, ready to be unlearned."""
+    """A forget set with its plan, target and scores, ready to be unlearned; ``held`` is the data that the run chooses by."""
 
     h: Tensor
     labels: Tensor
+    true_labels: Tensor | None
     plan: Plan
-    test: HeldOut | None
+    held: HeldOut | None
+    held_info: HeldOutInfo | None
     target: float | None
     target_source: str
     limits: ascent.Limits
     look: Callable[[Tensor], Look]
+    method: Literal["imu", "matched"]
+    method_source: str
     scored: Scored | None = None
     selection: influence.Selection | None = None
+
+
+def _held_out(opened: Opened, config: UnlearnConfig, plan: Plan) -> tuple[HeldOut | None, HeldOutInfo | None]:
+    found = opening.reference_of(opened, config.test, config.reference)
+    if found is None:
+        return None, None
+    images, info = found
+    labels = torch.tensor(list(images.labels), dtype=torch.int64, device=opened.math_device)
+    return scenario.held_out(opened.features_of(images, "held-out"), labels, plan.forgotten), info
+
+
+def _method(config: UnlearnConfig, kind: str, target: float | None) -> tuple[Literal["imu", "matched"], str]:
+    """Ascent or matched, and why.
+
+    Raises:
+        ImuError: matched was asked for where it cannot work.
+    """
+    if config.method == "matched":
+        if kind == "class":
+            raise ImuError("--method matched: for samples; a whole class goes without cost by --method imu")
+        if target is None:
+            raise ImuError(
+                "--method matched: solves for margins like those of unseen data, and nothing says what those are; "
+                "add --test DATA, --reference DATA or --until 'forget.accuracy<=X'"
+            )
+        return "matched", "--method"
+    if config.method == "imu":
+        return "imu", "--method"
+    if kind == "class" or target is None:
+        return "imu", "auto: whole classes" if kind == "class" else "auto: no target and no held-out data"
+    given = [name for name in ASCENT_ONLY if getattr(config, name) != getattr(UnlearnConfig(), name)]
+    if given:
+        return "imu", f"auto: --{given[0].replace('_', '-')} is an option of the ascent"
+    return "matched", "auto: samples with a target"
+
+
+ASCENT_ONLY = ("preset", "weights", "reweight", "rows", "step", "learning_rate", "max_steps", "keep", "clip_quantile")
 
 
 def _prepare(opened: Opened, config: UnlearnConfig, h: Tensor) -> _Job:
     labels, head = opened.labels(), opened.matrix()
     kind, source = scenario.decide(config.scenario, opened.forget.whole_classes, opened.data is not None)
     plan = scenario.plan(kind, source, labels, opened.head.classes, config.rows)
-    test = None
-    if config.test:
-        images = opening.held_out(opened, config.test)
-        test_labels = torch.tensor(list(images.labels), dtype=torch.int64, device=labels.device)
-        test = scenario.held_out(opened.features_of(images, "test"), test_labels, plan.forgotten)
+    opened.note(f"scenario {kind} ({source})")
+    held, held_info = _held_out(opened, config, plan)
     _warn_if_at_chance(opened, float(((h @ head.T).argmax(dim=1) == labels).double().mean()))
     true = opened.forget.true_labels
     true_labels = None if true is None else torch.tensor(list(true), dtype=torch.int64, device=labels.device)
-    goal, goal_source = scenario.target(plan, config.until, test, head, labels, true_labels)
+    goal, goal_source = scenario.target(plan, config.until, held, head, labels, true_labels)
     if config.preset is not None and config.until is None:
         goal, goal_source = None, "--preset paper runs a fixed number of epochs"
+    method, method_source = _method(config, kind, goal)
     max_change = config.max_head_change
     if max_change is None and goal is None and config.preset is None:
         max_change = HEAD_CHANGE_WITHOUT_TARGET
-    guard = config.max_drop if test is not None and config.preset is None else None
+    guard = config.max_drop if held is not None and config.preset is None else None
     limits = ascent.Limits(goal, config.max_steps, max_change, guard)
-    job = _Job(h, labels, plan, test, goal, goal_source, limits, scenario.looker(h, plan.members, head, test))
-    _tell_start(opened, config, job)
+    job = _Job(
+        h, labels, true_labels, plan, held, held_info, goal, goal_source, limits,
+        scenario.looker(h, plan.members, head, held), method, method_source,
+    )  # fmt: skip
+    _tell_start(opened, job)
     return job
 
 
-def _tell_start(opened: Opened, config: UnlearnConfig, job: _Job) -> None:
+def _tell_start(opened: Opened, job: _Job) -> None:
     """Scenario, target and their sources, before the first step; a target that is already met is an error."""
     n, kind = len(job.labels), job.plan.kind
-    opened.note(f"scenario {kind} ({job.plan.source})")
     if kind == "sample" and opened.data is None and len(job.labels.unique()) == 1 and n > 1:
         opened.note("all forget samples share one label; if they are the whole class, use --scenario class")
     if job.target is None:
@@ -243,12 +286,66 @@ def _update(opened: Opened, config: UnlearnConfig, job: _Job) -> tuple[ascent.Up
     return update, replace(job.limits, max_steps=config.epochs * update.steps_per_epoch()), "epochs"
 
 
-def _ascend(opened: Opened, config: UnlearnConfig, job: _Job) -> tuple[Outcome, dict[str, Any]]:
+@dataclass(frozen=True)
+class _Done:
+    """What either method ended with: outcome, trajectory for the record, and details of the solver."""
+
+    outcome: Outcome
+    trajectory: list[LookInfo]
+    details: dict[str, Any]
+
+
+def _ascend(opened: Opened, config: UnlearnConfig, job: _Job) -> _Done:
     update, limits, last = _update(opened, config, job)
     total = limits.max_steps if last == "epochs" else None
     with opened.clock.timed("ascent"), opened.events.track("ascent", total) as advance:
         run = ascent.ascend(opened.matrix(), update, job.look, limits, opened.head.rounded, last=last)
-        return _drain(run, advance), {}
+        outcome = _drain(run, advance)
+    start = LookInfo(step=0, **vars(outcome.start))
+    steps = [LookInfo(step=s.number, fraction=s.fraction, loss=s.loss, **vars(s.look)) for s in outcome.steps]
+    return _Done(outcome, [start, *steps], {})
+
+
+def _match(opened: Opened, config: UnlearnConfig, job: _Job) -> _Done:
+    head, held = opened.matrix(), job.held
+    assert job.target is not None  # noqa: S101 _method refuses matched without one
+    held_logits = None if held is None else held.h @ head.T
+    wanted, how = matching.targets(
+        job.plan, job.h @ head.T, job.labels, job.target, held, held_logits,
+        by_accuracy=config.until is not None, true_labels=job.true_labels,
+    )  # fmt: skip
+    opened.note(f"target margins: {how}; Σ of {'the forget set' if held is None else f'{len(held.h)} held-out samples'}")
+    with opened.clock.timed("matching"), opened.events.track("matched, along ρ", None) as advance:
+        problem = matching.prepare(
+            job.h, job.labels, head, wanted, held, damping=config.sigma_damping, class_factor=config.class_factor
+        )
+        for item in matching.run(problem, job.look, job.limits, opened.head.rounded, held, config.rho):
+            if isinstance(item, matching.Matched):
+                break
+            advance(1)
+    assert isinstance(item, matching.Matched)  # noqa: S101 a run ends with what was chosen
+    _tell_matched(opened, item)
+    start = LookInfo(step=0, **vars(item.outcome.start))
+    points = [
+        LookInfo(step=number, rho=p.rho, auc=p.auc, margin_error=p.margin_error, **vars(p.look))
+        for number, p in enumerate(matching.ordered(item.points), 1)
+    ]
+    return _Done(item.outcome, [start, *points], {**item.details, "targets": how})
+
+
+def _tell_matched(opened: Opened, found: matching.Matched) -> None:
+    d = found.details
+    opened.note(
+        f"matched: ρ {d['rho']:.3g} of {len(found.points)} tried, margins miss their targets by {d['margin_error']:.3g} "
+        f"(before: {d['margin_error_before']:.3g}) in log-odds, root mean square"
+    )
+    if int(d["n"]) > int(d["capacity"]):
+        opened.note(
+            f"{d['n']} samples are more than the {d['capacity']} margins this head can set freely; "
+            f"{d['margins_within_half']:.0%} came within 0.5 of their target"
+        )
+    if not d["converged"]:
+        opened.note("matched: the re-linearisation had not settled; the result is what the file computes, but not optimal")
 
 
 def _drain(run: Iterator[Step | Outcome], advance: Callable[[int], None]) -> Outcome:
@@ -266,18 +363,18 @@ def _tell_end(opened: Opened, job: _Job, outcome: Outcome) -> None:
         opened.note(f"reached: {moved}; without a target this is how far the run went, not evidence that they are forgotten")
     elif not outcome.reached:
         opened.note(f"NOT reached: {moved}; target at most {job.target:.2%}, stopped by {outcome.reason}")
-    if job.plan.kind == "class" and job.test is not None:
+    if job.plan.kind == "class" and job.held is not None:
         opened.note(_lost(opened, job, outcome.head))
 
 
 def _lost(opened: Opened, job: _Job, head: Tensor) -> str:
     """How many held-out samples of kept classes went to a forgotten class."""
-    test = job.test
+    test = job.held
     assert test is not None  # noqa: S101 narrows the type
     gone = torch.tensor(job.plan.forgotten, device=head.device)
     h = test.h[test.kept]
     was, now = (torch.isin((h @ w.T).argmax(dim=1), gone) for w in (opened.matrix(), head))
-    return f"{int((now & ~was).sum())} of {len(h)} test samples of kept classes were lost to a forgotten class"
+    return f"{int((now & ~was).sum())} of {len(h)} held-out samples of kept classes were lost to a forgotten class"
 
 
 def _replay(opened: Opened, matrix: Tensor, written: Path, h: Tensor) -> None:
@@ -314,9 +411,8 @@ def _previous(opened: Opened, model: Path, folder: Path) -> Link | None:
     return Link(record=opening.file_hash_of(path, folder), forget_sha256=earlier.forget.sha256, n=earlier.forget.n)
 
 
-def _trajectory(outcome: Outcome) -> list[LookInfo]:
-    start = LookInfo(step=0, **vars(outcome.start))
-    return [start, *(LookInfo(step=s.number, fraction=s.fraction, loss=s.loss, **vars(s.look)) for s in outcome.steps)]
+def _relative(info: HeldOutInfo | None, folder: Path) -> HeldOutInfo | None:
+    return None if info is None else info.model_copy(update={"given": opening.options.relative_to(info.given, "data", folder)})
 
 
 def _record(
@@ -324,12 +420,11 @@ def _record(
     config: UnlearnConfig,
     origins: Mapping[str, str],
     job: _Job,
-    outcome: Outcome,
-    details: dict[str, Any],
+    done: _Done,
     model: Path,
     output: Path,
 ) -> Record:
-    folder = output.parent
+    folder, outcome = output.parent, done.outcome
     spread = None
     if job.target is not None:
         low, high = binomial_range(job.target, len(job.labels))
@@ -341,17 +436,17 @@ def _record(
         changed=list(opened.head.tensors),
         unchanged=len(opened.checkpoint.entries) - len(opened.head.tensors),
         outside_sha256=opened.outside_sha256,
-        method="imu",
-        method_source="uniform weights: plain gradient ascent" if config.weights == "uniform" else "influence weights",
+        method=job.method,
+        method_source=job.method_source,
         rows=job.plan.moving(),
         target=Target(value=job.target, source=job.target_source, range=spread),
         scores=opening.score_info(job.scored, job.selection) if has_scores else None,  # type: ignore[arg-type]
         reason=outcome.reason,
         reached=outcome.reached,
         head_change=outcome.end.head_change,
-        trajectory=_trajectory(outcome),
-        test=opening.options.relative_to(config.test, "data", folder),
-        details=details,
+        trajectory=done.trajectory,
+        held_out=_relative(job.held_info, folder),
+        details=done.details,
         previous=_previous(opened, model, folder),
         scenario=job.plan.kind,
         scenario_source=job.plan.source,

@@ -86,6 +86,17 @@ class Interval(Model):
     method: str
 
 
+class HeldOutInfo(Model):
+    """Held-out data that a run chose by: target, Σ and guard. ``used`` of its ``n`` rows, drawn by ``seed``."""
+
+    given: str
+    option: Literal["test", "reference"]
+    n: int
+    used: int
+    seed: int
+    sha256: str
+
+
 class Target(Model):
     """What the share on D_f is to fall to, where that comes from, and what n samples show at that rate."""
 
@@ -105,6 +116,7 @@ class LookInfo(Model):
     test_drop: float | None = None
     rho: float | None = None
     auc: float | None = None
+    margin_error: float | None = None
 
 
 class ScoreInfo(Model):
@@ -220,8 +232,7 @@ class Record(_Written):
     reached: bool | None
     head_change: float
     trajectory: list[LookInfo]
-    test: str | None
-    test_rows_used: str | None = None
+    held_out: HeldOutInfo | None
     details: dict[str, Any] = Field(default_factory=dict)
     previous: Link | None = None
 

@@ -137,8 +137,10 @@ REASONS = {
     "target": "the target was met",
     "max_steps": "the number of steps ran out (--max-steps)",
     "max_head_change": "the head had changed as far as allowed (--max-head-change)",
-    "max_drop": "accuracy on --test had fallen as far as allowed (--max-drop)",
+    "max_drop": "held-out accuracy had fallen as far as allowed (--max-drop)",
     "epochs": "the fixed number of epochs was done",
+    "path": "margins came as close to their targets as this head can bring them",
+    "rho": "the given --rho was solved for",
 }
 
 def _target(record: Record) -> str:
@@ -161,7 +163,7 @@ def record(result: Record, *, notes: bool = True) -> RenderableType:
     steps = _table("", "before", "after", right=("before", "after"))
     steps.add_row(WHAT[result.scenario] + f" (n = {result.forget.n})", percent(first.forget), percent(last.forget))
     if last.test_drop is not None:
-        steps.add_row("fall of accuracy on --test", percent(first.test_drop), percent(last.test_drop))
+        steps.add_row("fall of accuracy on held-out data", percent(first.test_drop), percent(last.test_drop))
     steps.add_row("change of the head, ‖ΔW‖/‖W‖", percent(0.0), percent(result.head_change))
     rows = "all" if result.rows is None else ", ".join(_class(result, row) for row in result.rows)
     about = _pairs(
@@ -347,7 +349,7 @@ def evaluation_csv(results: Sequence[Evaluation], names: Sequence[str]) -> str:
 
 def record_csv(result: Record) -> str:
     """One line a look along the way."""
-    header = ["step", "fraction", "loss", "forget", "head_change", "test_drop", "rho", "auc"]
+    header = ["step", "fraction", "loss", "forget", "head_change", "test_drop", "rho", "auc", "margin_error"]
     return rows_csv(header, ([_plain(getattr(look, name)) for name in header] for look in result.trajectory))
 
 

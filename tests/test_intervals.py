@@ -221,6 +221,20 @@ def test_far_from_the_ends_the_interval_is_delongs_on_the_logit_scale(levels: in
     assert ends(estimate) == pytest.approx(expected, abs=0.01 * spread * 2)
 
 
+def test_the_quantile_is_students_at_the_variances_own_precision() -> None:
+    """On small samples the ends use Student's quantile at 2 V²/Var(V) degrees, V's variance from the fourth moments."""
+    positive, negative = normal_pair(30, 25, 0.85, torch.Generator().manual_seed(9))
+    wins = (positive[:, None] > negative).double().numpy()
+    placed = [wins.mean(1), wins.mean(0)]
+    variance = sum(v.var(ddof=1) / len(v) for v in placed)
+    moments = [(((v - v.mean()) ** 4).mean() - v.var(ddof=1) ** 2) / len(v) ** 3 for v in placed]
+    degrees, a = 2 * variance**2 / sum(moments), wins.mean()
+    half = stats.t.ppf(0.975, degrees) * math.sqrt(variance) / (a * (1 - a))
+    expected = [1 / (1 + math.exp(-(math.log(a / (1 - a)) + side * half))) for side in (-1, 1)]
+    assert degrees < 60
+    assert ends(delong(positive, negative)) == pytest.approx(expected, rel=1e-9)
+
+
 def test_exchanging_the_sides_turns_the_auc_round() -> None:
     """AUC(a, b) = 1 − AUC(b, a), and the ends change places."""
     generator = torch.Generator().manual_seed(1)
@@ -268,6 +282,7 @@ def test_one_barely_overlapping_sample_does_not_beat_separation() -> None:
     touching = separated.clone()
     touching[0] = 98.5
     assert ends(delong(touching, negative))[0] <= ends(delong(separated, negative))[0]
+    assert ends(delong(negative, touching))[1] >= ends(delong(negative, separated))[1]
 
 
 def test_two_sided_auc_maps_its_interval() -> None:

@@ -611,6 +611,7 @@ def test_standard_input_is_read_once_for_both_looks(pets: Path, monkeypatch: pyt
     stream = io.BytesIO(b"file_name,label\ncat/0.png,cat\ndog/0.png,dog\n")
     assert len(peek("-", None, 16, stream)) == 2
     assert load_forget("-", None, None, PETS, stream).labels == [0, 1]
+    assert open_source("-", "data", stdin=stream).names == ["cat/0.png", "dog/0.png"]
     assert load_forget("-", None, None, PETS, stream).where(1) == "stdin:3: dog/0.png"
 
 

@@ -133,6 +133,16 @@ def test_matched_accuracy_of_all_right_is_bounded_by_the_scarcest_class() -> Non
     assert found.low == pytest.approx(clopper_pearson(20, 20).low)
 
 
+def test_matched_accuracy_of_certain_looking_classes_has_an_interval() -> None:
+    """One class all right and one all wrong leave no variance within a class; the ends are still apart."""
+    labels = torch.tensor([0] * 20 + [1] * 20)
+    found = metrics.class_matched_accuracy(labels == 0, labels, torch.tensor([0, 1]))
+    assert found.low is not None
+    assert found.high is not None
+    assert (found.value, found.low + found.high) == (0.5, pytest.approx(1))
+    assert found.high - found.low > 0.1
+
+
 def test_matched_accuracy_needs_every_class() -> None:
     """A class of D_f without test samples is named."""
     with pytest.raises(ImuError, match=r"class 1 \(1 in D_f\)"):
@@ -355,11 +365,13 @@ def test_several_classes_come_back_at_once() -> None:
 
 
 def test_with_fewer_features_than_classes_kept_samples_are_needed() -> None:
-    """Eight classes in six dimensions: nothing to project out, so without kept samples there is no number."""
+    """Eight classes in six dimensions leave nothing to project out: without kept samples there is no number."""
     generator = seeded(5)
     means = 4 * torch.cat([torch.eye(6), -torch.eye(6)])[:8].double()
     labels = torch.arange(800) % 8
-    features = 5 + means[labels] + 0.4 * torch.randn(800, 6, generator=generator, dtype=torch.float64)
+    features = (
+        20 * torch.eye(6)[0] + means[labels] + 0.4 * torch.randn(800, 6, generator=generator, dtype=torch.float64)
+    )
     weight, bias = fitted_head(means, features)
     gone = labels == 0
     alone = metrics.k_shot_recovery(features[gone], weight, bias, labels[gone], 5, seeded())
@@ -460,7 +472,7 @@ def test_the_probe_of_random_samples_compares_them_with_unseen_ones() -> None:
 
 
 def test_the_probe_repeats_with_its_seed() -> None:
-    """Halves and training samples come from the generator alone: another seed gives another answer."""
+    """Halves and training samples come from the generator alone: another seed, or more samples, another answer."""
     features, labels, _ = blobs(400, 4, 20)
     features = features + 3 * torch.randn(400, 20, generator=seeded(11), dtype=torch.float64)
     gone = labels[:200] == 1
@@ -469,6 +481,7 @@ def test_the_probe_repeats_with_its_seed() -> None:
     assert isinstance(first, metrics.Probe)
     assert first == again
     assert first != other
+    assert first != metrics.linear_probe(*given, seeded(3), per_class=50)
 
 
 @pytest.mark.parametrize(
