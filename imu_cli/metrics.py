@@ -286,7 +286,7 @@ def k_shot_recovery(
     head's change hides it. The row is the mean feature projected on the span of the kept rows (and of the differences
     between forgotten classes), with their mean norm and mean bias. Without the projection the part that all features
     share makes the row win everywhere: on a CIFAR-10 ResNet-20 it takes 64 % of the kept test samples, with it 1 %.
-    Where the span leaves nothing out (c > d), kept features are centred on instead, and needed.
+    Where the span leaves nothing out (c > d) the mean of kept features is taken off instead, and needed.
     After weight imprinting (Qi, Brown and Lowe, CVPR 2018).
 
     Args:
@@ -346,16 +346,17 @@ def put_back(
     rows, offsets = (weight[kept], bias[kept]) if bool(kept.any()) else (weight, bias)
     span = _orthonormal(torch.cat([weight[kept], means - means.mean(0)]))
     if len(span) < means.shape[1]:
-        direction, centre = means @ span.T @ span, torch.zeros_like(means[0])
+        direction, level, centre = means @ span.T @ span, offsets.mean(), torch.zeros_like(means[0])
     elif centre is not None:
-        direction = means - centre
+        # At the kept samples' mean the new row scores as the kept rows do on average.
+        direction, level = means - centre, (rows @ centre + offsets).mean()
     else:
         return NotMeasured("needs --test: with no more features than classes, only kept samples show a row's reach")
     length = direction.norm(dim=1, keepdim=True)
     if not bool((length > 0).all()):
         raise ImuError("recovery: a mean feature has no part that the head reads; check the features of the forget set")
     new = direction / length * rows.norm(dim=1).mean()
-    weight[list(classes)], bias[list(classes)] = new, offsets.mean() - new @ centre
+    weight[list(classes)], bias[list(classes)] = new, level - new @ centre
     return weight, bias
 
 

@@ -443,7 +443,8 @@ def _record(
         scores=opening.score_info(job.scored, job.selection) if has_scores else None,  # type: ignore[arg-type]
         reason=outcome.reason,
         reached=outcome.reached,
-        head_change=outcome.end.head_change,
+        start=LookInfo(step=0, **vars(outcome.start)),
+        end=LookInfo(step=len(outcome.steps), **vars(outcome.end)),
         trajectory=done.trajectory,
         held_out=_relative(job.held_info, folder),
         details=done.details,

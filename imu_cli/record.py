@@ -230,7 +230,8 @@ class Record(_Written):
     scores: ScoreInfo | None
     reason: str
     reached: bool | None
-    head_change: float
+    start: LookInfo
+    end: LookInfo
     trajectory: list[LookInfo]
     held_out: HeldOutInfo | None
     details: dict[str, Any] = Field(default_factory=dict)

@@ -143,6 +143,9 @@ REASONS = {
     "rho": "the given --rho was solved for",
 }
 
+STEPS = {"imu": "steps", "matched": "values of ρ tried"}
+
+
 def _target(record: Record) -> str:
     target = record.target
     if target.value is None:
@@ -159,19 +162,19 @@ def _verdict(record: Record) -> Text:
 
 def record(result: Record, *, notes: bool = True) -> RenderableType:
     """What an unlearning did: target, where it stopped, what changed; notes only where they were not told already."""
-    first, last = result.trajectory[0], result.trajectory[-1]
+    first, last = result.start, result.end
     steps = _table("", "before", "after", right=("before", "after"))
     steps.add_row(WHAT[result.scenario] + f" (n = {result.forget.n})", percent(first.forget), percent(last.forget))
     if last.test_drop is not None:
         steps.add_row("fall of accuracy on held-out data", percent(first.test_drop), percent(last.test_drop))
-    steps.add_row("change of the head, ‖ΔW‖/‖W‖", percent(0.0), percent(result.head_change))
+    steps.add_row("change of the head, ‖ΔW‖/‖W‖", percent(0.0), percent(last.head_change))
     rows = "all" if result.rows is None else ", ".join(_class(result, row) for row in result.rows)
     about = _pairs(
         "",
         [
             ("scenario", f"{result.scenario} ({result.scenario_source})"),
             ("target", _target(result)),
-            ("method", f"{result.method}: {result.method_source}; {last.step} steps, rows of the head that moved: {rows}"),
+            ("method", f"{result.method}: {result.method_source}; {last.step} {STEPS[result.method]}; rows of the head that moved: {rows}"),
             ("head", _head(result)),
             ("changed tensors", f"{', '.join(result.changed)}; {result.unchanged} others are bit-identical"),
             ("architecture", f"{result.architecture['name']} ({result.architecture['source']})"),
@@ -278,7 +281,7 @@ def evaluation(result: Evaluation, *, per_class: bool = True, notes: bool = True
 
 def _cell(result: Record | Evaluation, name: str) -> str:
     if isinstance(result, Record):
-        value = result.trajectory[-1].forget if name == "forget.accuracy" else None
+        value = result.end.forget if name == "forget.accuracy" else None
         return shown(name, value)
     metric = next((item for item in result.metrics if item.name == name), None)
     return "–" if metric is None or metric.missing else shown(name, metric.value)

@@ -285,6 +285,15 @@ def test_one_barely_overlapping_sample_does_not_beat_separation() -> None:
     assert ends(delong(negative, touching))[1] >= ends(delong(negative, separated))[1]
 
 
+def test_few_overlapping_negatives_are_few_overlaps_too() -> None:
+    """Six positives below four negatives: the side with the fewer counts, and separation's bound joins in."""
+    positive = torch.cat([torch.full((6,), 50.0), torch.full((94,), 100.0)])
+    negative = torch.cat([torch.zeros(96), torch.full((4,), 60.0)])
+    bound = ends(clopper_pearson(100, 100))[0]
+    assert ends(delong(positive, negative))[0] == pytest.approx(bound)
+    assert ends(delong(positive, torch.cat([negative[4:], torch.full((4,), 60.0)])))[0] > bound
+
+
 def test_two_sided_auc_maps_its_interval() -> None:
     """Above 0.5 nothing changes, below it the ends swap, and an interval that straddles 0.5 starts there."""
     assert two_sided(Estimate(0.7, 0.6, 0.8, 9, "m")) == Estimate(0.7, 0.6, 0.8, 9, "m, two-sided")
