@@ -118,6 +118,20 @@ def _header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     }, metadata
 
 
+def require_file(path: Path) -> None:
+    """Refuse, before anything else, what cannot be a checkpoint.
+
+    Raises:
+        RefusedError: a pickle.
+        ImuError: missing, or a folder.
+    """
+    if path.is_dir():
+        raise ImuError(f"{path}: a folder; name the .safetensors file in it")
+    if not path.is_file():
+        raise ImuError(f"{path}: no such file; name a .safetensors checkpoint")
+    _refuse_pickle(path)
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open and check a safetensors file; its tensors are read later.
 
@@ -125,11 +139,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         RefusedError: a pickle.
         ImuError: missing, truncated, or not a safetensors file.
     """
-    if path.is_dir():
-        raise ImuError(f"{path}: a folder; name the .safetensors file in it")
-    if not path.is_file():
-        raise ImuError(f"{path}: no such file; name a .safetensors checkpoint")
-    _refuse_pickle(path)
+    require_file(path)
     try:
         # The library's own parser checks lengths, overlaps and dtypes; ours below only learns the byte ranges.
         with safetensors.safe_open(str(path), framework="pt"):

@@ -171,11 +171,12 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         ImuError: bad input, an unknown requirement, or nothing could be written.
         RefusedError: the checkpoint cannot be handled.
     """
+    checkpoint.require_file(model)
     wanted = [gates.parse(text) for text in config.require]
     output = Path(config.output) if config.output else record.beside(model, "evaluation")
     _refuse_foreign(output)
-    found = opening.read_record(model) if model.is_file() else None
-    if found is None and model.is_file() and record.beside(model, "record").is_file():
+    found = opening.read_record(model)
+    if found is None and record.beside(model, "record").is_file():
         events.note(f"{record.beside(model, 'record')}: describes another file than {model}; it is not used")
     config, merged, defaults = _from_record(config, origins, found, model.parent)
     _stdin_again(config, found)

@@ -4,10 +4,28 @@ Symbols (docs/method.md): H (n, d+1) features with a final column of ones where 
 with the bias as last column, P = softmax(H Wᵀ). Everything is float64.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from .errors import ImuError
+
+
+SMALL = 50_000_000
+"""Multiplications of one look below which a second thread costs more than it brings, most of all on a busy machine."""
+
+
+@contextmanager
+def threads_for(multiplications: int) -> Iterator[None]:
+    """One thread while the context lasts, if a step is small; as many as before otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if multiplications < SMALL else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def homogeneous(features: Tensor, bias: bool) -> Tensor:

@@ -188,8 +188,8 @@ def open_all(path: Path, config: ForgetConfig, events: Events, defaults: Default
             _refuse_all_at_once(error, model, config, data, stdin)
             raise
         probe = features.batch(peek, range(len(peek)), steps, device)
-        head = find_head(model, probe, checkpoint, loaded.prefix, config.head)
         features.refuse_if_random(model, probe)
+        head = find_head(model, probe, checkpoint, loaded.prefix, config.head)
         classes = _classes(config, said, defaults, data, head.classes)
         forget = _load_forget(config, data, classes, stdin)
     opened = Opened(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from . import ascent, checkpoint, features, influence, matching, opening, record, scenario
+from . import ascent, checkpoint, features, influence, matching, objective, opening, record, scenario
 from .ascent import Look, Outcome, Step
 from .config import HEAD_CHANGE_WITHOUT_TARGET, PAPER, InfluenceConfig, UnlearnConfig
 from .errors import ImuError
@@ -107,6 +107,7 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
         ImuError: bad input, a target already met, or nothing could be written; nothing was written.
         RefusedError: the checkpoint cannot be handled.
     """
+    checkpoint.require_file(model)
     config, origins = with_preset(config, origins)
     _refuse_contradictions(config)
     output = Path(config.output) if config.output else model.with_name(f"{model.stem}.unlearned{model.suffix}")
@@ -117,7 +118,9 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
     h = opening.forget_features(opened)
     job = _prepare(opened, config, h)
     opened.note(f"method {job.method} ({job.method_source})")
-    done = _match(opened, config, job) if job.method == "matched" else _ascend(opened, config, job)
+    held = 0 if job.held is None else len(job.held.h)
+    with objective.threads_for((len(h) + held) * opened.head.matrix.numel()):
+        done = _match(opened, config, job) if job.method == "matched" else _ascend(opened, config, job)
     outcome = done.outcome
     _tell_end(opened, job, outcome)
     made = _record(opened, config, origins, job, done, model, output)
@@ -251,10 +254,10 @@ def _weigh(opened: Opened, config: UnlearnConfig, job: _Job) -> tuple[Tensor, Ca
     job.scored = opening.cached_scores(opened) or opening.compute_scores(opened, job.h)
     job.selection = influence.weigh(job.scored.scores, config.keep, config.clip_quantile, extra)
     damping = influence.Damping.parse(config.damping)
-    own = ascent.objective.one_hot(job.labels, opened.head.classes)
+    own = objective.one_hot(job.labels, opened.head.classes)
 
     def again(head: Tensor) -> Tensor:
-        residuals = ascent.objective.residual(job.h @ head.T, own)
+        residuals = objective.residual(job.h @ head.T, own)
         scores = influence.influence(job.h, residuals, damping).scores
         return influence.weigh(scores, config.keep, config.clip_quantile, extra).weights
 
@@ -265,7 +268,7 @@ def _update(opened: Opened, config: UnlearnConfig, job: _Job) -> tuple[ascent.Up
     weights, again = _weigh(opened, config, job)
     members = job.plan.members
     if config.preset == "paper":  # the published loss is the plain cross-entropy of each sample's own label
-        members = ascent.objective.one_hot(job.labels, opened.head.classes)
+        members = objective.one_hot(job.labels, opened.head.classes)
     problem = ascent.Objective(job.h, members, job.plan.rows, weights)
     if config.learning_rate is None:
         length = config.step * float(torch.linalg.norm(opened.matrix()))

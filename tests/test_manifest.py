@@ -352,6 +352,12 @@ def test_a_weight_is_a_finite_number_above_zero(pets: Path, weight: str) -> None
     assert said == [f"forget.csv:3: weight '{weight}' is not a number > 0; to leave a row out, remove it"]
 
 
+def test_a_row_with_a_wrong_label_is_no_contradiction_to_others(pets: Path) -> None:
+    """One mistake is one problem: the image stands twice, but the first label is none at all."""
+    said = problems(pets, "file_name,label\ncat/0.png,dgo\ncat/0.png,cat\n")
+    assert said == ["forget.csv:2: label 'dgo' is not a class of this model (did you mean 'dog'?)"]
+
+
 def test_a_wrong_true_label_is_refused_as_a_wrong_label_is(pets: Path) -> None:
     """Both columns speak of the model's classes."""
     said = problems(pets, "file_name,label,true_label\ncat/0.png,cat,dgo\n")
@@ -484,6 +490,8 @@ def test_copies_of_all_rows_of_a_class_are_the_whole_class(pets: Path, tmp_path:
         (tmp_path / "gone").mkdir(exist_ok=True)
         (tmp_path / "gone" / f"x{number}.png").write_bytes((pets / "dog" / f"{number}.png").read_bytes())
     assert load_forget(str(tmp_path / "gone"), data, "dog", PETS).whole_classes is True
+    draw(tmp_path / "gone" / "x1.png", 71)
+    assert load_forget(str(tmp_path / "gone"), data, "dog", PETS).whole_classes is False
     (tmp_path / "gone" / "x1.png").unlink()
     assert load_forget(str(tmp_path / "gone"), data, "dog", PETS).whole_classes is False
 
