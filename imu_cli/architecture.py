@@ -116,7 +116,7 @@ def _from_file(path: Path, name: str) -> Callable[..., nn.Module]:
     sys.modules[module_name] = module  # dataclasses and pickling inside the user's file look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001 the user's own code may raise anything
+    except Exception as error:
         raise ImuError(f"--arch {path}: cannot be imported ({type(error).__name__}: {error})") from error
     return _from_module(module, str(path), name)
 
@@ -150,8 +150,10 @@ def resolve(name: str) -> tuple[Callable[..., nn.Module], str | None]:
 def _build(factory: Callable[..., nn.Module], name: str, arguments: Mapping[str, Any]) -> nn.Module:
     try:
         model = factory(**arguments)
-    except Exception as error:  # noqa: BLE001 the user's own code may raise anything
-        raise ImuError(f"--arch {name}: the factory failed ({type(error).__name__}: {error}); see --arch-arg") from error
+    except Exception as error:
+        raise ImuError(
+            f"--arch {name}: the factory failed ({type(error).__name__}: {error}); see --arch-arg"
+        ) from error
     if not isinstance(model, nn.Module):
         raise ImuError(f"--arch {name}: returned a {type(model).__name__}, not a torch.nn.Module")
     return model
@@ -172,7 +174,10 @@ def _classes_in_file(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) ->
     sizes = {
         shapes[name][0]
         for name, shape in template.items()
-        if name in shapes and shapes[name] != shape and len(shape) == len(shapes[name]) and shape[1:] == shapes[name][1:]
+        if name in shapes
+        and shapes[name] != shape
+        and len(shape) == len(shapes[name])
+        and shape[1:] == shapes[name][1:]
     }
     return sizes.pop() if len(sizes) == 1 else None
 
@@ -196,7 +201,11 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> No
     found = [f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names]
     if found:
         raise ImuError(f"{where}: does not fit the architecture; " + "; ".join(found) + "; check --arch and --arch-arg")
-    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
+    bad = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    ]
     if bad:
         raise ImuError(f"{where}: not finite (NaN or infinity) in {_listed(bad)}; this checkpoint is damaged")
     model.load_state_dict(dict(tensors))
@@ -219,7 +228,9 @@ def from_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
         raise ImuError(f"{where}: not a JSON object; remove it and give --arch and --preprocess")
     arch = said.get("arch")
     if arch is not None and str(arch).partition(":")[0] not in REGISTRIES:
-        raise ImuError(f"{where}: names {arch!r}, which is not a registry's model; a checkpoint may not name code, give --arch")
+        raise ImuError(
+            f"{where}: names {arch!r}, which is not a registry's model; a checkpoint may not name code, give --arch"
+        )
     return said
 
 
@@ -239,7 +250,11 @@ def load(checkpoint: Checkpoint, name: str | None, pairs: Sequence[str] = (), fa
     """
     said = from_metadata(checkpoint)
     chosen, source = next(
-        ((value, where) for value, where in ((name, "--arch"), (said.get("arch"), "metadata"), (fallback, "record")) if value),
+        (
+            (value, where)
+            for value, where in ((name, "--arch"), (said.get("arch"), "metadata"), (fallback, "record"))
+            if value
+        ),
         (None, ""),
     )
     if chosen is None:

@@ -7,7 +7,7 @@ dtype of the checkpoint, so that a target that is met here is met by the file.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -76,10 +76,8 @@ class Outcome:
     steps: tuple[Step, ...] = field(repr=False)
 
 
-class Update(Protocol):
-    """Proposes the next head, and says what the loss was before."""
-
-    def __call__(self, head: Tensor) -> tuple[Tensor, float]: ...
+Update = Callable[[Tensor], tuple[Tensor, float]]
+"""Proposes the next head, and says what the loss was before."""
 
 
 @dataclass
@@ -248,7 +246,7 @@ def ascend(
         def after(fraction: float, start: Tensor = head, stride: Tensor = proposed - head) -> Tensor:
             return start + fraction * stride
 
-        fraction, end, reason = _settle(lambda part: look(rounded(after(part))), limits)  # noqa: B023 used at once
+        fraction, end, reason = _settle(lambda part: look(rounded(after(part))), limits)
         head = after(fraction)
         steps.append(Step(number, fraction, loss, end))
         yield steps[-1]

@@ -96,11 +96,10 @@ class Lookup:
 
 def _nearest(kind: Kind, fields: Mapping[str, Any]) -> str:
     """What differs from the most similar entry for the same model or samples."""
-    near = [
+    near: list[list[str]] = [
         [name for name in fields if entry.fields.get(name) != fields[name]]
         for entry in entries()[0]
-        if entry.kind == kind
-        and any(entry.fields.get(name) == fields.get(name) for name in ("samples", "backbone"))
+        if entry.kind == kind and any(entry.fields.get(name) == fields.get(name) for name in ("samples", "backbone"))
     ]
     return f"differs in {', '.join(min(near, key=len))}" if near else ""
 
@@ -146,7 +145,9 @@ def write(
         _write_atomically(entry.paths[0], data)
         _write_atomically(entry.paths[1], json.dumps(plain, ensure_ascii=False, indent=1).encode())
     except OSError as error:
-        raise ImuError(f"{entry.folder}: the cache cannot be written ({error.strerror}); set IMU_CACHE_DIR or --no-cache") from error
+        raise ImuError(
+            f"{entry.folder}: the cache cannot be written ({error.strerror}); set IMU_CACHE_DIR or --no-cache"
+        ) from error
     return entry.paths[1]
 
 
@@ -162,7 +163,11 @@ def named(prefix: str) -> Entry:
     Raises:
         ImuError: none, or more than one.
     """
-    found = [entry for entry in entries()[0] if entry.key.startswith(prefix) or f"{entry.kind}-{entry.key}".startswith(prefix)]
+    found = [
+        entry
+        for entry in entries()[0]
+        if entry.key.startswith(prefix) or f"{entry.kind}-{entry.key}".startswith(prefix)
+    ]
     if len(found) != 1:
         raise ImuError(f"{prefix}: {len(found) or 'no'} cache entries start so; see imu cache ls")
     return found[0]

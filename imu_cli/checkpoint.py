@@ -145,7 +145,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
         with safetensors.safe_open(str(path), framework="pt"):
             pass
     except (safetensors.SafetensorError, OSError) as error:
-        raise ImuError(f"{path}: not a readable safetensors file ({error}); it may be truncated, copy it again") from error
+        raise ImuError(
+            f"{path}: not a readable safetensors file ({error}); it may be truncated, copy it again"
+        ) from error
     entries, metadata = _header(path)
     return Checkpoint(path, entries, metadata, file_hash(path))
 
@@ -188,7 +190,9 @@ def _compare(source: Checkpoint, target: Path, changed: set[str]) -> None:
         for start, end in zip(edges[::2], edges[1::2], strict=True):
             for left, right in zip(_range(a, start, end), _range(b, start, end), strict=True):
                 if left != right:
-                    raise ImuError(f"{target}: differs from {source.path} outside the head; {source.path} changed meanwhile")
+                    raise ImuError(
+                        f"{target}: differs from {source.path} outside the head; {source.path} changed meanwhile"
+                    )
 
 
 def _umask() -> int:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -43,7 +43,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-cache_app = typer.Typer(help="The cached scores: list, show, remove, verify.", no_args_is_help=True, rich_markup_mode=None)
+cache_app = typer.Typer(
+    help="The cached scores: list, show, remove, verify.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(cache_app, name="cache")
 
 
@@ -92,7 +94,9 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -180,7 +184,9 @@ def report(
     if form == "table":
         _show(render.report(results, names))
         return
-    evaluations = [(item, name) for item, name in zip(results, names, strict=True) if isinstance(item, files.Evaluation)]
+    evaluations = [
+        (item, name) for item, name in zip(results, names, strict=True) if isinstance(item, files.Evaluation)
+    ]
     if evaluations:
         sys.stdout.write(render.evaluation_csv([item for item, _ in evaluations], [name for _, name in evaluations]))
     else:
@@ -201,7 +207,9 @@ def demo(
 
 @app.command()
 def select(
-    selectors: Annotated[list[str], typer.Argument(metavar="SELECTOR...", help="class=cat, index=0:500, id=4711, coarse=NAME.")],
+    selectors: Annotated[
+        list[str], typer.Argument(metavar="SELECTOR...", help="class=cat, index=0:500, id=4711, coarse=NAME.")
+    ],
     data: Annotated[str, typer.Option(help="The data set to select from.", metavar="DATA", envvar="IMU_DATA")],
     output: Annotated[str, typer.Option("--output", "-o", help="The manifest, - for stdout.", metavar="FILE")] = "-",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
@@ -220,7 +228,14 @@ def cache_ls(form: OutputFormat = "table") -> None:
     entries, broken = cache.entries()
     header = ["key", "kind", "samples", "bytes", "damping", "model"]
     rows = [
-        [entry.key[:12], entry.kind, len(entry.samples), entry.size(), entry.fields.get("damping", ""), entry.fields.get("model", "")]
+        [
+            entry.key[:12],
+            entry.kind,
+            len(entry.samples),
+            entry.size(),
+            entry.fields.get("damping", ""),
+            entry.fields.get("model", ""),
+        ]
         for entry in entries
     ]
     if form == "json":
@@ -258,8 +273,12 @@ def cache_show(
 @cache_app.command("rm")
 def cache_rm(
     keys: Annotated[list[str] | None, typer.Argument(help="Keys, or the start of them.")] = None,
-    forget: Annotated[str | None, typer.Option(help="Remove every entry that holds a sample of this forget list.", metavar="FORGET")] = None,
-    data: Annotated[str | None, typer.Option(help="The data set that the forget list points into.", metavar="DATA")] = None,
+    forget: Annotated[
+        str | None, typer.Option(help="Remove every entry that holds a sample of this forget list.", metavar="FORGET")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="The data set that the forget list points into.", metavar="DATA")
+    ] = None,
     broken: Annotated[bool, typer.Option("--broken", help="Remove torn or edited entries.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Remove every entry.")] = False,
 ) -> None:
@@ -302,12 +321,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of a pipe has gone (imu ... | head); what is left has nowhere to go.
         with contextlib.suppress(OSError):
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 stays open until the process ends
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 stays open until the process ends
         return 0
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):
             return _usage(error.format_message())
         raise
     return result if isinstance(result, int) else 0
-
-

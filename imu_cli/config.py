@@ -79,11 +79,14 @@ class ModelConfig:
     ] = None
     classes: Annotated[
         str | None,
-        Option("File with one class name a line, in the order of the model's outputs.", metavar="FILE", path="file", group=MODEL),
+        Option(
+            "File with one class name a line, in the order of the model's outputs.",
+            metavar="FILE",
+            path="file",
+            group=MODEL,
+        ),
     ] = None
-    device: Annotated[
-        Literal["auto", "cpu", "cuda", "mps"], Option("Where the backbone runs.", group=MODEL)
-    ] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Option("Where the backbone runs.", group=MODEL)] = "auto"
     batch_size: Annotated[
         int, Gt(0), Option("Images in one forward pass; halved by itself when memory runs out.", group=MODEL)
     ] = 256
@@ -104,9 +107,7 @@ class ForgetConfig(ModelConfig):
             group=DATA,
         ),
     ] = field(default_factory=list)
-    label: Annotated[
-        str | None, Option("Class of the images of a forget folder.", metavar="CLASS", group=DATA)
-    ] = None
+    label: Annotated[str | None, Option("Class of the images of a forget folder.", metavar="CLASS", group=DATA)] = None
     data: Annotated[
         str | None,
         Option(
@@ -129,7 +130,11 @@ class ForgetConfig(ModelConfig):
     ] = None
     damping: Annotated[
         str,
-        Option("Damping of the Fisher diagonal: a number, or relative:NUMBER times its mean.", metavar="NUMBER", group=SCORES),
+        Option(
+            "Damping of the Fisher diagonal: a number, or relative:NUMBER times its mean.",
+            metavar="NUMBER",
+            group=SCORES,
+        ),
     ] = "0.01"
     keep: Annotated[
         float, Gt(0), Le(1), Option("Fraction of the samples with a negative score that is ascended.", group=SCORES)
@@ -140,7 +145,10 @@ class ForgetConfig(ModelConfig):
     cache: Annotated[bool, Option("Read and write the score cache.", group=SCORES)] = True
     cache_features: Annotated[
         bool,
-        Option("Also keep the forget samples' features on disk (personal data), so that a repeat skips the model.", group=SCORES),
+        Option(
+            "Also keep the forget samples' features on disk (personal data), so that a repeat skips the model.",
+            group=SCORES,
+        ),
     ] = False
 
 
@@ -157,12 +165,17 @@ class UnlearnConfig(ForgetConfig):
 
     output: Annotated[
         str | None,
-        Option("The unlearned checkpoint.", metavar="FILE", short="-o", default="STEM.unlearned.safetensors", group=OUTPUT),
+        Option(
+            "The unlearned checkpoint.", metavar="FILE", short="-o", default="STEM.unlearned.safetensors", group=OUTPUT
+        ),
     ] = None
     force: Annotated[bool, Option("Replace an existing output (never the input).", group=OUTPUT)] = False
     scenario: Annotated[
         Scenario,
-        Option("Why the samples go; auto: class if the forget set holds every row of its labels in --data, else sample.", group=STOP),
+        Option(
+            "Why the samples go; auto: class if the forget set holds every row of its labels in --data, else sample.",
+            group=STOP,
+        ),
     ] = "auto"
     method: Annotated[
         Method,
@@ -175,7 +188,10 @@ class UnlearnConfig(ForgetConfig):
     reference: Annotated[
         str | None,
         Option(
-            "Held-out data for targets, Σ and the guard, in place of half of --test.", metavar="DATA", path="data", group=DATA
+            "Held-out data for targets, Σ and the guard, in place of half of --test.",
+            metavar="DATA",
+            path="data",
+            group=DATA,
         ),
     ] = None
     until: Annotated[
@@ -188,17 +204,22 @@ class UnlearnConfig(ForgetConfig):
     max_head_change: Annotated[
         float | None,
         Gt(0),
-        Option("Largest change of the head, as a fraction of its norm.", default="0.02 without a target, else none", group=STOP),
+        Option(
+            "Largest change of the head, as a fraction of its norm.",
+            default="0.02 without a target, else none",
+            group=STOP,
+        ),
     ] = None
     max_steps: Annotated[int, Gt(0), Option("Largest number of steps.", group=STOP)] = 1000
-    weights: Annotated[
-        Weights, Option("Influence weights (IMU) or uniform (plain gradient ascent).", group=ASCENT)
-    ] = "influence"
+    weights: Annotated[Weights, Option("Influence weights (IMU) or uniform (plain gradient ascent).", group=ASCENT)] = (
+        "influence"
+    )
     reweight: Annotated[Reweight, Option("When weights are recomputed as the head moves.", group=ASCENT)] = "once"
     rows: Annotated[
         Rows,
         Option(
-            "Rows of the head that move; auto: the forgotten classes' rows in the class scenario, else all.", group=ASCENT
+            "Rows of the head that move; auto: the forgotten classes' rows in the class scenario, else all.",
+            group=ASCENT,
         ),
     ] = "auto"
     step: Annotated[
@@ -206,7 +227,10 @@ class UnlearnConfig(ForgetConfig):
     ] = 0.005
     preset: Annotated[
         Literal["paper"] | None,
-        Option("paper: the published loop on cached features, fixed epochs and no stop rule (see docs/method.md).", group=ASCENT),
+        Option(
+            "paper: the published loop on cached features, fixed epochs and no stop rule (see docs/method.md).",
+            group=ASCENT,
+        ),
     ] = None
     learning_rate: Annotated[
         float | None, Gt(0), Option("SGD with this learning rate in place of normalised steps.", group=ASCENT)
@@ -214,13 +238,12 @@ class UnlearnConfig(ForgetConfig):
     momentum: Annotated[float, Ge(0), Lt(1), Option("Momentum (SGD only).", group=ASCENT)] = 0.0
     weight_decay: Annotated[float, Ge(0), Option("Weight decay (SGD only).", group=ASCENT)] = 0.0
     l1: Annotated[float, Ge(0), Option("Strength of the L1 term on the head (SGD only).", group=ASCENT)] = 0.0
-    minibatch: Annotated[
-        int | None, Gt(0), Option("Samples in one SGD step.", default="all of them", group=ASCENT)
-    ] = None
+    minibatch: Annotated[int | None, Gt(0), Option("Samples in one SGD step.", default="all of them", group=ASCENT)] = (
+        None
+    )
     epochs: Annotated[
         int | None, Gt(0), Option("Stop after this many passes over the kept samples (SGD only).", group=ASCENT)
     ] = None
-
 
     rho: Annotated[
         float | None,
@@ -234,9 +257,7 @@ class UnlearnConfig(ForgetConfig):
     sigma_damping: Annotated[
         float, Gt(0), Option("Damping λ of the second moment Σ of features, times its mean diagonal.", group=MATCHED)
     ] = 0.01
-    class_factor: Annotated[
-        bool, Option("Put K-FAC's class factor in place of the identity.", group=MATCHED)
-    ] = False
+    class_factor: Annotated[bool, Option("Put K-FAC's class factor in place of the identity.", group=MATCHED)] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +266,13 @@ class EvaluateConfig(ForgetConfig):
 
     original: Annotated[
         str | None,
-        Option("The model before unlearning.", metavar="MODEL", path="file", default="from the record beside MODEL", group=MODEL),
+        Option(
+            "The model before unlearning.",
+            metavar="MODEL",
+            path="file",
+            default="from the record beside MODEL",
+            group=MODEL,
+        ),
     ] = None
     scenario: Annotated[Scenario, Option("Why the samples went.", default="from the record", group=DATA)] = "auto"
     retain: Annotated[

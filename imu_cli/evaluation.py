@@ -14,7 +14,11 @@ from .intervals import Estimate, NotMeasured
 from .record import Interval, Metric
 
 Found = Estimate | NotMeasured
-NO_TEST, NO_RETAIN, NO_ORIGINAL = NotMeasured("needs --test"), NotMeasured("needs --retain"), NotMeasured("needs --original")
+NO_TEST, NO_RETAIN, NO_ORIGINAL = (
+    NotMeasured("needs --test"),
+    NotMeasured("needs --retain"),
+    NotMeasured("needs --original"),
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,11 @@ class Evidence:
 
 
 def _interval(found: Estimate) -> Interval | None:
-    return None if found.low is None or found.high is None else Interval(low=found.low, high=found.high, method=found.method)
+    return (
+        None
+        if found.low is None or found.high is None
+        else Interval(low=found.low, high=found.high, method=found.method)
+    )
 
 
 def metric(
@@ -117,7 +125,9 @@ def _forget_target(e: Evidence) -> tuple[float | None, str]:
     reference = _reference(e.test)
     if e.kind == "sample":
         right = metrics.predictions(reference) == e.test.labels
-        return metrics.class_matched_accuracy(right, e.test.labels, e.forget.labels).value, "class-matched test accuracy of the original"
+        return metrics.class_matched_accuracy(
+            right, e.test.labels, e.forget.labels
+        ).value, "class-matched test accuracy of the original"
     rate = scenario.confusion_share(metrics.predictions(reference), e.test.labels, e.forget.labels, e.true_labels)
     return rate, "held-out rate of these confusions in the original"
 
@@ -128,7 +138,9 @@ def forget_metrics(e: Evidence) -> list[Metric]:
     goal, why = _forget_target(e)
     spread = metrics.binomial_range(goal, n) if goal else None
     after, before = _both(e.forget, lambda logits: _forget_hit(e, logits))
-    found = [metric("forget.accuracy", after, before, split="forget", target=goal, target_note=why, target_range=spread)]
+    found = [
+        metric("forget.accuracy", after, before, split="forget", target=goal, target_note=why, target_range=spread)
+    ]
     if e.true_labels is not None:
         known = e.true_labels >= 0
         truth = e.true_labels[known]
@@ -141,7 +153,9 @@ def forget_metrics(e: Evidence) -> list[Metric]:
     spread_out = None if unseen is None or e.kind == "class" else metrics.entropy(unseen[0]).value
     found.append(metric("forget.entropy", *_both(e.forget, metrics.entropy), split="forget", target=spread_out))
     moved = metrics.redirect_share(e.forget.after, e.forget.labels, e.forgotten)
-    earlier = None if e.forget.before is None else metrics.redirect_share(e.forget.before, e.forget.labels, e.forgotten).share
+    earlier = (
+        None if e.forget.before is None else metrics.redirect_share(e.forget.before, e.forget.labels, e.forgotten).share
+    )
     note = "" if moved.label is None else f"to {e.name_of(moved.label)}"
     found.append(metric("forget.redirect_share", moved.share, earlier, split="forget", note=note))
     return found
@@ -170,7 +184,14 @@ def _accuracies(e: Evidence, split: Split, name: str) -> list[Metric]:
     if kept.before is None:
         return [*found, metric(f"{name}.accuracy_drop", NO_ORIGINAL, split=name)]
     right = [metrics.predictions(logits) == kept.labels for logits in (kept.before, kept.after)]
-    found.append(metric(f"{name}.accuracy_drop", metrics.accuracy_drop(*right), split=name, note=_mcnemar(right[0], right[1])))
+    found.append(
+        metric(
+            f"{name}.accuracy_drop",
+            metrics.accuracy_drop(right[0], right[1]),
+            split=name,
+            note=_mcnemar(right[0], right[1]),
+        )
+    )
     if name == "test":
         worst = metrics.worst_class_drop(right[0], right[1], kept.labels)
         found.append(metric("test.worst_class_drop", worst.drop, split=name, note=e.name_of(worst.label)))
@@ -223,7 +244,12 @@ def _bounds(e: Evidence, split: Split, name: str) -> list[Metric]:
 
 def retain_metrics(e: Evidence) -> list[Metric]:
     """Accuracy on the training samples that stay, and what membership looks like for them."""
-    names = ["retain.accuracy", "retain.accuracy_drop", "retain_mia.auc", *(["mask_bound.retain"] if e.kind == "class" else [])]
+    names = [
+        "retain.accuracy",
+        "retain.accuracy_drop",
+        "retain_mia.auc",
+        *(["mask_bound.retain"] if e.kind == "class" else []),
+    ]
     if e.retain is None:
         return [metric(name, NO_RETAIN, split="retain") for name in names]
     found = _accuracies(e, e.retain, "retain")
@@ -232,8 +258,10 @@ def retain_metrics(e: Evidence) -> list[Metric]:
     if e.test is None:
         return [*found, metric("retain_mia.auc", NO_TEST, split="retain")]
     kept, pool = (split.only(~_forgotten_rows(e, split.labels)) for split in (e.retain, e.test))
-    scores = [(_phi(kept, which), _phi(pool, which)) for which in ("after", "before")]
-    found.append(metric("retain_mia.auc", *(_auc(pair) for pair in scores), split="retain", note="not class-matched"))
+    after = _auc((_phi(kept, "after"), _phi(pool, "after")))
+    before = _auc((_phi(kept, "before"), _phi(pool, "before")))
+    assert after is not None
+    found.append(metric("retain_mia.auc", after, before, split="retain", note="not class-matched"))
     return found
 
 
@@ -246,7 +274,14 @@ def _auc(pair: tuple[Tensor | None, Tensor | None]) -> Estimate | None:
     return None if pair[0] is None or pair[1] is None else attacks.auc(pair[0], pair[1])
 
 
-MEMBERSHIP = ("mia.auc", "mia.auc_two_sided", "mia.ks", "mia.tpr_at_1pct_fpr", "forget.over_unlearned", "update_leak.auc")
+MEMBERSHIP = (
+    "mia.auc",
+    "mia.auc_two_sided",
+    "mia.ks",
+    "mia.tpr_at_1pct_fpr",
+    "forget.over_unlearned",
+    "update_leak.auc",
+)
 
 
 def membership_metrics(e: Evidence) -> list[Metric]:
@@ -257,14 +292,14 @@ def membership_metrics(e: Evidence) -> list[Metric]:
         rows = _pool(e)
     except ImuError as error:
         return [metric(name, NotMeasured(str(error)), split="forget, test") for name in MEMBERSHIP]
-    assert rows is not None  # noqa: S101 narrows the type
+    assert rows is not None
     pool = e.test.only(rows)
     pairs: dict[str, tuple[Tensor, Tensor] | None] = {}
     for which in ("after", "before"):
         mine, theirs = _phi(e.forget, which), _phi(pool, which)
         pairs[which] = None if mine is None or theirs is None else (mine, theirs)
     after, before = pairs["after"], pairs["before"]
-    assert after is not None  # noqa: S101 narrows the type
+    assert after is not None
 
     def both(measure: Callable[..., Found]) -> tuple[Found, Found | None]:
         return measure(*after), None if before is None else measure(*before)
@@ -299,19 +334,35 @@ def remains(e: Evidence) -> list[Metric]:
         kept = None if e.test is None else e.test.features[~_forgotten_rows(e, e.test.labels)]
         for k in (1, 5, 10):
             generator = torch.Generator().manual_seed(e.seed)
-            made = metrics.k_shot_recovery(e.forget.features, *e.head, e.forget.labels, k, generator, kept_features=kept)
+            made = metrics.k_shot_recovery(
+                e.forget.features, *e.head, e.forget.labels, k, generator, kept_features=kept
+            )
             taken = ""
             if not isinstance(made, NotMeasured) and made.taken is not None:
                 taken = f"the row takes {made.taken.value:.2%} of kept test samples"
-            found.append(metric(f"recovery.k{k}", made if isinstance(made, NotMeasured) else made.accuracy, split="forget", note=taken))
+            found.append(
+                metric(
+                    f"recovery.k{k}",
+                    made if isinstance(made, NotMeasured) else made.accuracy,
+                    split="forget",
+                    note=taken,
+                )
+            )
     if e.test is None:
         return [*found, metric("probe.accuracy", NO_TEST, split="forget, test")]
     probe = metrics.linear_probe(
-        e.forget.features, e.forget.labels, e.test.features, e.test.labels, e.forgotten, torch.Generator().manual_seed(e.seed)
+        e.forget.features,
+        e.forget.labels,
+        e.test.features,
+        e.test.labels,
+        e.forgotten,
+        torch.Generator().manual_seed(e.seed),
     )
     if isinstance(probe, NotMeasured):
         return [*found, metric("probe.accuracy", probe, split="forget, test")]
-    note = f"the same probe where nothing was forgotten: {probe.reference.value:.2%}" + ("" if probe.converged else "; did not converge")
+    note = f"the same probe where nothing was forgotten: {probe.reference.value:.2%}" + (
+        "" if probe.converged else "; did not converge"
+    )
     return [*found, metric("probe.accuracy", probe.accuracy, split="forget, test", note=note)]
 
 
@@ -360,7 +411,12 @@ def summary(e: Evidence, found: list[Metric], head_only: bool | None) -> str:
         )
     parts.append(_said_remains(by_name, head_only))
     over = by_name["forget.over_unlearned"]
-    if e.kind == "sample" and over.interval is not None and over.target_range is not None and over.interval.low > over.target_range.high:
+    if (
+        e.kind == "sample"
+        and over.interval is not None
+        and over.target_range is not None
+        and over.interval.low > over.target_range.high
+    ):
         parts.append(
             f"DAMAGE, not forgetting: {over.value:.1%} of the forget samples are less sure than 99 % of unseen samples; "
             "unseen samples would not be."
@@ -376,7 +432,11 @@ def _said_drop(drop: float) -> str:
 
 def _said_forget(e: Evidence, by_name: dict[str, Metric]) -> str:
     accuracy = by_name["forget.accuracy"]
-    what = {"class": "predicted as a forgotten class", "sample": "predicted as their label", "mislabelled": "predicted as their wrong label"}
+    what = {
+        "class": "predicted as a forgotten class",
+        "sample": "predicted as their label",
+        "mislabelled": "predicted as their wrong label",
+    }
     before = "" if accuracy.before is None else f" (before: {accuracy.before:.2%})"
     goal = "" if accuracy.target is None else f"; a model that never saw them would have about {accuracy.target:.2%}"
     return f"{accuracy.value:.2%} of the {accuracy.n} forget samples are {what[e.kind]}{before}{goal}."

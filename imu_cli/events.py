@@ -1,7 +1,7 @@
 """What the pipeline tells whoever drives it: notes as they arise and progress; the command line draws them."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 Advance = Callable[[int], None]
@@ -14,17 +14,9 @@ class Events(Protocol):
         """Something the user should know, said when it is known."""
         ...
 
-    def track(self, label: str, total: int | None) -> "TrackContext":
+    def track(self, label: str, total: int | None) -> AbstractContextManager[Advance]:
         """A context that yields a function to call with the number of things done since the last call."""
         ...
-
-
-class TrackContext(Protocol):
-    """The context manager that ``Events.track`` returns."""
-
-    def __enter__(self) -> Advance: ...
-
-    def __exit__(self, *exception: object) -> bool | None: ...
 
 
 class Silent:

@@ -76,7 +76,7 @@ def _batches(images: ImageSet, preprocess: Preprocess, size: int) -> Iterator[Te
     with ThreadPoolExecutor(workers) as decoders, ThreadPoolExecutor(1) as ahead:
         pending = ahead.submit(_stack, images, parts[0], preprocess, decoders) if parts else None
         for index in range(len(parts)):
-            assert pending is not None  # noqa: S101 narrows the type
+            assert pending is not None
             stacked = pending.result()
             if index + 1 < len(parts):
                 pending = ahead.submit(_stack, images, parts[index + 1], preprocess, decoders)

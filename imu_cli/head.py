@@ -74,7 +74,9 @@ def logits_of(output: Any) -> Tensor:
     found = getattr(output, "logits", output)
     if not isinstance(found, Tensor) or found.ndim != 2:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise RefusedError(f"model: returned {shape}, not one (images, classes) tensor of logits; this is not a classifier")
+        raise RefusedError(
+            f"model: returned {shape}, not one (images, classes) tensor of logits; this is not a classifier"
+        )
     return found
 
 
@@ -139,7 +141,9 @@ def _choose(model: nn.Module, path: str | None, order: Sequence[str], outputs: i
         return path, "--head"
     fitting = [name for name in order if linear[name].out_features == outputs]
     if not fitting:
-        raise RefusedError(f"head: no linear layer with {outputs} outputs runs in this model; imu changes linear heads only")
+        raise RefusedError(
+            f"head: no linear layer with {outputs} outputs runs in this model; imu changes linear heads only"
+        )
     return fitting[-1], "last linear layer that runs"
 
 
@@ -180,7 +184,7 @@ def find_head(model: nn.Module, images: Tensor, checkpoint: Checkpoint, prefix: 
         order, logits = _executed(model, images)
         name, source = _choose(model, path, order, logits.shape[1])
         layer = model.get_submodule(name)
-        assert isinstance(layer, nn.Linear)  # noqa: S101 narrows the type
+        assert isinstance(layer, nn.Linear)
         _refuse_tied(model, name, layer)
         with tapped(layer) as seen:
             model(images)

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checkpoint, evaluation, gates, metrics, opening, options, pipeline, record, scenario
+from . import checkpoint, evaluation, features, gates, metrics, opening, options, pipeline, record, scenario
+from .architecture import Architecture
 from .config import EvaluateConfig
 from .dataset import ImageSet
 from .errors import ImuError
 from .evaluation import Evidence, Split
 from .events import Events
-from .intervals import Estimate
+from .intervals import Estimate, census
 from .opening import Defaults, Opened
 from .record import Evaluation, Record
 
@@ -50,7 +51,7 @@ def _from_record(
     }
     merged.update(dict.fromkeys(values, "record"))
     name = str(found.architecture["name"])
-    is_registry = not opening.architecture.Architecture(name, "record").runs_code
+    is_registry = not Architecture(name, "record").runs_code
     defaults = Defaults(
         architecture=name if is_registry else None,
         preprocess=found.preprocess,
@@ -69,7 +70,9 @@ def _from_record(
 
 def _stdin_again(config: EvaluateConfig, found: Record | None) -> None:
     if found is not None and config.forget == ["-"] and found.forget.given == ["-"] and found.forget.manifest is None:
-        raise ImuError("--forget: the record's forget list came from standard input and is gone; give it again with --forget")
+        raise ImuError(
+            "--forget: the record's forget list came from standard input and is gone; give it again with --forget"
+        )
 
 
 @dataclass(frozen=True)
@@ -86,26 +89,33 @@ def _open_original(opened: Opened, config: EvaluateConfig, found: Record | None)
         return None
     path = Path(config.original)
     if not path.is_file() and found is not None:
-        opened.note(f"the original {path} named by the record is not there; nothing is compared with it (give --original)")
+        opened.note(
+            f"the original {path} named by the record is not there; nothing is compared with it (give --original)"
+        )
         return None
     before, loaded = opening.load_model(
         path, config, Defaults(architecture=opened.loaded.architecture.name if not config.arch else None)
     )
     if found is not None and before.sha256 != found.before.sha256:
-        raise ImuError(f"{path}: not the model that the record says was unlearned (its SHA-256 differs); give --original")
+        raise ImuError(
+            f"{path}: not the model that the record says was unlearned (its SHA-256 differs); give --original"
+        )
     changed = _changed(before, opened.checkpoint)
     head = opened.head.with_matrix(_matrix_of(before, opened))
     other = replace(opened, checkpoint=before, loaded=loaded, head=head)
     same = before.outside_hash(set(head.tensors)) == opened.outside_sha256
     if not same:
-        other.model = opening.features.prepare(loaded.model, opened.device)
+        other.model = features.prepare(loaded.model, opened.device)
     return _Original(other, same, changed)
 
 
 def _matrix_of(before: checkpoint.Checkpoint, opened: Opened) -> Tensor:
     """The original's head as W (c, d+1) float64."""
     tensors, names = before.tensors(), opened.head.tensors
-    if any(name not in tensors for name in names) or tensors[names[0]].shape != opened.checkpoint.tensors()[names[0]].shape:
+    if (
+        any(name not in tensors for name in names)
+        or tensors[names[0]].shape != opened.checkpoint.tensors()[names[0]].shape
+    ):
         raise ImuError(f"{before.path}: has no head {names[0]} of the same shape; is this the model before unlearning?")
     parts = [tensors[name].to(torch.float64) for name in names]
     return torch.cat([parts[0], parts[1].unsqueeze(1)], dim=1) if len(parts) == 2 else parts[0]
@@ -147,7 +157,7 @@ def _drift(split: Split, old: Tensor | None, same_backbone: bool) -> Estimate | 
     if old is None:
         return None
     if same_backbone:
-        return metrics.counted(0.0, len(old))
+        return census(0.0, len(old))
     return metrics.feature_drift(old, split.features)
 
 
@@ -222,10 +232,14 @@ def _unused(opened: Opened, images: ImageSet, found: Record | None) -> ImageSet:
     if len(images) != held.n or opening.rows_hash(images.subset(rows)) != held.sha256:
         return images
     if held.option == "reference":
-        opened.note("--test: is the --reference that the unlearning chose its target by; measure on other data if you can")
+        opened.note(
+            "--test: is the --reference that the unlearning chose its target by; measure on other data if you can"
+        )
         return images
     used = set(rows)
-    opened.note(f"--test: {len(rows)} of its {len(images)} samples set target and guard of the unlearning and are left out")
+    opened.note(
+        f"--test: {len(rows)} of its {len(images)} samples set target and guard of the unlearning and are left out"
+    )
     return images.subset([row for row in range(len(images)) if row not in used])
 
 
@@ -250,4 +264,3 @@ def _gather(opened: Opened, config: EvaluateConfig, original: _Original | None, 
         seed=config.seed,
         name_of=opened.classes.name,
     )
-

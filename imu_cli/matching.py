@@ -47,11 +47,15 @@ def targets(
     """
     phi = matched.margins(logits, labels)
     if held is None or held_logits is None or by_accuracy:
-        return matched.shifted_targets(phi, goal, matched.decision_margins(logits, labels)), "a constant shift of all margins"
+        return matched.shifted_targets(
+            phi, goal, matched.decision_margins(logits, labels)
+        ), "a constant shift of all margins"
     if plan.kind == "mislabelled":
         known = None if true_labels is None or bool((true_labels < 0).any()) else true_labels
         found = matched.confusion_reference(held_logits, held.labels, labels, known)
-        return matched.coupled_targets(phi, found.margins, found.weights), "held-out margins of the wrong labels, by rank"
+        return matched.coupled_targets(
+            phi, found.margins, found.weights
+        ), "held-out margins of the wrong labels, by rank"
     weights = matched.class_match(labels, held.labels)
     return matched.coupled_targets(phi, matched.margins(held_logits, held.labels), weights), "held-out margins, by rank"
 
@@ -125,7 +129,9 @@ def _single(
     yield matched.Step(solution, judge(solution))
 
 
-def _reason(best: matched.Step, steps: list[matched.Step], points: list[Point], limits: Limits, rho: float | None) -> Reason:
+def _reason(
+    best: matched.Step, steps: list[matched.Step], points: list[Point], limits: Limits, rho: float | None
+) -> Reason:
     if best.verdict == "met":
         return "target"
     if rho is not None:
@@ -168,4 +174,3 @@ def _finish(
 def ordered(points: tuple[Point, ...]) -> list[Point]:
     """The path as a curve: by decreasing ρ, least change first."""
     return sorted(points, key=lambda point: -point.rho)
-

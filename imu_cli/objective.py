@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .errors import ImuError
 
-
 SMALL = 50_000_000
 """Multiplications of one look below which a second thread costs more than it brings, most of all on a busy machine."""
 

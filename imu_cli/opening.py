@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torchvision
@@ -27,6 +27,7 @@ from .manifest import ForgetSet, load_forget, open_source
 from .preprocess import Preprocess
 from .record import Environment, FileHash, ForgetInfo, HeadInfo, HeldOutInfo, OptionValue, Record, ScoreInfo
 from .sources import open_flat
+
 
 @dataclass
 class Clock:
@@ -235,7 +236,8 @@ def rows_hash(images: ImageSet) -> str:
 
 def reference_of(opened: Opened, test: str | None, reference: str | None) -> tuple[ImageSet, HeldOutInfo] | None:
     """The held-out samples that a run chooses by, ``--reference`` or a random half of ``--test``; None with neither."""
-    given, option = (reference, "reference") if reference else (test, "test")
+    given = reference or test
+    option: Literal["test", "reference"] = "reference" if reference else "test"
     if given is None:
         return None
     images = held_out(opened, given, f"--{option}")
@@ -314,8 +316,7 @@ def forget_features(opened: Opened) -> Tensor:
     if opened.config.cache_features:
         cache.write("features", fields, _samples(opened), {"features": rows})
         opened.note(
-            "features of the forget samples, which are personal data, were cached; "
-            "imu cache rm --forget removes them"
+            "features of the forget samples, which are personal data, were cached; imu cache rm --forget removes them"
         )
     return opened.homogeneous(rows, opened.forget.images)
 
@@ -363,7 +364,9 @@ def compute_scores(opened: Opened, h: Tensor) -> Scored:
     with opened.clock.timed("scores"):
         labels, logits = opened.labels(), h @ opened.matrix().T
         members = objective.one_hot(labels, opened.head.classes)
-        found = influence.influence(h, objective.residual(logits, members), influence.Damping.parse(opened.config.damping))
+        found = influence.influence(
+            h, objective.residual(logits, members), influence.Damping.parse(opened.config.damping)
+        )
         confidence = torch.exp(-objective.losses(logits, members))
         right = logits.argmax(dim=1) == labels
     entry = None
@@ -446,19 +449,21 @@ def file_hash_of(path: Path, folder: Path) -> FileHash:
 
 def option_values(config: ForgetConfig, origins: Mapping[str, str], folder: Path) -> dict[str, OptionValue]:
     """Every option with its origin; paths relative to ``folder``, so that a record can be moved with its files."""
-    kinds = options.path_kinds(type(config))
-    return {
-        name: OptionValue(
-            value=options.relative_to(getattr(config, name), kinds[name], folder) if kinds[name] else getattr(config, name),
-            origin=origins.get(name, "default"),
-        )
-        for name in kinds
-    }
+    found = {}
+    for name, kind in options.path_kinds(type(config)).items():
+        value = getattr(config, name)
+        value = options.relative_to(value, kind, folder) if kind else value
+        found[name] = OptionValue(value=value, origin=origins.get(name, "default"))
+    return found
 
 
 def environment(device: torch.device) -> Environment:
     """Versions and device of this run."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type}, {torch.get_num_threads()} threads"
+    )
     return Environment(
         imu=__version__,
         python=sys.version.split()[0],

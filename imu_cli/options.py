@@ -23,14 +23,23 @@ SELECTORS = ("class", "index", "id", "coarse")
 
 YamlFile = Annotated[
     str | None,
-    typer.Option("--config", envvar="IMU_CONFIG", metavar="FILE", help="YAML file with these options as keys.", rich_help_panel="Output"),
+    typer.Option(
+        "--config",
+        envvar="IMU_CONFIG",
+        metavar="FILE",
+        help="YAML file with these options as keys.",
+        rich_help_panel="Output",
+    ),
 ]
 OutputFormat = Annotated[
     Literal["table", "json", "csv"],
     typer.Option("--format", envvar="IMU_FORMAT", help="What is printed on stdout.", rich_help_panel="Output"),
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", envvar="IMU_QUIET", help="No progress and no notes on stderr.", rich_help_panel="Output")
+    bool,
+    typer.Option(
+        "--quiet", "-q", envvar="IMU_QUIET", help="No progress and no notes on stderr.", rich_help_panel="Output"
+    ),
 ]
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A .safetensors checkpoint.", show_default=False)]
 
@@ -209,7 +218,7 @@ def merge(config: type[Config], given: Mapping[str, tuple[Any, str]], yaml_file:
     names = {field.name for field in fields(config)}  # type: ignore[arg-type]
     from_file = read_yaml(Path(yaml_file)) if yaml_file else {}
     values = {name: value for name, value in from_file.items() if name in names and value is not None}
-    origins: Origins = {name: "file" for name in values}
+    origins: Origins = dict.fromkeys(values, "file")
     for name, (value, origin) in given.items():
         if value is not None and value != []:
             values[name], origins[name] = value, origin

@@ -14,8 +14,10 @@ from .ascent import Look, Outcome, Step
 from .config import HEAD_CHANGE_WITHOUT_TARGET, PAPER, InfluenceConfig, UnlearnConfig
 from .errors import ImuError
 from .events import Events
+from .head import check_replay, logits_of
 from .metrics import binomial_range
 from .opening import Opened, Scored
+from .options import relative_to
 from .record import WHAT, HeldOutInfo, Interval, Link, LookInfo, Record, Target
 from .scenario import HeldOut, Plan
 
@@ -226,7 +228,9 @@ def _tell_start(opened: Opened, job: _Job) -> None:
     if kind == "sample" and opened.data is None and len(job.labels.unique()) == 1 and n > 1:
         opened.note("all forget samples share one label; if they are the whole class, use --scenario class")
     if job.target is None:
-        what = f"; the head may move by {job.limits.max_head_change:.1%} of its norm" if job.limits.max_head_change else ""
+        what = (
+            f"; the head may move by {job.limits.max_head_change:.1%} of its norm" if job.limits.max_head_change else ""
+        )
         opened.note(f"target: {job.target_source}{what}")
         return
     start = job.look(opened.head.rounded(opened.matrix()))
@@ -311,13 +315,15 @@ def _ascend(opened: Opened, config: UnlearnConfig, job: _Job) -> _Done:
 
 def _match(opened: Opened, config: UnlearnConfig, job: _Job) -> _Done:
     head, held = opened.matrix(), job.held
-    assert job.target is not None  # noqa: S101 _method refuses matched without one
+    assert job.target is not None
     held_logits = None if held is None else held.h @ head.T
     wanted, how = matching.targets(
         job.plan, job.h @ head.T, job.labels, job.target, held, held_logits,
         by_accuracy=config.until is not None, true_labels=job.true_labels,
     )  # fmt: skip
-    opened.note(f"target margins: {how}; Σ of {'the forget set' if held is None else f'{len(held.h)} held-out samples'}")
+    opened.note(
+        f"target margins: {how}; Σ of {'the forget set' if held is None else f'{len(held.h)} held-out samples'}"
+    )
     with opened.clock.timed("matching"), opened.events.track("matched, along ρ", None) as advance:
         problem = matching.prepare(
             job.h, job.labels, head, wanted, held, damping=config.sigma_damping, class_factor=config.class_factor
@@ -326,7 +332,7 @@ def _match(opened: Opened, config: UnlearnConfig, job: _Job) -> _Done:
             if isinstance(item, matching.Matched):
                 break
             advance(1)
-    assert isinstance(item, matching.Matched)  # noqa: S101 a run ends with what was chosen
+    assert isinstance(item, matching.Matched)
     _tell_matched(opened, item)
     start = LookInfo(step=0, **vars(item.outcome.start))
     points = [
@@ -348,7 +354,9 @@ def _tell_matched(opened: Opened, found: matching.Matched) -> None:
             f"{d['margins_within_half']:.0%} came within 0.5 of their target"
         )
     if not d["converged"]:
-        opened.note("matched: the re-linearisation had not settled; the result is what the file computes, but not optimal")
+        opened.note(
+            "matched: the re-linearisation had not settled; the result is what the file computes, but not optimal"
+        )
 
 
 def _drain(run: Iterator[Step | Outcome], advance: Callable[[int], None]) -> Outcome:
@@ -363,7 +371,9 @@ def _tell_end(opened: Opened, job: _Job, outcome: Outcome) -> None:
     start, end = outcome.start.forget, outcome.end.forget
     moved = f"from {start:.2%} to {end:.2%} of {len(job.labels)} forget samples, head changed by {outcome.end.head_change:.2%}"
     if job.target is None:
-        opened.note(f"reached: {moved}; without a target this is how far the run went, not evidence that they are forgotten")
+        opened.note(
+            f"reached: {moved}; without a target this is how far the run went, not evidence that they are forgotten"
+        )
     elif not outcome.reached:
         opened.note(f"NOT reached: {moved}; target at most {job.target:.2%}, stopped by {outcome.reason}")
     if job.plan.kind == "class" and job.held is not None:
@@ -373,7 +383,7 @@ def _tell_end(opened: Opened, job: _Job, outcome: Outcome) -> None:
 def _lost(opened: Opened, job: _Job, head: Tensor) -> str:
     """How many held-out samples of kept classes went to a forgotten class."""
     test = job.held
-    assert test is not None  # noqa: S101 narrows the type
+    assert test is not None
     gone = torch.tensor(job.plan.forgotten, device=head.device)
     h = test.h[test.kept]
     was, now = (torch.isin((h @ w.T).argmax(dim=1), gone) for w in (opened.matrix(), head))
@@ -395,10 +405,10 @@ def _replay(opened: Opened, matrix: Tensor, written: Path, h: Tensor) -> None:
     architecture.load_into(opened.loaded.model, tensors, str(written))
     batch = features.batch(images, rows, opened.preprocess, opened.device)
     with torch.inference_mode():
-        logits = features.logits_of(opened.model(batch)).to(torch.float64).cpu()
+        logits = logits_of(opened.model(batch)).to(torch.float64).cpu()
     expected = (h[rows].cpu() @ matrix.T).to(torch.float64)
     error = float((logits - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
-    features.check_replay(opened.head.with_matrix(matrix), error, torch.float32)
+    check_replay(opened.head.with_matrix(matrix), error, torch.float32)
 
 
 def _previous(opened: Opened, model: Path, folder: Path) -> Link | None:
@@ -415,7 +425,7 @@ def _previous(opened: Opened, model: Path, folder: Path) -> Link | None:
 
 
 def _relative(info: HeldOutInfo | None, folder: Path) -> HeldOutInfo | None:
-    return None if info is None else info.model_copy(update={"given": opening.options.relative_to(info.given, "data", folder)})
+    return None if info is None else info.model_copy(update={"given": relative_to(info.given, "data", folder)})
 
 
 def _record(

@@ -62,14 +62,15 @@ class Preprocess:
             image = functional.resize(image, size, interpolation=InterpolationMode(self.interpolation), antialias=True)
         if self.crop is not None:
             image = functional.center_crop(image, [self.crop] if isinstance(self.crop, int) else list(self.crop))
-        return functional.pil_to_tensor(image)
+        tensor: Tensor = functional.pil_to_tensor(image)
+        return tensor
 
     def scale(self, images: Tensor) -> Tensor:
         """A (n, channels, height, width) uint8 batch to normalised float32."""
-        scaled = functional.to_dtype(images, torch.float32, scale=True)
-        if self.mean is None or self.std is None:
-            return scaled
-        return functional.normalize(scaled, list(self.mean), list(self.std), inplace=True)
+        scaled: Tensor = functional.to_dtype(images, torch.float32, scale=True)
+        if self.mean is not None and self.std is not None:
+            functional.normalize(scaled, list(self.mean), list(self.std), inplace=True)
+        return scaled
 
 
 def _checked(values: Mapping[str, Any], where: str) -> Preprocess:

@@ -217,7 +217,7 @@ class _Written(Model):
 class Record(_Written):
     """What ``imu unlearn`` did."""
 
-    schema_: Literal["imu.record/1"] = Field("imu.record/1", alias="schema")
+    schema_: Literal["imu.record/1"] = Field(default="imu.record/1", alias="schema")
     before: FileHash
     after: FileHash
     changed: list[str]
@@ -241,7 +241,7 @@ class Record(_Written):
 class Evaluation(_Written):
     """What ``imu evaluate`` measured."""
 
-    schema_: Literal["imu.evaluation/1"] = Field("imu.evaluation/1", alias="schema")
+    schema_: Literal["imu.evaluation/1"] = Field(default="imu.evaluation/1", alias="schema")
     model: FileHash
     original: FileHash | None
     record: FileHash | None
@@ -257,7 +257,7 @@ class Evaluation(_Written):
 class Influence(Model):
     """What ``imu influence`` found; printed, and kept in the cache rather than in a file of its own."""
 
-    schema_: Literal["imu.influence/1"] = Field("imu.influence/1", alias="schema")
+    schema_: Literal["imu.influence/1"] = Field(default="imu.influence/1", alias="schema")
     model: FileHash
     architecture: dict[str, Any]
     preprocess: dict[str, Any]

@@ -150,7 +150,11 @@ def _target(record: Record) -> str:
     target = record.target
     if target.value is None:
         return f"none: {target.source}"
-    spread = "" if target.range is None else f"; n = {record.forget.n} samples show {_range('', target.range)} % at that rate"
+    spread = (
+        ""
+        if target.range is None
+        else f"; n = {record.forget.n} samples show {_range('', target.range)} % at that rate"
+    )
     return f"≤ {percent(target.value)} ({target.source}{spread})"
 
 
@@ -174,7 +178,10 @@ def record(result: Record, *, notes: bool = True) -> RenderableType:
         [
             ("scenario", f"{result.scenario} ({result.scenario_source})"),
             ("target", _target(result)),
-            ("method", f"{result.method}: {result.method_source}; {last.step} {STEPS[result.method]}; rows of the head that moved: {rows}"),
+            (
+                "method",
+                f"{result.method}: {result.method_source}; {last.step} {STEPS[result.method]}; rows of the head that moved: {rows}",
+            ),
             ("head", _head(result)),
             ("changed tensors", f"{', '.join(result.changed)}; {result.unchanged} others are bit-identical"),
             ("architecture", f"{result.architecture['name']} ({result.architecture['source']})"),
@@ -182,7 +189,12 @@ def record(result: Record, *, notes: bool = True) -> RenderableType:
         ],
     )
     title = Text(f"{result.after.path}", style="bold")
-    return _blocks(Group(title, _verdict(result), steps), about, *_notes(result.notes if notes else []), Text(result.limit, style="dim"))
+    return _blocks(
+        Group(title, _verdict(result), steps),
+        about,
+        *_notes(result.notes if notes else []),
+        Text(result.limit, style="dim"),
+    )
 
 
 def _class(result: Record | Evaluation, row: int) -> str:
@@ -310,9 +322,7 @@ def comparison(results: Sequence[Record | Evaluation], names: Sequence[str]) -> 
 
 def report(results: Sequence[Record | Evaluation], names: Sequence[str]) -> RenderableType:
     """One or more records: each in full, then side by side where there are several evaluations."""
-    parts: list[RenderableType] = [
-        record(item) if isinstance(item, Record) else evaluation(item) for item in results
-    ]
+    parts: list[RenderableType] = [record(item) if isinstance(item, Record) else evaluation(item) for item in results]
     evaluations = [(item, name) for item, name in zip(results, names, strict=True) if isinstance(item, Evaluation)]
     if len(evaluations) > 1:
         parts.append(comparison([item for item, _ in evaluations], [name for _, name in evaluations]))

@@ -45,7 +45,11 @@ def decide(wanted: str, whole_classes: bool | None, has_data: bool) -> tuple[Kin
         return wanted, "--scenario"  # type: ignore[return-value]
     if whole_classes:
         return "class", "auto: the forget set holds every row of its labels in --data"
-    why = "some rows of its labels in --data stay" if has_data else "without --data nothing proves that these are whole classes"
+    why = (
+        "some rows of its labels in --data stay"
+        if has_data
+        else "without --data nothing proves that these are whole classes"
+    )
     return "sample", f"auto: {why}"
 
 
@@ -58,12 +62,16 @@ def plan(kind: Kind, source: str, labels: Tensor, classes: int, rows: str) -> Pl
     everything = torch.ones(classes, dtype=torch.bool, device=labels.device)
     if kind != "class":
         if rows == "forgotten":
-            raise ImuError("--rows forgotten: only whole classes have rows of their own; use --scenario class or --rows all")
+            raise ImuError(
+                "--rows forgotten: only whole classes have rows of their own; use --scenario class or --rows all"
+            )
         return Plan(kind, source, objective.one_hot(labels, classes), (), everything)
     members = objective.class_mask(labels, classes)
     forgotten = tuple(sorted(set(labels.tolist())))
     if len(forgotten) == classes:
-        raise ImuError("--forget: holds every class of the model, none would be kept; leave some out, or use --scenario sample")
+        raise ImuError(
+            "--forget: holds every class of the model, none would be kept; leave some out, or use --scenario sample"
+        )
     return Plan(kind, source, members, forgotten, everything if rows == "all" else members[0])
 
 
@@ -155,7 +163,9 @@ def _attainable(share: float, n: int) -> float:
     return math.ceil(share * n - 1e-9) / n
 
 
-def target(plan: Plan, until: str | None, test: HeldOut | None, head: Tensor, labels: Tensor, true: Tensor | None) -> tuple[float | None, str]:
+def target(
+    plan: Plan, until: str | None, test: HeldOut | None, head: Tensor, labels: Tensor, true: Tensor | None
+) -> tuple[float | None, str]:
     """The share that the run is to reach and where it comes from; None with the reason where there is none."""
     if until is not None:
         return parse_until(until), "--until"

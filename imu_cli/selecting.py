@@ -19,7 +19,9 @@ def run(selectors: Sequence[str], data: str, output: str, force: bool) -> None:
     manifest.write_manifest(images, rows, sys.stdout if output == "-" else Path(output), force=force)
 
 
-def clear_cache(keys: Sequence[str], forget: str | None, data: str | None, *, broken: bool, everything: bool) -> list[str]:
+def clear_cache(
+    keys: Sequence[str], forget: str | None, data: str | None, *, broken: bool, everything: bool
+) -> list[str]:
     """Remove cache entries by key, by the samples they hold, the broken ones, or all; says what was removed.
 
     Raises:

@@ -29,7 +29,7 @@ class Case:
         logits = h @ w.T
         labels = logits.argmax(dim=1)
         labels[::3] = torch.randint(0, self.c, (len(labels[::3]),), generator=generator)
-        return h, w * (self.gap / float((logits.max() - logits.min()))), labels
+        return h, w * (self.gap / float(logits.max() - logits.min())), labels
 
 
 CASES = [

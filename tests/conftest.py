@@ -45,7 +45,9 @@ def job(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     for name in ("model.safetensors", "model.py", "imu.yaml"):
         shutil.copy(digits / name, tmp_path / name)
-    (tmp_path / "imu.yaml").write_text((digits / "imu.yaml").read_text().replace("data/train", str(digits / "data/train")))
+    (tmp_path / "imu.yaml").write_text(
+        (digits / "imu.yaml").read_text().replace("data/train", str(digits / "data/train"))
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import Case
+
 from imu_cli import ascent, influence, objective
 from imu_cli.ascent import Limits, NormalisedStep, Objective, Outcome, StochasticSteps
 from imu_cli.errors import ImuError
@@ -68,7 +69,9 @@ def test_head_change_budget_is_kept_and_used() -> None:
     """Without a target the head moves as far as allowed, and not further."""
     h, head, labels, problem = setting()
     look = looker(h, problem.members, head, None)
-    outcome = run(head, NormalisedStep(problem, 0.03 * float(head.norm())), look, Limits(None, 100, max_head_change=0.02))
+    outcome = run(
+        head, NormalisedStep(problem, 0.03 * float(head.norm())), look, Limits(None, 100, max_head_change=0.02)
+    )
     assert (outcome.reason, outcome.reached) == ("max_head_change", None)
     assert outcome.end.head_change == pytest.approx(0.02, rel=1e-5)
     assert outcome.end.head_change <= 0.02
@@ -78,7 +81,9 @@ def test_budget_wins_over_a_target_beyond_it() -> None:
     """A target that lies beyond a budget is not reached; the run stops at the budget and says so."""
     h, head, labels, problem = setting()
     look = looker(h, problem.members, head, None)
-    outcome = run(head, NormalisedStep(problem, 0.5 * float(head.norm())), look, Limits(0.0, 100, max_head_change=0.001))
+    outcome = run(
+        head, NormalisedStep(problem, 0.5 * float(head.norm())), look, Limits(0.0, 100, max_head_change=0.001)
+    )
     assert (outcome.reason, outcome.reached) == ("max_head_change", False)
 
 
@@ -164,8 +169,10 @@ def test_runaway_learning_rate_is_an_error() -> None:
 def test_target_is_met_by_the_rounded_head() -> None:
     """What is looked at and returned is the head as bfloat16 holds it, so the file meets what the run promised."""
     h, head, labels, problem = setting()
+
     def rounded(w):
         return w.to(torch.bfloat16).double()
+
     look = looker(h, problem.members, head, None)
     outcome = run(rounded(head), NormalisedStep(problem, 0.05 * float(head.norm())), look, Limits(0.4, 500), rounded)
     assert torch.equal(rounded(outcome.head), outcome.head)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from imu_cli.cli import main
 from safetensors.torch import load_file
+
+from imu_cli.cli import main
 
 BASE = ["--config", "imu.yaml"]
 UNLEARN = ["unlearn", "model.safetensors", *BASE]
@@ -69,7 +70,9 @@ def test_same_seed_same_bytes(job: Path) -> None:
     assert main([*UNLEARN, "--forget", "class=3", "-o", "a.safetensors", "--cache-features", "-q"]) == 0
     assert main([*UNLEARN, "--forget", "class=3", "-o", "b.safetensors", "--cache-features", "-q"]) == 0
     assert main([*UNLEARN, "--forget", "class=3", "-o", "c.safetensors", "--no-cache", "-q"]) == 0
-    assert Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes() == Path("c.safetensors").read_bytes()
+    assert (
+        Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes() == Path("c.safetensors").read_bytes()
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,9 @@ def test_same_seed_same_bytes(job: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_ways_to_ascend_all_stop_at_the_target(job: Path, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_ways_to_ascend_all_stop_at_the_target(
+    job: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Every variant of the ascent ends at the target and not far beyond it."""
     assert main([*UNLEARN, "--forget", "class=3", "--format", "json", *options]) == 0
     made = json.loads(capsys.readouterr().out)
@@ -101,7 +106,9 @@ def test_preset_paper_runs_its_epochs(job: Path, capsys: pytest.CaptureFixture[s
     assert made["scores"]["kept"] == 14
 
 
-def test_mixed_samples_without_a_target_move_little(job: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mixed_samples_without_a_target_move_little(
+    job: Path, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """37 mixed images and no target: the head moves by at most 2 %, accuracy hardly falls, and the output says so."""
     assert main([*UNLEARN, "--forget", "index=0:1332:36", "--format", "json"]) == 0
     shown = capsys.readouterr()
@@ -109,7 +116,12 @@ def test_mixed_samples_without_a_target_move_little(job: Path, digits: Path, cap
     assert (made["forget"]["n"], made["reason"], made["reached"]) == (37, "max_head_change", None)
     assert 0.0199 < made["end"]["head_change"] <= 0.02
     assert "no target was given" in shown.err
-    assert main(["evaluate", "model.unlearned.safetensors", *BASE, "--test", str(digits / "data/test"), "--format", "json"]) == 0
+    assert (
+        main(
+            ["evaluate", "model.unlearned.safetensors", *BASE, "--test", str(digits / "data/test"), "--format", "json"]
+        )
+        == 0
+    )
     found = {item["name"]: item for item in json.loads(capsys.readouterr().out)["metrics"]}
     assert found["test.accuracy_drop"]["value"] <= 0.003
 
@@ -119,7 +131,16 @@ def test_unreachable_target_stops_at_the_allowed_drop(
     job: Path, digits: Path, method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With --test and a target far away the run ends at the allowed fall of test accuracy, writes, and exits with 3."""
-    options = ["--method", method, "--forget", "index=0:1332:36", "--test", str(digits / "data/test"), "--until", "forget.accuracy<=0.0"]
+    options = [
+        "--method",
+        method,
+        "--forget",
+        "index=0:1332:36",
+        "--test",
+        str(digits / "data/test"),
+        "--until",
+        "forget.accuracy<=0.0",
+    ]
     assert main([*UNLEARN, *options, "--format", "json"]) == 3
     made = json.loads(capsys.readouterr().out)
     assert (made["reason"], made["reached"]) == ("max_drop", False)
@@ -178,8 +199,9 @@ def test_ids_and_names_stay_out_of_the_record(job: Path, digits: Path) -> None:
 def test_mislabelled_images(job: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """500 labels set at random, learnt by a model: the wrong labels fall to the held-out rate, true ones are reported."""
     import numpy as np
-    from imu_cli import demo
     from safetensors.torch import save_file
+
+    from imu_cli import demo
 
     images, labels = demo.digits(0)["train"]
     random = np.random.default_rng(0)
@@ -236,7 +258,9 @@ def test_evaluation_replaces_only_its_own_file(job: Path, digits: Path) -> None:
     assert Path("notes.json").read_text() == '{"mine": true}'
 
 
-def test_select_writes_a_manifest_that_forget_reads(job: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_select_writes_a_manifest_that_forget_reads(
+    job: Path, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """``imu select`` to a file equals the selector itself: the same set, the same checkpoint."""
     data = str(digits / "data/train")
     assert main(["select", "class=3", "--data", data, "-o", "forget.csv"]) == 0
@@ -267,7 +291,9 @@ def test_a_second_request_chains_to_the_first(job: Path, capsys: pytest.CaptureF
     assert "union" in capsys.readouterr().err
 
 
-def test_flags_win_over_environment_over_yaml(job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_win_over_environment_over_yaml(
+    job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Each option's origin is recorded, and the order flag, environment, file, default holds."""
     with Path("imu.yaml").open("a") as file:
         file.write("step: 0.02\nmax_steps: 500\nkeep: 0.5\n")

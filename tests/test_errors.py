@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import listing
-from imu_cli.cli import main
 from PIL import Image
 from safetensors.torch import load, save_file
+
+from imu_cli.cli import main
 
 BASE = ["--config", "imu.yaml"]
 GO = ["unlearn", "model.safetensors", *BASE, "--forget", "class=3"]
@@ -90,7 +91,16 @@ def replace_in_model(old: str, new: str) -> Callable[[], None]:
     return write
 
 
-MINE = ["unlearn", "model.safetensors", "--arch", "model.py:digits_net", "--preprocess", "mnist", "--forget", "mine/forget.csv"]
+MINE = [
+    "unlearn",
+    "model.safetensors",
+    "--arch",
+    "model.py:digits_net",
+    "--preprocess",
+    "mnist",
+    "--forget",
+    "mine/forget.csv",
+]
 
 CASES: dict[str, tuple[Callable[[], object], list[str], int, str]] = {
     "missing model": (lambda: None, ["unlearn", "nothing.safetensors", *GO[2:]], 2, "nothing.safetensors: no such file"),
@@ -268,7 +278,9 @@ def test_interrupted(job: Path, delay: float) -> None:
         assert listing(job) == before
 
 
-def test_interrupt_while_writing(job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupt_while_writing(
+    job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Ctrl-C between the two files, the worst moment, removes both."""
     from imu_cli import record
 

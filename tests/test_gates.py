@@ -1,4 +1,5 @@
 import pytest
+
 from imu_cli import gates
 from imu_cli.errors import ImuError
 from imu_cli.record import Interval, Metric

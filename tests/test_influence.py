@@ -4,6 +4,7 @@ import oracles
 import pytest
 import torch
 from cases import CASES, Case
+
 from imu_cli import influence as subject
 from imu_cli import objective
 from imu_cli.errors import ImuError

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from cases import CASES, Case
+
 from imu_cli import objective
 from imu_cli.errors import ImuError
 
