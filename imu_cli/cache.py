@@ -101,7 +101,10 @@ def _nearest(kind: Kind, fields: Mapping[str, Any]) -> str:
         for entry in entries()[0]
         if entry.kind == kind and any(entry.fields.get(name) == fields.get(name) for name in ("samples", "backbone"))
     ]
-    return f"differs in {', '.join(min(near, key=len))}" if near else ""
+    if not near:
+        return ""
+    closest = min(near, key=len)
+    return f"differs in {', '.join(closest)}"
 
 
 def find(kind: Kind, fields: Mapping[str, Any]) -> Lookup:

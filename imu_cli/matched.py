@@ -33,7 +33,8 @@ DUAL_SAMPLES = 10_000
 """Above this the n × n kernel (800 MB at 10,000) is not formed."""
 PRIMAL_UNKNOWNS = 6_000
 """Above this the c(d+1) × c(d+1) normal matrix (288 MB at 6,000) is not formed."""
-CG_TOLERANCE = 1e-10
+CG_TOLERANCE = 1e-2
+CG_FLOOR = 1e-13
 CG_ITERATIONS = 5_000
 TIE = 1e-9
 HALVINGS = 20
@@ -360,12 +361,20 @@ def prepare(
 # Three forms of one linear solve: strengths α (n,), change D (c, d+1), converged
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where conjugate gradients begin, and the share of the gradient there at which they end."""
+
+    change: Tensor
+    tolerance: float
+
+
 def _pushed(problem: Problem, V: Tensor, change: Tensor) -> Tensor:
     """Linear effect of D on every margin, V_iᵀ D u_i (n,)."""
     return (V * (problem.whitened @ change.T)).sum(dim=1)
 
 
-def _dual(problem: Problem, V: Tensor, rhs: Tensor, ridge: float) -> tuple[Tensor, Tensor, bool]:
+def _dual(problem: Problem, V: Tensor, rhs: Tensor, ridge: float, _: Start) -> tuple[Tensor, Tensor, bool]:
     """α = Ω^½ (Ω^½ K Ω^½ + r I)⁻¹ Ω^½ rhs by Cholesky of the n × n kernel."""
     root = problem.weights.sqrt()
     scaled = root[:, None] * V
@@ -379,30 +388,38 @@ def _dual(problem: Problem, V: Tensor, rhs: Tensor, ridge: float) -> tuple[Tenso
     return strengths, (strengths[:, None] * V).T @ problem.whitened, True
 
 
-def _blocked(problem: Problem, V: Tensor, rhs: Tensor, ridge: float) -> tuple[Tensor, Tensor, bool]:
-    """The dual by conjugate gradients with a Jacobi preconditioner: K β goes through D (c, d+1), K is never formed."""
-    root, U = problem.weights.sqrt(), problem.whitened
-    scaled = root[:, None] * V
-    diagonal = scaled.square().sum(dim=1) * U.square().sum(dim=1) + ridge
-    residual = root * rhs
-    solution, stop = torch.zeros_like(residual), CG_TOLERANCE * float(residual.norm())
+def _blocked(problem: Problem, V: Tensor, rhs: Tensor, ridge: float, start: Start) -> tuple[Tensor, Tensor, bool]:
+    """The primal by conjugate gradients with a Jacobi preconditioner: blocked products only, neither K nor JᵀΩJ.
+
+    JᵀΩJ and the scaled kernel share their eigenvalues above 0, so the dual would take as many iterations; but vectors
+    of the size of D start from the last linearisation's D, whose gradient is all that is left to solve for.
+    """
+    U = problem.whitened
+
+    def pull(strengths: Tensor) -> Tensor:
+        return (strengths[:, None] * V).T @ U
+
+    diagonal = (problem.weights[:, None] * V.square()).T @ U.square() + ridge
+    change = start.change
+    residual = pull(problem.weights * (rhs - _pushed(problem, V, change))) - ridge * change
+    stop = max(start.tolerance * float(residual.norm()), CG_FLOOR * float(pull(problem.weights * rhs).norm()))
     direction = residual / diagonal
-    energy = float(residual @ direction)
+    energy = float((residual * direction).sum())
     for _ in range(CG_ITERATIONS):
         if float(residual.norm()) <= stop:
             break
-        image = _pushed(problem, scaled, (direction[:, None] * scaled).T @ U) + ridge * direction
-        length = energy / float(direction @ image)
-        solution += length * direction
+        image = pull(problem.weights * _pushed(problem, V, direction)) + ridge * direction
+        length = energy / float((direction * image).sum())
+        change = change + length * direction
         residual = residual - length * image
         preconditioned = residual / diagonal
-        energy, previous = float(residual @ preconditioned), energy
+        energy, previous = float((residual * preconditioned).sum()), energy
         direction = preconditioned + (energy / previous) * direction
-    strengths = root * solution
-    return strengths, (strengths[:, None] * V).T @ U, float(residual.norm()) <= stop
+    strengths = problem.weights * (rhs - _pushed(problem, V, change)) / ridge
+    return strengths, change, float(residual.norm()) <= stop
 
 
-def _primal(problem: Problem, V: Tensor, rhs: Tensor, ridge: float) -> tuple[Tensor, Tensor, bool]:
+def _primal(problem: Problem, V: Tensor, rhs: Tensor, ridge: float, _: Start) -> tuple[Tensor, Tensor, bool]:
     """D = (JᵀΩJ + r I)⁻¹ JᵀΩ rhs by Cholesky, J_i = V_i ⊗ u_i; then α = Ω (rhs − J D) / r."""
     U, (c, width) = problem.whitened, problem.head.shape
     normal = torch.empty(c, width, c, width, dtype=torch.float64, device=U.device)
@@ -421,7 +438,7 @@ def _primal(problem: Problem, V: Tensor, rhs: Tensor, ridge: float) -> tuple[Ten
     return problem.weights * (rhs - _pushed(problem, V, change)) / ridge, change, True
 
 
-FORMS: dict[Form, Callable[[Problem, Tensor, Tensor, float], tuple[Tensor, Tensor, bool]]] = {
+FORMS: dict[Form, Callable[[Problem, Tensor, Tensor, float, Start], tuple[Tensor, Tensor, bool]]] = {
     "dual": _dual,
     "blocked": _blocked,
     "primal": _primal,
@@ -494,6 +511,7 @@ def solve(
     form: Form | None = None,
     linearisations: int = 5,
     tolerance: float = 1e-3,
+    cg_tolerance: float = CG_TOLERANCE,
     start: Tensor | None = None,
 ) -> Solution:
     """Head at the least ‖ΔW‖ in the metric for its distance from the targets, traded by ρ; Gauss–Newton, line search.
@@ -504,6 +522,7 @@ def solve(
         form: How the linear system is solved; chosen by size if None.
         linearisations: At most so many Gauss–Newton steps.
         tolerance: A step below this share of ‖ΔW‖ ends the iteration, converged.
+        cg_tolerance: In the blocked form, the share of its gradient to which each linearisation is solved.
         start: Head (c, d+1) from which to linearise first, such as the solution of a larger ρ; the original if None.
 
     Raises:
@@ -520,7 +539,7 @@ def solve(
     for _ in range(linearisations):
         V = problem.whiten(margin_gradients(state.logits, problem.labels))
         rhs = problem.targets - state.margins + _pushed(problem, V, state.change)
-        strengths, change, solved = FORMS[form](problem, V, rhs, ridge)
+        strengths, change, solved = FORMS[form](problem, V, rhs, ridge, Start(state.change, cg_tolerance))
         found = _search(problem, state, change, ridge)
         if found is None:
             break

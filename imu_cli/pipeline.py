@@ -205,7 +205,8 @@ def _prepare(opened: Opened, config: UnlearnConfig, h: Tensor) -> _Job:
     _warn_if_at_chance(opened, float(((h @ head.T).argmax(dim=1) == labels).double().mean()))
     true = opened.forget.true_labels
     true_labels = None if true is None else torch.tensor(list(true), dtype=torch.int64, device=labels.device)
-    goal, goal_source = scenario.target(plan, config.until, held, head, labels, true_labels)
+    hits = round(objective.share_in(h @ head.T, plan.members) * len(h))
+    goal, goal_source = scenario.target(plan, config.until, held, head, labels, true_labels, hits)
     if config.preset is not None and config.until is None:
         goal, goal_source = None, "--preset paper runs a fixed number of epochs"
     method, method_source = _method(config, kind, goal)

@@ -158,15 +158,22 @@ def _counted(pairs: Tensor) -> tuple[list[list[int]], list[int]]:
     return values.tolist(), counts.tolist()
 
 
-def _attainable(share: float, n: int) -> float:
-    """The share of n samples next above a rate: 34 of 37 for 0.917, which no count of 37 equals."""
-    return math.ceil(share * n - 1e-9) / n
+def _attainable(rate: float, hits: int, n: int) -> float:
+    """The share of n samples nearest to a rate that no count equals: 34 of 37 for 0.917.
+
+    Where the ``hits`` so far lie above the rate, at least one sample has to go; where they do not, the rate itself is
+    returned, which is then met already.
+    """
+    return rate if hits <= rate * n else min(math.floor(rate * n + 0.5), hits - 1) / n
 
 
 def target(
-    plan: Plan, until: str | None, test: HeldOut | None, head: Tensor, labels: Tensor, true: Tensor | None
+    plan: Plan, until: str | None, test: HeldOut | None, head: Tensor, labels: Tensor, true: Tensor | None, hits: int
 ) -> tuple[float | None, str]:
-    """The share that the run is to reach and where it comes from; None with the reason where there is none."""
+    """The share that the run is to reach and where it comes from; None with the reason where there is none.
+
+    ``hits`` counts the forget samples that are predicted as a member by the original.
+    """
     if until is not None:
         return parse_until(until), "--until"
     if plan.kind == "class":
@@ -177,9 +184,9 @@ def target(
         right = (test.h @ head.T).argmax(dim=1) == test.labels
         found = metrics.class_matched_accuracy(right, test.labels, labels)
         why = f"{found.value:.2%}, the original's accuracy on class-matched held-out samples"
-        return _attainable(found.value, len(labels)), why
+        return _attainable(found.value, hits, len(labels)), why
     if test is None:
         return 1 / head.shape[0], "1 / number of classes; with --test it is the held-out rate of these confusions"
     predicted = (test.h @ head.T).argmax(dim=1)
     rate = confusion_share(predicted, test.labels, labels, true)
-    return _attainable(rate, len(labels)), f"{rate:.2%}, the original's rate of these confusions on held-out samples"
+    return _attainable(rate, hits, len(labels)), f"{rate:.2%}, the original's rate of these confusions on held-out samples"

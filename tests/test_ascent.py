@@ -16,10 +16,8 @@ def setting(forgotten=None, rows=None):
     """H, W and labels with a class objective, as float64."""
     h, head, labels = CASE.make()
     labels = (h @ head.T).argmax(dim=1)
-    if forgotten is None:
-        members = objective.one_hot(labels, 10)
-    else:
-        members = objective.class_mask(torch.tensor(forgotten), 10)[:1].expand(len(h), 10)
+    whole = objective.class_mask(torch.tensor(forgotten or [0]), 10)[:1].expand(len(h), 10)
+    members = objective.one_hot(labels, 10) if forgotten is None else whole
     moving = torch.ones(10, dtype=torch.bool) if rows is None else rows
     return h, head, labels, Objective(h, members, moving, influence.uniform(len(h)))
 

@@ -1,0 +1,82 @@
+"""Write the generated parts of the documentation: the command reference and the table of metrics.
+
+``python docs/generate.py`` rewrites them, ``--check`` fails if they are not what the code says.
+"""
+
+import contextlib
+import io
+import os
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+COMMANDS = (
+    "influence", "unlearn", "evaluate", "report", "demo", "select",
+    "cache", "cache ls", "cache show", "cache rm", "cache verify",
+)  # fmt: skip
+
+
+def help_of(command: str) -> str:
+    """What ``imu COMMAND --help`` prints at 110 columns."""
+    from imu_cli.cli import main
+
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        main([*command.split(), "--help"])
+    return "\n".join(line.rstrip() for line in out.getvalue().strip().splitlines())
+
+
+def reference() -> str:
+    """docs/cli.md."""
+    parts = [
+        "# Command reference\n\nGenerated from `imu --help` by `make docs`; do not edit.\n",
+        f"## imu\n\n```text\n{help_of('')}\n```\n",
+        *(f"## imu {name}\n\n```text\n{help_of(name)}\n```\n" for name in COMMANDS),
+    ]
+    return "\n".join(parts)
+
+
+def metrics() -> str:
+    """The table of metrics."""
+    from imu_cli.definitions import DEFINITIONS, NUMBERS
+
+    lines = ["| name | what it is | better | unit | needs |", "|---|---|---|---|---|"]
+    for name, item in DEFINITIONS.items():
+        unit = "number" if name in NUMBERS else "share"
+        lines.append(f"| `{name}` | {item.text} | {item.better} | {unit} | {item.needs} |")
+    return "\n".join(lines)
+
+
+def with_block(text: str, name: str, body: str) -> str:
+    """The text with what stands between the markers of this name replaced."""
+    start, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    head, _, rest = text.partition(start)
+    _, _, tail = rest.partition(end)
+    return f"{head}{start}\n{body}\n{end}{tail}"
+
+
+def made() -> dict[Path, str]:
+    """Every generated file with what it should hold."""
+    evaluation = DOCS / "evaluation.md"
+    return {
+        DOCS / "cli.md": reference(),
+        evaluation: with_block(evaluation.read_text(encoding="utf-8"), "metrics", metrics()),
+    }
+
+
+def main() -> int:
+    """Write, or with ``--check`` compare."""
+    os.environ |= {"COLUMNS": "110", "TERMINAL_WIDTH": "110", "NO_COLOR": "1"}
+    stale = [path for path, text in made().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    if "--check" in sys.argv[1:]:
+        for path in stale:
+            print(f"{path.relative_to(DOCS.parent)}: not what the code says; run make docs")
+        return 1 if stale else 0
+    for path in stale:
+        path.write_text(made()[path], encoding="utf-8")
+        print(f"wrote {path.relative_to(DOCS.parent)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
