@@ -202,15 +202,16 @@ def keep(name: str, quick: bool, found: dict[str, Any], started: dict[str, Any])
     console.print(f"raw results: {'kept out of the repository, --quick' if quick else f'benchmarks/results/{name}.json'}", style="dim")
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows; the first column is text, the others are aligned to the right."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1) -> None:
+    """Print rows; the first ``left`` columns are text, the others are aligned to the right."""
+    made = Table(box=None, pad_edge=False)
     for number, column in enumerate(columns):
-        made.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+        made.add_column(column, justify="left" if number < left else "right", no_wrap=True)
     for row in rows:
         made.add_row(*("" if value is None else str(value) for value in row))
-    console.print()
-    (console if console.is_terminal else Console(highlight=False, width=200)).print(made)
+    wide = console if console.is_terminal else Console(highlight=False, width=200)
+    wide.print(f"\n[bold]{title}[/bold]")
+    wide.print(made)
 
 
 def percent(share: float | None, digits: int = 2) -> str:
@@ -241,7 +242,7 @@ def at_most(what: str, found: float, most: float) -> Criterion:
 def verdicts(criteria: Sequence[Criterion]) -> list[dict[str, Any]]:
     """Print every criterion with PASS or FAIL; returns them for the raw results."""
     rows = [[c.what, c.wanted, c.found, "PASS" if c.passed else "FAIL"] for c in criteria]
-    table("Criteria", ["", "wanted", "found", ""], rows)
+    table("Criteria", ["criterion", "wanted", "found", ""], rows)
     return [vars(c) for c in criteria]
 
 

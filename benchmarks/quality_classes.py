@@ -29,8 +29,9 @@ WEIGHTS: dict[str, dict[str, Any]] = {
 STEP_SIZES = (0.0025, 0.01)
 SEEDS = (0, 1, 2)
 MINIBATCHES = {"learning_rate": 0.003, "minibatch": 256}
+FIXED_RATE = {"learning_rate": 0.03}
 FOUR = (0, 1, 8, 9)
-AIRPLANE, CAT = (0,), (3,)
+AIRPLANE, CAT, DOG = (0,), (3,), (5,)
 TOLERANCE = 0.002
 
 
@@ -123,7 +124,7 @@ def by_class(data: Cifar, sets: Sequence[tuple[int, ...]]) -> list[Run]:
         for rows in ("forgotten", "all")
         for weights in WEIGHTS
     ]  # fmt: skip
-    common.table(f"Stopped at {CLASS_TARGET:.1%} of the forget set; step 0.005 ‖W‖", COLUMNS, [_cells(run) for run in runs])
+    common.table(f"Stopped at {CLASS_TARGET:.1%} of the forget set; step 0.005 ‖W‖", COLUMNS, [_cells(run) for run in runs], left=3)
     return runs
 
 
@@ -147,6 +148,7 @@ def means(runs: Sequence[Run]) -> list[dict[str, Any]]:
             ]
             for f in found
         ],
+        left=2,
     )  # fmt: skip
     return found
 
@@ -163,6 +165,19 @@ def _mean(runs: Sequence[Run], rows: str, weights: str) -> dict[str, float]:
         "test_below_bound": [run.test_bound - run.test for run in those],
     }
     return {name: sum(given) / len(given) for name, given in values.items()}
+
+
+def fixed_rate(data: Cifar, sets: Sequence[tuple[int, ...]]) -> list[Run]:
+    """The same with a fixed learning rate: the length of a step then depends on which samples have a gradient left."""
+    runs = [
+        unlearn(data, classes, rows, weights, **FIXED_RATE)
+        for classes in sets
+        for rows in ("forgotten", "all")
+        for weights in WEIGHTS
+    ]  # fmt: skip
+    title = f"The same with a fixed learning rate of {FIXED_RATE['learning_rate']}, full batches, no momentum"
+    common.table(title, COLUMNS, [_cells(run) for run in runs], left=3)
+    return runs
 
 
 @dataclass(frozen=True)
@@ -206,7 +221,7 @@ def show_spreads(found: Sequence[Spread]) -> None:
         ]
         for spread in found
     ]  # fmt: skip
-    common.table("Step size and seed", ("", "steps", "retain %", "spread", "test kept %", "spread"), rows)
+    common.table("Step size and seed", ("settings", "steps", "retain %", "spread", "test kept %", "spread"), rows)
 
 
 def criteria(runs: Sequence[Run], found: Sequence[Spread], quick: bool) -> list[Criterion]:
@@ -244,10 +259,16 @@ def main() -> None:
         os.environ["IMU_CACHE_DIR"] = str(cache)
         runs = by_class(data, sets)
         averages = means(runs)
+        rate = fixed_rate(data, [AIRPLANE, CAT] if options.quick else [AIRPLANE, CAT, DOG])
         found = list(spreads(data, runs, options.quick))
     show_spreads(found)
     checked = criteria(runs, found, options.quick)
-    kept = {"runs": [asdict(run) for run in runs], "means": averages, "spreads": [asdict(spread) for spread in found]}
+    kept = {
+        "runs": [asdict(run) for run in runs],
+        "means": averages,
+        "fixed_rate": [asdict(run) for run in rate],
+        "spreads": [asdict(spread) for spread in found],
+    }
     common.keep("quality_classes", options.quick, {**kept, "criteria": common.verdicts(checked)}, started)
     common.stop(checked)
 

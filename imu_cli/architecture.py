@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ from .errors import ImuError
 
 METADATA_KEY = "imu"
 REGISTRIES = ("torchvision",)
+METADATA_KINDS: dict[str, Callable[[Any], bool]] = {
+    "arch": lambda value: isinstance(value, str),
+    "preprocess": lambda value: isinstance(value, str | dict),
+    "classes": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+}
+"""Keys that the metadata may give a value for, and what a value must be."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +65,25 @@ def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
     """``key=value`` pairs; values are read as YAML scalars, so ``width=2`` is a number.
 
     Raises:
-        ImuError: a pair without a key or an equals sign.
+        ImuError: a pair without a key or an equals sign, or a value that is not YAML.
     """
     arguments = {}
     for pair in pairs:
         key, sign, value = pair.partition("=")
         if not (sign and key.isidentifier()):
             raise ImuError(f"--arch-arg {pair}: not key=value; write for example --arch-arg width=2")
-        arguments[key] = yaml.safe_load(value)
+        arguments[key] = _scalar(pair, value)
     return arguments
+
+
+def _scalar(pair: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ImuError(f"--arch-arg {pair}: not YAML ({' '.join(str(error).split())}); quote the value") from error
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        return float(value)  # PyYAML reads 1e-3 as text
+    return text if isinstance(value, date) else value
 
 
 def _torchvision(name: str) -> Callable[..., nn.Module]:
@@ -123,9 +140,11 @@ def _from_file(path: Path, name: str) -> Callable[..., nn.Module]:
 
 def _from_package(package: str, name: str) -> Callable[..., nn.Module]:
     try:
-        return _from_module(importlib.import_module(package), package, name)
-    except ImportError as error:
-        raise ImuError(f"--arch {package}:{name}: cannot be imported ({error}); is it installed here?") from error
+        module = importlib.import_module(package)
+    except Exception as error:  # the user's own code may raise anything
+        said = f"{type(error).__name__}: {error}"
+        raise ImuError(f"--arch {package}:{name}: cannot be imported ({said}); is it installed here?") from error
+    return _from_module(module, package, name)
 
 
 def resolve(name: str) -> tuple[Callable[..., nn.Module], str | None]:
@@ -215,7 +234,7 @@ def from_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     """What the safetensors metadata key ``imu`` says (architecture, preprocessing, classes); {} where there is none.
 
     Raises:
-        ImuError: not a JSON object, or it names code, which a checkpoint may not.
+        ImuError: not a JSON object, a value of the wrong kind, or it names code, which a checkpoint may not.
     """
     if METADATA_KEY not in checkpoint.metadata:
         return {}
@@ -226,6 +245,9 @@ def from_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
         raise ImuError(f"{where}: not JSON ({error}); give --arch and --preprocess and remove the key") from error
     if not isinstance(said, dict):
         raise ImuError(f"{where}: not a JSON object; remove it and give --arch and --preprocess")
+    for key, fits in METADATA_KINDS.items():
+        if said.get(key) is not None and not fits(said[key]):
+            raise ImuError(f"{where}: {key!r} is {said[key]!r}, which cannot be; give --{key} and remove it")
     arch = said.get("arch")
     if arch is not None and str(arch).partition(":")[0] not in REGISTRIES:
         raise ImuError(

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from torch import Tensor
 from .errors import ImuError
 
 FORMAT = 1
+STALE = 3600
+"""Age in seconds from which a temporary file is taken to be left over by a process that was killed."""
 Kind = Literal["scores", "features"]
 
 
@@ -53,7 +56,7 @@ def folder() -> Path:
 
 def key_of(kind: Kind, fields: Mapping[str, Any]) -> str:
     """Hash of everything that the entry depends on."""
-    text = json.dumps({"format": FORMAT, "kind": kind, **fields}, sort_keys=True, ensure_ascii=False)
+    text = json.dumps({"format": FORMAT, "kind": kind, **fields}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -64,25 +67,50 @@ def _parse(path: Path) -> Entry | None:
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
         entry = Entry(kind, key, plain["fields"], plain["samples"], plain["sha256"], path.parent)  # type: ignore[arg-type]
+        whole = plain["format"] == FORMAT and key_of(entry.kind, entry.fields) == key
+        whole = whole and all(isinstance(sample["digest"], str) for sample in entry.samples)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return entry if plain.get("format") == FORMAT and key_of(entry.kind, entry.fields) == key else None
+    return entry if whole else None
+
+
+def _written(path: Path) -> float:
+    """When a file was written; now, for one that another process has just removed."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
+
+
+def _left_over() -> list[Path]:
+    """What a process that was killed while writing left: tensors without their JSON file, old temporary files."""
+    bare = [
+        path.with_suffix(".json") for path in folder().glob("*-*.safetensors") if not path.with_suffix(".json").exists()
+    ]
+    return bare + [path for path in folder().glob(".tmp-*") if time.time() - _written(path) > STALE]
 
 
 def entries() -> tuple[list[Entry], list[Path]]:
-    """All entries that can be read, oldest first, and the JSON files that are torn or edited."""
-    paths = sorted(folder().glob("*.json"), key=lambda path: path.stat().st_mtime)
-    parsed = [(path, _parse(path)) for path in paths]
-    return [entry for _, entry in parsed if entry], [path for path, entry in parsed if entry is None]
+    """All entries that can be read, oldest first, and the JSON files that are torn, edited or missing."""
+    parsed = [(path, _parse(path)) for path in sorted(folder().glob("*.json"), key=_written)]
+    torn = [path for path, entry in parsed if entry is None and path.exists()]
+    return [entry for _, entry in parsed if entry], sorted(torn + _left_over())
+
+
+def _checksum(data: bytes, samples: Sequence[Mapping[str, Any]]) -> str:
+    """SHA-256 over an entry's tensors and its samples."""
+    digest = hashlib.sha256(data)
+    digest.update(json.dumps(list(samples), sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def read(entry: Entry) -> dict[str, Tensor] | None:
-    """The tensors of an entry, or None if they are missing or not the ones that were written."""
+    """The tensors of an entry, or None if they are missing, or they or the samples are not what was written."""
     try:
         data = entry.paths[0].read_bytes()
     except OSError:
         return None
-    return load(data) if hashlib.sha256(data).hexdigest() == entry.sha256 else None
+    return load(data) if _checksum(data, entry.samples) == entry.sha256 else None
 
 
 @dataclass(frozen=True)
@@ -139,14 +167,14 @@ def write(
     Raises:
         ImuError: the folder cannot be written.
     """
-    data = save(dict(tensors))
-    entry = Entry(kind, key_of(kind, fields), fields, list(samples), hashlib.sha256(data).hexdigest(), folder())
+    data, rows = save(dict(tensors)), list(samples)
+    entry = Entry(kind, key_of(kind, fields), fields, rows, _checksum(data, rows), folder())
     plain = {"format": FORMAT, "fields": fields, "sha256": entry.sha256, "samples": entry.samples}
     try:
         entry.folder.mkdir(parents=True, exist_ok=True)
         entry.folder.chmod(0o700)
         _write_atomically(entry.paths[0], data)
-        _write_atomically(entry.paths[1], json.dumps(plain, ensure_ascii=False, indent=1).encode())
+        _write_atomically(entry.paths[1], json.dumps(plain, indent=1).encode())
     except OSError as error:
         raise ImuError(
             f"{entry.folder}: the cache cannot be written ({error.strerror}); set IMU_CACHE_DIR or --no-cache"

@@ -8,9 +8,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import safetensors
@@ -56,6 +57,12 @@ class Checkpoint:
         """All tensors, on the CPU, in the file's dtypes, under the file's names."""
         return load_file(self.path)
 
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, on the CPU, in the file's dtype."""
+        with safetensors.safe_open(str(self.path), framework="pt") as file:
+            found: Tensor = file.get_tensor(name)
+        return found
+
     def prefix(self, names: set[str]) -> str:
         """The common prefix, such as ``module.``, that wrappers put before every name the model knows; "" if none."""
         for prefix in ("", *PREFIXES, *(a + b for a in PREFIXES for b in PREFIXES)):
@@ -94,8 +101,10 @@ def file_hash(path: Path) -> str:
 
 def _refuse_pickle(path: Path) -> None:
     with path.open("rb") as file:
-        start = file.read(4)
-    is_pickle = start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or start == b"PK\x03\x04"
+        start = file.read(9)
+    is_pickle = start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or start[:4] == b"PK\x03\x04"
+    # A safetensors header of 640 bytes, written as 80 02, starts like a pickle; the brace after its length tells.
+    is_pickle = is_pickle and start[8:] != b"{"
     if path.suffix in PICKLES or is_pickle:
         raise RefusedError(
             f"{path}: a pickle, which can run code when it is read; re-save its state_dict with "
@@ -219,6 +228,24 @@ def refuse_output(output: Path, source: Path, force: bool) -> None:
         raise ImuError(f"{output.parent}: not writable; choose another --output")
 
 
+def _undo(output: Path, kept: Path) -> Callable[[], object]:
+    """What puts an output back as it is now; ``kept`` is a second name for the file until then."""
+    if not os.path.lexists(output):
+        return partial(output.unlink, missing_ok=True)
+    with suppress(OSError):  # a disk without hard links cannot keep the old file beside the new one
+        os.link(output, kept, follow_symlinks=False)
+    return partial(kept.replace, output) if os.path.lexists(kept) else lambda: None
+
+
+def _swap(temporary: Sequence[Path], outputs: Sequence[Path]) -> None:
+    """Put every file in its output's place; if one of them cannot, the others are put back as they were."""
+    with ExitStack() as undo:
+        for path, output in zip(temporary, outputs, strict=True):
+            undo.callback(_undo(output, path.with_suffix(".old")))
+            path.replace(output)
+        undo.pop_all()
+
+
 @contextmanager
 def together(*outputs: Path) -> Iterator[list[Path]]:
     """Temporary files beside the outputs that replace them all at the end, or leave nothing behind.
@@ -238,11 +265,11 @@ def together(*outputs: Path) -> Iterator[list[Path]]:
         yield temporary
         for path in temporary:
             path.chmod(0o666 & ~_umask())
-        for path, output in zip(temporary, outputs, strict=True):
-            path.replace(output)
+        _swap(temporary, outputs)
     except OSError as error:
         raise ImuError(f"{outputs[0].parent}: cannot write ({error.strerror}); nothing was written") from error
     finally:
         for path in temporary:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+            for left in (path, path.with_suffix(".old")):
+                with suppress(OSError):
+                    left.unlink(missing_ok=True)

@@ -48,14 +48,17 @@ def prepare(model: nn.Module, device: torch.device) -> nn.Module:
 
 def _stack(images: ImageSet, rows: Sequence[int], preprocess: Preprocess, pool: ThreadPoolExecutor) -> Tensor:
     tensors = list(pool.map(lambda row: preprocess.shape(images.read(row)), rows))
-    shapes = {tuple(tensor.shape) for tensor in tensors}
-    if len(shapes) > 1:
-        odd = next(i for i, tensor in enumerate(tensors) if tensor.shape != tensors[0].shape)
-        raise ImuError(
-            f"{images.where(rows[odd])}: is {tuple(tensors[odd].shape)} after preprocessing, others are "
-            f"{tuple(tensors[0].shape)}; add size and crop to the preprocessing"
-        )
+    for row, tensor in zip(rows, tensors, strict=True):
+        _refuse_shape(images, row, tensor.shape, tensors[0].shape)
     return torch.stack(tensors)
+
+
+def _refuse_shape(images: ImageSet, row: int, shape: torch.Size, first: torch.Size) -> None:
+    if shape != first:
+        raise ImuError(
+            f"{images.where(row)}: is {tuple(shape)} after preprocessing, others are {tuple(first)}; "
+            "add size and crop to the preprocessing"
+        )
 
 
 def batch(images: ImageSet, rows: Sequence[int], preprocess: Preprocess, device: torch.device) -> Tensor:
@@ -75,9 +78,12 @@ def _batches(images: ImageSet, preprocess: Preprocess, size: int) -> Iterator[Te
     workers = max(1, (os.cpu_count() or 1) - 1)
     with ThreadPoolExecutor(workers) as decoders, ThreadPoolExecutor(1) as ahead:
         pending = ahead.submit(_stack, images, parts[0], preprocess, decoders) if parts else None
+        first: torch.Size | None = None
         for index in range(len(parts)):
             assert pending is not None
             stacked = pending.result()
+            first = first or stacked.shape[1:]
+            _refuse_shape(images, parts[index][0], stacked.shape[1:], first)
             if index + 1 < len(parts):
                 pending = ahead.submit(_stack, images, parts[index + 1], preprocess, decoders)
             yield stacked
@@ -87,11 +93,17 @@ def refuse_if_random(model: nn.Module, probe: Tensor) -> None:
     """Run the same few images twice; a model that answers differently cannot be scored.
 
     Raises:
-        ImuError: two passes differ.
+        ImuError: two passes differ, or the model cannot run on such images.
     """
-    with torch.inference_mode():
-        first, second = logits_of(model(probe)), logits_of(model(probe))
-    if not torch.equal(first, second):
+    try:
+        with torch.inference_mode():
+            first, second = logits_of(model(probe)), logits_of(model(probe))
+    except RuntimeError as error:
+        raise ImuError(
+            f"model: cannot run on {tuple(probe.shape[1:])} {str(probe.dtype).removeprefix('torch.')} images "
+            f"({str(error).splitlines()[0]}); check mode, size and crop of the preprocessing, and the architecture"
+        ) from error
+    if not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
         gap = float((first - second).abs().max())
         raise ImuError(
             f"model: two passes over the same {len(probe)} images differ by up to {gap:.2g} in eval() mode; "
@@ -117,6 +129,13 @@ def _halving(model: nn.Module, layer: nn.Module, images: Tensor) -> tuple[Tensor
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
+def _refuse_not_finite(h: Tensor, images: ImageSet, start: int) -> None:
+    finite = torch.isfinite(h).all(dim=1)
+    if not bool(finite.all()):
+        bad = start + int((~finite).nonzero()[0])
+        raise ImuError(f"{images.where(bad)}: its features are not finite; check the image and the model's weights")
+
+
 def extract(
     model: nn.Module,
     head: Head,
@@ -134,10 +153,12 @@ def extract(
         RefusedError: the replay check fails on some batch.
     """
     layer = model.get_submodule(head.module)
-    rows, worst, checked = [], 0.0, head
+    rows: list[Tensor] = []
+    worst, checked = 0.0, head
     with torch.inference_mode():
         for stacked in _batches(images, preprocess, batch_size):
             h, logits = _halving(model, layer, _place(stacked, preprocess, device))
+            _refuse_not_finite(h, images, sum(len(part) for part in rows))
             checked = check_replay(checked, replay_error(h, head.matrix, head.bias, logits), logits.dtype)
             worst = max(worst, checked.replay_error)
             rows.append(h.to("cpu", torch.float32))

@@ -116,21 +116,23 @@ def replay_error(features: Tensor, matrix: Tensor, bias: bool, logits: Tensor) -
     return float((replayed - wide).abs().max()) / scale
 
 
-def _matrix(layer: nn.Linear) -> Tensor:
-    weight = layer.weight.detach().to(torch.float64).cpu()
-    if layer.bias is None:
-        return weight
-    return torch.cat([weight, layer.bias.detach().to(torch.float64).cpu().unsqueeze(1)], dim=1)
+def _matrix(checkpoint: Checkpoint, names: Sequence[str]) -> Tensor:
+    """W as the file holds it, so that rows which do not move are written back bit by bit in any dtype."""
+    parts = [checkpoint.tensor(name).to(torch.float64) for name in names]
+    return torch.cat([parts[0], *(part.unsqueeze(1) for part in parts[1:])], dim=1)
 
 
 def _refuse_tied(model: nn.Module, name: str, layer: nn.Linear) -> None:
+    own = {parameter.data_ptr() for parameter in layer.parameters()}
     shared = [
         other
         for other, parameter in model.named_parameters(remove_duplicate=False)
-        if parameter.data_ptr() == layer.weight.data_ptr() and not other.startswith(f"{name}.")
+        if parameter.data_ptr() in own and not other.startswith(f"{name}.")
     ]
     if shared:
-        raise RefusedError(f"head {name}: its weight is tied to {shared[0]}; changing it would change that layer too")
+        raise RefusedError(
+            f"head {name}: its weight or bias is tied to {shared[0]}; changing it would change that layer too"
+        )
 
 
 def _choose(model: nn.Module, path: str | None, order: Sequence[str], outputs: int) -> tuple[str, str]:
@@ -178,7 +180,7 @@ def find_head(model: nn.Module, images: Tensor, checkpoint: Checkpoint, prefix: 
 
     Raises:
         RefusedError: none found, called more than once, tied, or the replay check fails.
-        ImuError: ``path`` is not a linear layer.
+        ImuError: ``path`` is not a linear layer, or no image has finite features.
     """
     with torch.inference_mode():
         order, logits = _executed(model, images)
@@ -194,11 +196,17 @@ def find_head(model: nn.Module, images: Tensor, checkpoint: Checkpoint, prefix: 
             f"{[tuple(item.shape) for item in seen]}, with {layer.out_features} outputs for {logits.shape[1]} logits; "
             "name another with --head"
         )
-    matrix = _matrix(layer)
+    finite = torch.isfinite(seen[0]).all(dim=1)
+    if not bool(finite.any()):
+        raise ImuError(
+            "features: not finite for any image that was tried; check the preprocessing and the model's weights"
+        )
     names = [f"{prefix}{name}.weight"] + ([f"{prefix}{name}.bias"] if layer.bias is not None else [])
     dtypes = _file_dtypes(checkpoint.entries, names)
+    matrix = _matrix(checkpoint, names)
     head = Head(name, matrix, tuple(names), dtypes[0], dtypes[1] if len(dtypes) > 1 else "", source, 0.0)
-    return check_replay(head, replay_error(seen[0], matrix, head.bias, logits), logits.dtype)
+    # Rows that are not finite are named with their image when the features are taken.
+    return check_replay(head, replay_error(seen[0][finite], matrix, head.bias, logits[finite]), logits.dtype)
 
 
 def _file_dtypes(entries: Mapping[str, Any], names: Sequence[str]) -> list[str]:

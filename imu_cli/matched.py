@@ -29,12 +29,13 @@ Verdict = Literal["more", "met", "spent"]
 
 DAMPING = 0.01
 CLASS_DAMPING = 0.1
-DUAL_SAMPLES = 10_000
-"""Above this the n × n kernel (800 MB at 10,000) is not formed."""
-PRIMAL_UNKNOWNS = 6_000
-"""Above this the c(d+1) × c(d+1) normal matrix (288 MB at 6,000) is not formed."""
-CG_TOLERANCE = 1e-2
+DUAL_SAMPLES = 2_000
+"""Above this many samples the n × n kernel is not formed: conjugate gradients are quicker, and take less memory."""
+PRIMAL_UNKNOWNS = 2_000
+"""Above this the c(d+1) × c(d+1) normal matrix is not formed."""
+CG_TOLERANCE = 0.1
 CG_FLOOR = 1e-13
+"""Share of the right-hand side below which float64 lets no gradient fall."""
 CG_ITERATIONS = 5_000
 TIE = 1e-9
 HALVINGS = 20
@@ -446,7 +447,7 @@ FORMS: dict[Form, Callable[[Problem, Tensor, Tensor, float, Start], tuple[Tensor
 
 
 def choose_form(samples: int, unknowns: int) -> Form:
-    """The cheapest direct form that fits: the primal where c(d+1) < n and small, the dual up to 10,000 samples."""
+    """The direct form where one is small (primal or dual, up to 2,000 unknowns or samples), else conjugate gradients."""
     if unknowns < samples and unknowns <= PRIMAL_UNKNOWNS:
         return "primal"
     return "dual" if samples <= DUAL_SAMPLES else "blocked"

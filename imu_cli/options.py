@@ -3,6 +3,7 @@
 import difflib
 import functools
 import inspect
+import json
 import os
 import types
 from collections.abc import Callable, Mapping
@@ -87,7 +88,7 @@ def placed(value: Any, kind: PathKind, folder: Path) -> Any:
     """A value that holds a path, with a relative path taken from ``folder``; other values as they are."""
     if isinstance(value, list):
         return [placed(item, kind, folder) for item in value]
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value:
         return value
     return PLACERS[kind](value, lambda path: os.path.relpath(_moved(path, folder)) if folder != Path() else path)
 
@@ -96,7 +97,7 @@ def relative_to(value: Any, kind: PathKind, folder: Path) -> Any:
     """The same value with its path written relative to ``folder``, as records hold it."""
     if isinstance(value, list):
         return [relative_to(item, kind, folder) for item in value]
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value:
         return value
     return PLACERS[kind](value, lambda path: os.path.relpath(path, folder))
 
@@ -159,6 +160,22 @@ def _known_keys() -> dict[str, PathKind | None]:
     return path_kinds(InfluenceConfig) | path_kinds(UnlearnConfig) | path_kinds(EvaluateConfig)
 
 
+def _yaml(value: Any) -> str:
+    """A value of a YAML mapping as ``--arch-arg`` reads it: JSON is YAML."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _takes_text(annotation: Any) -> bool:
+    kind = get_args(annotation)[0]
+    return str in (kind, *get_args(kind))
+
+
+def _text_keys() -> set[str]:
+    """Keys whose value is text, where YAML reads ``label: 3`` and ``damping: 0.01`` as numbers."""
+    hints = _hints(InfluenceConfig) | _hints(UnlearnConfig) | _hints(EvaluateConfig)
+    return {name for name, annotation in hints.items() if _takes_text(annotation)}
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The options in a YAML file, keys as the flags without dashes; relative paths are taken from the file's folder.
 
@@ -175,7 +192,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ImuError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise ImuError(f"{path}: not a mapping; write lines such as 'data: train'")
-    known = _known_keys()
+    known, texts = _known_keys(), _text_keys()
     made: dict[str, Any] = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
@@ -184,12 +201,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
             hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(sorted(known))}"
             raise ImuError(f"{path}: {key!r} is not an option; {hint}")
         if name == "arch_arg" and isinstance(value, dict):
-            value = [f"{argument}={text}" for argument, text in value.items()]
+            value = [f"{argument}={_yaml(text)}" for argument, text in value.items()]
+        if name in texts and isinstance(value, int | float) and not isinstance(value, bool):
+            value = str(value)
         if name in ("forget", "require", "arch_arg") and isinstance(value, str):
             value = [value]
         kind = known[name]
         made[name] = placed(value, kind, path.parent) if kind else value
     return made
+
+
+def _where(name: str, origins: Mapping[str, str]) -> str:
+    """An option as the user gave it."""
+    given = {"environment": f"IMU_{name.upper()}", "file": f"--config: {name}"}
+    return given.get(origins.get(name, ""), "--" + name.replace("_", "-"))
 
 
 def build(config: type[Config], values: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
@@ -206,15 +231,16 @@ def build(config: type[Config], values: Mapping[str, Any], origins: Mapping[str,
         problems = []
         for item in error.errors():
             name = str(item["loc"][0]) if item["loc"] else "options"
-            where = {"environment": f"IMU_{name.upper()}", "file": f"--config: {name}"}.get(
-                origins.get(name, ""), "--" + name.replace("_", "-")
-            )
-            problems.append(f"{where} {item['input']!r}: {item['msg'].lower()}")
+            problems.append(f"{_where(name, origins)} {item['input']!r}: {item['msg'].lower()}")
         raise ImuError("\n".join(dict.fromkeys(problems))) from error
 
 
 def merge(config: type[Config], given: Mapping[str, tuple[Any, str]], yaml_file: str | None) -> tuple[Config, Origins]:
-    """One config from flags and environment (value, origin), then YAML; and where each option came from."""
+    """One config from flags and environment (value, origin), then YAML; and where each option came from.
+
+    Raises:
+        ImuError: a bad YAML file, or a value that is empty or not of its option's type or range.
+    """
     names = {field.name for field in fields(config)}  # type: ignore[arg-type]
     from_file = read_yaml(Path(yaml_file)) if yaml_file else {}
     values = {name: value for name, value in from_file.items() if name in names and value is not None}
@@ -222,6 +248,9 @@ def merge(config: type[Config], given: Mapping[str, tuple[Any, str]], yaml_file:
     for name, (value, origin) in given.items():
         if value is not None and value != []:
             values[name], origins[name] = value, origin
+    empty = next((name for name, value in values.items() if value == ""), None)
+    if empty is not None:
+        raise ImuError(f"{_where(empty, origins)}: is empty; leave it out, or give a value")
     return build(config, values, origins), {name: origins.get(name, "default") for name in sorted(names)}
 
 

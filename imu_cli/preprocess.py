@@ -98,6 +98,8 @@ def parse(given: str | Mapping[str, Any], where: str = "--preprocess") -> Prepro
     """
     if isinstance(given, Mapping):
         return _checked(given, where)
+    if not isinstance(given, str):
+        raise ImuError(f"{where}: {given!r} is neither a preset's name, a YAML file nor a mapping")
     if given in PRESETS:
         return _checked(PRESETS[given], f"{where} {given}")
     path = Path(given)

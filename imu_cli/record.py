@@ -279,7 +279,8 @@ def dump(record: Model) -> str:
     """A record as JSON text: stable keys, no NaN."""
     plain = record.model_dump(mode="json", by_alias=True)
     ordered = {"schema": plain.pop("schema"), **plain} if "schema" in plain else plain
-    return json.dumps(ordered, indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+    text = json.dumps(ordered, indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode()  # a path that is not UTF-8 becomes JSON's own escape
 
 
 def read(path: Path) -> Record | Evaluation:
@@ -295,7 +296,7 @@ def read(path: Path) -> Record | Evaluation:
     except ValueError as error:
         raise ImuError(f"{path}: not JSON; name a .record.json or .evaluation.json") from error
     schema = plain.get("schema") if isinstance(plain, dict) else None
-    if schema not in SCHEMAS:
+    if not isinstance(schema, str) or schema not in SCHEMAS:
         raise ImuError(f"{path}: schema {schema!r} is not known to this version; it reads {', '.join(SCHEMAS)}")
     try:
         return SCHEMAS[schema].model_validate(plain)

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -56,10 +56,13 @@ def _under(title: str, body: RenderableType) -> RenderableType:
     return Group(Text(title, style="bold"), body) if title else body
 
 
-def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+def _table(*columns: str, right: Sequence[str] = (), whole: Sequence[str] = ()) -> Table:
+    """A table without lines; ``whole`` columns are not folded on a narrow terminal."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", header_style="dim", overflow="fold")
+        # Text, for brackets in a file's name are no markup.
+        side: Literal["left", "right"] = "right" if column in right else "left"
+        table.add_column(Text(column), justify=side, header_style="dim", overflow="fold", no_wrap=column in whole)
     return table
 
 
@@ -232,7 +235,7 @@ def _metric_row(metric: Metric) -> list[str]:
 def metrics_table(metrics: Sequence[Metric]) -> RenderableType:
     """The metrics that were measured: before, after, interval, n and target."""
     columns = ("metric", "before", "after", "95 % interval", "n", "target", "what it is")
-    table = _table(*columns, right=("before", "after", "n"))
+    table = _table(*columns, right=("before", "after", "n"), whole=("metric", "before", "after"))
     for metric in metrics:
         if metric.missing is None:
             table.add_row(*(Text(cell) for cell in _metric_row(metric)))
@@ -312,7 +315,7 @@ def _difference(a: Record | Evaluation, b: Record | Evaluation, name: str) -> st
 
 def comparison(results: Sequence[Record | Evaluation], names: Sequence[str]) -> RenderableType:
     """Evaluations side by side, with the difference of the last from the first."""
-    table = _table("metric", *names, "last − first", right=(*names, "last − first"))
+    table = _table("metric", *names, "last − first", right=(*names, "last − first"), whole=("metric",))
     for name in DEFINITIONS:
         cells = [_cell(item, name) for item in results]
         if any(cell != "–" for cell in cells):

@@ -148,7 +148,8 @@ def confusion_share(predicted: Tensor, test_labels: Tensor, labels: Tensor, true
     for (wrong, true), count in zip(*_counted(torch.stack([labels, truth], dim=1)), strict=True):
         pool = test_labels != wrong if true < 0 else test_labels == true
         if not bool(pool.any()):
-            raise ImuError(f"held-out data: has no sample of class {true}; give data of it, or --until")
+            lacks = f"class {true}" if true >= 0 else f"a class other than {wrong}"
+            raise ImuError(f"held-out data: has no sample of {lacks}; give data of it, or --until")
         total += count * float((predicted[pool] == wrong).double().mean())
     return total / len(labels)
 
