@@ -19,14 +19,13 @@ from . import __version__, architecture, cache, features, influence, objective, 
 from .architecture import Loaded
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import ForgetConfig
-from .dataset import ClassNames, ImageSet, class_names, in_model_ids, is_selector, overlap
+from .dataset import ClassNames, ImageSet, class_names, in_model_ids, overlap
 from .errors import ImuError, InvalidRowsError
 from .events import Events
 from .head import Head, find_head
-from .manifest import ForgetSet, load_forget, open_source
+from .manifest import ForgetSet, load_forget, open_source, peek
 from .preprocess import Preprocess
 from .record import Environment, FileHash, ForgetInfo, HeadInfo, HeldOutInfo, OptionValue, Record, ScoreInfo
-from .sources import open_flat
 
 
 @dataclass
@@ -131,37 +130,6 @@ def load_model(path: Path, config: ForgetConfig, defaults: Defaults) -> tuple[Ch
     return checkpoint, architecture.load(checkpoint, config.arch, config.arch_arg, defaults.architecture)
 
 
-def _peek(config: ForgetConfig, data: ImageSet | None, stdin: BytesIO | None) -> ImageSet:
-    """A few images to find the head with, before labels can be checked against its outputs."""
-    spec = config.forget[0]
-    if data is None and is_selector(spec):
-        raise ImuError(f"--forget {spec}: selects rows of --data; give --data")
-    images = data if data is not None else _unlabelled(spec, config.label, stdin)
-    if len(images) == 0:
-        raise ImuError(f"{images.source}: has no images; check the path")
-    return images.subset(range(min(features.PROBE, len(images))))
-
-
-def _unlabelled(spec: str, label: str | None, stdin: BytesIO | None) -> ImageSet:
-    is_folder = label is not None and Path(spec).is_dir()
-    return open_flat(Path(spec)) if is_folder else open_source(spec, "data", stdin=stdin)
-
-
-def _load_forget(config: ForgetConfig, data: ImageSet | None, classes: ClassNames, stdin: bytes | None) -> ForgetSet:
-    return load_forget(config.forget, data, config.label, classes, None if stdin is None else BytesIO(stdin))
-
-
-def _refuse_all_at_once(
-    error: InvalidRowsError, model: nn.Module, config: ForgetConfig, data: ImageSet | None, stdin: bytes | None
-) -> None:
-    """A list that is wrong before the head is known is checked whole against the last linear layer's outputs."""
-    sizes = [module.out_features for module in model.modules() if isinstance(module, nn.Linear)]
-    if sizes:
-        named = Path(config.classes) if config.classes else None
-        _load_forget(config, data, class_names(named, None, [data] if data else [], sizes[-1]), stdin)
-    raise error
-
-
 def open_all(path: Path, config: ForgetConfig, events: Events, defaults: Defaults | None = None) -> Opened:
     """Open and validate everything that the commands share; nothing is written.
 
@@ -182,17 +150,13 @@ def open_all(path: Path, config: ForgetConfig, events: Events, defaults: Default
         device = features.pick_device(config.device)
         model = features.prepare(loaded.model, device)
         data = open_source(config.data, "data") if config.data else None
-        stdin = sys.stdin.buffer.read() if config.forget == ["-"] else None
-        try:
-            peek = _peek(config, data, None if stdin is None else BytesIO(stdin))
-        except InvalidRowsError as error:
-            _refuse_all_at_once(error, model, config, data, stdin)
-            raise
-        probe = features.batch(peek, range(len(peek)), steps, device)
+        stdin = BytesIO(sys.stdin.buffer.read()) if config.forget == ["-"] else None
+        images = peek(config.forget, data, features.PROBE, stdin)
+        probe = features.batch(images, range(len(images)), steps, device)
         features.refuse_if_random(model, probe)
         head = find_head(model, probe, checkpoint, loaded.prefix, config.head)
         classes = _classes(config, said, defaults, data, head.classes)
-        forget = _load_forget(config, data, classes, stdin)
+        forget = load_forget(config.forget, data, config.label, classes, stdin)
     opened = Opened(
         config=config,
         checkpoint=checkpoint,

@@ -190,4 +190,6 @@ def target(
         return 1 / head.shape[0], "1 / number of classes; with --test it is the held-out rate of these confusions"
     predicted = (test.h @ head.T).argmax(dim=1)
     rate = confusion_share(predicted, test.labels, labels, true)
-    return _attainable(rate, hits, len(labels)), f"{rate:.2%}, the original's rate of these confusions on held-out samples"
+    return _attainable(
+        rate, hits, len(labels)
+    ), f"{rate:.2%}, the original's rate of these confusions on held-out samples"

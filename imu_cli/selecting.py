@@ -49,11 +49,10 @@ def clear_cache(
 
 
 def _digests(forget: str, data: str | None) -> set[str]:
-    """Content hashes of the samples of a forget list."""
+    """Content hashes of the samples of a forget list, folder or selector."""
     images = manifest.open_source(data, "data") if data else None
-    if dataset.is_selector(forget):
-        if images is None:
-            raise ImuError(f"--forget {forget}: selects rows of --data; give --data")
-        rows = dataset.select_rows(images, [forget])
-        return set(images.digests(rows))
-    return set(manifest.open_source(forget, "data", images).digests())
+    if dataset.is_selector(forget) and images is not None:
+        return set(images.digests(dataset.select_rows(images, [forget])))
+    if images is not None and forget.lower().endswith(manifest.SUFFIXES):
+        return set(manifest.open_source(forget, "data", images).digests())
+    return set(manifest.peek(forget, None, sys.maxsize).digests())
