@@ -86,7 +86,7 @@ class Found:
 
 
 def draw(data: Cifar, half: Sequence[int], n: int, seed: int) -> Case:
-    """n random training samples; the choosing half of test sets their target."""
+    """N random training samples; the choosing half of test sets their target."""
     rows = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))[:n].sort().values
     labels = data.train_labels[rows]
     plan = scenario.plan("sample", "benchmark", labels, data.head.classes, "auto")

@@ -81,8 +81,8 @@ def _scalar(pair: str, text: str) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ImuError(f"--arch-arg {pair}: not YAML ({' '.join(str(error).split())}); quote the value") from error
-    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-        return float(value)  # PyYAML reads 1e-3 as text
+    if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text):
+        return float(text)  # PyYAML reads 1e-3 as text
     return text if isinstance(value, date) else value
 
 
@@ -188,17 +188,12 @@ def _accepts_num_classes(factory: Callable[..., nn.Module], name: str) -> bool:
 
 
 def _classes_in_file(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """Number of outputs that the file's tensors have where only the first dimension differs from the template's."""
-    template = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    sizes = {
-        shapes[name][0]
-        for name, shape in template.items()
-        if name in shapes
-        and shapes[name] != shape
-        and len(shape) == len(shapes[name])
-        and shape[1:] == shapes[name][1:]
-    }
-    return sizes.pop() if len(sizes) == 1 else None
+    """Number of outputs in the file, if all that differs from the template is one first dimension; else None."""
+    template = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name in shapes}
+    differing = [(shapes[name], shape) for name, shape in template.items() if shapes[name] != shape]
+    sizes = {found[:1] for found, _ in differing}
+    fits = all(len(found) == len(shape) and found[1:] == shape[1:] for found, shape in differing)
+    return sizes.pop()[0] if fits and len(sizes) == 1 else None
 
 
 def _listed(names: Sequence[str]) -> str:

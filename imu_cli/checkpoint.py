@@ -172,9 +172,11 @@ def patch(source: Checkpoint, changes: Mapping[str, Tensor], target: Path) -> No
     Names, dtypes, order, metadata and every other byte stay as they came.
 
     Raises:
-        ImuError: the bytes read back are not the ones meant.
+        ImuError: the file is not the one that was opened, or the bytes read back are not the ones meant.
     """
     shutil.copyfile(source.path, target)
+    if file_hash(target) != source.sha256:
+        raise ImuError(f"{source.path}: has changed since it was opened; run again once nothing writes to it")
     with target.open("r+b") as file:
         for name, tensor in changes.items():
             entry = source.entries[name]

@@ -153,35 +153,13 @@ class ForgetConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfluenceConfig(ForgetConfig):
-    """Options of ``imu influence``."""
+class TargetConfig(ForgetConfig):
+    """What the forget set is to look like, and what the solver may spend on it."""
 
-    show: Annotated[int, Ge(0), Option("Rows of the table.", group=OUTPUT)] = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnlearnConfig(ForgetConfig):
-    """Options of ``imu unlearn``."""
-
-    output: Annotated[
-        str | None,
-        Option(
-            "The unlearned checkpoint.", metavar="FILE", short="-o", default="STEM.unlearned.safetensors", group=OUTPUT
-        ),
-    ] = None
-    force: Annotated[bool, Option("Replace an existing output (never the input).", group=OUTPUT)] = False
     scenario: Annotated[
         Scenario,
         Option(
             "Why the samples go; auto: class if the forget set holds every row of its labels in --data, else sample.",
-            group=STOP,
-        ),
-    ] = "auto"
-    method: Annotated[
-        Method,
-        Option(
-            "imu: ascend the influence-weighted loss; matched: solve for the strength each sample needs; auto: imu in the "
-            "class scenario, without target and held-out data, and where an option of the ascent is given, else matched.",
             group=STOP,
         ),
     ] = "auto"
@@ -201,6 +179,55 @@ class UnlearnConfig(ForgetConfig):
     max_drop: Annotated[
         float, Ge(0), Le(1), Option("Largest fall of accuracy on held-out data, as a fraction.", group=STOP)
     ] = 0.01
+    rho: Annotated[
+        float | None,
+        Gt(0),
+        Option(
+            "How much margins may miss their targets for the sake of other samples.",
+            default="the largest that meets the target, found along a path",
+            group=MATCHED,
+        ),
+    ] = None
+    sigma_damping: Annotated[
+        float, Gt(0), Option("Damping λ of the second moment Σ of features, times its mean diagonal.", group=MATCHED)
+    ] = 0.01
+    class_factor: Annotated[bool, Option("Put K-FAC's class factor in place of the identity.", group=MATCHED)] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfluenceConfig(TargetConfig):
+    """Options of ``imu influence``."""
+
+    show: Annotated[int, Ge(0), Option("Rows of the table.", group=OUTPUT)] = 20
+    kernel: Annotated[
+        bool,
+        Option(
+            "Also solve matched unlearning, and show each sample's strength, self-influence and what moves it most; "
+            "needs a target (--test, --reference or --until).",
+            group=SCORES,
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlearnConfig(TargetConfig):
+    """Options of ``imu unlearn``."""
+
+    output: Annotated[
+        str | None,
+        Option(
+            "The unlearned checkpoint.", metavar="FILE", short="-o", default="STEM.unlearned.safetensors", group=OUTPUT
+        ),
+    ] = None
+    force: Annotated[bool, Option("Replace an existing output (never the input).", group=OUTPUT)] = False
+    method: Annotated[
+        Method,
+        Option(
+            "imu: ascend the influence-weighted loss; matched: solve for the strength each sample needs; auto: imu in the "
+            "class scenario, without target and held-out data, and where an option of the ascent is given, else matched.",
+            group=STOP,
+        ),
+    ] = "auto"
     max_head_change: Annotated[
         float | None,
         Gt(0),
@@ -244,20 +271,6 @@ class UnlearnConfig(ForgetConfig):
     epochs: Annotated[
         int | None, Gt(0), Option("Stop after this many passes over the kept samples (SGD only).", group=ASCENT)
     ] = None
-
-    rho: Annotated[
-        float | None,
-        Gt(0),
-        Option(
-            "How much margins may miss their targets for the sake of other samples.",
-            default="the largest that meets the target, found along a path",
-            group=MATCHED,
-        ),
-    ] = None
-    sigma_damping: Annotated[
-        float, Gt(0), Option("Damping λ of the second moment Σ of features, times its mean diagonal.", group=MATCHED)
-    ] = 0.01
-    class_factor: Annotated[bool, Option("Put K-FAC's class factor in place of the identity.", group=MATCHED)] = False
 
 
 @dataclass(frozen=True, kw_only=True)

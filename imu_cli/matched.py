@@ -107,7 +107,9 @@ def _weighted_quantiles(values: Tensor, weights: Tensor, levels: Tensor) -> Tens
     return torch.lerp(values[left], values[right], share)
 
 
-def coupled_targets(margins: Tensor, held_out: Tensor, weights: Tensor | None = None) -> Tensor:
+def coupled_targets(
+    margins: Tensor, held_out: Tensor, weights: Tensor | None = None, floor: float | None = None
+) -> Tensor:
     """Held-out margin of each sample's rank, never above its own: t_i = min(φ_i, Q((rank_i − ½)/n)), (n,).
 
     Monotone coupling moves the margins least in total among all ways to give them the held-out spread Q. Samples with
@@ -117,6 +119,8 @@ def coupled_targets(margins: Tensor, held_out: Tensor, weights: Tensor | None = 
         margins: φ of the forget samples (n,).
         held_out: φ of unseen samples (m,); m may differ from n.
         weights: weight of each unseen sample (m,), see ``class_match``; equal if None.
+        floor: log-odds below which no sample is asked to go, such as −4 (p = 0.02): unseen samples that are far on the
+            wrong side cost the most and hardly show in accuracy or AUC; their tail is then not matched. None: it is.
 
     Raises:
         ImuError: no held-out margin, or one that is not finite.
@@ -128,6 +132,7 @@ def coupled_targets(margins: Tensor, held_out: Tensor, weights: Tensor | None = 
     ordered, order = margins.sort()
     levels = (torch.arange(n, dtype=torch.float64, device=margins.device) + 0.5) / n
     quantiles = _weighted_quantiles(held_out, weights, levels)
+    quantiles = quantiles if floor is None else quantiles.clamp(min=floor)
     starts = ordered.diff(prepend=ordered[:1] - 1) > TIE * (1 + ordered.abs())
     group = starts.cumsum(0) - int(starts[:1].sum())
     shared = torch.bincount(group, weights=quantiles) / torch.bincount(group)

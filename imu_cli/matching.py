@@ -17,7 +17,7 @@ from .scenario import HeldOut, Plan
 class Point:
     """One solution along the path: ρ, what its head does, two-sided AUC against held-out data, and how far margins missed.
 
-    ``auc`` is None without held-out data; ``margin_error`` is the root mean square of φ − t.
+    ``auc`` is None without held-out data; ``margin_error`` is the weighted root mean square of φ − t.
     """
 
     rho: float
@@ -107,7 +107,8 @@ def run(
 
     def judge(solution: matched.Solution) -> matched.Verdict:
         seen = look(rounded(solution.head))
-        points.append(Point(solution.rho, seen, _auc(solution, problem.labels, held), solution.residuals[-1]))
+        miss = _miss(problem, solution.margins - problem.targets)
+        points.append(Point(solution.rho, seen, _auc(solution, problem.labels, held), miss))
         return _verdict(seen, limits)
 
     for step in matched.path(problem, judge) if rho is None else _single(problem, judge, rho):
@@ -140,6 +141,11 @@ def _reason(
     return over[0] or "path" if over else "path"
 
 
+def _miss(problem: matched.Problem, missed: Tensor) -> float:
+    """Root mean square of φ − t, weighted by what an error of each margin costs; in log-odds."""
+    return float(((problem.weights * missed.square()).sum() / problem.weights.sum()).sqrt())
+
+
 def _finish(
     problem: matched.Problem,
     best: matched.Step,
@@ -157,14 +163,15 @@ def _finish(
     reached = None if limits.target is None else limits.met(end)
     outcome = Outcome(head, _reason(best, steps, points, limits, rho), reached, start, end, taken)
     n, missed = len(problem.labels), solution.margins - problem.targets
+    before = matched.margins(problem.features @ problem.head.T, problem.labels) - problem.targets
     details: dict[str, float | str | bool | int] = {
         "rho": solution.rho,
         "form": solution.form,
         "converged": solution.converged,
         "condition": solution.condition,
         "capacity": problem.capacity,
-        "margin_error_before": solution.residuals[0],
-        "margin_error": solution.residuals[-1],
+        "margin_error_before": _miss(problem, before),
+        "margin_error": _miss(problem, missed),
         "margins_within_half": float((missed.abs() <= 0.5).double().mean()),
         "n": n,
     }

@@ -2,16 +2,16 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from . import ascent, checkpoint, features, influence, matching, objective, opening, record, scenario
+from . import ascent, checkpoint, features, influence, matched, matching, objective, opening, record, scenario
 from .ascent import Look, Outcome, Step
-from .config import HEAD_CHANGE_WITHOUT_TARGET, PAPER, InfluenceConfig, UnlearnConfig
+from .config import HEAD_CHANGE_WITHOUT_TARGET, PAPER, InfluenceConfig, TargetConfig, UnlearnConfig
 from .errors import ImuError
 from .events import Events
 from .head import check_replay, logits_of
@@ -22,14 +22,18 @@ from .record import WHAT, HeldOutInfo, Interval, Link, LookInfo, Record, Target
 from .scenario import HeldOut, Plan
 
 REPLAYED = 64
+"""Forget samples that are replayed through the written file."""
+MOVERS = 3
+"""Forget samples shown beside each one with ``influence --kernel``."""
 
 
 def run_influence(model: Path, config: InfluenceConfig, origins: Mapping[str, str], events: Events) -> record.Influence:
     """Score every forget sample; nothing but the cache is written."""
     opened = opening.open_all(model, config, events)
-    scored = opening.cached_scores(opened)
-    if scored is None:
-        scored = opening.compute_scores(opened, opening.forget_features(opened))
+    scored, h = opening.cached_scores(opened), None
+    if scored is None or config.kernel:
+        h = opening.forget_features(opened)
+        scored = scored or opening.compute_scores(opened, h)
     selection = influence.weigh(scored.scores, config.keep, config.clip_quantile, opening.sample_weights(opened))
     _warn_if_at_chance(opened, float(scored.right.double().mean()))
     images = opened.forget.images
@@ -56,6 +60,7 @@ def run_influence(model: Path, config: InfluenceConfig, origins: Mapping[str, st
         cached=scored.entry,
         notes=opened.notes,
         rows=rows,
+        kernel=_kernel(opened, config, h) if config.kernel and h is not None else [],
     )
 
 
@@ -315,6 +320,18 @@ def _ascend(opened: Opened, config: UnlearnConfig, job: _Job) -> _Done:
 
 
 def _match(opened: Opened, config: UnlearnConfig, job: _Job) -> _Done:
+    _, item, how = _solve_matched(opened, config, job)
+    _tell_matched(opened, item)
+    start = LookInfo(step=0, **vars(item.outcome.start))
+    points = [
+        LookInfo(step=number, rho=p.rho, auc=p.auc, margin_error=p.margin_error, **vars(p.look))
+        for number, p in enumerate(matching.ordered(item.points), 1)
+    ]
+    return _Done(item.outcome, [start, *points], {**item.details, "targets": how})
+
+
+def _solve_matched(opened: Opened, config: UnlearnConfig, job: _Job) -> tuple[matched.Problem, matching.Matched, str]:
+    """The system, what was chosen along ρ, and how target margins were got."""
     head, held = opened.matrix(), job.held
     assert job.target is not None
     held_logits = None if held is None else held.h @ head.T
@@ -331,16 +348,34 @@ def _match(opened: Opened, config: UnlearnConfig, job: _Job) -> _Done:
         )
         for item in matching.run(problem, job.look, job.limits, opened.head.rounded, held, config.rho):
             if isinstance(item, matching.Matched):
-                break
+                return problem, item, how
             advance(1)
-    assert isinstance(item, matching.Matched)
-    _tell_matched(opened, item)
-    start = LookInfo(step=0, **vars(item.outcome.start))
-    points = [
-        LookInfo(step=number, rho=p.rho, auc=p.auc, margin_error=p.margin_error, **vars(p.look))
-        for number, p in enumerate(matching.ordered(item.points), 1)
+    raise AssertionError("a run ends with what was chosen")
+
+
+def _kernel(opened: Opened, config: InfluenceConfig, h: Tensor) -> list[record.KernelRow]:
+    """Matched unlearning solved but not written: strengths, self-influence, and the samples that move each most."""
+    shared = {item.name: getattr(config, item.name) for item in fields(TargetConfig)}
+    wanted = UnlearnConfig(**shared, method="matched")
+    job = _prepare(opened, wanted, h)
+    problem, found, _ = _solve_matched(opened, wanted, job)
+    rows = matched.kernel_rows(problem, found.strengths, head=found.outcome.head, top=MOVERS)
+    names = opened.forget.images.names
+    margins = matched.margins(h @ opened.matrix().T, job.labels)
+    return [
+        record.KernelRow(
+            path=names[row],
+            strength=float(found.strengths[row]),
+            self_influence=float(rows.self_influence[row]),
+            margin=float(margins[row]),
+            target=float(problem.targets[row]),
+            movers=[
+                record.Mover(path=names[other], moved=moved)
+                for other, moved in zip(rows.movers[row].tolist(), rows.moved[row].tolist(), strict=True)
+            ],
+        )
+        for row in range(len(names))
     ]
-    return _Done(item.outcome, [start, *points], {**item.details, "targets": how})
 
 
 def _tell_matched(opened: Opened, found: matching.Matched) -> None:

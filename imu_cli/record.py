@@ -86,6 +86,24 @@ class Interval(Model):
     method: str
 
 
+class Mover(Model):
+    """A forget sample and the log-odds by which it moves another one's margin."""
+
+    path: str
+    moved: float
+
+
+class KernelRow(Model):
+    """A forget sample under matched unlearning: strength α, self-influence K_ii, margin φ, target t, its movers."""
+
+    path: str
+    strength: float
+    self_influence: float
+    margin: float
+    target: float
+    movers: list[Mover]
+
+
 class HeldOutInfo(Model):
     """Held-out data that a run chose by: target, Σ and guard. ``used`` of its ``n`` rows, drawn by ``seed``."""
 
@@ -270,6 +288,7 @@ class Influence(Model):
     cached: str | None
     notes: list[str]
     rows: list[ScoreRow]
+    kernel: list[KernelRow] = Field(default_factory=list)
 
 
 SCHEMAS: dict[str, type[Record] | type[Evaluation]] = {"imu.record/1": Record, "imu.evaluation/1": Evaluation}

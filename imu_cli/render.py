@@ -113,7 +113,20 @@ def influence(result: Influence, show: int) -> RenderableType:
     )  # fmt: skip
     spread = Text("\n".join(["Distribution of the score", *_histogram([row.score for row in result.rows])]))
     spread.stylize("bold", 0, len("Distribution of the score"))
-    return _blocks(_under(title, top) if show else None, spread, about)
+    return _blocks(_under(title, top) if show else None, *_kernel(result, show), spread, about)
+
+
+def _kernel(result: Influence, show: int) -> list[RenderableType]:
+    """Strength and self-influence of each sample under matched unlearning, and the samples that move it most."""
+    if not result.kernel or not show:
+        return []
+    numbers = ("strength α", "K_ii", "margin", "target")
+    table = _table("sample", *numbers, "moved most by", right=numbers)
+    for row in sorted(result.kernel, key=lambda row: -abs(row.strength))[:show]:
+        movers = ", ".join(f"{item.path} ({item.moved:+.2g})" for item in row.movers)
+        cells = (f"{value:.3g}" for value in (row.strength, row.self_influence, row.margin, row.target))
+        table.add_row(Text(row.path), *cells, Text(movers))
+    return [_under("Matched: the strength each sample needs, and the forget samples that move its margin most", table)]
 
 
 def _ratio(damping: float, mean_fisher: float) -> str:
@@ -194,10 +207,31 @@ def record(result: Record, *, notes: bool = True) -> RenderableType:
     title = Text(f"{result.after.path}", style="bold")
     return _blocks(
         Group(title, _verdict(result), steps),
+        *_path(result),
         about,
         *_notes(result.notes if notes else []),
         Text(result.limit, style="dim"),
     )
+
+
+def _path(result: Record) -> list[RenderableType]:
+    """The trade-off along ρ of a matched run: what each strength forgets and costs; the chosen one is marked."""
+    points = [look for look in result.trajectory if look.rho is not None]
+    if not points:
+        return []
+    columns = ("", "ρ", "forget", "held-out drop", "AUC, two-sided", "head change")
+    table = _table(*columns, right=columns[1:])
+    for look in points:
+        mark = "→" if look.rho == result.details.get("rho") else ""
+        numbers = (
+            number(look.rho),
+            percent(look.forget),
+            percent(look.test_drop),
+            number(look.auc),
+            percent(look.head_change),
+        )
+        table.add_row(mark, *numbers)
+    return [_under("Along ρ: the less, the nearer the margins come to those of unseen data", table)]
 
 
 def _class(result: Record | Evaluation, row: int) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import listing
 from safetensors.torch import load_file
 
 from imu_cli.cli import main
@@ -362,3 +363,19 @@ def test_report_does_not_import_torch(job: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "0 []"
+
+
+def test_kernel_shows_strengths_and_movers(job: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``influence --kernel`` writes nothing and shows what matched unlearning would do to each sample, and who moves it."""
+    command = ["influence", "model.safetensors", *BASE, "--forget", "index=0:1332:36", "--kernel"]
+    assert main(command) == 2
+    assert "add --test DATA" in capsys.readouterr().err
+    before = listing(job)
+    assert main([*command, "--test", str(digits / "data/test"), "--max-drop", "0.05", "--format", "json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert len(made["kernel"]) == 37
+    for row in made["kernel"]:
+        assert row["target"] <= row["margin"]
+        assert row["self_influence"] > 0
+        assert row["path"] not in [item["path"] for item in row["movers"]]
+    assert listing(job) == before

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
 from imu_cli.cli import main
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,7 +36,9 @@ def test_every_readme_command_runs_as_printed(tmp_path: Path, monkeypatch: pytes
 
 def test_generated_documentation_is_current(tmp_path: Path) -> None:
     """docs/cli.md and the table of metrics are what the code says."""
-    done = subprocess.run([sys.executable, str(ROOT / "docs/generate.py"), "--check"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs/generate.py"), "--check"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout
 
 

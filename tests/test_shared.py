@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from imu_cli.cli import main
 from imu_cli.sources import open_named
 
@@ -39,7 +40,17 @@ def unlearn(shared: Path, capsys: pytest.CaptureFixture[str], *options: str) -> 
 
 
 def evaluate(cifar: Path, capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, dict]:
-    command = ["evaluate", "out.safetensors", "--config", "imu.yaml", "--test", f"cifar10:{cifar}", "--format", "json", *options]
+    command = [
+        "evaluate",
+        "out.safetensors",
+        "--config",
+        "imu.yaml",
+        "--test",
+        f"cifar10:{cifar}",
+        "--format",
+        "json",
+        *options,
+    ]
     assert main(command) == 0
     return {item["name"]: item for item in json.loads(capsys.readouterr().out)["metrics"]}
 
@@ -93,7 +104,9 @@ def test_some_samples_go_to_the_held_out_level(
 
 
 @pytest.mark.slow
-def test_some_samples_without_a_target(shared: Path, real: Path, cifar: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_some_samples_without_a_target(
+    shared: Path, real: Path, cifar: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """37 mixed images and nothing else: the head moves by 2 % at most and costs at most 0.3 points of test accuracy."""
     code, made = unlearn(shared, capsys, "--forget", "index=0:49999:1352")
     assert (code, made["reached"]) == (0, None)
