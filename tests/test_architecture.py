@@ -226,7 +226,7 @@ BROKEN = {
 def test_what_a_user_gets_wrong_about_a_factory(here: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every mistake in --arch, and whatever the user's own code raises, is one message that names the option."""
     (here / "raises.py").write_text("raise ValueError('on import')\n")
-    (here / "text.py").write_text("this is not Python\n")
+    (here / "text.py").write_text("this is no Python\n")
     monkeypatch.syspath_prepend(str(here))
     arch, said = BROKEN[name]
     checkpoint = open_checkpoint(save(here / "m.safetensors", net().state_dict()))
