@@ -13,7 +13,7 @@ from .errors import ImuError
 from .head import Head, check_replay, logits_of, replay_error, tapped
 from .preprocess import Preprocess
 
-PROBE = 16
+PROBE = 8
 """Images used to find the head and to try whether two passes agree."""
 
 Progress = Callable[[int], None]
@@ -47,13 +47,13 @@ def prepare(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _stack(images: ImageSet, rows: Sequence[int], preprocess: Preprocess, pool: ThreadPoolExecutor) -> Tensor:
-    tensors = list(pool.map(lambda row: preprocess.shape(images.read(row)), rows))
-    for row, tensor in zip(rows, tensors, strict=True):
-        _refuse_shape(images, row, tensor.shape, tensors[0].shape)
-    return torch.stack(tensors)
+    arrays = list(pool.map(lambda row: preprocess.shape(images.read(row)), rows))
+    for row, array in zip(rows, arrays, strict=True):
+        _refuse_shape(images, row, array.shape, arrays[0].shape)
+    return preprocess.stack(arrays)
 
 
-def _refuse_shape(images: ImageSet, row: int, shape: torch.Size, first: torch.Size) -> None:
+def _refuse_shape(images: ImageSet, row: int, shape: tuple[int, ...], first: tuple[int, ...]) -> None:
     if shape != first:
         raise ImuError(
             f"{images.where(row)}: is {tuple(shape)} after preprocessing, others are {tuple(first)}; "

@@ -52,14 +52,6 @@ def class_mask(labels: Tensor, num_classes: int) -> Tensor:
     return mask.expand(len(labels), num_classes)
 
 
-def _split(logits: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-sum-exp of each row over its members, over the others, and over all: three (n, 1) columns."""
-    low = float("-inf")
-    inside = logits.masked_fill(~members, low).logsumexp(dim=1, keepdim=True)
-    outside = logits.masked_fill(members, low).logsumexp(dim=1, keepdim=True)
-    return inside, outside, logits.logsumexp(dim=1, keepdim=True)
-
-
 def residual(logits: Tensor, members: Tensor) -> Tensor:
     """∂ℓ/∂z of ℓ = −log P_K, the gradient of each sample with respect to its logits (n, c).
 
@@ -68,15 +60,16 @@ def residual(logits: Tensor, members: Tensor) -> Tensor:
 
     Source: arXiv 2508.01620, section 3; docs/method.md for K of several classes.
     """
-    inside, outside, total = _split(logits, members)
-    forgotten = -torch.exp(logits - inside) * torch.exp(outside - total)
-    return torch.where(members, forgotten, torch.exp(logits - total))
+    share = logits.softmax(dim=1).masked_fill(members, 0.0)
+    within = logits.masked_fill(~members, float("-inf")).softmax(dim=1)
+    return share - within * share.sum(dim=1, keepdim=True)
 
 
 def losses(logits: Tensor, members: Tensor) -> Tensor:
     """ℓ = −log P_K per sample (n,), as softplus(logsumexp over the others − logsumexp over K)."""
-    inside, outside, _ = _split(logits, members)
-    return torch.nn.functional.softplus(outside - inside).squeeze(1)
+    low = float("-inf")
+    inside, outside = (logits.masked_fill(left_out, low).logsumexp(dim=1) for left_out in (~members, members))
+    return torch.nn.functional.softplus(outside - inside)
 
 
 def share_in(logits: Tensor, members: Tensor) -> float:

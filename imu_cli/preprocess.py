@@ -5,9 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import yaml
 from annotated_types import Gt, MinLen
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
@@ -54,16 +56,22 @@ class Preprocess:
         """As it stands in the record and the cache key."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
-    def shape(self, image: Image.Image) -> Tensor:
-        """One image to a (channels, height, width) uint8 tensor: everything but scaling and normalising."""
-        image = image.convert(self.mode)
+    def shape(self, image: Image.Image) -> NDArray[np.uint8]:
+        """One image to a (height, width, channels) uint8 array: everything but scaling and normalising."""
+        if image.mode != self.mode:
+            image = image.convert(self.mode)
         if self.size is not None:
             size = [self.size] if isinstance(self.size, int) else list(self.size)
             image = functional.resize(image, size, interpolation=InterpolationMode(self.interpolation), antialias=True)
         if self.crop is not None:
             image = functional.center_crop(image, [self.crop] if isinstance(self.crop, int) else list(self.crop))
-        tensor: Tensor = functional.pil_to_tensor(image)
-        return tensor
+        pixels: NDArray[np.uint8] = np.asarray(image)
+        return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+    @staticmethod
+    def stack(images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """Shaped images as one (n, channels, height, width) uint8 batch, channels_last without a copy."""
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
     def scale(self, images: Tensor) -> Tensor:
         """A (n, channels, height, width) uint8 batch to normalised float32."""

@@ -46,12 +46,12 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "mobilenet_v3_small": (named("mobilenet_v3_small"), "classifier.3"),
     "shufflenet_v2_x0_5": (named("shufflenet_v2_x0_5"), "fc"),
     "mnasnet0_5": (named("mnasnet0_5"), "classifier.1"),
+    "densenet121": (named("densenet121"), "classifier"),
+    "efficientnet_b0": (named("efficientnet_b0"), "classifier.1"),
     "a small vision transformer": (small_vit, "heads.head"),
 }
 
 LARGE: dict[str, tuple[Callable[[], nn.Module], str, int]] = {
-    "densenet121": (named("densenet121"), "classifier", 32),
-    "efficientnet_b0": (named("efficientnet_b0"), "classifier.1", 32),
     "convnext_tiny": (named("convnext_tiny"), "classifier.2", 32),
     "swin_t": (named("swin_t"), "head", 32),
     "vgg11": (named("vgg11"), "classifier.6", 32),
