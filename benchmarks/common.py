@@ -81,7 +81,8 @@ def folder(inside: str) -> Iterator[Path]:
 @functools.cache
 def _unpacker() -> Any:
     spec = importlib.util.spec_from_file_location("unpack_cifar10", shared() / "data" / "unpack_cifar10.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -137,7 +138,9 @@ class Cifar:
 
 def cifar() -> Cifar:
     """CIFAR-10 as the head sees it, through the tool's own opening, decoding and forward pass; kept in ``scratch``."""
-    opened = opening.open_all(checkpoint(), InfluenceConfig(**model_options(), data=batches(), forget=["class=0"]), Silent())
+    opened = opening.open_all(
+        checkpoint(), InfluenceConfig(**model_options(), data=batches(), forget=["class=0"]), Silent()
+    )
     said = f"{opened.checkpoint.sha256} {opened.preprocess.described()} {torch.__version__}"
     path = scratch() / f"features-{hashlib.sha256(said.encode()).hexdigest()[:16]}.safetensors"
     if not path.exists():
@@ -197,9 +200,11 @@ def keep(name: str, quick: bool, found: dict[str, Any], started: dict[str, Any])
     place.mkdir(exist_ok=True)
     made = {"benchmark": name, "imu": imu_cli.__version__, "quick": quick, "environment": started, **found}
     text = json.dumps(made, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    assert str(REPOSITORY.parent) not in text and str(scratch()) not in text, "a path of this machine is in the results"
+    for path in (REPOSITORY.parent, scratch()):
+        assert str(path) not in text, "a path of this machine is in the results"
     (place / f"{name}.json").write_text(text, encoding="utf-8")
-    console.print(f"raw results: {'kept out of the repository, --quick' if quick else f'benchmarks/results/{name}.json'}", style="dim")
+    where = "kept out of the repository, --quick" if quick else f"benchmarks/results/{name}.json"
+    console.print(f"raw results: {where}", style="dim")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1) -> None:

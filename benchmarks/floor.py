@@ -111,7 +111,9 @@ def show(timed: Timed) -> None:
     lines = [("bare forward", floor), *found, ("not in a stage", rest), ("imu unlearn", whole)]
     rows = [[name, f"{value:.3f}", f"{value / floor:.3f}"] for name, value in lines]
     common.table(f"{timed.source}: medians of {len(timed.whole)}", ("stage", "s", "× bare"), rows)
-    print("ratios:", " ".join(f"{ratio:.3f}" for ratio in timed.ratios), f"(median {statistics.median(timed.ratios):.3f})")
+    print(
+        "ratios:", " ".join(f"{ratio:.3f}" for ratio in timed.ratios), f"(median {statistics.median(timed.ratios):.3f})"
+    )
 
 
 def main() -> None:
@@ -132,7 +134,9 @@ def main() -> None:
     for name, runs in again.items():
         middle = runs["stages"][sorted(range(repeats), key=runs["whole"].__getitem__)[repeats // 2]]
         said = ", ".join(f"{stage} {value:.3f}" for stage, value in middle.items())
-        print(f"\nrepeat with --cache-features, {name}: {' '.join(f'{taken:.3f}' for taken in runs['whole'])} s ({said})")
+        print(
+            f"\nrepeat with --cache-features, {name}: {' '.join(f'{taken:.3f}' for taken in runs['whole'])} s ({said})"
+        )
     checked = criteria(found[0], again[found[0].source]["whole"])
     kept = {
         "forget": FORGET,
@@ -150,7 +154,9 @@ def criteria(timed: Timed, again: list[float]) -> list[Criterion]:
     ratio, repeat = statistics.median(timed.ratios), statistics.median(again)
     return [
         Criterion("imu unlearn ÷ bare forward, median", f"≤ {RATIO}", f"{ratio:.3f}", ratio <= RATIO),
-        Criterion("repeat with --cache-features, median", f"< {REPEAT_SECONDS} s", f"{repeat:.3f} s", repeat < REPEAT_SECONDS),
+        Criterion(
+            "repeat with --cache-features, median", f"< {REPEAT_SECONDS} s", f"{repeat:.3f} s", repeat < REPEAT_SECONDS
+        ),
     ]
 
 

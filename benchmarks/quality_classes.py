@@ -92,7 +92,12 @@ def unlearn(data: Cifar, classes: tuple[int, ...], rows: str, weights: str, **op
     forget = [f"class={','.join(CLASSES[k] for k in classes)}"]
     with common.folder("quality-classes") as place:
         config = common.unlearn_config(
-            forget=forget, rows=rows, cache_features=True, output=str(place / "out.safetensors"), **WEIGHTS[weights], **options
+            forget=forget,
+            rows=rows,
+            cache_features=True,
+            output=str(place / "out.safetensors"),
+            **WEIGHTS[weights],
+            **options,
         )
         done = pipeline.run_unlearn(common.checkpoint(), config, {}, Silent())
         head = _head(done.output, data)
@@ -124,18 +129,23 @@ def by_class(data: Cifar, sets: Sequence[tuple[int, ...]]) -> list[Run]:
         for rows in ("forgotten", "all")
         for weights in WEIGHTS
     ]  # fmt: skip
-    common.table(f"Stopped at {CLASS_TARGET:.1%} of the forget set; step 0.005 ‖W‖", COLUMNS, [_cells(run) for run in runs], left=3)
+    common.table(
+        f"Stopped at {CLASS_TARGET:.1%} of the forget set; step 0.005 ‖W‖",
+        COLUMNS,
+        [_cells(run) for run in runs],
+        left=3,
+    )
     return runs
 
 
 def means(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Means over the single classes, and each kind of weights against uniform ones in this run."""
-    found = []
+    found: list[dict[str, Any]] = []
     for rows in ("forgotten", "all"):
         plain = _mean(runs, rows, "uniform")
         for weights in WEIGHTS:
             mine = _mean(runs, rows, weights)
-            ratio = {"steps_to_uniform": mine["steps"] / plain["steps"], "head_change_to_uniform": mine["head_change"] / plain["head_change"]}
+            ratio = {f"{name}_to_uniform": mine[name] / plain[name] for name in ("steps", "head_change")}
             found.append({"rows": rows, "weights": weights, **mine, **ratio})
     common.table(
         "Means over the single classes; × against uniform weights",
@@ -195,7 +205,12 @@ class Spread:
 
 def spreads(data: Cifar, runs: Sequence[Run], quick: bool) -> Iterator[Spread]:
     """Step halved and doubled, and three seeds; full batches draw nothing, minibatch SGD does."""
-    sets = [(AIRPLANE, "forgotten"), (CAT, "forgotten"), (AIRPLANE, "all"), (CAT, "all")]
+    sets: list[tuple[tuple[int, ...], str]] = [
+        (AIRPLANE, "forgotten"),
+        (CAT, "forgotten"),
+        (AIRPLANE, "all"),
+        (CAT, "all"),
+    ]
     if not quick:
         sets.append((FOUR, "forgotten"))
     for classes, rows in sets:
@@ -203,7 +218,9 @@ def spreads(data: Cifar, runs: Sequence[Run], quick: bool) -> Iterator[Spread]:
         others = [unlearn(data, classes, rows, "influence", step=step) for step in STEP_SIZES]
         yield Spread(f"{same.name}, rows {rows}: step × ½, 1, 2", (same, *others))
     for rows in ("forgotten", "all"):
-        yield Spread(f"airplane, rows {rows}: seeds", tuple(unlearn(data, AIRPLANE, rows, "influence", seed=s) for s in SEEDS))
+        yield Spread(
+            f"airplane, rows {rows}: seeds", tuple(unlearn(data, AIRPLANE, rows, "influence", seed=s) for s in SEEDS)
+        )
         those = tuple(unlearn(data, AIRPLANE, rows, "influence", seed=s, **MINIBATCHES) for s in SEEDS)
         yield Spread(f"airplane, rows {rows}: seeds, SGD on minibatches", those)
 

@@ -6,6 +6,7 @@ First to the held-out level whatever it costs, then within --max-drop, then the 
 forgetting. --plot draws the frontiers from the raw results (needs matplotlib, which the package does not).
 """
 
+import importlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -118,8 +119,8 @@ def judge(case: Case, method: str, goal: float, head: Tensor, steps: int, reason
 
 
 def _accuracy(h: Tensor, labels: Tensor, before: Tensor, after: Tensor) -> tuple[float, float]:
-    right = [metrics.predictions(h @ head.T) == labels for head in (before, after)]
-    return metrics.accuracy_of(right[1]).value, metrics.accuracy_drop(*right).value
+    was, now = (metrics.predictions(h @ head.T) == labels for head in (before, after))
+    return metrics.accuracy_of(now).value, metrics.accuracy_drop(was, now).value
 
 
 # Methods: a case, the share of D_f to reach and the guard (None: no guard) to a measured head
@@ -244,7 +245,19 @@ def show(title: str, found: Sequence[Found], before: Sequence[Found]) -> None:
                 _cell(those, "forget"), _cell(those, "retain"), _cell(those, "retain_drop"), _cell(those, "test_drop"),
                 _cell(those, "auc_two_sided", 1, 3), _cell(those, "over_unlearned"),
             ])  # fmt: skip
-    columns = ("n", "method", "reached", "steps", "ΔW %", "forget %", "retain %", "retain drop", "test drop", "AUC", "over-unl. %")
+    columns = (
+        "n",
+        "method",
+        "reached",
+        "steps",
+        "ΔW %",
+        "forget %",
+        "retain %",
+        "retain drop",
+        "test drop",
+        "AUC",
+        "over-unl. %",
+    )
     common.table(title, columns, rows, left=2)
 
 
@@ -258,7 +271,8 @@ def show_frontier(found: Sequence[Found]) -> None:
                 those = [item for item in _of(found, n, method) if item.goal == level]
                 done = [item for item in those if item.reached]
                 some = "" if len(done) == len(those) else f" ({len(done)}/{len(those)})"
-                cells.append(f"{percent(mean(_values(done, 'retain')))} {percent(mean(_values(done, 'test_drop')))}{some}" if done else "–")
+                costs = (percent(mean(_values(done, name))) for name in ("retain", "test_drop")) if done else ("–",)
+                cells.append(" ".join(costs) + some * bool(done))
             rows.append([f"{level:.0%}", *cells])
         title = f"n = {n}: retain %, and test drop in points, at a forget accuracy of at most …"
         common.table(title, ("forget", *dict.fromkeys(item.method for item in found)), rows)
@@ -276,13 +290,21 @@ def criteria(guarded: Sequence[Found], curve: Sequence[Found]) -> list[Criterion
     ]
     inside = [metrics.binomial_range(item.goal, item.n) for item in few]
     hits = sum(low <= item.forget <= high for item, (low, high) in zip(few, inside, strict=True))
-    made.append(Criterion("n = 37, matched: D_f in the target's binomial interval", f"{len(few)} seeds", f"{hits} seeds", hits == len(few)))
-    for method, least in (("matched", mean(_values(_of(guarded, 500, "matched"), "goal"))), ("matched, --until", 0.0)):
-        for level, retain in ((0.96, 0.992), (0.93, 0.975)):
-            at = [item for item in _of(curve, 500, method) if item.goal == level and item.reached]
-            made.append(at_least(f"n = 500, {method}, forget ≤ {level:.0%}: mean retain", mean(_values(at, "retain")) if at else 0.0, retain))
-        made += [_no_worse(curve, method, name, [level for level in LEVELS if level >= least]) for name in ("retain", "test")]
+    what = "n = 37, matched: D_f in the target's binomial interval"
+    made.append(Criterion(what, f"{len(few)} seeds", f"{hits} seeds", hits == len(few)))
+    level_of_unseen = mean(_values(_of(guarded, 500, "matched"), "goal"))
+    for method, lowest in (("matched", level_of_unseen), ("matched, --until", 0.0)):
+        made += [_retained(curve, method, level, least) for level, least in ((0.96, 0.992), (0.93, 0.975))]
+        levels = [level for level in LEVELS if level >= lowest]
+        made += [_no_worse(curve, method, name, levels) for name in ("retain", "test")]
     return made
+
+
+def _retained(curve: Sequence[Found], method: str, level: float, least: float) -> Criterion:
+    at = [item for item in _of(curve, 500, method) if item.goal == level and item.reached]
+    return at_least(
+        f"n = 500, {method}, forget ≤ {level:.0%}: retain", mean(_values(at, "retain")) if at else 0.0, least
+    )
 
 
 def _no_worse(curve: Sequence[Found], method: str, name: str, levels: Sequence[float]) -> Criterion:
@@ -296,7 +318,8 @@ def _no_worse(curve: Sequence[Found], method: str, name: str, levels: Sequence[f
             gaps += [(gap, f"{level:.0%}, {other}")] if theirs else []
     worst, where = min(gaps)
     said = f"{100 * worst:+.2f} points ({where})" if math.isfinite(worst) else f"not reached ({where})"
-    return Criterion(f"n = 500, {method} less ascent, {levels[0]:.0%} to {levels[-1]:.0%}: {name}, least", "≥ 0", said, worst >= 0)
+    what = f"n = 500, {method} less ascent, {levels[0]:.0%} to {levels[-1]:.0%}: {name}, least"
+    return Criterion(what, "≥ 0", said, worst >= 0)
 
 
 # Plot
@@ -305,14 +328,16 @@ def _no_worse(curve: Sequence[Found], method: str, name: str, levels: Sequence[f
 def plot(found: Sequence[Found]) -> None:
     """Write the frontiers as a picture, if matplotlib is there."""
     try:
-        from matplotlib import pyplot
+        pyplot = importlib.import_module("matplotlib.pyplot")
     except ImportError:
         common.console.print("matplotlib is not installed: no picture; install it and run with --plot", style="dim")
         return
     sizes = sorted({item.n for item in found})
     figure, axes = pyplot.subplots(2, len(sizes), figsize=(4.5 * len(sizes), 7), squeeze=False, sharex=True)
     for column, n in enumerate(sizes):
-        for row, (name, title) in enumerate((("retain", "retain accuracy, %"), ("test_drop", "fall of test accuracy, points"))):
+        for row, (name, title) in enumerate(
+            (("retain", "retain accuracy, %"), ("test_drop", "fall of test accuracy, points"))
+        ):
             axis = axes[row][column]
             for method in dict.fromkeys(item.method for item in found):
                 _curve(axis, _of(found, n, method), name, method)
@@ -354,7 +379,9 @@ def main() -> None:
     before = [judge(case, "original", case.goal, data.matrix, 0, "") for case in cases]
     free, guarded = to_goal(cases, None), to_goal(cases, DEFAULTS.max_drop)
     show("To the held-out level, whatever it costs", free, before)
-    show(f"The same within --max-drop {DEFAULTS.max_drop} on the choosing half (what imu unlearn does)", guarded, before)
+    show(
+        f"The same within --max-drop {DEFAULTS.max_drop} on the choosing half (what imu unlearn does)", guarded, before
+    )
     curve = list(frontier(cases))
     show_frontier(curve)
     checked = criteria(guarded, curve)

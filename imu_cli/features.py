@@ -48,8 +48,9 @@ def prepare(model: nn.Module, device: torch.device) -> nn.Module:
 
 def _stack(images: ImageSet, rows: Sequence[int], preprocess: Preprocess, pool: ThreadPoolExecutor) -> Tensor:
     arrays = list(pool.map(lambda row: preprocess.shape(images.read(row)), rows))
-    for row, array in zip(rows, arrays, strict=True):
-        _refuse_shape(images, row, array.shape, arrays[0].shape)
+    shapes = [(array.shape[2], *array.shape[:2]) for array in arrays]
+    for row, shape in zip(rows, shapes, strict=True):
+        _refuse_shape(images, row, shape, shapes[0])
     return preprocess.stack(arrays)
 
 

@@ -659,7 +659,6 @@ def kernel_rows(
         rows = slice(first, min(first + rows_at_once, n))
         effect = (V[rows] @ V.T).mul_(U[rows] @ U.T).mul_(strengths)
         own = torch.arange(rows.start, rows.stop, device=U.device)[:, None]
-        effect.scatter_(1, own, 0.0)
         index = effect.abs().scatter_(1, own, -1.0).topk(min(top, n - 1), dim=1).indices
         movers.append(index)
         moved.append(effect.gather(1, index))

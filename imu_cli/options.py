@@ -62,9 +62,16 @@ def _place_arch(value: str, move: Callable[[str], str]) -> str:
     return f"{move(path)}:{factory}" if sign and path.endswith(".py") else value
 
 
+def _is_selector(value: str) -> bool:
+    name, sign, _ = value.partition("=")
+    return bool(sign) and name in SELECTORS
+
+
 def _place_forget(value: str, move: Callable[[str], str]) -> str:
-    is_selector = value.partition("=")[1] and value.partition("=")[0] in SELECTORS
-    return value if is_selector or value == "-" else _place_data(value, move)
+    if _is_selector(value) or value == "-":
+        return value
+    moved = _place_data(value, move)
+    return f"./{moved}" if _is_selector(moved) else moved  # a file called class=x.csv stays a file
 
 
 def _place_preprocess(value: str, move: Callable[[str], str]) -> str:

@@ -19,7 +19,13 @@ from imu_cli import cache
 from imu_cli.cli import main
 from imu_cli.errors import ImuError
 
-FIELDS: dict[str, Any] = {"samples": "s", "backbone": "b", "head": "h", "damping": "0.01", "preprocess": {"size": None, "mode": "L"}}
+FIELDS: dict[str, Any] = {
+    "samples": "s",
+    "backbone": "b",
+    "head": "h",
+    "damping": "0.01",
+    "preprocess": {"size": None, "mode": "L"},
+}
 SAMPLES = [{"name": "3/é.png", "label": "3", "digest": "d0"}, {"name": "3/b.png", "label": "3", "digest": "d1"}]
 
 
