@@ -5,11 +5,15 @@
 
 import contextlib
 import io
+import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "benchmarks" / "results"
 COMMANDS = (
     "influence", "unlearn", "evaluate", "report", "demo", "select",
     "cache", "cache ls", "cache show", "cache rm", "cache verify",
@@ -47,6 +51,37 @@ def metrics() -> str:
     return "\n".join(lines)
 
 
+def _results(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def class_table() -> str:
+    """Every class at 0.5 %: rows that move × weights, from the raw results."""
+    runs = [run for run in _results("quality_classes")["runs"] if not run["options"]]
+    lines = [
+        "| classes | rows | weights | steps | head change | retain (bound) | test kept (bound) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        lines.append(
+            f"| {', '.join(map(str, run['classes']))} | {run['rows']} | {run['weights']} | {run['steps']} | "
+            f"{run['head_change']:.1%} | {run['retain']:.2%} ({run['retain_bound']:.2%}) | "
+            f"{run['test']:.2%} ({run['test_bound']:.2%}) |"
+        )
+    return "\n".join(lines)
+
+
+def fixed_rate_table() -> str:
+    """Steps to the target at one fixed learning rate, from the raw results."""
+    runs = [run for run in _results("quality_classes")["fixed_rate"] if run["rows"] == "forgotten"]
+    lines = ["| class | weights | steps | head change |", "|---|---|---|---|"]
+    for run in runs:
+        named = ", ".join(map(str, run["classes"]))
+        lines.append(f"| {named} | {run['weights']} | {run['steps']} | {run['head_change']:.1%} |")
+    return "\n".join(lines)
+
+
 def with_block(text: str, name: str, body: str) -> str:
     """The text with what stands between the markers of this name replaced."""
     start, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
@@ -55,13 +90,22 @@ def with_block(text: str, name: str, body: str) -> str:
     return f"{head}{start}\n{body}\n{end}{tail}"
 
 
+BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
+    "evaluation.md": {"metrics": metrics},
+    "method.md": {"classes": class_table, "fixed rate": fixed_rate_table},
+}
+"""Generated blocks of each page."""
+
+
 def made() -> dict[Path, str]:
     """Every generated file with what it should hold."""
-    evaluation = DOCS / "evaluation.md"
-    return {
-        DOCS / "cli.md": reference(),
-        evaluation: with_block(evaluation.read_text(encoding="utf-8"), "metrics", metrics()),
-    }
+    pages: dict[Path, str] = {DOCS / "cli.md": reference()}
+    for page, blocks in BLOCKS.items():
+        text = (DOCS / page).read_text(encoding="utf-8")
+        for name, body in blocks.items():
+            text = with_block(text, name, body())
+        pages[DOCS / page] = text
+    return pages
 
 
 def main() -> int:

@@ -177,7 +177,7 @@ def _target(record: Record) -> str:
 def _verdict(record: Record) -> Text:
     style = {True: "bold green", False: "bold red", None: "bold yellow"}[record.reached]
     said = {True: "Target met", False: "TARGET NOT MET", None: "No target was given"}[record.reached]
-    return Text(f"{said}: stopped because {REASONS[record.reason]}.", style=style)
+    return Text(f"{said}: stopped because {REASONS.get(record.reason, record.reason)}.", style=style)
 
 
 def record(result: Record, *, notes: bool = True) -> RenderableType:
@@ -262,7 +262,7 @@ def _metric_row(metric: Metric) -> list[str]:
         _range(metric.name, metric.interval) or exact,
         "" if metric.n is None else str(metric.n),
         _goal(metric),
-        DEFINITIONS[metric.name].title + (f"; {metric.note}" if metric.note else ""),
+        metric.title + (f"; {metric.note}" if metric.note else ""),
     ]
 
 
@@ -350,7 +350,8 @@ def _difference(a: Record | Evaluation, b: Record | Evaluation, name: str) -> st
 def comparison(results: Sequence[Record | Evaluation], names: Sequence[str]) -> RenderableType:
     """Evaluations side by side, with the difference of the last from the first."""
     table = _table("metric", *names, "last − first", right=(*names, "last − first"), whole=("metric",))
-    for name in DEFINITIONS:
+    measured = [metric.name for item in results if isinstance(item, Evaluation) for metric in item.metrics]
+    for name in dict.fromkeys([*DEFINITIONS, *measured]):
         cells = [_cell(item, name) for item in results]
         if any(cell != "–" for cell in cells):
             table.add_row(name, *cells, _difference(results[0], results[-1], name))

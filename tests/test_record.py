@@ -1,0 +1,290 @@
+"""Records and evaluations: strict JSON that reads back as what was written, and nothing else is read."""
+
+import copy
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imu_cli import pipeline
+from imu_cli.cli import main
+from imu_cli.config import UnlearnConfig
+from imu_cli.errors import ImuError
+from imu_cli.events import Silent
+from imu_cli.record import Evaluation, Interval, Metric, OptionValue, Record, Requirement, beside, dump, read
+
+
+@pytest.fixture(scope="module")
+def folder(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an unlearned model, its record and its evaluation, as the commands wrote them."""
+    made = tmp_path_factory.mktemp("records")
+    for name in ("model.safetensors", "model.py", "imu.yaml"):
+        shutil.copy(digits / name, made / name)
+    (made / "data").symlink_to(digits / "data")
+    base = ["--config", "imu.yaml", "--no-cache", "-q", "--test", "data/test"]
+    with chdir(made):
+        assert main(["unlearn", "model.safetensors", *base, "--forget", "class=3"]) == 0
+        assert main(["evaluate", "model.unlearned.safetensors", *base, "--require", "test.accuracy>=0"]) == 0
+    return made
+
+
+KINDS = {"record": "model.unlearned.record.json", "evaluation": "model.unlearned.evaluation.json"}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def path(request: pytest.FixtureRequest, folder: Path) -> Path:
+    """The record's file, then the evaluation's."""
+    return folder / KINDS[request.param]
+
+
+def refuse_constant(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
+
+
+def strict(text: str) -> Any:
+    """JSON as the standard has it: NaN and Infinity are none."""
+    return json.loads(text, parse_constant=refuse_constant)
+
+
+def test_reading_and_writing_again_gives_the_same_bytes(path: Path) -> None:
+    """``dump`` of what ``read`` read is the file, byte for byte; reading that again gives an equal object."""
+    found = read(path)
+    assert isinstance(found, Record if path.name == KINDS["record"] else Evaluation)
+    assert dump(found) == path.read_text()
+    assert list(strict(path.read_text()))[0] == "schema"
+
+
+def test_the_file_holds_what_the_run_returned(job: Path) -> None:
+    """The record in the file equals the one that the program works with, to the last digit."""
+    config = UnlearnConfig(
+        arch="model.py:digits_net", preprocess={"mode": "L", "mean": [0.305], "std": [0.376]}, cache=False,
+        data=str(Path("imu.yaml").read_text().split("data: ")[1].strip()), forget=["class=3", "class=5"],
+    )  # fmt: skip
+    done = pipeline.run_unlearn(Path("model.safetensors"), config, {}, Silent())
+    found = read(done.record_path)
+    assert found == done.record
+    assert isinstance(found, Record)
+    assert found.rows == [3, 5]
+    assert found.trajectory == done.record.trajectory
+
+
+values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+floats = st.none() | st.floats()
+intervals = st.none() | st.builds(Interval, low=st.floats(), high=st.floats(), method=st.text())
+metrics = st.builds(
+    Metric, name=st.text(), title=st.text(), definition=st.text(), value=floats, before=floats, n=st.none() | st.integers(0),
+    interval=intervals, target=floats, target_range=intervals, missing=st.none() | st.text(), note=st.text(),
+)  # fmt: skip
+requirements = st.builds(
+    Requirement, text=st.text(), metric=st.text(), verdict=st.sampled_from(["pass", "fail", "inconclusive"]),
+    compared=floats, reason=st.text(),
+)  # fmt: skip
+
+
+def without_nan(value: Any) -> Any:
+    """A value with None for every number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return {key: without_nan(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+@given(st.lists(metrics, max_size=3), st.lists(requirements, max_size=2), values, st.floats())
+def test_no_nan_at_any_depth(
+    folder: Path, found: list[Metric], gates: list[Requirement], anything: Any, number: float
+) -> None:
+    """Whatever a field holds, the text is strict JSON in which numbers that are not finite are null, the rest exact."""
+    evaluation = read(folder / KINDS["evaluation"])
+    assert isinstance(evaluation, Evaluation)
+    evaluation.metrics, evaluation.requirements = found, gates
+    evaluation.per_class = [{"class": "a", "before": number, "more": anything}]
+    evaluation.seconds = {"loading": number}
+    evaluation.options = {"x": OptionValue(value=anything, origin="flag")}
+    plain = strict(dump(evaluation))
+    assert plain["per_class"] == [{"class": "a", "before": without_nan(number), "more": without_nan(anything)}]
+    assert plain["seconds"] == {"loading": without_nan(number)}
+    assert plain["options"] == {"x": {"value": without_nan(anything), "origin": "flag"}}
+    assert [item["value"] for item in plain["metrics"]] == [without_nan(item.value) for item in found]
+    lows = [None if item.interval is None else without_nan(item.interval.low) for item in found]
+    assert [item["interval"] and item["interval"]["low"] for item in plain["metrics"]] == lows
+    assert [item["compared"] for item in plain["requirements"]] == [without_nan(item.compared) for item in gates]
+
+
+finite = st.none() | st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(
+    st.lists(
+        st.builds(Metric, name=st.text(), title=st.text(), definition=st.text(), value=finite, before=finite),
+        max_size=3,
+    )
+)
+def test_what_is_finite_reads_back_equal(folder: Path, found: list[Metric]) -> None:
+    """read(dump(x)) == x for any text and any finite number."""
+    evaluation = read(folder / KINDS["evaluation"])
+    assert isinstance(evaluation, Evaluation)
+    evaluation.metrics, evaluation.summary = found, "".join(item.title for item in found)
+    (folder / "again.json").write_text(dump(evaluation), encoding="utf-8")
+    assert read(folder / "again.json") == evaluation
+
+
+def test_paths_that_are_not_utf8_survive(folder: Path) -> None:
+    """A file name of arbitrary bytes, which Linux allows, is written as JSON can hold it and comes back."""
+    record = read(folder / KINDS["record"])
+    assert isinstance(record, Record)
+    record.forget.given = [os.fsdecode(b"list\xff.csv"), "ü.csv"]
+    (folder / "again.json").write_text(dump(record), encoding="utf-8")
+    again = read(folder / "again.json")
+    assert again.forget.given == record.forget.given
+    assert "ü.csv" in (folder / "again.json").read_text(encoding="utf-8")
+
+
+def models(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths to the parts of a record that have fixed keys: those whose keys a stranger cannot choose."""
+    free = ("options", "details", "seconds", "per_class", "architecture", "preprocess", "quantiles", "given")
+    if isinstance(value, dict):
+        yield at
+        for key, item in value.items():
+            if key not in (*free, "per_class") and isinstance(item, dict | list):
+                yield from models(item, (*at, key))
+    elif isinstance(value, list) and value:
+        yield from models(value[-1], (*at, len(value) - 1))
+
+
+def inside(value: Any, at: tuple[Any, ...]) -> Any:
+    """The part at a path."""
+    for key in at:
+        value = value[key]
+    return value
+
+
+def test_unknown_keys_are_refused_at_any_depth(path: Path) -> None:
+    """A key too many, wherever, is refused with the file's name and the place: a typo in an edited record is no comment."""
+    plain = strict(path.read_text())
+    places = list(models(plain))
+    assert len(places) > 7
+    for at in places:
+        spoilt = copy.deepcopy(plain)
+        inside(spoilt, at)["extra"] = 1
+        (path.parent / "spoilt.json").write_text(json.dumps(spoilt))
+        with pytest.raises(ImuError, match=r"spoilt\.json: .*extra.*extra inputs are not permitted"):
+            read(path.parent / "spoilt.json")
+
+
+def test_missing_keys_are_refused_unless_they_have_a_default(path: Path) -> None:
+    """Leaving out any key either reads as that key's default, which then is what the key held, or is refused by name."""
+    plain, whole = strict(path.read_text()), read(path)
+    refused = 0
+    for at in models(plain):
+        for key in inside(plain, at):
+            spoilt = copy.deepcopy(plain)
+            del inside(spoilt, at)[key]
+            (path.parent / "spoilt.json").write_text(json.dumps(spoilt))
+            try:
+                found = read(path.parent / "spoilt.json")
+            except ImuError as error:
+                assert "spoilt.json: " in str(error)
+                assert "schema" in str(error) or f"{key}: field required" in str(error)
+                refused += 1
+            else:
+                assert type(found) is type(whole)
+    assert refused > 30
+
+
+WRONG: dict[str, Any] = {
+    "forget": 3,
+    "head": None,
+    "options": [1],
+    "notes": "one",
+    "seed": "many",
+    "scenario": "whim",
+    "created": 5,
+    "seconds": {"loading": "long"},
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_values_of_the_wrong_kind_are_refused(path: Path, key: str) -> None:
+    """The message names the file and the key."""
+    plain = strict(path.read_text())
+    assert key in plain
+    plain[key] = WRONG[key]
+    (path.parent / "spoilt.json").write_text(json.dumps(plain))
+    with pytest.raises(ImuError, match=rf"spoilt\.json: {key}"):
+        read(path.parent / "spoilt.json")
+
+
+@pytest.mark.parametrize(
+    "schema", ["imu.record/2", "imu.record", "imu.influence/1", "", None, 1, [], {}, ["imu.record/1"]], ids=str
+)
+def test_unknown_schemas_are_refused(path: Path, schema: Any) -> None:
+    """A record of another version, or of another program, is refused with the schemas that this version reads."""
+    plain = strict(path.read_text())
+    plain["schema"] = schema
+    (path.parent / "spoilt.json").write_text(json.dumps(plain))
+    with pytest.raises(ImuError, match=r"spoilt\.json: schema .* it reads imu\.record/1, imu\.evaluation/1"):
+        read(path.parent / "spoilt.json")
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"schema: imu.record/1", b"\xff\xfe", b"[1, 2", b"\x80\x02}"], ids=repr)
+def test_files_that_are_not_json(tmp_path: Path, text: bytes) -> None:
+    """What is not JSON is said so."""
+    (tmp_path / "a.json").write_bytes(text)
+    with pytest.raises(ImuError, match=r"a\.json: not JSON; name a \.record\.json or \.evaluation\.json"):
+        read(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"imu.record/1"', "{}", '[{"schema": "imu.record/1"}]'])
+def test_json_that_is_no_record(tmp_path: Path, text: str) -> None:
+    """Any other JSON has no schema that is known."""
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ImuError, match=r"a\.json: schema None is not known"):
+        read(tmp_path / "a.json")
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    """No file, or a folder, is said with the reason of the operating system."""
+    with pytest.raises(ImuError, match="No such file or directory"):
+        read(tmp_path / "a.json")
+    with pytest.raises(ImuError, match="Is a directory"):
+        read(tmp_path)
+
+
+def test_every_cut_of_a_record_is_refused(path: Path) -> None:
+    """A record that was cut short is never read as a shorter one."""
+    data = path.read_bytes().rstrip()
+    for length in range(0, len(data), 97):
+        (path.parent / "spoilt.json").write_bytes(data[:length])
+        with pytest.raises(ImuError, match="not JSON"):
+            read(path.parent / "spoilt.json")
+
+
+def test_paths_in_a_record_are_relative_to_its_folder(folder: Path, job: Path) -> None:
+    """The record can be moved with its files: no absolute path, and model and output are found from its folder."""
+    record, evaluation = read(folder / KINDS["record"]), read(folder / KINDS["evaluation"])
+    assert isinstance(record, Record)
+    assert isinstance(evaluation, Evaluation)
+    assert evaluation.record is not None
+    assert evaluation.original is not None
+    for file in (record.before, record.after, evaluation.model, evaluation.original, evaluation.record):
+        assert (folder / file.path).is_file()
+    assert str(folder) not in dump(record) + dump(evaluation)
+
+
+def test_where_records_lie() -> None:
+    """A model's record and evaluation lie beside it, under its stem."""
+    assert beside(Path("a/m.unlearned.safetensors"), "record") == Path("a/m.unlearned.record.json")
+    assert beside(Path("m.safetensors"), "evaluation") == Path("m.evaluation.json")
