@@ -191,7 +191,10 @@ class TargetConfig(ForgetConfig):
     sigma_damping: Annotated[
         float, Gt(0), Option("Damping λ of the second moment Σ of features, times its mean diagonal.", group=MATCHED)
     ] = 0.01
-    class_factor: Annotated[bool, Option("Put K-FAC's class factor in place of the identity.", group=MATCHED)] = False
+    class_factor: Annotated[
+        bool,
+        Option("K-FAC's class factor in the metric, where there are held-out data; else the identity.", group=MATCHED),
+    ] = True
 
 
 @dataclass(frozen=True, kw_only=True)

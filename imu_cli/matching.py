@@ -65,7 +65,9 @@ def prepare(
 ) -> matched.Problem:
     """The linear system in the metric of held-out data, or of D_f where there are none."""
     seen = h if held is None else held.h
-    curvature = matched.class_curvature((seen @ head.T).softmax(dim=1)) if class_factor else None
+    # The forget set is fitted so well that its own probabilities hold no class curvature to speak of.
+    wanted_factor = class_factor and held is not None
+    curvature = matched.class_curvature((seen @ head.T).softmax(dim=1)) if wanted_factor else None
     return matched.prepare(
         h, labels, head, wanted, matched.second_moment(seen), damping=damping, curvature=curvature,
         weights=matched.error_weights(wanted),

@@ -59,21 +59,21 @@ def test_reading_and_writing_again_gives_the_same_bytes(path: Path) -> None:
     found = read(path)
     assert isinstance(found, Record if path.name == KINDS["record"] else Evaluation)
     assert dump(found) == path.read_text()
-    assert list(strict(path.read_text()))[0] == "schema"
+    assert next(iter(strict(path.read_text()))) == "schema"
 
 
 def test_the_file_holds_what_the_run_returned(job: Path) -> None:
-    """The record in the file equals the one that the program works with, to the last digit."""
+    """The record in the file equals the one that the program goes on with, but for the time that writing it took."""
     config = UnlearnConfig(
         arch="model.py:digits_net", preprocess={"mode": "L", "mean": [0.305], "std": [0.376]}, cache=False,
         data=str(Path("imu.yaml").read_text().split("data: ")[1].strip()), forget=["class=3", "class=5"],
     )  # fmt: skip
     done = pipeline.run_unlearn(Path("model.safetensors"), config, {}, Silent())
     found = read(done.record_path)
-    assert found == done.record
     assert isinstance(found, Record)
     assert found.rows == [3, 5]
-    assert found.trajectory == done.record.trajectory
+    assert found == done.record.model_copy(update={"seconds": found.seconds})
+    assert set(found.seconds) | {"writing"} == set(done.record.seconds)
 
 
 values: st.SearchStrategy[Any] = st.recursive(
@@ -185,23 +185,30 @@ def test_unknown_keys_are_refused_at_any_depth(path: Path) -> None:
 
 
 def test_missing_keys_are_refused_unless_they_have_a_default(path: Path) -> None:
-    """Leaving out any key either reads as that key's default, which then is what the key held, or is refused by name."""
-    plain, whole = strict(path.read_text()), read(path)
-    refused = 0
+    """Leaving out a key that has no default is refused by the key's name, at any depth."""
+    plain = strict(path.read_text())
+    required = 0
     for at in models(plain):
         for key in inside(plain, at):
             spoilt = copy.deepcopy(plain)
             del inside(spoilt, at)[key]
-            (path.parent / "spoilt.json").write_text(json.dumps(spoilt))
-            try:
-                found = read(path.parent / "spoilt.json")
-            except ImuError as error:
-                assert "spoilt.json: " in str(error)
-                assert "schema" in str(error) or f"{key}: field required" in str(error)
-                refused += 1
-            else:
-                assert type(found) is type(whole)
-    assert refused > 30
+            said = answer(path.parent, spoilt)
+            if said == "read":
+                continue
+            required += 1
+            assert said.startswith(str(path.parent / "spoilt.json"))
+            assert f"{key}: field required" in said or "schema None is not known" in said
+    assert required > 30
+
+
+def answer(folder: Path, plain: Any) -> str:
+    """What reading this gives: "read", or the error."""
+    (folder / "spoilt.json").write_text(json.dumps(plain))
+    try:
+        read(folder / "spoilt.json")
+    except ImuError as error:
+        return str(error)
+    return "read"
 
 
 WRONG: dict[str, Any] = {
