@@ -265,7 +265,7 @@ def _tell_matched(opened: Opened, found: matching.Matched) -> None:
         )
     if not d["converged"]:
         opened.note(
-            "matched: the re-linearisation had not settled; the result is what the file computes, but not optimal"
+            "matched: the last re-linearisation still moved the head a little; what is written was measured as it is"
         )
 
 
