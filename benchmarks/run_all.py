@@ -20,7 +20,10 @@ def main() -> None:
     """Run all of them, also after one has failed, and say which did."""
     codes = {script: run(script, sys.argv[1:]) for script in SCRIPTS}
     missed = [script for script, code in codes.items() if code]
-    print(f"\n{len(codes) - len(missed)} of {len(codes)} met their criteria" + f"; not: {', '.join(missed)}" * bool(missed))
+    print(
+        f"\n{len(codes) - len(missed)} of {len(codes)} met their criteria"
+        + f"; not: {', '.join(missed)}" * bool(missed)
+    )
     sys.exit(int(bool(missed)))
 
 

@@ -103,8 +103,9 @@ class Objective:
             h, members, w = h[batch], members[batch], w[batch]
         logits = h @ head.T
         share = (w / w.sum()).unsqueeze(1)
-        gradient = (share * objective.residual(logits, members)).T @ h
-        loss = float((share.squeeze(1) * objective.losses(logits, members)).sum())
+        residual, losses = objective.residual_and_losses(logits, members)
+        gradient = (share * residual).T @ h
+        loss = float(share.squeeze(1) @ losses)
         return torch.where(self.rows.unsqueeze(1), gradient, gradient.new_zeros(())), loss
 
 

@@ -16,6 +16,9 @@ from .preprocess import Preprocess
 PROBE = 8
 """Images used to find the head and to try whether two passes agree."""
 
+ROWS_A_TASK = 8
+"""Images that a decoding thread takes at a time."""
+
 Progress = Callable[[int], None]
 
 
@@ -47,7 +50,10 @@ def prepare(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _stack(images: ImageSet, rows: Sequence[int], preprocess: Preprocess, pool: ThreadPoolExecutor) -> Tensor:
-    arrays = list(pool.map(lambda row: preprocess.shape(images.read(row)), rows))
+    # A task a few rows long: handing over single small images would cost as much as decoding them.
+    tasks = [rows[start : start + ROWS_A_TASK] for start in range(0, len(rows), ROWS_A_TASK)]
+    parts = pool.map(lambda task: [preprocess.shape(images.read(row)) for row in task], tasks)
+    arrays = [array for part in parts for array in part]
     shapes = [(array.shape[2], *array.shape[:2]) for array in arrays]
     for row, shape in zip(rows, shapes, strict=True):
         _refuse_shape(images, row, shape, shapes[0])

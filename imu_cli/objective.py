@@ -60,16 +60,28 @@ def residual(logits: Tensor, members: Tensor) -> Tensor:
 
     Source: arXiv 2508.01620, section 3; docs/method.md for K of several classes.
     """
-    share = logits.softmax(dim=1).masked_fill(members, 0.0)
-    within = logits.masked_fill(~members, float("-inf")).softmax(dim=1)
-    return share - within * share.sum(dim=1, keepdim=True)
+    return residual_and_losses(logits, members)[0]
 
 
 def losses(logits: Tensor, members: Tensor) -> Tensor:
-    """ℓ = −log P_K per sample (n,), as softplus(logsumexp over the others − logsumexp over K)."""
-    low = float("-inf")
-    inside, outside = (logits.masked_fill(left_out, low).logsumexp(dim=1) for left_out in (~members, members))
-    return torch.nn.functional.softplus(outside - inside)
+    """ℓ = −log P_K per sample (n,), from 1 − P_K where that is small and from log-sum-exps where it is not."""
+    return residual_and_losses(logits, members)[1]
+
+
+def residual_and_losses(logits: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+    """``residual`` (n, c) and ``losses`` (n,) from one pass over the logits; softmax's own kernel is slow for few classes."""
+    top = logits.amax(dim=1, keepdim=True)
+    scaled = (logits - top).exp_()
+    total = scaled.sum(dim=1, keepdim=True)
+    others = ~members
+    outside = scaled.masked_fill_(members, 0.0).div_(total)
+    inner_top = logits.masked_fill(others, float("-inf")).amax(dim=1, keepdim=True)
+    within = (logits - inner_top).masked_fill_(others, float("-inf")).exp_()
+    inner = within.sum(dim=1, keepdim=True)
+    left = outside.sum(dim=1, keepdim=True)
+    far = top + total.log() - inner_top - inner.log()
+    loss = torch.where(left < 0.5, -torch.log1p(-left), far)
+    return outside.addcmul_(within.div_(inner), left, value=-1.0), loss.squeeze(1)
 
 
 def share_in(logits: Tensor, members: Tensor) -> float:

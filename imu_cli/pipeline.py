@@ -198,7 +198,7 @@ def _replay(opened: Opened, matrix: Tensor, written: Path, h: Tensor) -> None:
     architecture.load_into(opened.loaded.model, tensors, str(written))
     batch = features.batch(images, rows, opened.preprocess, opened.device)
     with torch.inference_mode():
-        logits = logits_of(opened.model(batch)).to(torch.float64).cpu()
+        logits = logits_of(opened.loaded.model(batch)).to(torch.float64).cpu()
     expected = (h[rows].cpu() @ matrix.T).to(torch.float64)
     error = float((logits - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
     check_replay(opened.head.with_matrix(matrix), error, torch.float32)

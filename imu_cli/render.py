@@ -300,7 +300,7 @@ def _per_class(result: Evaluation) -> list[RenderableType]:
     table = _table(*columns, right=("n", "before", "after"))
     for row in result.per_class:
         before, after = percent(row["before"]), percent(row["after"])
-        table.add_row(Text(str(row["class"])), row["split"], str(row["n"]), before, after)
+        table.add_row(Text(str(row["class"])), Text(str(row["split"])), str(row["n"]), before, after)
     return [_under("Accuracy per class", table)]
 
 
@@ -369,11 +369,13 @@ def report(results: Sequence[Record | Evaluation], names: Sequence[str]) -> Rend
 
 def rows_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """CSV text with a header line."""
+    return "".join(_csv_line(row) for row in (header, *rows))
+
+
+def _csv_line(row: Sequence[object]) -> str:
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return out.getvalue()
+    csv.writer(out, lineterminator="\r\n").writerow(row)  # so that a lone carriage return in a name is quoted too
+    return out.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _plain(value: float | None) -> object:
