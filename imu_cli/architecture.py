@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -77,12 +78,13 @@ def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _scalar(pair: str, text: str) -> Any:
+    """JSON where it is JSON, so that 1e-3 is a number also in a list (PyYAML reads it as text); else a YAML scalar."""
+    with suppress(ValueError):
+        return json.loads(text)
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ImuError(f"--arch-arg {pair}: not YAML ({' '.join(str(error).split())}); quote the value") from error
-    if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text):
-        return float(text)  # PyYAML reads 1e-3 as text
     return text if isinstance(value, date) else value
 
 

@@ -21,15 +21,6 @@ from imu_cli.errors import ImuError
 CODE = """
 from torch import nn
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """So small networks run faster on one thread, and much faster on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def net(num_classes=3, width=4):
     return nn.Sequential(nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.Flatten(), nn.Linear(width * 36, num_classes))
 
@@ -43,6 +34,15 @@ class Net(nn.Sequential):
 def nothing():
     return None
 """
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """So small networks run faster on one thread, and much faster on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -323,7 +323,7 @@ from imu_cli import cache
 fields, samples, value = {fields!r}, {samples!r}, float(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
-for _ in range(200):
+for _ in range(100):
     cache.write("scores", fields, samples, {{"scores": torch.full((2,), value, dtype=torch.float64)}})
 """
 

@@ -320,7 +320,7 @@ def test_any_changed_byte_of_the_header_is_read_or_refused(tmp_path: Path) -> No
     data, spoilt = source.path.read_bytes(), tmp_path / "b.safetensors"
     refused = 0
     for place in range(header(data)[0]):
-        for flip in (0x01, 0x10, 0x80):
+        for flip in (0x01, 0x80):
             damaged = bytearray(data)
             damaged[place] ^= flip
             spoilt.write_bytes(damaged)

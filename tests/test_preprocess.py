@@ -15,8 +15,8 @@ from torchvision.transforms import InterpolationMode, v2
 from imu_cli.errors import ImuError
 from imu_cli.preprocess import IMAGENET, PRESETS, Preprocess, find, parse
 
-MODES = ["RGB", "L", "P", "RGBA", "1", "CMYK", "LA"]
-SIZES = [(8, 8), (32, 32), (300, 200), (33, 257), (224, 224)]
+MODES = ["RGB", "L", "P", "RGBA", "LA"]
+SIZES = [(8, 8), (300, 200), (33, 257), (224, 224)]
 
 
 def picture(size: tuple[int, int], mode: str, seed: int = 0) -> Image.Image:
