@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,23 @@ def fixed_rate_table() -> str:
     return "\n".join(lines)
 
 
+def floor_table() -> str:
+    """Whole run against bare forward, and the repeat from cached features, from the raw results."""
+    found = _results("floor")
+    lines = [
+        "| images from | bare forward | `imu unlearn` | ratio, median (all) | repeat from cached features |",
+        "|---|---|---|---|---|",
+    ]
+    for run in found["runs"]:
+        again = statistics.median(found["cached_features"][run["source"]]["whole"])
+        ratios = ", ".join(f"{ratio:.2f}" for ratio in run["ratios"])
+        lines.append(
+            f"| {run['source']} | {statistics.median(run['bare']):.2f} s | {statistics.median(run['whole']):.2f} s | "
+            f"{statistics.median(run['ratios']):.2f} ({ratios}) | {again:.2f} s |"
+        )
+    return "\n".join(lines)
+
+
 def with_block(text: str, name: str, body: str) -> str:
     """The text with what stands between the markers of this name replaced."""
     start, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
@@ -92,6 +110,7 @@ def with_block(text: str, name: str, body: str) -> str:
 
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "evaluation.md": {"metrics": metrics},
+    "performance.md": {"floor": floor_table},
     "method.md": {"classes": class_table, "fixed rate": fixed_rate_table},
 }
 """Generated blocks of each page."""
