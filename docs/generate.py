@@ -87,15 +87,16 @@ def floor_table() -> str:
     """Whole run against bare forward, and the repeat from cached features, from the raw results."""
     found = _results("floor")
     lines = [
-        "| images from | bare forward | `imu unlearn` | ratio, median (all) | repeat from cached features |",
-        "|---|---|---|---|---|",
+        "| images from | bare forward | `imu unlearn` | ratio of time, median (range) | ratio of processor time | repeat from cached features |",
+        "|---|---|---|---|---|---|",
     ]
     for run in found["runs"]:
         again = statistics.median(found["cached_features"][run["source"]]["whole"])
-        ratios = ", ".join(f"{ratio:.2f}" for ratio in run["ratios"])
+        bare, whole = (statistics.median(item["wall"] for item in run[name]) for name in ("bare", "whole"))
+        ratios, cpu = run["ratios"], run["cpu_ratios"]
         lines.append(
-            f"| {run['source']} | {statistics.median(run['bare']):.2f} s | {statistics.median(run['whole']):.2f} s | "
-            f"{statistics.median(run['ratios']):.2f} ({ratios}) | {again:.2f} s |"
+            f"| {run['source']} | {bare:.2f} s | {whole:.2f} s | {statistics.median(ratios):.2f} ({min(ratios):.2f} to "
+            f"{max(ratios):.2f}) | {statistics.median(cpu):.2f} | {again:.2f} s |"
         )
     return "\n".join(lines)
 
