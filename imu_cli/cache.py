@@ -123,11 +123,11 @@ class Lookup:
 
 
 def _nearest(kind: Kind, fields: Mapping[str, Any]) -> str:
-    """What differs from the most similar entry for the same model or samples."""
+    """What differs from the most similar entry for the same samples."""
     near: list[list[str]] = [
         [name for name in fields if entry.fields.get(name) != fields[name]]
         for entry in entries()[0]
-        if entry.kind == kind and any(entry.fields.get(name) == fields.get(name) for name in ("samples", "backbone"))
+        if entry.kind == kind and entry.fields.get("samples") == fields["samples"]
     ]
     if not near:
         return ""
