@@ -171,8 +171,9 @@ def write(
     entry = Entry(kind, key_of(kind, fields), fields, rows, _checksum(data, rows), folder())
     plain = {"format": FORMAT, "fields": fields, "sha256": entry.sha256, "samples": entry.samples}
     try:
-        entry.folder.mkdir(parents=True, exist_ok=True)
-        entry.folder.chmod(0o700)
+        if not entry.folder.is_dir():  # a folder that was there keeps its mode: it may be everybody's, such as /tmp
+            entry.folder.mkdir(parents=True, exist_ok=True)
+            entry.folder.chmod(0o700)
         _write_atomically(entry.paths[0], data)
         _write_atomically(entry.paths[1], json.dumps(plain, indent=1).encode())
     except OSError as error:

@@ -32,6 +32,7 @@ def clear_cache(
     if not (keys or forget or broken or everything):
         raise ImuError("imu cache rm: nothing named; give keys, --forget FORGET, --broken or --all")
     readable, torn = cache.entries()
+    torn = [*torn, *(entry.paths[1] for entry in readable if broken and cache.read(entry) is None)]
     chosen = {entry.paths[1]: entry for entry in [cache.named(key) for key in keys]}
     if forget is not None:
         chosen |= {entry.paths[1]: entry for entry in cache.belonging(_digests(forget, data))}

@@ -17,7 +17,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """Tests never touch the user's cache or options."""
     for name in [name for name in os.environ if name.startswith("IMU_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("IMU_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("IMU_CACHE_DIR", str(tmp_path_factory.mktemp("cache") / "imu"))
 
 
 @pytest.fixture(scope="session")
