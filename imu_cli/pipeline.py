@@ -152,7 +152,7 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
         checkpoint.patch(opened.checkpoint, changes, weights_file)
         _replay(opened, outcome.head.cpu(), weights_file, h)
         made.after = record.FileHash(path=output.name, sha256=checkpoint.file_hash(weights_file))
-        made.seconds = dict(opened.clock.seconds)  # what follows is not in the file
+        made.seconds = opened.clock.seconds
         with record_file.open("w", encoding="utf-8") as file:
             file.write(record.dump(made))
             file.flush()
