@@ -1,112 +1,30 @@
-"""All metrics of ``imu evaluate`` from logits, features and labels, in one place: tensors in, ``Metric`` objects out."""
+"""The metrics of ``imu evaluate`` from logits, features and labels: tensors in, ``Metric`` objects out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import attacks, metrics, scenario
+from . import attacks, metrics, recovery, scenario
 from .definitions import DEFINITIONS
 from .errors import ImuError
-from .intervals import Estimate, NotMeasured
-from .record import Interval, Metric
-
-Found = Estimate | NotMeasured
-NO_TEST, NO_RETAIN, NO_ORIGINAL = (
-    NotMeasured("needs --test"),
-    NotMeasured("needs --retain"),
-    NotMeasured("needs --original"),
+from .evidence import (
+    NO_ORIGINAL,
+    NO_RETAIN,
+    NO_TEST,
+    Evidence,
+    Found,
+    Split,
+    both,
+    forgotten_rows,
+    matched_pool,
+    metric,
+    phi,
+    reference,
 )
-
-
-@dataclass(frozen=True)
-class Split:
-    """Samples with their labels (n,), logits (n, c) before (None without the original) and after, and features (n, d) after."""
-
-    labels: Tensor
-    before: Tensor | None
-    after: Tensor
-    features: Tensor
-
-    def only(self, rows: Tensor) -> "Split":
-        """Some rows of it."""
-        before = None if self.before is None else self.before[rows]
-        return Split(self.labels[rows], before, self.after[rows], self.features[rows])
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What a model is judged by.
-
-    Attributes:
-        kind, forgotten: the scenario, and the ids of the forgotten classes in the class scenario.
-        forget, test, retain: the splits; the latter two None where not given.
-        true_labels: (n,) of D_f where known.
-        drift: relative change of D_f's features, None without the original.
-        head: weight (c, d) and bias (c,) or None, after.
-        seed: of the draws of class-matched pools and shots.
-        name_of: a class id to its name.
-    """
-
-    kind: scenario.Kind
-    forgotten: tuple[int, ...]
-    forget: Split
-    test: Split | None
-    retain: Split | None
-    true_labels: Tensor | None
-    drift: Estimate | None
-    head: tuple[Tensor, Tensor | None]
-    seed: int
-    name_of: Callable[[int], str] = str
-
-
-def _interval(found: Estimate) -> Interval | None:
-    return (
-        None
-        if found.low is None or found.high is None
-        else Interval(low=found.low, high=found.high, method=found.method)
-    )
-
-
-def metric(
-    name: str,
-    after: Found,
-    before: Found | None = None,
-    *,
-    split: str,
-    target: float | None = None,
-    target_note: str = "",
-    target_range: tuple[float, float] | None = None,
-    note: str = "",
-) -> Metric:
-    """One metric with its definition, from what was found after and before."""
-    definition = DEFINITIONS[name]
-    made = Metric(
-        name=name, title=definition.title, definition=definition.text, better=definition.better, split=split,
-        target=target, target_note=target_note, note=note,
-    )  # fmt: skip
-    if target_range is not None:
-        made.target_range = Interval(low=target_range[0], high=target_range[1], method="central 95 % at this n")
-    if isinstance(after, NotMeasured):
-        made.missing = after.reason
-        return made
-    made.value, made.n, made.interval = after.value, after.n, _interval(after)
-    made.census = after.method == "census"
-    if isinstance(before, Estimate):
-        made.before, made.before_interval = before.value, _interval(before)
-    return made
-
-
-def _both(split: Split, measure: Callable[[Tensor], Found]) -> tuple[Found, Found | None]:
-    """A measure of the logits, after and before."""
-    return measure(split.after), None if split.before is None else measure(split.before)
-
-
-def _reference(split: Split) -> Tensor:
-    """The original's logits where known: what targets are measured on."""
-    return split.after if split.before is None else split.before
+from .intervals import Estimate, NotMeasured
+from .record import Metric
 
 
 def _forget_hit(e: Evidence, logits: Tensor) -> Estimate:
@@ -122,13 +40,13 @@ def _forget_target(e: Evidence) -> tuple[float | None, str]:
         return 1 / e.forget.after.shape[1], "1 / number of classes; with --test the held-out rate"
     if e.test is None:
         return None, "needs --test"
-    reference = _reference(e.test)
+    logits = reference(e.test)
     if e.kind == "sample":
-        right = metrics.predictions(reference) == e.test.labels
+        right = metrics.predictions(logits) == e.test.labels
         return metrics.class_matched_accuracy(
             right, e.test.labels, e.forget.labels
         ).value, "class-matched test accuracy of the original"
-    rate = scenario.confusion_share(metrics.predictions(reference), e.test.labels, e.forget.labels, e.true_labels)
+    rate = scenario.confusion_share(metrics.predictions(logits), e.test.labels, e.forget.labels, e.true_labels)
     return rate, "held-out rate of these confusions in the original"
 
 
@@ -137,21 +55,21 @@ def forget_metrics(e: Evidence) -> list[Metric]:
     n = len(e.forget.labels)
     goal, why = _forget_target(e)
     spread = metrics.binomial_range(goal, n) if goal else None
-    after, before = _both(e.forget, lambda logits: _forget_hit(e, logits))
+    after, before = both(e.forget, lambda logits: _forget_hit(e, logits))
     found = [
         metric("forget.accuracy", after, before, split="forget", target=goal, target_note=why, target_range=spread)
     ]
     if e.true_labels is not None:
         known = e.true_labels >= 0
         truth = e.true_labels[known]
-        pair = _both(e.forget, lambda logits: metrics.accuracy(logits[known], truth, census=True))
+        pair = both(e.forget, lambda logits: metrics.accuracy(logits[known], truth, census=True))
         found.append(metric("forget.true_accuracy", *pair, split="forget"))
     unseen = _matched_logits(e)
-    of_label = _both(e.forget, lambda logits: metrics.forget_confidence(logits, e.forget.labels, e.forgotten))
+    of_label = both(e.forget, lambda logits: metrics.forget_confidence(logits, e.forget.labels, e.forgotten))
     confidence = 0.0 if e.kind == "class" else None if unseen is None else metrics.forget_confidence(*unseen).value
     found.append(metric("forget.confidence", *of_label, split="forget", target=confidence))
     spread_out = None if unseen is None or e.kind == "class" else metrics.entropy(unseen[0]).value
-    found.append(metric("forget.entropy", *_both(e.forget, metrics.entropy), split="forget", target=spread_out))
+    found.append(metric("forget.entropy", *both(e.forget, metrics.entropy), split="forget", target=spread_out))
     moved = metrics.redirect_share(e.forget.after, e.forget.labels, e.forgotten)
     earlier = (
         None if e.forget.before is None else metrics.redirect_share(e.forget.before, e.forget.labels, e.forgotten).share
@@ -161,25 +79,18 @@ def forget_metrics(e: Evidence) -> list[Metric]:
     return found
 
 
-def _pool(e: Evidence) -> Tensor | None:
-    """Rows of test that match D_f's classes, drawn by the seed; None without test."""
-    if e.test is None:
-        return None
-    return attacks.class_matched(e.forget.labels, e.test.labels, torch.Generator().manual_seed(e.seed))
-
-
 def _matched_logits(e: Evidence) -> tuple[Tensor, Tensor] | None:
     """The original's logits and the labels of class-matched test samples."""
-    rows = _pool(e) if e.kind != "class" else None
-    return None if rows is None or e.test is None else (_reference(e.test)[rows], e.test.labels[rows])
+    rows = matched_pool(e) if e.kind != "class" else None
+    return None if rows is None or e.test is None else (reference(e.test)[rows], e.test.labels[rows])
 
 
 def _accuracies(e: Evidence, split: Split, name: str) -> list[Metric]:
     """Accuracy on a split's kept classes, and its paired fall."""
-    kept = split.only(~_forgotten_rows(e, split.labels))
+    kept = split.only(~forgotten_rows(e, split.labels))
     if len(kept.labels) == 0:
         raise ImuError(f"--{name}: has no sample of a kept class; give data of all classes")
-    pair = _both(kept, lambda logits: metrics.accuracy(logits, kept.labels))
+    pair = both(kept, lambda logits: metrics.accuracy(logits, kept.labels))
     found = [metric(f"{name}.accuracy", *pair, split=name, note="kept classes" if e.forgotten else "")]
     if kept.before is None:
         return [*found, metric(f"{name}.accuracy_drop", NO_ORIGINAL, split=name)]
@@ -205,10 +116,6 @@ def _mcnemar(before: Tensor, after: Tensor) -> str:
     return f"{lost} newly wrong, {won} newly right, exact McNemar p = {mcnemar(lost, won):.2g}"
 
 
-def _forgotten_rows(e: Evidence, labels: Tensor) -> Tensor:
-    return torch.isin(labels, torch.tensor(e.forgotten, dtype=labels.dtype, device=labels.device))
-
-
 def test_metrics(e: Evidence) -> list[Metric]:
     """Accuracy on held-out data, kept and forgotten classes apart."""
     class_only = [] if e.kind != "class" else ["test_forgotten.accuracy", "test.lost_to_forgotten", "mask_bound.test"]
@@ -218,12 +125,12 @@ def test_metrics(e: Evidence) -> list[Metric]:
     test = e.test
     found = _accuracies(e, test, "test")
     if e.kind != "class":
-        pair = _both(test, lambda logits: metrics.class_matched_accuracy(
+        pair = both(test, lambda logits: metrics.class_matched_accuracy(
             metrics.predictions(logits) == test.labels, test.labels, e.forget.labels))  # fmt: skip
         return [*found, metric("test_matched.accuracy", *pair, split="test")]
-    gone = test.only(_forgotten_rows(e, test.labels))
+    gone = test.only(forgotten_rows(e, test.labels))
     if len(gone.labels):
-        pair = _both(gone, lambda logits: metrics.predicted_as(logits, e.forgotten))
+        pair = both(gone, lambda logits: metrics.predicted_as(logits, e.forgotten))
         found.append(metric("test_forgotten.accuracy", *pair, split="test", target=0.0))
     else:
         absent = NotMeasured("needs --test samples of the forgotten classes")
@@ -257,17 +164,12 @@ def retain_metrics(e: Evidence) -> list[Metric]:
         found += _bounds(e, e.retain, "retain")
     if e.test is None:
         return [*found, metric("retain_mia.auc", NO_TEST, split="retain")]
-    kept, pool = (split.only(~_forgotten_rows(e, split.labels)) for split in (e.retain, e.test))
-    after = _auc((_phi(kept, "after"), _phi(pool, "after")))
-    before = _auc((_phi(kept, "before"), _phi(pool, "before")))
+    kept, pool = (split.only(~forgotten_rows(e, split.labels)) for split in (e.retain, e.test))
+    after = _auc((phi(kept, "after"), phi(pool, "after")))
+    before = _auc((phi(kept, "before"), phi(pool, "before")))
     assert after is not None
     found.append(metric("retain_mia.auc", after, before, split="retain", note="not class-matched"))
     return found
-
-
-def _phi(split: Split, which: str) -> Tensor | None:
-    logits = getattr(split, which)
-    return None if logits is None else attacks.logit_confidence(logits, split.labels)
 
 
 def _auc(pair: tuple[Tensor | None, Tensor | None]) -> Estimate | None:
@@ -289,14 +191,14 @@ def membership_metrics(e: Evidence) -> list[Metric]:
     if e.test is None:
         return [metric(name, NO_TEST, split="forget, test") for name in MEMBERSHIP]
     try:
-        rows = _pool(e)
+        rows = matched_pool(e)
     except ImuError as error:
         return [metric(name, NotMeasured(str(error)), split="forget, test") for name in MEMBERSHIP]
     assert rows is not None
     pool = e.test.only(rows)
     pairs: dict[str, tuple[Tensor, Tensor] | None] = {}
     for which in ("after", "before"):
-        mine, theirs = _phi(e.forget, which), _phi(pool, which)
+        mine, theirs = phi(e.forget, which), phi(pool, which)
         pairs[which] = None if mine is None or theirs is None else (mine, theirs)
     after, before = pairs["after"], pairs["before"]
     assert after is not None
@@ -331,10 +233,10 @@ def remains(e: Evidence) -> list[Metric]:
     """What the features still hold: drift, recovery from a few shots, a linear probe."""
     found = [metric("features.drift", NO_ORIGINAL if e.drift is None else e.drift, split="forget")]
     if e.kind == "class":
-        kept = None if e.test is None else e.test.features[~_forgotten_rows(e, e.test.labels)]
+        kept = None if e.test is None else e.test.features[~forgotten_rows(e, e.test.labels)]
         for k in (1, 5, 10):
             generator = torch.Generator().manual_seed(e.seed)
-            made = metrics.k_shot_recovery(
+            made = recovery.k_shot_recovery(
                 e.forget.features, *e.head, e.forget.labels, k, generator, kept_features=kept
             )
             taken = ""
@@ -350,7 +252,7 @@ def remains(e: Evidence) -> list[Metric]:
             )
     if e.test is None:
         return [*found, metric("probe.accuracy", NO_TEST, split="forget, test")]
-    probe = metrics.linear_probe(
+    probe = recovery.linear_probe(
         e.forget.features,
         e.forget.labels,
         e.test.features,
@@ -397,58 +299,3 @@ def _why_absent(e: Evidence, name: str) -> str:
     if name == "forget.true_accuracy":
         return f"needs {DEFINITIONS[name].needs}"
     return f"has no meaning in the {e.kind} scenario"
-
-
-def summary(e: Evidence, found: list[Metric], head_only: bool | None) -> str:
-    """One plain paragraph: what was reached, what it cost, what remains in the features."""
-    by_name = {item.name: item for item in found}
-    parts = [_said_forget(e, by_name)]
-    drop = by_name["test.accuracy_drop"]
-    if drop.value is not None and drop.interval is not None:
-        parts.append(
-            f"Test accuracy{' on kept classes' if e.forgotten else ''} {_said_drop(drop.value)} "
-            f"(95 % interval of the fall: {100 * drop.interval.low:.2f} to {100 * drop.interval.high:.2f}, n = {drop.n})."
-        )
-    parts.append(_said_remains(by_name, head_only))
-    over = by_name["forget.over_unlearned"]
-    if (
-        e.kind == "sample"
-        and over.interval is not None
-        and over.target_range is not None
-        and over.interval.low > over.target_range.high
-    ):
-        parts.append(
-            f"DAMAGE, not forgetting: {over.value:.1%} of the forget samples are less sure than 99 % of unseen samples; "
-            "unseen samples would not be."
-        )
-    return " ".join(parts)
-
-
-def _said_drop(drop: float) -> str:
-    if drop == 0:
-        return "did not change"
-    return f"{'fell' if drop > 0 else 'rose'} by {100 * abs(drop):.2f} points"
-
-
-def _said_forget(e: Evidence, by_name: dict[str, Metric]) -> str:
-    accuracy = by_name["forget.accuracy"]
-    what = {
-        "class": "predicted as a forgotten class",
-        "sample": "predicted as their label",
-        "mislabelled": "predicted as their wrong label",
-    }
-    before = "" if accuracy.before is None else f" (before: {accuracy.before:.2%})"
-    goal = "" if accuracy.target is None else f"; a model that never saw them would have about {accuracy.target:.2%}"
-    return f"{accuracy.value:.2%} of the {accuracy.n} forget samples are {what[e.kind]}{before}{goal}."
-
-
-def _said_remains(by_name: dict[str, Metric], head_only: bool | None) -> str:
-    if head_only is None:
-        return "Without the original it is not known what changed."
-    if not head_only:
-        return "Tensors outside the head changed as well."
-    recovery = by_name.get("recovery.k5")
-    text = "Only the head changed: the features still hold everything they held before"
-    if recovery is not None and recovery.value is not None:
-        text += f"; 5 forget samples per class suffice to recognise {recovery.value:.1%} of the others again"
-    return text + "."

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checkpoint, evaluation, features, gates, metrics, opening, options, pipeline, record, scenario
+from . import checkpoint, evaluation, features, gates, metrics, opening, options, pipeline, record, scenario, summary
 from .architecture import Architecture
 from .config import EvaluateConfig
 from .dataset import ImageSet
 from .errors import ImuError
-from .evaluation import Evidence, Split
 from .events import Events
+from .evidence import Evidence, Split
 from .intervals import Estimate, census
 from .opening import Defaults, Opened
 from .record import Evaluation, Record
@@ -205,7 +205,7 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         record=None if found is None else opening.file_hash_of(record.beside(model, "record"), folder),
         changed=None if original is None else original.changed,
         head_only=head_only,
-        summary=evaluation.summary(evidence, measured, head_only),
+        summary=summary.of(evidence, measured, head_only),
         metrics=measured,
         per_class=evaluation.per_class(evidence),
         requirements=verdicts,

@@ -1,0 +1,126 @@
+"""What a model is judged by, as tensors, and how a number found becomes a metric of the record."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from . import attacks, scenario
+from .definitions import DEFINITIONS
+from .intervals import Estimate, NotMeasured
+from .record import Interval, Metric
+
+Found = Estimate | NotMeasured
+NO_TEST, NO_RETAIN, NO_ORIGINAL = (
+    NotMeasured("needs --test"),
+    NotMeasured("needs --retain"),
+    NotMeasured("needs --original"),
+)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples with their labels (n,), logits (n, c) before (None without the original) and after, and features (n, d) after."""
+
+    labels: Tensor
+    before: Tensor | None
+    after: Tensor
+    features: Tensor
+
+    def only(self, rows: Tensor) -> "Split":
+        """Some rows of it."""
+        before = None if self.before is None else self.before[rows]
+        return Split(self.labels[rows], before, self.after[rows], self.features[rows])
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a model is judged by.
+
+    Attributes:
+        kind, forgotten: the scenario, and the ids of the forgotten classes in the class scenario.
+        forget, test, retain: the splits; the latter two None where not given.
+        true_labels: (n,) of D_f where known.
+        drift: relative change of D_f's features, None without the original.
+        head: weight (c, d) and bias (c,) or None, after.
+        seed: of the draws of class-matched pools and shots.
+        name_of: a class id to its name.
+    """
+
+    kind: scenario.Kind
+    forgotten: tuple[int, ...]
+    forget: Split
+    test: Split | None
+    retain: Split | None
+    true_labels: Tensor | None
+    drift: Estimate | None
+    head: tuple[Tensor, Tensor | None]
+    seed: int
+    name_of: Callable[[int], str] = str
+
+
+def _interval(found: Estimate) -> Interval | None:
+    return (
+        None
+        if found.low is None or found.high is None
+        else Interval(low=found.low, high=found.high, method=found.method)
+    )
+
+
+def metric(
+    name: str,
+    after: Found,
+    before: Found | None = None,
+    *,
+    split: str,
+    target: float | None = None,
+    target_note: str = "",
+    target_range: tuple[float, float] | None = None,
+    note: str = "",
+) -> Metric:
+    """One metric with its definition, from what was found after and before."""
+    definition = DEFINITIONS[name]
+    made = Metric(
+        name=name, title=definition.title, definition=definition.text, better=definition.better, split=split,
+        target=target, target_note=target_note, note=note,
+    )  # fmt: skip
+    if target_range is not None:
+        made.target_range = Interval(low=target_range[0], high=target_range[1], method="central 95 % at this n")
+    if isinstance(after, NotMeasured):
+        made.missing = after.reason
+        return made
+    made.value, made.n, made.interval = after.value, after.n, _interval(after)
+    made.census = after.method == "census"
+    if isinstance(before, Estimate):
+        made.before, made.before_interval = before.value, _interval(before)
+    return made
+
+
+def both(split: Split, measure: Callable[[Tensor], Found]) -> tuple[Found, Found | None]:
+    """A measure of the logits, after and before."""
+    return measure(split.after), None if split.before is None else measure(split.before)
+
+
+def reference(split: Split) -> Tensor:
+    """The original's logits where known: what targets are measured on."""
+    return split.after if split.before is None else split.before
+
+
+def matched_pool(e: Evidence) -> Tensor | None:
+    """Rows of test that match D_f's classes, drawn by the seed; None without test."""
+    if e.test is None:
+        return None
+    return attacks.class_matched(e.forget.labels, e.test.labels, torch.Generator().manual_seed(e.seed))
+
+
+def forgotten_rows(e: Evidence, labels: Tensor) -> Tensor:
+    """Which rows belong to a forgotten class (n,)."""
+    return torch.isin(labels, torch.tensor(e.forgotten, dtype=labels.dtype, device=labels.device))
+
+
+def phi(split: Split, which: Literal["before", "after"]) -> Tensor | None:
+    """Logit-scaled confidence (n,) of the model before or after; None without that model."""
+    logits = getattr(split, which)
+    return None if logits is None else attacks.logit_confidence(logits, split.labels)

@@ -1,0 +1,59 @@
+"""One plain paragraph about an evaluation: what was reached, what it cost, what remains in the features."""
+
+from .evidence import Evidence
+from .record import Metric
+
+
+def of(e: Evidence, found: list[Metric], head_only: bool | None) -> str:
+    """One plain paragraph: what was reached, what it cost, what remains in the features."""
+    by_name = {item.name: item for item in found}
+    parts = [_said_forget(e, by_name)]
+    drop = by_name["test.accuracy_drop"]
+    if drop.value is not None and drop.interval is not None:
+        parts.append(
+            f"Test accuracy{' on kept classes' if e.forgotten else ''} {_said_drop(drop.value)} "
+            f"(95 % interval of the fall: {100 * drop.interval.low:.2f} to {100 * drop.interval.high:.2f}, n = {drop.n})."
+        )
+    parts.append(_said_remains(by_name, head_only))
+    over = by_name["forget.over_unlearned"]
+    if (
+        e.kind == "sample"
+        and over.interval is not None
+        and over.target_range is not None
+        and over.interval.low > over.target_range.high
+    ):
+        parts.append(
+            f"DAMAGE, not forgetting: {over.value:.1%} of the forget samples are less sure than 99 % of unseen samples; "
+            "unseen samples would not be."
+        )
+    return " ".join(parts)
+
+
+def _said_drop(drop: float) -> str:
+    if drop == 0:
+        return "did not change"
+    return f"{'fell' if drop > 0 else 'rose'} by {100 * abs(drop):.2f} points"
+
+
+def _said_forget(e: Evidence, by_name: dict[str, Metric]) -> str:
+    accuracy = by_name["forget.accuracy"]
+    what = {
+        "class": "predicted as a forgotten class",
+        "sample": "predicted as their label",
+        "mislabelled": "predicted as their wrong label",
+    }
+    before = "" if accuracy.before is None else f" (before: {accuracy.before:.2%})"
+    goal = "" if accuracy.target is None else f"; a model that never saw them would have about {accuracy.target:.2%}"
+    return f"{accuracy.value:.2%} of the {accuracy.n} forget samples are {what[e.kind]}{before}{goal}."
+
+
+def _said_remains(by_name: dict[str, Metric], head_only: bool | None) -> str:
+    if head_only is None:
+        return "Without the original it is not known what changed."
+    if not head_only:
+        return "Tensors outside the head changed as well."
+    recovery = by_name.get("recovery.k5")
+    text = "Only the head changed: the features still hold everything they held before"
+    if recovery is not None and recovery.value is not None:
+        text += f"; 5 forget samples per class suffice to recognise {recovery.value:.1%} of the others again"
+    return text + "."
