@@ -78,7 +78,7 @@ class Terminal:
 def _show(renderable: "RenderableType") -> None:
     from rich.console import Console
 
-    from .render import PIPED_WIDTH, text_of
+    from .views.terminal import PIPED_WIDTH, text_of
 
     if sys.stdout.isatty():
         Console(highlight=False).print(renderable)
@@ -111,13 +111,14 @@ def influence(
     quiet: Quiet = False,
 ) -> None:
     """Score every forget sample by its classifier-level influence, cache the scores, show them."""
-    from . import pipeline, render
+    from . import pipeline
+    from .views import machine, terminal
 
     result = pipeline.run_influence(model, config, origins, Terminal(quiet))
     if form == "table":
-        _show(render.influence(result, config.show))
+        _show(terminal.influence(result, config.show))
     else:
-        sys.stdout.write(render.as_json([result]) if form == "json" else render.influence_csv(result))
+        sys.stdout.write(machine.as_json([result]) if form == "json" else machine.influence_csv(result))
 
 
 @app.command()
@@ -130,13 +131,14 @@ def unlearn(
     quiet: Quiet = False,
 ) -> None:
     """Write an unlearned checkpoint and its record."""
-    from . import pipeline, render
+    from . import pipeline
+    from .views import machine, terminal
 
     result = pipeline.run_unlearn(model, config, origins, Terminal(quiet))
     if form == "table":
-        _show(render.record(result.record, notes=False))
+        _show(terminal.record(result.record, notes=False))
     else:
-        sys.stdout.write(render.as_json([result.record]) if form == "json" else render.record_csv(result.record))
+        sys.stdout.write(machine.as_json([result.record]) if form == "json" else machine.record_csv(result.record))
     if not quiet:
         typer.echo(f"wrote {result.output} and {result.record_path}", err=True)
         typer.echo(f"next: imu evaluate {result.output} --test DATA", err=True)
@@ -153,15 +155,16 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure a checkpoint before and after, and gate a pipeline on it."""
-    from . import gates, judging, render
+    from . import gates, judging
+    from .views import machine, terminal
 
     result = judging.run_evaluate(model, config, origins, Terminal(quiet))
     if form == "table":
-        _show(render.evaluation(result.evaluation, notes=False))
+        _show(terminal.evaluation(result.evaluation, notes=False))
     elif form == "json":
-        sys.stdout.write(render.as_json([result.evaluation]))
+        sys.stdout.write(machine.as_json([result.evaluation]))
     else:
-        sys.stdout.write(render.evaluation_csv([result.evaluation], [str(model)]))
+        sys.stdout.write(machine.evaluation_csv([result.evaluation], [str(model)]))
     if not quiet:
         typer.echo(f"wrote {result.path}", err=True)
     raise typer.Exit(gates.exit_code(result.evaluation.requirements))
@@ -174,23 +177,23 @@ def report(
 ) -> None:
     """Render what earlier commands measured; several evaluations are also set side by side."""
     from . import record as files
-    from . import render
+    from .views import machine, terminal
 
     results = [files.read(path) for path in records]
     names = [path.name.removesuffix(".json") for path in records]
     if form == "json":
-        sys.stdout.write(render.as_json(results))
+        sys.stdout.write(machine.as_json(results))
         return
     if form == "table":
-        _show(render.report(results, names))
+        _show(terminal.report(results, names))
         return
     evaluations = [
         (item, name) for item, name in zip(results, names, strict=True) if isinstance(item, files.Evaluation)
     ]
     if evaluations:
-        sys.stdout.write(render.evaluation_csv([item for item, _ in evaluations], [name for _, name in evaluations]))
+        sys.stdout.write(machine.evaluation_csv([item for item, _ in evaluations], [name for _, name in evaluations]))
     else:
-        sys.stdout.write("".join(render.record_csv(item) for item in results if isinstance(item, files.Record)))
+        sys.stdout.write("".join(machine.record_csv(item) for item in results if isinstance(item, files.Record)))
 
 
 @app.command()
@@ -223,7 +226,8 @@ def select(
 @cache_app.command("ls")
 def cache_ls(form: OutputFormat = "table") -> None:
     """List the entries, oldest first."""
-    from . import cache, render
+    from . import cache
+    from .views import machine, terminal
 
     entries, broken = cache.entries()
     header = ["key", "kind", "samples", "bytes", "damping", "model"]
@@ -241,9 +245,9 @@ def cache_ls(form: OutputFormat = "table") -> None:
     if form == "json":
         sys.stdout.write(json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=1) + "\n")
     elif form == "csv":
-        sys.stdout.write(render.rows_csv(header, rows))
+        sys.stdout.write(machine.rows_csv(header, rows))
     else:
-        _show(render.plain_table(f"{cache.folder()}: {len(rows)} entries", header, rows))
+        _show(terminal.plain_table(f"{cache.folder()}: {len(rows)} entries", header, rows))
     for path in broken:
         typer.echo(f"{path}: torn or edited; imu cache rm --broken removes it", err=True)
 
@@ -253,7 +257,8 @@ def cache_show(
     key: Annotated[str, typer.Argument(help="Key of an entry, or the start of it.")], form: OutputFormat = "table"
 ) -> None:
     """Show what one entry holds and what it depends on."""
-    from . import cache, render
+    from . import cache
+    from .views import machine, terminal
 
     entry = cache.named(key)
     tensors = cache.read(entry)
@@ -265,9 +270,9 @@ def cache_show(
         plain = {"kind": entry.kind, "key": entry.key, "fields": entry.fields, "rows": rows}
         sys.stdout.write(json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
     elif form == "csv":
-        sys.stdout.write(render.rows_csv(["path", "label", "score"], rows))
+        sys.stdout.write(machine.rows_csv(["path", "label", "score"], rows))
     else:
-        _show(render.cache_entry(entry.kind, entry.key, entry.fields, rows))
+        _show(terminal.cache_entry(entry.kind, entry.key, entry.fields, rows))
 
 
 @cache_app.command("rm")

@@ -302,6 +302,11 @@ def dump(record: Model) -> str:
     return text.encode("utf-8", "backslashreplace").decode()  # a path that is not UTF-8 becomes JSON's own escape
 
 
+def as_shown(result: Model) -> Any:
+    """A result as plain values, under the names that its class reads."""
+    return result.model_dump(by_alias=True)
+
+
 def read(path: Path) -> Record | Evaluation:
     """Read a record or an evaluation.
 

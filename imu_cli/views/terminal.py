@@ -1,6 +1,5 @@
-"""Results to terminal tables, JSON and CSV: pure functions of what the pipeline returned."""
+"""Results as tables on a terminal: pure functions of what the pipeline returned."""
 
-import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,8 +9,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .definitions import DEFINITIONS, NUMBERS
-from .record import WHAT, Evaluation, Influence, Interval, Metric, Model, Record, Requirement, dump
+from imu_cli.definitions import DEFINITIONS
+from imu_cli.record import Evaluation, Influence, Metric, Record, Requirement
+
+from . import words
 
 PIPED_WIDTH = 140
 VERDICTS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -26,29 +27,6 @@ def text_of(renderable: RenderableType, width: int | None = None, color: bool = 
     with console.capture() as capture:
         console.print(renderable)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
-
-
-def percent(value: float | None) -> str:
-    """A share as percent with two decimals."""
-    return "–" if value is None else f"{100 * value:.2f} %"
-
-
-def number(value: float | None) -> str:
-    """A number with four significant digits."""
-    return "–" if value is None else f"{value:.4g}"
-
-
-def shown(name: str, value: float | None) -> str:
-    """A metric's value in its own unit."""
-    return (number if name in NUMBERS else percent)(value)
-
-
-def _range(name: str, interval: Interval | None) -> str:
-    if interval is None:
-        return ""
-    if name in NUMBERS:
-        return f"{interval.low:.4g} to {interval.high:.4g}"
-    return f"{100 * interval.low:.2f} to {100 * interval.high:.2f}"
 
 
 def _under(title: str, body: RenderableType) -> RenderableType:
@@ -89,24 +67,27 @@ def _histogram(rows: Sequence[float]) -> list[str]:
 
 def influence(result: Influence, show: int) -> RenderableType:
     """The samples that matter most, how the scores are spread, and what was kept."""
+    result = words.printable(result)
     scores = result.scores
     title = f"The {min(show, len(result.rows))} of {len(result.rows)} forget samples with the largest influence"
     numbers = ("score", "weight", "confidence")
     top = _table("sample", "label", *numbers, right=numbers)
     for row in sorted(result.rows, key=lambda row: -abs(row.score))[:show]:
-        top.add_row(Text(row.path), Text(row.label), f"{row.score:.4g}", f"{row.weight:.4g}", percent(row.confidence))
+        top.add_row(
+            Text(row.path), Text(row.label), f"{row.score:.4g}", f"{row.weight:.4g}", words.percent(row.confidence)
+        )
     n = len(result.rows)
     about = _pairs(
         "Scores",
         [
             ("sign", result.sign),
-            ("negative", f"{scores.negative} of {n} ({percent(scores.negative / n)})"),
-            ("kept for the ascent", f"{scores.kept} of {n} ({percent(scores.kept / n)})"),
+            ("negative", f"{scores.negative} of {n} ({words.percent(scores.negative / n)})"),
+            ("kept for the ascent", f"{scores.kept} of {n} ({words.percent(scores.kept / n)})"),
             ("damping λ", f"{scores.damping:.4g}; mean of the Fisher diagonal F {scores.mean_fisher:.4g}; λ / mean F "
-                          f"{_ratio(scores.damping, scores.mean_fisher)}"),
+                          f"{words.ratio(scores.damping, scores.mean_fisher)}"),
             ("quantiles of the score", ", ".join(f"{q}: {value:.3g}" for q, value in scores.quantiles.items())),
-            ("accuracy on the forget set", f"{percent(result.accuracy)} (n = {n})"),
-            ("head", _head(result)),
+            ("accuracy on the forget set", f"{words.percent(result.accuracy)} (n = {n})"),
+            ("head", words.head(result)),
             ("scores from", "the cache" if scores.from_cache else "this run"),
             ("cache entry", result.cached or "none (--no-cache)"),
         ],
@@ -129,18 +110,6 @@ def _kernel(result: Influence, show: int) -> list[RenderableType]:
     return [_under("Matched: the strength each sample needs, and the forget samples that move its margin most", table)]
 
 
-def _ratio(damping: float, mean_fisher: float) -> str:
-    return f"{damping / mean_fisher:.3g}" if mean_fisher else "infinite (F is 0)"
-
-
-def _head(result: Influence | Record | Evaluation) -> str:
-    head = result.head
-    return (
-        f"{head.module} ({head.classes} x {head.features}{' + bias' if head.bias else ''}, {head.dtype}), found by: "
-        f"{head.source}; replay error {head.replay_error:.1e} of the largest logit"
-    )
-
-
 def _blocks(*parts: RenderableType | None) -> Group:
     kept = [part for part in parts if part is not None]
     spaced: list[RenderableType] = []
@@ -149,66 +118,20 @@ def _blocks(*parts: RenderableType | None) -> Group:
     return Group(*spaced[:-1])
 
 
-REASONS = {
-    "target": "the target was met",
-    "max_steps": "the number of steps ran out (--max-steps)",
-    "max_head_change": "the head had changed as far as allowed (--max-head-change)",
-    "max_drop": "held-out accuracy had fallen as far as allowed (--max-drop)",
-    "epochs": "the fixed number of epochs was done",
-    "path": "margins came as close to their targets as this head can bring them",
-    "rho": "the given --rho was solved for",
-}
-
-STEPS = {"imu": "steps", "matched": "values of ρ tried"}
-
-
-def _target(record: Record) -> str:
-    target = record.target
-    if target.value is None:
-        return f"none: {target.source}"
-    spread = (
-        ""
-        if target.range is None
-        else f"; n = {record.forget.n} samples show {_range('', target.range)} % at that rate"
-    )
-    return f"≤ {percent(target.value)} ({target.source}{spread})"
-
-
-def _verdict(record: Record) -> Text:
-    style = {True: "bold green", False: "bold red", None: "bold yellow"}[record.reached]
-    said = {True: "Target met", False: "TARGET NOT MET", None: "No target was given"}[record.reached]
-    return Text(f"{said}: stopped because {REASONS.get(record.reason, record.reason)}.", style=style)
+REACHED = {True: "bold green", False: "bold red", None: "bold yellow"}
 
 
 def record(result: Record, *, notes: bool = True) -> RenderableType:
     """What an unlearning did: target, where it stopped, what changed; notes only where they were not told already."""
-    first, last = result.start, result.end
+    result = words.printable(result)
     steps = _table("", "before", "after", right=("before", "after"))
-    steps.add_row(WHAT[result.scenario] + f" (n = {result.forget.n})", percent(first.forget), percent(last.forget))
-    if last.test_drop is not None:
-        steps.add_row("fall of accuracy on held-out data", percent(first.test_drop), percent(last.test_drop))
-    steps.add_row("change of the head, ‖ΔW‖/‖W‖", percent(0.0), percent(last.head_change))
-    rows = "all" if result.rows is None else ", ".join(_class(result, row) for row in result.rows)
-    about = _pairs(
-        "",
-        [
-            ("scenario", f"{result.scenario} ({result.scenario_source})"),
-            ("target", _target(result)),
-            (
-                "method",
-                f"{result.method}: {result.method_source}; {last.step} {STEPS[result.method]}; rows of the head that moved: {rows}",
-            ),
-            ("head", _head(result)),
-            ("changed tensors", f"{', '.join(result.changed)}; {result.unchanged} others are bit-identical"),
-            ("architecture", f"{result.architecture['name']} ({result.architecture['source']})"),
-            ("preprocessing", f"{_compact(result.preprocess)} ({result.preprocess_source})"),
-        ],
-    )
-    title = Text(f"{result.after.path}", style="bold")
+    for row in words.outcome(result):
+        steps.add_row(*map(Text, row))
+    title = Text(result.after.path, style="bold")
     return _blocks(
-        Group(title, _verdict(result), steps),
+        Group(title, Text(words.verdict(result), style=REACHED[result.reached]), steps),
         *_path(result),
-        about,
+        _pairs("", words.run_facts(result)),
         *_notes(result.notes if notes else []),
         Text(result.limit, style="dim"),
     )
@@ -224,45 +147,29 @@ def _path(result: Record) -> list[RenderableType]:
     for look in points:
         mark = "→" if look.rho == result.details.get("rho") else ""
         numbers = (
-            number(look.rho),
-            percent(look.forget),
-            percent(look.test_drop),
-            number(look.auc),
-            percent(look.head_change),
+            words.number(look.rho),
+            words.percent(look.forget),
+            words.percent(look.test_drop),
+            words.number(look.auc),
+            words.percent(look.head_change),
         )
         table.add_row(mark, *numbers)
     return [_under("Along ρ: the less, the nearer the margins come to those of unseen data", table)]
-
-
-def _class(result: Record | Evaluation, row: int) -> str:
-    return result.classes[row] if result.classes else str(row)
-
-
-def _compact(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
 
 
 def _notes(notes: Sequence[str]) -> list[RenderableType]:
     return [Text("\n".join(f"note: {note}" for note in notes))] if notes else []
 
 
-def _goal(metric: Metric) -> str:
-    if metric.target is None:
-        return {"lower": "low", "higher": "high"}.get(metric.better, "")
-    spread = f" ({_range(metric.name, metric.target_range)} at this n)" if metric.target_range else ""
-    return shown(metric.name, metric.target) + spread
-
-
 def _metric_row(metric: Metric) -> list[str]:
-    exact = "census" if metric.census else ""
     return [
         metric.name,
-        shown(metric.name, metric.before),
-        shown(metric.name, metric.value),
-        _range(metric.name, metric.interval) or exact,
+        words.shown(metric.name, metric.before),
+        words.shown(metric.name, metric.value),
+        words.interval(metric),
         "" if metric.n is None else str(metric.n),
-        _goal(metric),
-        metric.title + (f"; {metric.note}" if metric.note else ""),
+        words.goal(metric),
+        words.meaning(metric),
     ]
 
 
@@ -280,7 +187,7 @@ def _missing(metrics: Sequence[Metric]) -> list[RenderableType]:
     absent = [metric for metric in metrics if metric.missing is not None]
     if not absent:
         return []
-    return [_pairs("Not measured", ((metric.name, f"not measured ({metric.missing})") for metric in absent))]
+    return [_pairs("Not measured", ((metric.name, words.missing(metric)) for metric in absent))]
 
 
 def _gates(requirements: Sequence[Requirement]) -> list[RenderableType]:
@@ -289,7 +196,7 @@ def _gates(requirements: Sequence[Requirement]) -> list[RenderableType]:
     table = _table("verdict", "requirement", "compared", "why", right=("compared",))
     for item in requirements:
         verdict = Text(item.verdict, style=f"bold {VERDICTS[item.verdict]}")
-        table.add_row(verdict, Text(item.text), number(item.compared), Text(item.reason))
+        table.add_row(verdict, Text(item.text), words.number(item.compared), Text(item.reason))
     return [_under("Requirements", table)]
 
 
@@ -299,30 +206,22 @@ def _per_class(result: Evaluation) -> list[RenderableType]:
     columns = ("class", "split", "n", "before", "after")
     table = _table(*columns, right=("n", "before", "after"))
     for row in result.per_class:
-        before, after = percent(row["before"]), percent(row["after"])
+        before, after = words.percent(row["before"]), words.percent(row["after"])
         table.add_row(Text(str(row["class"])), Text(str(row["split"])), str(row["n"]), before, after)
     return [_under("Accuracy per class", table)]
 
 
 def evaluation(result: Evaluation, *, per_class: bool = True, notes: bool = True) -> RenderableType:
     """What was measured of a model, what was not, and the verdicts."""
+    result = words.printable(result)
     title = Text(f"{result.model.path}: scenario {result.scenario}, {result.forget.n} forget samples", style="bold")
-    change = "unknown (no original)" if result.changed is None else ", ".join(result.changed) or "nothing"
-    about = _pairs(
-        "",
-        [
-            ("changed tensors", change + ("; head only" if result.head_only else "")),
-            ("head", _head(result)),
-            ("preprocessing", f"{_compact(result.preprocess)} ({result.preprocess_source})"),
-        ],
-    )
     return _blocks(
         Group(title, Text(result.summary)),
         metrics_table(result.metrics),
         *(_per_class(result) if per_class else []),
         *_missing(result.metrics),
         *_gates(result.requirements),
-        about,
+        _pairs("", words.evaluation_facts(result)),
         *_notes(result.notes if notes else []),
         Text(result.limit, style="dim"),
     )
@@ -331,9 +230,9 @@ def evaluation(result: Evaluation, *, per_class: bool = True, notes: bool = True
 def _cell(result: Record | Evaluation, name: str) -> str:
     if isinstance(result, Record):
         value = result.end.forget if name == "forget.accuracy" else None
-        return shown(name, value)
+        return words.shown(name, value)
     metric = next((item for item in result.metrics if item.name == name), None)
-    return "–" if metric is None or metric.missing else shown(name, metric.value)
+    return "–" if metric is None or metric.missing else words.shown(name, metric.value)
 
 
 def _difference(a: Record | Evaluation, b: Record | Evaluation, name: str) -> str:
@@ -341,10 +240,7 @@ def _difference(a: Record | Evaluation, b: Record | Evaluation, name: str) -> st
         next((m.value for m in item.metrics if m.name == name), None) if isinstance(item, Evaluation) else None
         for item in (a, b)
     ]
-    if values[0] is None or values[1] is None:
-        return ""
-    change = values[1] - values[0]
-    return f"{change:+.4g}" if name in NUMBERS else f"{100 * change:+.2f}"
+    return words.change(name, *values)
 
 
 def comparison(results: Sequence[Record | Evaluation], names: Sequence[str]) -> RenderableType:
@@ -354,7 +250,8 @@ def comparison(results: Sequence[Record | Evaluation], names: Sequence[str]) -> 
     for name in dict.fromkeys([*DEFINITIONS, *measured]):
         cells = [_cell(item, name) for item in results]
         if any(cell != "–" for cell in cells):
-            table.add_row(name, *cells, _difference(results[0], results[-1], name))
+            cells = [name, *cells, _difference(results[0], results[-1], name)]
+            table.add_row(*map(Text, cells))
     return _under("Side by side", table)
 
 
@@ -365,52 +262,6 @@ def report(results: Sequence[Record | Evaluation], names: Sequence[str]) -> Rend
     if len(evaluations) > 1:
         parts.append(comparison([item for item, _ in evaluations], [name for _, name in evaluations]))
     return _blocks(*parts)
-
-
-def rows_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """CSV text with a header line."""
-    return "".join(_csv_line(row) for row in (header, *rows))
-
-
-def _csv_line(row: Sequence[object]) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\r\n").writerow(row)  # so that a lone carriage return in a name is quoted too
-    return out.getvalue().removesuffix("\r\n") + "\n"
-
-
-def _plain(value: float | None) -> object:
-    return "" if value is None or not math.isfinite(value) else repr(float(value))
-
-
-def influence_csv(result: Influence) -> str:
-    """One line a forget sample."""
-    header = ["id", "path", "label", "score", "weight", "confidence"]
-    return rows_csv(header, ([getattr(row, name) for name in header] for row in result.rows))
-
-
-def evaluation_csv(results: Sequence[Evaluation], names: Sequence[str]) -> str:
-    """One line a metric."""
-    header = ["model", "metric", "before", "after", "low", "high", "method", "n", "target", "missing"]
-    rows = [
-        [name, m.name, _plain(m.before), _plain(m.value), _plain(m.interval.low if m.interval else None),
-         _plain(m.interval.high if m.interval else None), m.interval.method if m.interval else "", m.n or "",
-         _plain(m.target), m.missing or ""]
-        for result, name in zip(results, names, strict=True) for m in result.metrics
-    ]  # fmt: skip
-    return rows_csv(header, rows)
-
-
-def record_csv(result: Record) -> str:
-    """One line a look along the way."""
-    header = ["step", "fraction", "loss", "forget", "head_change", "test_drop", "rho", "auc", "margin_error"]
-    return rows_csv(header, ([_plain(getattr(look, name)) for name in header] for look in result.trajectory))
-
-
-def as_json(results: Sequence[Model]) -> str:
-    """One result as its JSON object, several as an array."""
-    if len(results) == 1:
-        return dump(results[0])
-    return "[\n" + ",\n".join(dump(result).rstrip() for result in results) + "\n]\n"
 
 
 def plain_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> RenderableType:

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import RenderableType
 
-from imu_cli import render
 from imu_cli.ascent import Reason
 from imu_cli.definitions import DEFINITIONS, NUMBERS
 from imu_cli.record import (
@@ -34,6 +33,7 @@ from imu_cli.record import (
     ScoreRow,
     Target,
 )
+from imu_cli.views import machine, terminal, words
 
 WIDTHS = [60, 80, 140]
 HASH = "0" * 64
@@ -161,10 +161,10 @@ def flat(text: str) -> str:
 
 
 SHOWN: dict[str, RenderableType] = {
-    "evaluation": render.evaluation(evaluation()),
-    "record": render.record(record()),
-    "influence": render.influence(influence(), 10),
-    "report": render.report([record(), evaluation(), evaluation()], ["r.json", "a.json", "b.json"]),
+    "evaluation": terminal.evaluation(evaluation()),
+    "record": terminal.record(record()),
+    "influence": terminal.influence(influence(), 10),
+    "report": terminal.report([record(), evaluation(), evaluation()], ["r.json", "a.json", "b.json"]),
 }
 
 
@@ -174,24 +174,24 @@ def test_every_metric_is_named_at_any_width(width: int) -> None:
 
     One that was not measured says why in full; one that was shows its value unfolded.
     """
-    text = render.text_of(render.evaluation(evaluation()), width=width)
-    lines, words = text.splitlines(), flat(text)
+    text = terminal.text_of(terminal.evaluation(evaluation()), width=width)
+    lines, said = text.splitlines(), flat(text)
     for item in evaluation().metrics:
         line = next(line for line in lines if line.startswith(f"{item.name} "))
         if item.missing is None:
-            assert f"  {render.shown(item.name, item.value)}  " in line
-            assert f"  {render.shown(item.name, item.before)}  " in line
+            assert f"  {words.shown(item.name, item.value)}  " in line
+            assert f"  {words.shown(item.name, item.before)}  " in line
         else:
-            assert f"{item.name} not measured ({item.missing})" in words
+            assert f"{item.name} not measured ({item.missing})" in said
 
 
 @pytest.mark.parametrize("width", [80, 140])
 def test_metrics_are_shown_with_all_that_is_needed_to_read_them(width: int) -> None:
     """From 80 columns on, before, after, interval, n and target of a metric stand in its row."""
-    text = render.text_of(render.metrics_table([metric("test_forgotten.accuracy", 1)]), width=width)
+    text = terminal.text_of(terminal.metrics_table([metric("test_forgotten.accuracy", 1)]), width=width)
     for cell in ("99.10 %", "95.43 %", "91.23 to", "98.77", "10001", "50.00 %"):
         assert cell in text
-    numbers = render.text_of(render.metrics_table([metric("mia.auc", 1)]), width=width)
+    numbers = terminal.text_of(terminal.metrics_table([metric("mia.auc", 1)]), width=width)
     for cell in ("0.991", "0.9543", "0.9123 to", "0.9877", "0.5"):
         assert cell in numbers
     assert "%" not in numbers.replace("95 %", "")
@@ -201,7 +201,7 @@ def test_metrics_are_shown_with_all_that_is_needed_to_read_them(width: int) -> N
 @pytest.mark.parametrize("name", SHOWN)
 def test_nothing_is_wider_than_the_terminal_or_coloured(name: str, width: int) -> None:
     """Without colour there is not one control character, and no line is longer than the width or ends in blanks."""
-    text = render.text_of(SHOWN[name], width=width)
+    text = terminal.text_of(SHOWN[name], width=width)
     assert all(character.isprintable() or character == "\n" for character in text)
     for line in text.splitlines():
         assert len(line) <= width
@@ -212,8 +212,8 @@ def test_nothing_is_wider_than_the_terminal_or_coloured(name: str, width: int) -
 @pytest.mark.parametrize("name", SHOWN)
 def test_colour_adds_only_colour(name: str) -> None:
     """With colour the same words stand in the same places, between escape codes."""
-    plain = render.text_of(SHOWN[name], width=100)
-    coloured = render.text_of(SHOWN[name], width=100, color=True)
+    plain = terminal.text_of(SHOWN[name], width=100)
+    coloured = terminal.text_of(SHOWN[name], width=100, color=True)
     assert "\x1b[" in coloured
     stripped = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
     assert [line.rstrip() for line in stripped.splitlines()] == plain.splitlines()
@@ -222,15 +222,15 @@ def test_colour_adds_only_colour(name: str) -> None:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_an_evaluation_says_everything(width: int) -> None:
     """Summary, per-class table, gates with verdict and reason, head, notes and the limit, at any width."""
-    words = flat(render.text_of(render.evaluation(evaluation()), width=width))
+    said = flat(terminal.text_of(terminal.evaluation(evaluation()), width=width))
     for text in ("What it comes to.", "class 3 forget 137 100.00 % –", "pass test.accuracy>=0.9 0.9123 low end", "the first note",
                  "the [bold]second[/bold] note", "fc.bias, fc.weight; head only", "It is not a finding that data were erased"):  # fmt: skip
-        assert text in words
-    short = flat(render.text_of(render.evaluation(evaluation(), per_class=False, notes=False), width=width))
+        assert text in said
+    short = flat(terminal.text_of(terminal.evaluation(evaluation(), per_class=False, notes=False), width=width))
     assert "Accuracy per class" not in short
     assert "the first note" not in short
-    assert "unknown (no original)" in flat(render.text_of(render.evaluation(evaluation(changed=None)), width=width))
-    assert "nothing" in flat(render.text_of(render.evaluation(evaluation(changed=[])), width=width))
+    assert "unknown (no original)" in flat(terminal.text_of(terminal.evaluation(evaluation(changed=None)), width=width))
+    assert "nothing" in flat(terminal.text_of(terminal.evaluation(evaluation(changed=[])), width=width))
 
 
 @pytest.mark.parametrize("reason", get_args(Reason))
@@ -239,23 +239,26 @@ def test_an_evaluation_says_everything(width: int) -> None:
 )
 def test_a_record_says_why_it_stopped(reason: str, reached: bool | None, verdict: str) -> None:
     """Each reason for stopping is told in words, with the option that set it, under the verdict."""
-    words = flat(render.text_of(render.record(record(reason=reason, reached=reached))))
-    assert f"{verdict}: stopped because {render.REASONS[reason]}." in words
-    assert "100.00 % 10.00 %" in words
-    assert "0.00 % 3.00 %" in words
-    assert "≤ 0.50 % (the scenario's; n = 137 samples show 0.00 to 2.19 % at that rate)" in words
-    assert "rows of the head that moved: class 3" in words
+    said = flat(terminal.text_of(terminal.record(record(reason=reason, reached=reached))))
+    assert f"{verdict}: stopped because {words.REASONS[reason]}." in said
+    assert "100.00 % 10.00 %" in said
+    assert "0.00 % 3.00 %" in said
+    assert "≤ 0.50 % (the scenario's; n = 137 samples show 0.00 to 2.19 % at that rate)" in said
+    assert "rows of the head that moved: class 3" in said
 
 
 def test_words_of_another_version_are_shown_as_they_are() -> None:
     """A record with a reason or metric that this version does not know is still rendered, with what it says itself."""
-    assert "stopped because of the moon." in render.text_of(render.record(record(reason="of the moon")))
+    assert "stopped because of the moon." in terminal.text_of(terminal.record(record(reason="of the moon")))
     strange = Metric(name="new.metric", title="a newer title", definition="d", value=0.25)
     made = evaluation(metrics=[strange])
-    for text in (render.text_of(render.evaluation(made)), render.text_of(render.comparison([made, made], ["a", "b"]))):
+    for text in (
+        terminal.text_of(terminal.evaluation(made)),
+        terminal.text_of(terminal.comparison([made, made], ["a", "b"])),
+    ):
         assert "new.metric" in text
         assert "25.00 %" in text
-    assert "a newer title" in render.text_of(render.evaluation(made))
+    assert "a newer title" in terminal.text_of(terminal.evaluation(made))
 
 
 def test_the_path_of_a_matched_run_is_shown() -> None:
@@ -265,7 +268,7 @@ def test_the_path_of_a_matched_run_is_shown() -> None:
         for i, rho in enumerate((1.0, 0.1, 0.01))
     ]
     made = record(method="matched", trajectory=looks, details={"rho": 0.1}, rows=None)
-    lines = render.text_of(render.record(made)).splitlines()
+    lines = terminal.text_of(terminal.record(made)).splitlines()
     rows = [line.split() for line in lines if "90.00 %" in line and "1.00 %" in line]
     assert [row[: 2 if row[0] == "→" else 1] for row in rows] == [["1"], ["→", "0.1"], ["0.01"]]
 
@@ -274,7 +277,7 @@ def test_the_path_of_a_matched_run_is_shown() -> None:
 def test_the_most_influential_samples_come_first(show: int) -> None:
     """--show N lists the N samples with the largest scores in size, in that order, with their own numbers."""
     made = influence()
-    lines = render.text_of(render.influence(made, show), width=140).splitlines()
+    lines = terminal.text_of(terminal.influence(made, show), width=140).splitlines()
     listed = [line.split() for line in lines if line.startswith("3/")]
     expected = sorted(made.rows, key=lambda row: -abs(row.score))[:show]
     assert [words[0] for words in listed] == [row.path for row in expected]
@@ -284,7 +287,7 @@ def test_the_most_influential_samples_come_first(show: int) -> None:
 def test_the_histogram_counts_every_sample_once() -> None:
     """Bars by powers of ten hold the negative scores, the rest are counted as left out: together all samples."""
     made = influence(100)
-    lines = render.text_of(render.influence(made, 0), width=140).splitlines()
+    lines = terminal.text_of(terminal.influence(made, 0), width=140).splitlines()
     bars = [line for line in lines if line.startswith("−1e")]
     counts = {line.split()[0]: int(line.split()[-1]) for line in bars}
     negative = [row.score for row in made.rows if row.score < 0]
@@ -300,7 +303,7 @@ def test_only_positive_or_no_scores_are_rendered() -> None:
     """Limit cases: all scores positive or zero, and a Fisher diagonal of 0, are told and divide nothing by 0."""
     rows = [ScoreRow(id="a", path="a.png", label="3", score=score, weight=0.0, confidence=0.5) for score in (0.0, 1.0)]
     scores = ScoreInfo(negative=0, kept=0, damping=0.01, mean_fisher=0.0, quantiles={}, from_cache=False)
-    text = render.text_of(render.influence(influence(rows=0, scores=scores).model_copy(update={"rows": rows}), 5))
+    text = terminal.text_of(terminal.influence(influence(rows=0, scores=scores).model_copy(update={"rows": rows}), 5))
     assert "zero or positive: 2 (left out of the ascent)" in text
     assert "infinite (F is 0)" in text
 
@@ -318,10 +321,10 @@ def test_strengths_are_shown_with_their_movers() -> None:
         )
         for i in range(5)
     ]
-    words = flat(render.text_of(render.influence(influence(kernel=kernel), 2)))
-    assert words.index("4.png") < words.index("3.png")
-    assert "2.png 0.2" not in words
-    assert "[b]m.png (+0.5)" in words
+    said = flat(terminal.text_of(terminal.influence(influence(kernel=kernel), 2)))
+    assert said.index("4.png") < said.index("3.png")
+    assert "2.png 0.2" not in said
+    assert "[b]m.png (+0.5)" in said
 
 
 NAMES = [
@@ -344,20 +347,20 @@ def test_names_are_never_taken_for_markup(name: str) -> None:
     gate = Requirement(text=name, metric="m", verdict="fail", compared=None, reason=name)
     made = evaluation(model=model, per_class=per_class, requirements=[gate], summary=name, notes=[name])
     for shown in (
-        render.influence(influence(rows=0).model_copy(update={"rows": rows}), 1),
-        render.evaluation(made),
-        render.record(record(after=model, changed=[name], notes=[name])),
-        render.comparison([made, made], [name, "b"]),
-        render.plain_table(name, [name], [[name]]),
-        render.cache_entry(name, "key", {"model": name}, [[name, name, -1.0]]),
+        terminal.influence(influence(rows=0).model_copy(update={"rows": rows}), 1),
+        terminal.evaluation(made),
+        terminal.record(record(after=model, changed=[name], notes=[name])),
+        terminal.comparison([made, made], [name, "b"]),
+        terminal.plain_table(name, [name], [[name]]),
+        terminal.cache_entry(name, "key", {"model": name}, [[name, name, -1.0]]),
     ):
-        assert name in render.text_of(shown, width=200)
+        assert name in terminal.text_of(shown, width=200)
 
 
 def test_evaluations_side_by_side() -> None:
     """Each metric that any of them has stands in one row, with the difference of the last from the first."""
     second = evaluation(metrics=[metric("test.accuracy", 1).model_copy(update={"value": 0.9}), metric("mia.auc", 1)])
-    text = render.text_of(render.comparison([evaluation(), evaluation(), second], ["a.json", "b.json", "c.json"]))
+    text = terminal.text_of(terminal.comparison([evaluation(), evaluation(), second], ["a.json", "b.json", "c.json"]))
     rows = {line.split()[0]: line for line in text.splitlines() if line}
     assert rows["metric"].split()[1:4] == ["a.json", "b.json", "c.json"]
     measured = {item.name for item in evaluation().metrics if item.missing is None} | {"test.accuracy", "mia.auc"}
@@ -378,7 +381,7 @@ def read_csv(text: str) -> list[dict[str, str]]:
 def test_influence_as_csv_parses_back() -> None:
     """Every sample in its order, every number to the last digit."""
     made = influence()
-    rows = read_csv(render.influence_csv(made))
+    rows = read_csv(machine.influence_csv(made))
     assert len(rows) == 30
     for row, item in zip(rows, made.rows, strict=True):
         assert (row["id"], row["path"], row["label"]) == (item.id, item.path, item.label)
@@ -392,7 +395,7 @@ def test_influence_as_csv_parses_back() -> None:
 def test_evaluations_as_csv_parse_back() -> None:
     """One line a metric and model: value, interval and n as they are, the reason where there is no value."""
     made = [evaluation(), evaluation()]
-    rows = read_csv(render.evaluation_csv(made, ["a, b.json", 'c".json']))
+    rows = read_csv(machine.evaluation_csv(made, ["a, b.json", 'c".json']))
     metrics = [
         (name, item) for result, name in zip(made, ["a, b.json", 'c".json'], strict=True) for item in result.metrics
     ]
@@ -406,7 +409,7 @@ def test_evaluations_as_csv_parse_back() -> None:
 def test_a_record_as_csv_parses_back() -> None:
     """One line a look, numbers to the last digit, empty where nothing was measured."""
     made = record()
-    for row, look in zip(read_csv(render.record_csv(made)), made.trajectory, strict=True):
+    for row, look in zip(read_csv(machine.record_csv(made)), made.trajectory, strict=True):
         for name, text in row.items():
             value = getattr(look, name)
             assert text == "" if value is None else float(text) == value
@@ -415,15 +418,15 @@ def test_a_record_as_csv_parses_back() -> None:
 @given(st.lists(st.lists(st.text(), min_size=2, max_size=2), max_size=4))
 def test_any_text_survives_csv(rows: list[list[str]]) -> None:
     """Commas, quotes and line ends in names are quoted so that any reader gets them back."""
-    parsed = list(csv.reader(io.StringIO(render.rows_csv(["a", "b"], rows), newline="")))
+    parsed = list(csv.reader(io.StringIO(machine.rows_csv(["a", "b"], rows), newline="")))
     assert parsed == [["a", "b"], *rows]
 
 
 def test_json_parses_back() -> None:
     """One result is its object, several are an array of the same objects; each is what the file would hold."""
     made = [evaluation(), record(), influence()]
-    texts = [render.as_json([item]) for item in made]
-    assert json.loads(render.as_json(made)) == [json.loads(text) for text in texts]
+    texts = [machine.as_json([item]) for item in made]
+    assert json.loads(machine.as_json(made)) == [json.loads(text) for text in texts]
     assert Evaluation.model_validate(json.loads(texts[0])) == made[0]
     assert Record.model_validate(json.loads(texts[1])) == made[1]
     assert Influence.model_validate(json.loads(texts[2])) == made[2]
@@ -434,17 +437,17 @@ def test_numbers_that_are_not_finite_are_empty_or_null(value: float) -> None:
     """CSV and JSON hold no NaN and no infinity."""
     item = metric("test.accuracy", 1).model_copy(update={"value": value})
     made = evaluation(metrics=[item])
-    assert read_csv(render.evaluation_csv([made], ["a"]))[0]["after"] == ""
-    assert json.loads(render.as_json([made]))["metrics"][0]["value"] is None
+    assert read_csv(machine.evaluation_csv([made], ["a"]))[0]["after"] == ""
+    assert json.loads(machine.as_json([made]))["metrics"][0]["value"] is None
 
 
 def test_values_in_their_units() -> None:
     """Shares are percent with two decimals, AUC, entropy and distances plain numbers; what is unknown is a dash, not 0."""
-    assert render.percent(0.12345) == "12.35 %"
-    assert render.percent(0.0) == "0.00 %"
-    assert render.number(0.123456) == "0.1235"
-    assert render.number(0.0) == "0"
-    assert render.percent(None) == render.number(None) == "–"
+    assert words.percent(0.12345) == "12.35 %"
+    assert words.percent(0.0) == "0.00 %"
+    assert words.number(0.123456) == "0.1235"
+    assert words.number(0.0) == "0"
+    assert words.percent(None) == words.number(None) == "–"
     assert set(DEFINITIONS) >= NUMBERS
     for name in DEFINITIONS:
-        assert render.shown(name, 0.5) == ("0.5" if name in NUMBERS else "50.00 %")
+        assert words.shown(name, 0.5) == ("0.5" if name in NUMBERS else "50.00 %")

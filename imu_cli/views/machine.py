@@ -1,0 +1,54 @@
+"""Results for programs: JSON as the files hold it, CSV that any reader gets back."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+
+from imu_cli.record import Evaluation, Influence, Model, Record, dump
+
+
+def rows_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """CSV text with a header line."""
+    return "".join(_csv_line(row) for row in (header, *rows))
+
+
+def _csv_line(row: Sequence[object]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\r\n").writerow(row)  # so that a lone carriage return in a name is quoted too
+    return out.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _plain(value: float | None) -> object:
+    return "" if value is None or not math.isfinite(value) else repr(float(value))
+
+
+def influence_csv(result: Influence) -> str:
+    """One line a forget sample."""
+    header = ["id", "path", "label", "score", "weight", "confidence"]
+    return rows_csv(header, ([getattr(row, name) for name in header] for row in result.rows))
+
+
+def evaluation_csv(results: Sequence[Evaluation], names: Sequence[str]) -> str:
+    """One line a metric."""
+    header = ["model", "metric", "before", "after", "low", "high", "method", "n", "target", "missing"]
+    rows = [
+        [name, m.name, _plain(m.before), _plain(m.value), _plain(m.interval.low if m.interval else None),
+         _plain(m.interval.high if m.interval else None), m.interval.method if m.interval else "", m.n or "",
+         _plain(m.target), m.missing or ""]
+        for result, name in zip(results, names, strict=True) for m in result.metrics
+    ]  # fmt: skip
+    return rows_csv(header, rows)
+
+
+def record_csv(result: Record) -> str:
+    """One line a look along the way."""
+    header = ["step", "fraction", "loss", "forget", "head_change", "test_drop", "rho", "auc", "margin_error"]
+    return rows_csv(header, ([_plain(getattr(look, name)) for name in header] for look in result.trajectory))
+
+
+def as_json(results: Sequence[Model]) -> str:
+    """One result as its JSON object, several as an array."""
+    if len(results) == 1:
+        return dump(results[0])
+    return "[\n" + ",\n".join(dump(result).rstrip() for result in results) + "\n]\n"

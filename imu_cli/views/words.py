@@ -1,0 +1,191 @@
+"""Results in words: values in their units, reasons, targets and facts as sentences; every form takes its texts from here."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from imu_cli.definitions import NUMBERS
+from imu_cli.record import WHAT, Evaluation, Influence, Interval, Metric, Model, Record, as_shown
+
+Result = TypeVar("Result", bound=Model)
+
+REASONS = {
+    "target": "the target was met",
+    "max_steps": "the number of steps ran out (--max-steps)",
+    "max_head_change": "the head had changed as far as allowed (--max-head-change)",
+    "max_drop": "held-out accuracy had fallen as far as allowed (--max-drop)",
+    "epochs": "the fixed number of epochs was done",
+    "path": "margins came as close to their targets as this head can bring them",
+    "rho": "the given --rho was solved for",
+}
+REACHED = {True: "Target met", False: "TARGET NOT MET", None: "No target was given"}
+STEPS = {"imu": "steps", "matched": "values of ρ tried"}
+
+
+def percent(value: float | None) -> str:
+    """A share as percent with two decimals."""
+    return "–" if value is None else f"{100 * value:.2f} %"
+
+
+def number(value: float | None) -> str:
+    """A number with four significant digits."""
+    return "–" if value is None else f"{value:.4g}"
+
+
+def shown(name: str, value: float | None) -> str:
+    """A metric's value in its own unit."""
+    return (number if name in NUMBERS else percent)(value)
+
+
+def span(name: str, interval: Interval | None) -> str:
+    """Both ends of an interval in the metric's unit; empty where there is none."""
+    if interval is None:
+        return ""
+    if name in NUMBERS:
+        return f"{interval.low:.4g} to {interval.high:.4g}"
+    return f"{100 * interval.low:.2f} to {100 * interval.high:.2f}"
+
+
+def change(name: str, before: float | None, after: float | None) -> str:
+    """After minus before with its sign: shares in points, numbers as they are; empty where one is missing."""
+    if before is None or after is None:
+        return ""
+    return f"{after - before:+.4g}" if name in NUMBERS else f"{100 * (after - before):+.2f}"
+
+
+def goal(metric: Metric) -> str:
+    """What a metric should be near, with what chance shows at this n; else which way is better."""
+    if metric.target is None:
+        return {"lower": "low", "higher": "high"}.get(metric.better, "")
+    spread = f" ({span(metric.name, metric.target_range)} at this n)" if metric.target_range else ""
+    return shown(metric.name, metric.target) + spread
+
+
+def interval(metric: Metric) -> str:
+    """A metric's 95 % interval, or that it is a census."""
+    return span(metric.name, metric.interval) or ("census" if metric.census else "")
+
+
+def meaning(metric: Metric) -> str:
+    """What a metric is, with the note that it carries."""
+    return metric.title + (f"; {metric.note}" if metric.note else "")
+
+
+def missing(metric: Metric) -> str:
+    """Why a metric has no value."""
+    return f"not measured ({metric.missing})"
+
+
+def ratio(damping: float, mean_fisher: float) -> str:
+    """λ / mean F."""
+    return f"{damping / mean_fisher:.3g}" if mean_fisher else "infinite (F is 0)"
+
+
+def head(result: Influence | Record | Evaluation) -> str:
+    """The head, how it was found, and how well it replayed."""
+    it = result.head
+    return (
+        f"{it.module} ({it.classes} x {it.features}{' + bias' if it.bias else ''}, {it.dtype}), found by: "
+        f"{it.source}; replay error {it.replay_error:.1e} of the largest logit"
+    )
+
+
+def target(result: Record) -> str:
+    """What the share on D_f was to fall to, and what n samples show at that rate."""
+    it = result.target
+    if it.value is None:
+        return f"none: {it.source}"
+    spread = "" if it.range is None else f"; n = {result.forget.n} samples show {span('', it.range)} % at that rate"
+    return f"≤ {percent(it.value)} ({it.source}{spread})"
+
+
+def verdict(result: Record) -> str:
+    """Whether the target was met, and why the run stopped."""
+    return f"{REACHED[result.reached]}: stopped because {REASONS.get(result.reason, result.reason)}."
+
+
+def class_name(result: Record | Evaluation, row: int) -> str:
+    """The name of a row of the head, its number where it has none."""
+    names = result.classes or []
+    return names[row] if 0 <= row < len(names) else str(row)
+
+
+def compact(values: Mapping[str, Any]) -> str:
+    """The entries that are set, on one line."""
+    return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
+
+
+def architecture(result: Record | Evaluation) -> str:
+    """The architecture and where it was learnt."""
+    known = result.architecture
+    return f"{known.get('name', 'unknown')} ({known.get('source', 'unknown source')})"
+
+
+def preprocessing(result: Record | Evaluation | Influence) -> str:
+    """The preprocessing and where it was learnt."""
+    return f"{compact(result.preprocess)} ({result.preprocess_source})"
+
+
+def outcome(result: Record) -> list[tuple[str, str, str]]:
+    """The few numbers that a run ends with: what, before, after."""
+    first, last = result.start, result.end
+    rows = [(f"{WHAT[result.scenario]} (n = {result.forget.n})", percent(first.forget), percent(last.forget))]
+    if last.test_drop is not None:
+        rows.append(("fall of accuracy on held-out data", percent(first.test_drop), percent(last.test_drop)))
+    return [*rows, ("change of the head, ‖ΔW‖/‖W‖", percent(0.0), percent(last.head_change))]
+
+
+def run_facts(result: Record) -> list[tuple[str, str]]:
+    """How an unlearning was done, as pairs of name and text."""
+    rows = "all" if result.rows is None else ", ".join(class_name(result, row) for row in result.rows)
+    how = f"{result.method}: {result.method_source}; {result.end.step} {STEPS[result.method]}; rows of the head that moved: {rows}"
+    return [
+        ("scenario", f"{result.scenario} ({result.scenario_source})"),
+        ("target", target(result)),
+        ("method", how),
+        ("head", head(result)),
+        ("changed tensors", f"{', '.join(result.changed)}; {result.unchanged} others are bit-identical"),
+        ("architecture", architecture(result)),
+        ("preprocessing", preprocessing(result)),
+    ]
+
+
+def evaluation_facts(result: Evaluation) -> list[tuple[str, str]]:
+    """What was compared in an evaluation, as pairs of name and text."""
+    changed = "unknown (no original)" if result.changed is None else ", ".join(result.changed) or "nothing"
+    return [
+        ("changed tensors", changed + ("; head only" if result.head_only else "")),
+        ("head", head(result)),
+        ("preprocessing", preprocessing(result)),
+    ]
+
+
+def printable(result: Result) -> Result:
+    """The same result with control characters in its texts written as escapes: a name must not steer a terminal.
+
+    Names come from checkpoints, folders and records that a stranger may have made.
+    """
+    return result.model_validate(_escaped(as_shown(result)))
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        return "".join(character if _plain(character) else _escape(character) for character in value)
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    if isinstance(value, dict):
+        return {_escaped(key): _escaped(item) for key, item in value.items()}
+    return value
+
+
+def _plain(character: str) -> bool:
+    return character.isprintable() or character == "\n" or character == "\u00a0"
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def finite(value: float | None) -> bool:
+    """Whether there is a number that can be drawn."""
+    return value is not None and math.isfinite(value)
