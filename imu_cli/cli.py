@@ -172,13 +172,23 @@ def evaluate(
 
 @app.command()
 def report(
-    records: Annotated[list[Path], typer.Argument(metavar="RECORD...", help="Files that unlearn and evaluate wrote.")],
+    records: Annotated[
+        list[Path] | None, typer.Argument(metavar="RECORD...", help="Files that unlearn and evaluate wrote.")
+    ] = None,
     form: OutputFormat = "table",
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of the files instead, and need none.")
+    ] = False,
 ) -> None:
     """Render what earlier commands measured; several evaluations are also set side by side."""
     from . import record as files
     from .views import machine, terminal
 
+    if schema:
+        sys.stdout.write(json.dumps(files.schema(), indent=1, ensure_ascii=False) + "\n")
+        return
+    if not records:
+        raise ImuError("report: no RECORD; name a .record.json or .evaluation.json that unlearn or evaluate wrote")
     results = [files.read(path) for path in records]
     names = [path.name.removesuffix(".json") for path in records]
     if form == "json":

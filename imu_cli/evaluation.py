@@ -1,7 +1,6 @@
 """The metrics of ``imu evaluate`` from logits, features and labels: tensors in, ``Metric`` objects out."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from .evidence import (
     reference,
 )
 from .intervals import Estimate, NotMeasured
-from .record import Metric
+from .record import ClassRow, Metric
 
 
 def _forget_hit(e: Evidence, logits: Tensor) -> Estimate:
@@ -268,7 +267,7 @@ def remains(e: Evidence) -> list[Metric]:
     return [*found, metric("probe.accuracy", probe.accuracy, split="forget, test", note=note)]
 
 
-def per_class(e: Evidence) -> list[dict[str, Any]]:
+def per_class(e: Evidence) -> list[ClassRow]:
     """Accuracy per class on every given split, before and after."""
     rows = []
     for name, split in (("forget", e.forget), ("test", e.test), ("retain", e.retain)):
@@ -277,10 +276,10 @@ def per_class(e: Evidence) -> list[dict[str, Any]]:
         after = metrics.class_accuracy(split.after, split.labels)
         before = {} if split.before is None else metrics.class_accuracy(split.before, split.labels)
         rows += [
-            {
+            ClassRow.model_validate({
                 "class": e.name_of(label), "split": name, "n": found.n, "after": found.value,
                 "before": before[label].value if label in before else None,
-            }
+            })
             for label, found in after.items()
         ]  # fmt: skip
     return rows

@@ -140,3 +140,10 @@ def uniform(n: int, sample_weights: Tensor | None = None) -> Tensor:
     """Equal weights (n,) for plain gradient ascent, times the manifest's weights where given."""
     ones = torch.ones(n, dtype=torch.float64)
     return ones if sample_weights is None else ones * sample_weights.to(ones)
+
+
+def decades(scores: Tensor) -> list[tuple[int, int]]:
+    """Negative scores counted by powers of ten: (p, how many have −10^(p+1) < s ≤ −10^p), largest first."""
+    negative = scores[scores < 0].detach().cpu().double()
+    powers, counts = negative.neg().log10().floor().long().unique(return_counts=True)
+    return list(zip(powers.tolist(), counts.tolist(), strict=True))[::-1]

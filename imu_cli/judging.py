@@ -8,7 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checkpoint, evaluation, features, gates, metrics, opening, options, pipeline, record, scenario, summary
+from . import (
+    checkpoint,
+    curves,
+    evaluation,
+    features,
+    gates,
+    metrics,
+    opening,
+    options,
+    pipeline,
+    record,
+    scenario,
+    summary,
+)
 from .architecture import Architecture
 from .config import EvaluateConfig
 from .dataset import ImageSet
@@ -208,6 +221,7 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         summary=summary.of(evidence, measured, head_only),
         metrics=measured,
         per_class=evaluation.per_class(evidence),
+        curves=curves.of(evidence),
         requirements=verdicts,
         given={name: options.relative_to(getattr(config, name), "data", folder) for name in ("data", "test", "retain")},
         scenario=evidence.kind,

@@ -25,7 +25,7 @@ from .events import Events
 from .head import Head, find_head
 from .manifest import ForgetSet, load_forget, open_source, peek
 from .preprocess import Preprocess
-from .record import Environment, FileHash, ForgetInfo, HeadInfo, HeldOutInfo, OptionValue, Record, ScoreInfo
+from .record import Decade, Environment, FileHash, ForgetInfo, HeadInfo, HeldOutInfo, OptionValue, Record, ScoreInfo
 
 
 @dataclass
@@ -366,6 +366,7 @@ def score_info(scored: Scored, selection: influence.Selection) -> ScoreInfo:
         mean_fisher=scored.mean_fisher,
         quantiles=at,
         from_cache=scored.from_cache,
+        decades=[Decade(power=power, count=count) for power, count in influence.decades(scored.scores)],
     )
 
 

@@ -7,9 +7,19 @@ import json
 import math
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    TypeAdapter,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
 
 from .errors import ImuError
 
@@ -137,8 +147,15 @@ class LookInfo(Model):
     margin_error: float | None = None
 
 
+class Decade(Model):
+    """How many negative scores lie from −10^(power+1) to −10^power."""
+
+    power: int = Field(ge=-400, le=400)
+    count: int = Field(ge=0)
+
+
 class ScoreInfo(Model):
-    """The scores in numbers: how many were negative and kept, damping, quantiles."""
+    """The scores in numbers: how many were negative and kept, damping, quantiles, negative ones by powers of ten."""
 
     negative: int
     kept: int
@@ -146,6 +163,7 @@ class ScoreInfo(Model):
     mean_fisher: float
     quantiles: dict[str, float]
     from_cache: bool
+    decades: list[Decade] = Field(default_factory=list)
 
 
 class Environment(Model):
@@ -194,6 +212,68 @@ class Requirement(Model):
     reason: str
 
 
+SplitName = Literal["forget", "test"]
+When = Literal["before", "after"]
+Rate = Annotated[float, Field(ge=0, le=1)]
+
+
+class Series(Model):
+    """One split's counts in the bins of a histogram; "test" is its class-matched part."""
+
+    split: SplitName
+    when: When
+    counts: list[Annotated[int, Field(ge=0, le=10**12)]]
+
+
+class Histogram(Model):
+    """Counts in the bins between neighbouring edges."""
+
+    edges: list[FiniteFloat] = Field(min_length=2)
+    series: list[Series]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Histogram":
+        if any(a >= b for a, b in zip(self.edges, self.edges[1:], strict=False)):
+            raise ValueError("edges must rise")
+        if any(len(item.counts) != len(self.edges) - 1 for item in self.series):
+            raise ValueError("a histogram needs one count between each two edges")
+        return self
+
+
+class RocCurve(Model):
+    """Share of D_f (with its 95 % interval) beyond the thresholds that shares ``fpr`` of class-matched test samples pass."""
+
+    when: When
+    tail: Literal["remembered", "over-unlearned"]
+    fpr: list[Annotated[float, Field(gt=0, le=1)]]
+    tpr: list[Rate]
+    low: list[Rate]
+    high: list[Rate]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "RocCurve":
+        if len({len(self.fpr), len(self.tpr), len(self.low), len(self.high)}) != 1:
+            raise ValueError("fpr, tpr, low and high must be equally long")
+        return self
+
+
+class Curves(Model):
+    """What a report draws, as counts and rates: confidence φ of D_f and class-matched test samples, ROC curves."""
+
+    confidence: Histogram
+    roc: list[RocCurve]
+
+
+class ClassRow(Model):
+    """Accuracy on the samples of one class in one split."""
+
+    class_: str = Field(alias="class")
+    split: str
+    n: int
+    before: float | None
+    after: float | None
+
+
 class ScoreRow(Model):
     """One forget sample: its place, score, weight in the ascent (0: left out), and the model's confidence in its label."""
 
@@ -213,9 +293,21 @@ class Link(Model):
     n: int
 
 
+def _named(architecture: dict[str, Any]) -> dict[str, Any]:
+    if not all(isinstance(architecture.get(key), str) for key in ("name", "source")):
+        raise ValueError("an architecture needs a name and a source")
+    if not isinstance(architecture.get("arguments", {}), dict):
+        raise ValueError("an architecture's arguments are a mapping")
+    return architecture
+
+
+Architecture = Annotated[dict[str, Any], AfterValidator(_named)]
+"""``name``, ``source``, ``arguments`` and whatever else describes it."""
+
+
 class _Written(Model):
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    architecture: dict[str, Any]
+    architecture: Architecture
     preprocess: dict[str, Any]
     preprocess_source: str
     classes: list[str] | None
@@ -267,9 +359,10 @@ class Evaluation(_Written):
     head_only: bool | None
     summary: str
     metrics: list[Metric]
-    per_class: list[dict[str, Any]]
+    per_class: list[ClassRow]
     requirements: list[Requirement]
     given: dict[str, str | None]
+    curves: Curves | None = None
 
 
 class Influence(Model):
@@ -291,6 +384,9 @@ class Influence(Model):
     kernel: list[KernelRow] = Field(default_factory=list)
 
 
+DEEPEST = 40
+"""Levels of nesting in a record; what the tool writes has fewer than ten."""
+
 SCHEMAS: dict[str, type[Record] | type[Evaluation]] = {"imu.record/1": Record, "imu.evaluation/1": Evaluation}
 
 
@@ -307,18 +403,49 @@ def as_shown(result: Model) -> Any:
     return result.model_dump(by_alias=True)
 
 
+def schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of the files: a record or an evaluation, told apart by ``schema``."""
+    made = TypeAdapter(Annotated[Record | Evaluation, Field(discriminator="schema_")]).json_schema(by_alias=True)
+    for kind in (Record, Evaluation):
+        made["$defs"][kind.__name__]["required"].insert(0, "schema")  # it has a default for us, none for a file
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "What imu unlearn and imu evaluate write",
+        **made,
+    }
+
+
+def _parsed(path: Path) -> Any:
+    kinds = "name a .record.json or .evaluation.json"
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ImuError(f"{path}: cannot be read ({error.strerror}); {kinds}") from error
+    except ValueError as error:
+        raise ImuError(f"{path}: not JSON; {kinds}") from error
+    except RecursionError as error:
+        raise ImuError(f"{path}: nested too deeply to be a record; {kinds}") from error
+    if _deeper(plain, DEEPEST):
+        raise ImuError(f"{path}: nested too deeply to be a record; {kinds}")
+    return plain
+
+
+def _deeper(value: Any, than: int) -> bool:
+    """Whether lists and mappings are nested further, found level by level."""
+    level = [value]
+    for _ in range(than):
+        inner = [item for item in level if isinstance(item, dict | list)]
+        level = [part for item in inner for part in (item.values() if isinstance(item, dict) else item)]
+    return bool(level)
+
+
 def read(path: Path) -> Record | Evaluation:
     """Read a record or an evaluation.
 
     Raises:
         ImuError: missing, not JSON, of an unknown schema, or not as the schema says.
     """
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ImuError(f"{path}: cannot be read ({error.strerror}); name a .record.json or .evaluation.json") from error
-    except ValueError as error:
-        raise ImuError(f"{path}: not JSON; name a .record.json or .evaluation.json") from error
+    plain = _parsed(path)
     schema = plain.get("schema") if isinstance(plain, dict) else None
     if not isinstance(schema, str) or schema not in SCHEMAS:
         raise ImuError(f"{path}: schema {schema!r} is not known to this version; it reads {', '.join(SCHEMAS)}")

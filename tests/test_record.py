@@ -1,6 +1,8 @@
 """Records and evaluations: strict JSON that reads back as what was written, and nothing else is read."""
 
+import contextlib
 import copy
+import io
 import json
 import math
 import os
@@ -10,9 +12,10 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imu_cli import pipeline
@@ -21,7 +24,7 @@ from imu_cli.config import UnlearnConfig
 from imu_cli.definitions import DEFINITIONS
 from imu_cli.errors import ImuError
 from imu_cli.events import Silent
-from imu_cli.record import Evaluation, Interval, Metric, OptionValue, Record, Requirement, beside, dump, read
+from imu_cli.record import ClassRow, Evaluation, Interval, Metric, OptionValue, Record, Requirement, beside, dump, read
 
 
 @pytest.fixture(autouse=True)
@@ -121,11 +124,12 @@ def test_no_nan_at_any_depth(
     evaluation = read(folder / KINDS["evaluation"])
     assert isinstance(evaluation, Evaluation)
     evaluation.metrics, evaluation.requirements = found, gates
-    evaluation.per_class = [{"class": "a", "before": number, "more": anything}]
+    row = {"class": "a", "split": "test", "n": 1, "before": number, "after": None}
+    evaluation.per_class = [ClassRow.model_validate(row)]
     evaluation.seconds = {"loading": number}
     evaluation.options = {"x": OptionValue(value=anything, origin="flag")}
     plain = strict(dump(evaluation))
-    assert plain["per_class"] == [{"class": "a", "before": without_nan(number), "more": without_nan(anything)}]
+    assert plain["per_class"] == [row | {"before": without_nan(number)}]
     assert plain["seconds"] == {"loading": without_nan(number)}
     assert plain["options"] == {"x": {"value": without_nan(anything), "origin": "flag"}}
     assert [item["value"] for item in plain["metrics"]] == [without_nan(item.value) for item in found]
@@ -165,11 +169,11 @@ def test_paths_that_are_not_utf8_survive(folder: Path) -> None:
 
 def models(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Paths to the parts of a record that have fixed keys: those whose keys a stranger cannot choose."""
-    free = ("options", "details", "seconds", "per_class", "architecture", "preprocess", "quantiles", "given")
+    free = ("options", "details", "seconds", "architecture", "preprocess", "quantiles", "given", "per_class")
     if isinstance(value, dict):
         yield at
         for key, item in value.items():
-            if key not in (*free, "per_class") and isinstance(item, dict | list):
+            if not (key in free and isinstance(item, dict)) and isinstance(item, list | dict):
                 yield from models(item, (*at, key))
     elif isinstance(value, list) and value:
         yield from models(value[-1], (*at, len(value) - 1))
@@ -180,6 +184,61 @@ def inside(value: Any, at: tuple[Any, ...]) -> Any:
     for key in at:
         value = value[key]
     return value
+
+
+def test_real_files_are_as_the_printed_schema_says(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``imu report --schema`` is a valid schema of draft 2020-12; what the commands wrote fits it, what was spoilt does not."""
+    assert main(["report", "--schema"]) == 0
+    schema = strict(capsys.readouterr().out)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    plain = strict(path.read_text())
+    assert list(validator.iter_errors(plain)) == []
+    for at in models(plain):
+        spoilt = copy.deepcopy(plain)
+        inside(spoilt, at)["extra"] = 1
+        assert not validator.is_valid(spoilt), at
+    for key in ("schema", "head", "forget", "environment"):
+        assert not validator.is_valid({name: value for name, value in plain.items() if name != key}), key
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths to every part of a JSON value."""
+    yield at
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in pairs:
+        yield from places(item, (*at, key))
+
+
+FORMATS = (["--format", "table"], ["--format", "json"], ["--format", "csv"])
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_any_edit_gives_an_error_or_a_report(path: Path, data: st.DataObject) -> None:
+    """Whatever one part of a record is changed into, ``imu report`` refuses it or shows it, in every form."""
+    plain = strict(path.read_text())
+    for _ in range(data.draw(st.integers(1, 3))):
+        *at, key = data.draw(st.sampled_from([found for found in places(plain) if found]))
+        inside(plain, tuple(at))[key] = data.draw(values)
+    spoilt = path.parent / "spoilt.json"
+    spoilt.write_text(json.dumps(plain))
+    for words in FORMATS:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(["report", str(spoilt), *words])
+        assert code == 0 or (code == 2 and err.getvalue().startswith(f"imu: {spoilt}: "))
+        out.getvalue().encode()
+
+
+def test_records_nested_without_end_are_refused(tmp_path: Path) -> None:
+    """Depth that would exhaust the stack is refused, at the parser's limit and below it."""
+    for depth in (100, 100_000):
+        (tmp_path / "deep.json").write_text(
+            '{"schema": "imu.record/1", "details": {"a": ' + "[" * depth + "]" * depth + "}}"
+        )
+        with pytest.raises(ImuError, match=r"deep\.json: nested too deeply"):
+            read(tmp_path / "deep.json")
 
 
 def test_unknown_keys_are_refused_at_any_depth(path: Path) -> None:

@@ -8,13 +8,16 @@ import re
 from typing import Any, get_args
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import RenderableType
 
 from imu_cli.ascent import Reason
 from imu_cli.definitions import DEFINITIONS, NUMBERS
+from imu_cli.influence import decades
 from imu_cli.record import (
+    Decade,
     Environment,
     Evaluation,
     FileHash,
@@ -135,22 +138,26 @@ def record(**changed: Any) -> Record:
 def influence(rows: int = 30, **changed: Any) -> Influence:
     """An influence of so many samples, some of them with positive scores."""
     common = shared()
+    scored = [
+        ScoreRow(
+            id=f"person {at}", path=f"3/{at:04d}.png", label="class 3", score=(-1) ** (at % 3 // 2) * -(10.0 ** -(at % 5)) * (1 + at / 100),
+            weight=0.25 * at, confidence=1 - 1e-9 * at,
+        )
+        for at in range(rows)
+    ]  # fmt: skip
+    counts = decades(torch.tensor([row.score for row in scored], dtype=torch.float64))
     values: dict[str, Any] = {
         "model": FileHash(path="m.safetensors", sha256=HASH),
         **{key: common[key] for key in ("architecture", "preprocess", "preprocess_source", "head", "forget", "notes")},
         "accuracy": 0.97,
         "scores": ScoreInfo(
-            negative=20, kept=18, damping=0.01, mean_fisher=3e-4, quantiles={"median": -1e-3}, from_cache=True
+            negative=sum(row.score < 0 for row in scored), kept=18, damping=0.01, mean_fisher=3e-4,
+            quantiles={"median": -1e-3}, from_cache=True,
+            decades=[Decade(power=power, count=count) for power, count in counts],
         ),
         "sign": "score < 0 supports forgetting",
         "cached": None,
-        "rows": [
-            ScoreRow(
-                id=f"person {at}", path=f"3/{at:04d}.png", label="class 3", score=(-1) ** (at % 3 // 2) * -(10.0 ** -(at % 5)) * (1 + at / 100),
-                weight=0.25 * at, confidence=1 - 1e-9 * at,
-            )
-            for at in range(rows)
-        ],
+        "rows": scored,
     }  # fmt: skip
     return Influence(**{**values, **changed})
 

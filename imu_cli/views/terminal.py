@@ -1,7 +1,6 @@
 """Results as tables on a terminal: pure functions of what the pipeline returned."""
 
 import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from imu_cli.definitions import DEFINITIONS
-from imu_cli.record import Evaluation, Influence, Metric, Record, Requirement
+from imu_cli.record import Evaluation, Influence, Metric, Record, Requirement, ScoreInfo
 
 from . import words
 
@@ -52,17 +51,14 @@ def _pairs(title: str, pairs: Iterable[tuple[str, str]]) -> RenderableType:
     return _under(title, table)
 
 
-def _histogram(rows: Sequence[float]) -> list[str]:
+def _histogram(scores: ScoreInfo, n: int) -> list[str]:
     """Negative scores by powers of ten, as bars, with the positive and zero ones counted below."""
-    negative = [math.floor(math.log10(-score)) for score in rows if score < 0]
-    counts = {power: negative.count(power) for power in sorted(set(negative), reverse=True)}
-    highest = max(counts.values(), default=1)
+    highest = max((item.count for item in scores.decades), default=1)
     lines = [
-        f"−1e{power:+03d} to −1e{power + 1:+03d} {'█' * max(1, round(BAR * count / highest))} {count}"
-        for power, count in counts.items()
+        f"{words.decade(item)} {'█' * max(1, round(BAR * item.count / max(1, highest)))} {item.count}"
+        for item in scores.decades
     ]
-    other = len(rows) - len(negative)
-    return [*lines, f"zero or positive: {other} (left out of the ascent)"]
+    return [*lines, f"zero or positive: {n - scores.negative} (left out of the ascent)"]
 
 
 def influence(result: Influence, show: int) -> RenderableType:
@@ -92,7 +88,7 @@ def influence(result: Influence, show: int) -> RenderableType:
             ("cache entry", result.cached or "none (--no-cache)"),
         ],
     )  # fmt: skip
-    spread = Text("\n".join(["Distribution of the score", *_histogram([row.score for row in result.rows])]))
+    spread = Text("\n".join(["Distribution of the score", *_histogram(scores, n)]))
     spread.stylize("bold", 0, len("Distribution of the score"))
     return _blocks(_under(title, top) if show else None, *_kernel(result, show), spread, about)
 
@@ -206,8 +202,8 @@ def _per_class(result: Evaluation) -> list[RenderableType]:
     columns = ("class", "split", "n", "before", "after")
     table = _table(*columns, right=("n", "before", "after"))
     for row in result.per_class:
-        before, after = words.percent(row["before"]), words.percent(row["after"])
-        table.add_row(Text(str(row["class"])), Text(str(row["split"])), str(row["n"]), before, after)
+        before, after = words.percent(row.before), words.percent(row.after)
+        table.add_row(Text(row.class_), Text(row.split), str(row.n), before, after)
     return [_under("Accuracy per class", table)]
 
 

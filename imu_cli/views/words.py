@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from imu_cli.definitions import NUMBERS
-from imu_cli.record import WHAT, Evaluation, Influence, Interval, Metric, Model, Record, as_shown
+from imu_cli.record import WHAT, Decade, Evaluation, Influence, Interval, Metric, Model, Record, as_shown
 
 Result = TypeVar("Result", bound=Model)
 
@@ -74,6 +74,11 @@ def meaning(metric: Metric) -> str:
 def missing(metric: Metric) -> str:
     """Why a metric has no value."""
     return f"not measured ({metric.missing})"
+
+
+def decade(item: Decade) -> str:
+    """The range of scores that is counted."""
+    return f"−1e{item.power:+03d} to −1e{item.power + 1:+03d}"
 
 
 def ratio(damping: float, mean_fisher: float) -> str:
