@@ -7,11 +7,8 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import safetensors
@@ -206,12 +203,6 @@ def _compare(source: Checkpoint, target: Path, changed: set[str]) -> None:
                     )
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def refuse_output(output: Path, source: Path, force: bool) -> None:
     """Refuse, before any work, an output that is the input (also through links), exists, or cannot be created.
 
@@ -228,50 +219,3 @@ def refuse_output(output: Path, source: Path, force: bool) -> None:
         raise ImuError(f"{output.parent}: no such folder; create it, or choose another --output")
     if not os.access(output.parent, os.W_OK):
         raise ImuError(f"{output.parent}: not writable; choose another --output")
-
-
-def _undo(output: Path, kept: Path) -> Callable[[], object]:
-    """What puts an output back as it is now; ``kept`` is a second name for the file until then."""
-    if not os.path.lexists(output):
-        return partial(output.unlink, missing_ok=True)
-    with suppress(OSError):  # a disk without hard links cannot keep the old file beside the new one
-        os.link(output, kept, follow_symlinks=False)
-    return partial(kept.replace, output) if os.path.lexists(kept) else lambda: None
-
-
-def _swap(temporary: Sequence[Path], outputs: Sequence[Path]) -> None:
-    """Put every file in its output's place; if one of them cannot, the others are put back as they were."""
-    with ExitStack() as undo:
-        for path, output in zip(temporary, outputs, strict=True):
-            undo.callback(_undo(output, path.with_suffix(".old")))
-            path.replace(output)
-        undo.pop_all()
-
-
-@contextmanager
-def together(*outputs: Path) -> Iterator[list[Path]]:
-    """Temporary files beside the outputs that replace them all at the end, or leave nothing behind.
-
-    On leaving normally each file gets the mode the umask asks for and takes its output's place by ``os.replace``; after
-    any exception, Ctrl-C included, the temporary files are removed and the outputs are as they were.
-
-    Raises:
-        ImuError: the disk is full, or the folder cannot be written.
-    """
-    temporary: list[Path] = []
-    try:
-        for output in outputs:
-            handle, name = tempfile.mkstemp(prefix=f".{output.name}.", suffix=".part", dir=output.parent)
-            os.close(handle)
-            temporary.append(Path(name))
-        yield temporary
-        for path in temporary:
-            path.chmod(0o666 & ~_umask())
-        _swap(temporary, outputs)
-    except OSError as error:
-        raise ImuError(f"{outputs[0].parent}: cannot write ({error.strerror}); nothing was written") from error
-    finally:
-        for path in temporary:
-            for left in (path, path.with_suffix(".old")):
-                with suppress(OSError):
-                    left.unlink(missing_ok=True)

@@ -17,12 +17,13 @@ import typer
 from . import __version__
 from .config import EvaluateConfig, InfluenceConfig, UnlearnConfig
 from .errors import ImuError
-from .options import ModelPath, Origins, OutputFormat, Quiet, takes
+from .options import ModelPath, Origins, OutputFormat, Quiet, ReportFormat, takes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from .events import Advance
+    from .record import Evaluation, Record
 
 HELP = """Make a trained classifier forget samples or classes, from its checkpoint and the forget set alone.
 
@@ -151,23 +152,39 @@ def evaluate(
     model: ModelPath,
     config: EvaluateConfig,
     origins: Origins,
-    form: OutputFormat = "table",
+    form: ReportFormat = "table",
     quiet: Quiet = False,
 ) -> None:
     """Measure a checkpoint before and after, and gate a pipeline on it."""
     from . import gates, judging
-    from .views import machine, terminal
+    from .views import terminal
 
     result = judging.run_evaluate(model, config, origins, Terminal(quiet))
     if form == "table":
         _show(terminal.evaluation(result.evaluation, notes=False))
-    elif form == "json":
-        sys.stdout.write(machine.as_json([result.evaluation]))
     else:
-        sys.stdout.write(machine.evaluation_csv([result.evaluation], [str(model)]))
+        _print_results([result.evaluation], [str(model)], form)
     if not quiet:
-        typer.echo(f"wrote {result.path}", err=True)
+        written = [str(path) for path in (result.path, config.junit) if path]
+        typer.echo(f"wrote {' and '.join(written)}", err=True)
     raise typer.Exit(gates.exit_code(result.evaluation.requirements))
+
+
+def _print_results(results: "Sequence[Record | Evaluation]", names: Sequence[str], form: str) -> None:
+    from .record import Evaluation, Record
+    from .views import machine, markdown, terminal
+
+    evaluations = [(item, name) for item, name in zip(results, names, strict=True) if isinstance(item, Evaluation)]
+    if form == "table":
+        _show(terminal.report(results, names))
+    elif form == "markdown":
+        sys.stdout.write(markdown.report(results, names))
+    elif form == "json":
+        sys.stdout.write(machine.as_json(results))
+    elif evaluations:
+        sys.stdout.write(machine.evaluation_csv([item for item, _ in evaluations], [name for _, name in evaluations]))
+    else:
+        sys.stdout.write("".join(machine.record_csv(item) for item in results if isinstance(item, Record)))
 
 
 @app.command()
@@ -175,14 +192,18 @@ def report(
     records: Annotated[
         list[Path] | None, typer.Argument(metavar="RECORD...", help="Files that unlearn and evaluate wrote.")
     ] = None,
-    form: OutputFormat = "table",
+    form: ReportFormat = "table",
+    to_markdown: Annotated[
+        str | None,
+        typer.Option("--markdown", help="Write the report as Markdown into a file (- for stdout).", metavar="FILE"),
+    ] = None,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of the files instead, and need none.")
     ] = False,
 ) -> None:
     """Render what earlier commands measured; several evaluations are also set side by side."""
     from . import record as files
-    from .views import machine, terminal
+    from . import reporting
 
     if schema:
         sys.stdout.write(json.dumps(files.schema(), indent=1, ensure_ascii=False) + "\n")
@@ -191,19 +212,12 @@ def report(
         raise ImuError("report: no RECORD; name a .record.json or .evaluation.json that unlearn or evaluate wrote")
     results = [files.read(path) for path in records]
     names = [path.name.removesuffix(".json") for path in records]
-    if form == "json":
-        sys.stdout.write(machine.as_json(results))
-        return
-    if form == "table":
-        _show(terminal.report(results, names))
-        return
-    evaluations = [
-        (item, name) for item, name in zip(results, names, strict=True) if isinstance(item, files.Evaluation)
-    ]
-    if evaluations:
-        sys.stdout.write(machine.evaluation_csv([item for item, _ in evaluations], [name for _, name in evaluations]))
-    else:
-        sys.stdout.write("".join(machine.record_csv(item) for item in results if isinstance(item, files.Record)))
+    pages = reporting.write(results, names, {"markdown": to_markdown})
+    if not pages:
+        _print_results(results, names, form)
+    for file in pages:
+        if file != reporting.STDOUT:
+            typer.echo(f"wrote {file}", err=True)
 
 
 @app.command()

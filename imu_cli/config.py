@@ -26,6 +26,7 @@ class Option:
     short: str | None = None
     default: str | None = None
     group: str = "Options"
+    file_only: bool = False
 
 
 Scenario = Literal["auto", "class", "sample", "mislabelled"]
@@ -297,12 +298,29 @@ class EvaluateConfig(ForgetConfig):
     ] = None
     require: Annotated[
         list[str],
-        Option("Gate, such as 'test.accuracy_drop<=0.01'; may be repeated.", metavar="'METRIC<=X'", group=OUTPUT),
+        Option(
+            "Gate, such as 'test.accuracy_drop<=0.01'; may be repeated. Those under gates: in the YAML file stay.",
+            metavar="'METRIC<=X'",
+            group=OUTPUT,
+        ),
+    ] = field(default_factory=list)
+    gates: Annotated[
+        list[str],
+        Option("Gates that always hold: --require adds to them and cannot loosen them.", file_only=True, group=OUTPUT),
     ] = field(default_factory=list)
     require_on: Annotated[
         RequireOn,
         Option("Compare the unfavourable end of the 95 % interval, or the point estimate.", group=OUTPUT),
     ] = "interval"
+    junit: Annotated[
+        str | None,
+        Option(
+            "Also write the verdicts as JUnit XML: a failed gate as failure, an inconclusive one as error.",
+            metavar="FILE",
+            path="file",
+            group=OUTPUT,
+        ),
+    ] = None
     output: Annotated[
         str | None,
         Option("The evaluation file.", metavar="FILE", short="-o", default="STEM.evaluation.json", group=OUTPUT),

@@ -21,6 +21,7 @@ from . import (
     record,
     scenario,
     summary,
+    writing,
 )
 from .architecture import Architecture
 from .config import EvaluateConfig
@@ -31,6 +32,7 @@ from .evidence import Evidence, Split
 from .intervals import Estimate, census
 from .opening import Defaults, Opened
 from .record import Evaluation, Record
+from .views import junit
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,28 @@ def _refuse_foreign(path: Path) -> None:
         raise ImuError(f"{path.parent}: no such folder; create it, or choose another --output")
 
 
+def _gates(config: EvaluateConfig) -> list[gates.Gate]:
+    """The requirements of the YAML file's ``gates:``, then those of ``--require``; one that stands twice counts once."""
+    found = [gates.parse(text, "gates:") for text in config.gates]
+    return list(dict.fromkeys([*found, *(gates.parse(text) for text in config.require)]))
+
+
+def _junit_file(config: EvaluateConfig) -> Path | None:
+    """Where the JUnit file goes.
+
+    Raises:
+        ImuError: there is nothing to put into it, for CI systems take an empty one for a failure, or for nothing at all.
+    """
+    if config.junit is None:
+        return None
+    if not config.gates and not config.require:
+        raise ImuError(
+            "--junit: holds verdicts, and there is no requirement; add --require, or gates: in the YAML file"
+        )
+    writing.refuse_foreign(Path(config.junit), junit.MARK, "--junit")
+    return Path(config.junit)
+
+
 def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str], events: Events) -> Evaluated:
     """Measure a checkpoint on the forget set and whatever else was given, and judge the requirements.
 
@@ -195,7 +219,7 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         RefusedError: the checkpoint cannot be handled.
     """
     checkpoint.require_file(model)
-    wanted = [gates.parse(text) for text in config.require]
+    wanted, report = _gates(config), _junit_file(config)
     output = Path(config.output) if config.output else record.beside(model, "evaluation")
     _refuse_foreign(output)
     found = opening.read_record(model)
@@ -228,8 +252,10 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         scenario_source=_kind(opened, config)[1] if merged.get("scenario") != "record" else "record",
         **pipeline.common(opened, merged, folder),
     )
-    with checkpoint.together(output) as (file,):
-        file.write_text(record.dump(made), encoding="utf-8")
+    texts = {output: record.dump(made)} | ({} if report is None else {report: junit.junit(made)})
+    with writing.together(*texts) as files:
+        for file, text in zip(files, texts.values(), strict=True):
+            file.write_text(text, encoding="utf-8")
     return Evaluated(made, output)
 
 

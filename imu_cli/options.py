@@ -36,6 +36,10 @@ OutputFormat = Annotated[
     Literal["table", "json", "csv"],
     typer.Option("--format", envvar="IMU_FORMAT", help="What is printed on stdout.", rich_help_panel="Output"),
 ]
+ReportFormat = Annotated[
+    Literal["table", "json", "csv", "markdown"],
+    typer.Option("--format", envvar="IMU_FORMAT", help="What is printed on stdout.", rich_help_panel="Output"),
+]
 Quiet = Annotated[
     bool,
     typer.Option(
@@ -211,7 +215,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             value = [f"{argument}={_yaml(text)}" for argument, text in value.items()]
         if name in texts and isinstance(value, int | float) and not isinstance(value, bool):
             value = str(value)
-        if name in ("forget", "require", "arch_arg") and isinstance(value, str):
+        if name in ("forget", "require", "gates", "arch_arg") and isinstance(value, str):
             value = [value]
         kind = known[name]
         made[name] = placed(value, kind, path.parent) if kind else value
@@ -282,7 +286,10 @@ def takes(config: type[Any]) -> Callable[[Callable[..., None]], Callable[..., No
             for parameter in inspect.signature(command, eval_str=True).parameters.values()
             if parameter.name not in ("config", "origins")
         ]
-        flags = [_parameter(field, _hints(config)[field.name]) for field in fields(config)]
+        hints = _hints(config)
+        flags = [
+            _parameter(field, hints[field.name]) for field in fields(config) if not _option(hints[field.name]).file_only
+        ]
 
         @functools.wraps(command)
         def run(context: typer.Context, **values: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checkpoint, features, influence, matched, methods, objective, opening, record, scenario
+from . import checkpoint, features, influence, matched, methods, objective, opening, record, scenario, writing
 from .ascent import Outcome
 from .config import PAPER, InfluenceConfig, TargetConfig, UnlearnConfig
 from .errors import ImuError
@@ -147,7 +147,7 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
     outcome = done.outcome
     _tell_end(opened, job, outcome)
     made = _record(opened, config, origins, job, done, model, output)
-    with opened.clock.timed("writing"), checkpoint.together(output, record_path) as (weights_file, record_file):
+    with opened.clock.timed("writing"), writing.together(output, record_path) as (weights_file, record_file):
         changes = opened.head.parts(outcome.head.cpu())
         checkpoint.patch(opened.checkpoint, changes, weights_file)
         _replay(opened, outcome.head.cpu(), weights_file, h)

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from imu_cli.checkpoint import Checkpoint, open_checkpoint, patch, refuse_output, together
+from imu_cli.checkpoint import Checkpoint, open_checkpoint, patch, refuse_output
 from imu_cli.errors import ImuError, RefusedError
+from imu_cli.writing import together
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 HEAD = {"fc.weight", "fc.bias"}

@@ -36,7 +36,7 @@ from imu_cli.record import (
     ScoreRow,
     Target,
 )
-from imu_cli.views import machine, terminal, words
+from imu_cli.views import machine, tables, terminal, words
 
 WIDTHS = [60, 80, 140]
 HASH = "0" * 64
@@ -195,10 +195,10 @@ def test_every_metric_is_named_at_any_width(width: int) -> None:
 @pytest.mark.parametrize("width", [80, 140])
 def test_metrics_are_shown_with_all_that_is_needed_to_read_them(width: int) -> None:
     """From 80 columns on, before, after, interval, n and target of a metric stand in its row."""
-    text = terminal.text_of(terminal.metrics_table([metric("test_forgotten.accuracy", 1)]), width=width)
+    text = terminal.text_of(terminal.drawn(tables.measured([metric("test_forgotten.accuracy", 1)])), width=width)
     for cell in ("99.10 %", "95.43 %", "91.23 to", "98.77", "10001", "50.00 %"):
         assert cell in text
-    numbers = terminal.text_of(terminal.metrics_table([metric("mia.auc", 1)]), width=width)
+    numbers = terminal.text_of(terminal.drawn(tables.measured([metric("mia.auc", 1)])), width=width)
     for cell in ("0.991", "0.9543", "0.9123 to", "0.9877", "0.5"):
         assert cell in numbers
     assert "%" not in numbers.replace("95 %", "")
@@ -261,7 +261,7 @@ def test_words_of_another_version_are_shown_as_they_are() -> None:
     made = evaluation(metrics=[strange])
     for text in (
         terminal.text_of(terminal.evaluation(made)),
-        terminal.text_of(terminal.comparison([made, made], ["a", "b"])),
+        terminal.text_of(terminal.drawn(tables.comparison([made, made], ["a", "b"]))),
     ):
         assert "new.metric" in text
         assert "25.00 %" in text
@@ -357,7 +357,7 @@ def test_names_are_never_taken_for_markup(name: str) -> None:
         terminal.influence(influence(rows=0).model_copy(update={"rows": rows}), 1),
         terminal.evaluation(made),
         terminal.record(record(after=model, changed=[name], notes=[name])),
-        terminal.comparison([made, made], [name, "b"]),
+        terminal.drawn(tables.comparison([made, made], [name, "b"])),
         terminal.plain_table(name, [name], [[name]]),
         terminal.cache_entry(name, "key", {"model": name}, [[name, name, -1.0]]),
     ):
@@ -367,7 +367,9 @@ def test_names_are_never_taken_for_markup(name: str) -> None:
 def test_evaluations_side_by_side() -> None:
     """Each metric that any of them has stands in one row, with the difference of the last from the first."""
     second = evaluation(metrics=[metric("test.accuracy", 1).model_copy(update={"value": 0.9}), metric("mia.auc", 1)])
-    text = terminal.text_of(terminal.comparison([evaluation(), evaluation(), second], ["a.json", "b.json", "c.json"]))
+    text = terminal.text_of(
+        terminal.drawn(tables.comparison([evaluation(), evaluation(), second], ["a.json", "b.json", "c.json"]))
+    )
     rows = {line.split()[0]: line for line in text.splitlines() if line}
     assert rows["metric"].split()[1:4] == ["a.json", "b.json", "c.json"]
     measured = {item.name for item in evaluation().metrics if item.missing is None} | {"test.accuracy", "mia.auc"}

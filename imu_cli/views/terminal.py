@@ -8,10 +8,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from imu_cli.definitions import DEFINITIONS
-from imu_cli.record import Evaluation, Influence, Metric, Record, Requirement, ScoreInfo
+from imu_cli.record import Evaluation, Influence, Metric, Record, ScoreInfo
 
-from . import words
+from . import tables, words
 
 PIPED_WIDTH = 140
 VERDICTS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -43,7 +42,7 @@ def _table(*columns: str, right: Sequence[str] = (), whole: Sequence[str] = ()) 
     return table
 
 
-def _pairs(title: str, pairs: Iterable[tuple[str, str]]) -> RenderableType:
+def _pairs(title: str, pairs: Iterable[tuple[str, ...]]) -> RenderableType:
     table = _table("", "")
     table.show_header = False
     for name, value in pairs:
@@ -120,91 +119,39 @@ REACHED = {True: "bold green", False: "bold red", None: "bold yellow"}
 def record(result: Record, *, notes: bool = True) -> RenderableType:
     """What an unlearning did: target, where it stopped, what changed; notes only where they were not told already."""
     result = words.printable(result)
-    steps = _table("", "before", "after", right=("before", "after"))
-    for row in words.outcome(result):
-        steps.add_row(*map(Text, row))
     title = Text(result.after.path, style="bold")
     return _blocks(
-        Group(title, Text(words.verdict(result), style=REACHED[result.reached]), steps),
-        *_path(result),
+        Group(title, Text(words.verdict(result), style=REACHED[result.reached]), drawn(tables.outcome(result))),
+        *_filled(tables.path(result)),
         _pairs("", words.run_facts(result)),
         *_notes(result.notes if notes else []),
         Text(result.limit, style="dim"),
     )
 
 
-def _path(result: Record) -> list[RenderableType]:
-    """The trade-off along ρ of a matched run: what each strength forgets and costs; the chosen one is marked."""
-    points = [look for look in result.trajectory if look.rho is not None]
-    if not points:
-        return []
-    columns = ("", "ρ", "forget", "held-out drop", "AUC, two-sided", "head change")
-    table = _table(*columns, right=columns[1:])
-    for look in points:
-        mark = "→" if look.rho == result.details.get("rho") else ""
-        numbers = (
-            words.number(look.rho),
-            words.percent(look.forget),
-            words.percent(look.test_drop),
-            words.number(look.auc),
-            words.percent(look.head_change),
-        )
-        table.add_row(mark, *numbers)
-    return [_under("Along ρ: the less, the nearer the margins come to those of unseen data", table)]
-
-
 def _notes(notes: Sequence[str]) -> list[RenderableType]:
     return [Text("\n".join(f"note: {note}" for note in notes))] if notes else []
 
 
-def _metric_row(metric: Metric) -> list[str]:
-    return [
-        metric.name,
-        words.shown(metric.name, metric.before),
-        words.shown(metric.name, metric.value),
-        words.interval(metric),
-        "" if metric.n is None else str(metric.n),
-        words.goal(metric),
-        words.meaning(metric),
-    ]
+def drawn(table: tables.Table) -> RenderableType:
+    """A table of texts on a terminal; verdicts in colour."""
+    made = _table(*table.columns, right=table.numbers, whole=table.whole)
+    for row in table.rows:
+        cells = (
+            Text(cell, style=f"bold {VERDICTS[cell]}" if column == "verdict" else "")
+            for column, cell in zip(table.columns, row, strict=True)
+        )
+        made.add_row(*cells)
+    return _under(table.title, made)
 
 
-def metrics_table(metrics: Sequence[Metric]) -> RenderableType:
-    """The metrics that were measured: before, after, interval, n and target."""
-    columns = ("metric", "before", "after", "95 % interval", "n", "target", "what it is")
-    table = _table(*columns, right=("before", "after", "n"), whole=("metric", "before", "after"))
-    for metric in metrics:
-        if metric.missing is None:
-            table.add_row(*(Text(cell) for cell in _metric_row(metric)))
-    return _under("Measured", table)
+def _filled(*parts: tables.Table) -> list[RenderableType]:
+    return [drawn(part) for part in parts if part.rows]
 
 
 def _missing(metrics: Sequence[Metric]) -> list[RenderableType]:
-    absent = [metric for metric in metrics if metric.missing is not None]
-    if not absent:
-        return []
-    return [_pairs("Not measured", ((metric.name, words.missing(metric)) for metric in absent))]
-
-
-def _gates(requirements: Sequence[Requirement]) -> list[RenderableType]:
-    if not requirements:
-        return []
-    table = _table("verdict", "requirement", "compared", "why", right=("compared",))
-    for item in requirements:
-        verdict = Text(item.verdict, style=f"bold {VERDICTS[item.verdict]}")
-        table.add_row(verdict, Text(item.text), words.number(item.compared), Text(item.reason))
-    return [_under("Requirements", table)]
-
-
-def _per_class(result: Evaluation) -> list[RenderableType]:
-    if not result.per_class:
-        return []
-    columns = ("class", "split", "n", "before", "after")
-    table = _table(*columns, right=("n", "before", "after"))
-    for row in result.per_class:
-        before, after = words.percent(row.before), words.percent(row.after)
-        table.add_row(Text(row.class_), Text(row.split), str(row.n), before, after)
-    return [_under("Accuracy per class", table)]
+    table = tables.missing(metrics)
+    return [_pairs(table.title, table.rows)] if table.rows else []
 
 
 def evaluation(result: Evaluation, *, per_class: bool = True, notes: bool = True) -> RenderableType:
@@ -213,42 +160,13 @@ def evaluation(result: Evaluation, *, per_class: bool = True, notes: bool = True
     title = Text(f"{result.model.path}: scenario {result.scenario}, {result.forget.n} forget samples", style="bold")
     return _blocks(
         Group(title, Text(result.summary)),
-        metrics_table(result.metrics),
-        *(_per_class(result) if per_class else []),
+        *_filled(tables.requirements(result), tables.measured(result.metrics)),
         *_missing(result.metrics),
-        *_gates(result.requirements),
+        *_filled(*([tables.per_class(result)] if per_class else [])),
         _pairs("", words.evaluation_facts(result)),
         *_notes(result.notes if notes else []),
         Text(result.limit, style="dim"),
     )
-
-
-def _cell(result: Record | Evaluation, name: str) -> str:
-    if isinstance(result, Record):
-        value = result.end.forget if name == "forget.accuracy" else None
-        return words.shown(name, value)
-    metric = next((item for item in result.metrics if item.name == name), None)
-    return "–" if metric is None or metric.missing else words.shown(name, metric.value)
-
-
-def _difference(a: Record | Evaluation, b: Record | Evaluation, name: str) -> str:
-    values = [
-        next((m.value for m in item.metrics if m.name == name), None) if isinstance(item, Evaluation) else None
-        for item in (a, b)
-    ]
-    return words.change(name, *values)
-
-
-def comparison(results: Sequence[Record | Evaluation], names: Sequence[str]) -> RenderableType:
-    """Evaluations side by side, with the difference of the last from the first."""
-    table = _table("metric", *names, "last − first", right=(*names, "last − first"), whole=("metric",))
-    measured = [metric.name for item in results if isinstance(item, Evaluation) for metric in item.metrics]
-    for name in dict.fromkeys([*DEFINITIONS, *measured]):
-        cells = [_cell(item, name) for item in results]
-        if any(cell != "–" for cell in cells):
-            cells = [name, *cells, _difference(results[0], results[-1], name)]
-            table.add_row(*map(Text, cells))
-    return _under("Side by side", table)
 
 
 def report(results: Sequence[Record | Evaluation], names: Sequence[str]) -> RenderableType:
@@ -256,7 +174,7 @@ def report(results: Sequence[Record | Evaluation], names: Sequence[str]) -> Rend
     parts: list[RenderableType] = [record(item) if isinstance(item, Record) else evaluation(item) for item in results]
     evaluations = [(item, name) for item, name in zip(results, names, strict=True) if isinstance(item, Evaluation)]
     if len(evaluations) > 1:
-        parts.append(comparison([item for item, _ in evaluations], [name for _, name in evaluations]))
+        parts.append(drawn(tables.comparison([item for item, _ in evaluations], [name for _, name in evaluations])))
     return _blocks(*parts)
 
 

@@ -155,10 +155,20 @@ def run_facts(result: Record) -> list[tuple[str, str]]:
     ]
 
 
+def given(result: Evaluation) -> list[tuple[str, str]]:
+    """What the evaluation was made with, and what was not given to it."""
+    files = {"original": result.original, "record": result.record}
+    known = result.given | {name: None if file is None else file.path for name, file in files.items()}
+    have = [f"forget {' '.join(result.forget.given)}", *(f"{name} {value}" for name, value in known.items() if value)]
+    absent = [name for name, value in known.items() if not value]
+    return [("given", "; ".join(have)), *([("not given", ", ".join(absent))] if absent else [])]
+
+
 def evaluation_facts(result: Evaluation) -> list[tuple[str, str]]:
     """What was compared in an evaluation, as pairs of name and text."""
     changed = "unknown (no original)" if result.changed is None else ", ".join(result.changed) or "nothing"
     return [
+        *given(result),
         ("changed tensors", changed + ("; head only" if result.head_only else "")),
         ("head", head(result)),
         ("preprocessing", preprocessing(result)),

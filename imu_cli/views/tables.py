@@ -1,0 +1,102 @@
+"""The tables of a report as plain cells: terminal, Markdown and HTML draw the same ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from imu_cli.definitions import DEFINITIONS
+from imu_cli.record import Evaluation, Metric, Record
+
+from . import words
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of texts under a title.
+
+    ``numbers`` are columns set to the right, ``whole`` those whose cells are not folded where it is narrow.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    numbers: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
+
+
+def outcome(result: Record) -> Table:
+    """The few numbers that a run ends with, before and after."""
+    return Table("", ("", "before", "after"), words.outcome(result), ("before", "after"))
+
+
+def path(result: Record) -> Table:
+    """The trade-off along ρ of a matched run: what each strength forgets and costs; the chosen one is marked."""
+    columns = ("", "ρ", "forget", "held-out drop", "AUC, two-sided", "head change")
+    rows = [
+        (
+            "→" if look.rho == result.details.get("rho") else "",
+            words.number(look.rho),
+            words.percent(look.forget),
+            words.percent(look.test_drop),
+            words.number(look.auc),
+            words.percent(look.head_change),
+        )
+        for look in result.trajectory
+        if look.rho is not None
+    ]
+    return Table("Along ρ: the less, the nearer the margins come to those of unseen data", columns, rows, columns[1:])
+
+
+def _measured_row(metric: Metric) -> tuple[str, ...]:
+    return (
+        metric.name,
+        words.shown(metric.name, metric.before),
+        words.shown(metric.name, metric.value),
+        words.interval(metric),
+        "" if metric.n is None else str(metric.n),
+        words.goal(metric),
+        words.meaning(metric),
+    )
+
+
+def measured(metrics: Sequence[Metric]) -> Table:
+    """The metrics that were measured: before, after, interval, n and target."""
+    columns = ("metric", "before", "after", "95 % interval", "n", "target", "what it is")
+    rows = [_measured_row(metric) for metric in metrics if metric.missing is None]
+    return Table("Measured", columns, rows, ("before", "after", "n"), ("metric", "before", "after"))
+
+
+def missing(metrics: Sequence[Metric]) -> Table:
+    """The metrics that were not measured, each with what it needs."""
+    rows = [(metric.name, words.missing(metric)) for metric in metrics if metric.missing is not None]
+    return Table("Not measured", ("metric", "why"), rows)
+
+
+def requirements(result: Evaluation) -> Table:
+    """The verdict on every requirement, and why."""
+    rows = [(item.verdict, item.text, words.number(item.compared), item.reason) for item in result.requirements]
+    return Table("Requirements", ("verdict", "requirement", "compared", "why"), rows, ("compared",))
+
+
+def per_class(result: Evaluation) -> Table:
+    """Accuracy of every class in every split."""
+    rows = [
+        (row.class_, row.split, str(row.n), words.percent(row.before), words.percent(row.after))
+        for row in result.per_class
+    ]
+    return Table("Accuracy per class", ("class", "split", "n", "before", "after"), rows, ("n", "before", "after"))
+
+
+def _value(result: Evaluation, name: str) -> float | None:
+    return next((item.value for item in result.metrics if item.name == name and item.missing is None), None)
+
+
+def comparison(results: Sequence[Evaluation], names: Sequence[str]) -> Table:
+    """Evaluations side by side, with the difference of the last from the first; rows that any of them has."""
+    columns = ("metric", *names, "last − first")
+    rows = []
+    for name in dict.fromkeys([*DEFINITIONS, *(metric.name for item in results for metric in item.metrics)]):
+        values = [_value(item, name) for item in results]
+        if any(value is not None for value in values):
+            cells = (words.shown(name, value) for value in values)
+            rows.append((name, *cells, words.change(name, values[0], values[-1])))
+    return Table("Side by side", columns, rows, columns[1:], ("metric",))

@@ -1,0 +1,89 @@
+"""Files written whole or not at all, and replaced only where they may be."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+from .errors import ImuError
+
+LOOKED_AT = 1000
+"""Characters at the start of a file in which the mark of its writer must stand."""
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def refuse_foreign(path: Path, mark: str, option: str) -> None:
+    """Refuse, before any work, a file that may not be written: one that exists, is not empty and bears no ``mark``.
+
+    A report is made again and again, so an earlier one of ours is replaced without asking; nothing else ever is.
+
+    Raises:
+        ImuError: names the option and what to do.
+    """
+    try:
+        if path.is_dir():
+            raise ImuError(f"{option} {path}: a folder; name a file")
+        if not path.parent.is_dir():
+            raise ImuError(f"{option} {path}: there is no folder {path.parent}; create it, or choose another file")
+        if not path.exists():
+            return
+        with path.open(encoding="utf-8", errors="replace") as file:
+            start = file.read(LOOKED_AT)
+    except OSError as error:
+        raise ImuError(f"{option} {path}: cannot be written ({error.strerror}); choose another file") from error
+    if start.strip() and mark not in start:
+        raise ImuError(f"{option} {path}: exists and was not written by this option; choose another file, or remove it")
+
+
+def _undo(output: Path, kept: Path) -> Callable[[], object]:
+    """What puts an output back as it is now; ``kept`` is a second name for the file until then."""
+    if not os.path.lexists(output):
+        return partial(output.unlink, missing_ok=True)
+    with suppress(OSError):  # a disk without hard links cannot keep the old file beside the new one
+        os.link(output, kept, follow_symlinks=False)
+    return partial(kept.replace, output) if os.path.lexists(kept) else lambda: None
+
+
+def _swap(temporary: Sequence[Path], outputs: Sequence[Path]) -> None:
+    """Put every file in its output's place; if one of them cannot, the others are put back as they were."""
+    with ExitStack() as undo:
+        for path, output in zip(temporary, outputs, strict=True):
+            undo.callback(_undo(output, path.with_suffix(".old")))
+            path.replace(output)
+        undo.pop_all()
+
+
+@contextmanager
+def together(*outputs: Path) -> Iterator[list[Path]]:
+    """Temporary files beside the outputs that replace them all at the end, or leave nothing behind.
+
+    On leaving normally each file gets the mode the umask asks for and takes its output's place by ``os.replace``; after
+    any exception, Ctrl-C included, the temporary files are removed and the outputs are as they were.
+
+    Raises:
+        ImuError: the disk is full, or the folder cannot be written.
+    """
+    temporary: list[Path] = []
+    try:
+        for output in outputs:
+            handle, name = tempfile.mkstemp(prefix=f".{output.name}.", suffix=".part", dir=output.parent)
+            os.close(handle)
+            temporary.append(Path(name))
+        yield temporary
+        for path in temporary:
+            path.chmod(0o666 & ~_umask())
+        _swap(temporary, outputs)
+    except OSError as error:
+        raise ImuError(f"{outputs[0].parent}: cannot write ({error.strerror}); nothing was written") from error
+    finally:
+        for path in temporary:
+            for left in (path, path.with_suffix(".old")):
+                with suppress(OSError):
+                    left.unlink(missing_ok=True)
