@@ -165,7 +165,7 @@ def _extract(opened: Opened, path: Path) -> None:
 def environment() -> dict[str, Any]:
     """Versions, processor, load and date: what has to stand beside a figure. Nothing that names this machine's folders."""
     made = opening.environment(torch.device("cpu")).model_dump()
-    sources = sorted((REPOSITORY / "imu_cli").glob("*.py"))
+    sources = sorted((REPOSITORY / "imu_cli").rglob("*.py"))
     return {
         **made,
         "package_sha256": hashlib.sha256("".join(file_hash(path) for path in sources).encode()).hexdigest()[:16],

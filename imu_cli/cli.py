@@ -197,6 +197,14 @@ def report(
         str | None,
         typer.Option("--markdown", help="Write the report as Markdown into a file (- for stdout).", metavar="FILE"),
     ] = None,
+    to_html: Annotated[
+        str | None,
+        typer.Option(
+            "--html",
+            help="Write the report as one HTML page with pictures, which needs no other file (- for stdout).",
+            metavar="FILE",
+        ),
+    ] = None,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of the files instead, and need none.")
     ] = False,
@@ -212,7 +220,7 @@ def report(
         raise ImuError("report: no RECORD; name a .record.json or .evaluation.json that unlearn or evaluate wrote")
     results = [files.read(path) for path in records]
     names = [path.name.removesuffix(".json") for path in records]
-    pages = reporting.write(results, names, {"markdown": to_markdown})
+    pages = reporting.write(results, names, {"markdown": to_markdown, "html": to_html})
     if not pages:
         _print_results(results, names, form)
     for file in pages:

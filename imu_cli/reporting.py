@@ -6,11 +6,14 @@ from pathlib import Path
 
 from . import writing
 from .record import Evaluation, Record
-from .views import markdown
+from .views import markdown, page
 
 Page = Callable[[Sequence[Record | Evaluation], Sequence[str]], str]
 
-PAGES: dict[str, tuple[Page, str]] = {"markdown": (markdown.report, markdown.MARK)}
+PAGES: dict[str, tuple[Page, str]] = {
+    "markdown": (markdown.report, markdown.MARK),
+    "html": (page.report, page.MARK),
+}
 """The page of each form, and the mark by which an earlier one is known."""
 STDOUT = "-"
 

@@ -210,7 +210,7 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(item, (*at, key))
 
 
-FORMATS = (["--format", "table"], ["--format", "json"], ["--format", "csv"])
+FORMATS = (["--format", "table"], ["--format", "json"], ["--format", "csv"], ["--markdown", "-"], ["--html", "-"])
 
 
 @given(st.data())

@@ -23,9 +23,9 @@ class Table:
     whole: tuple[str, ...] = ()
 
 
-def outcome(result: Record) -> Table:
+def outcome(result: Record, title: str = "") -> Table:
     """The few numbers that a run ends with, before and after."""
-    return Table("", ("", "before", "after"), words.outcome(result), ("before", "after"))
+    return Table(title, ("", "before", "after"), words.outcome(result), ("before", "after"))
 
 
 def path(result: Record) -> Table:

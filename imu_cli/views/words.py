@@ -22,6 +22,11 @@ REACHED = {True: "Target met", False: "TARGET NOT MET", None: "No target was giv
 STEPS = {"imu": "steps", "matched": "values of ρ tried"}
 
 
+def capital(text: str) -> str:
+    """A text with a capital at its start and nothing else changed."""
+    return text[:1].upper() + text[1:]
+
+
 def percent(value: float | None) -> str:
     """A share as percent with two decimals."""
     return "–" if value is None else f"{100 * value:.2f} %"

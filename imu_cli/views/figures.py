@@ -1,0 +1,246 @@
+"""Which pictures a report has: from a record or an evaluation to charts with their words and their numbers."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from imu_cli.record import WHAT, ClassRow, Evaluation, Histogram, LookInfo, Record, RocCurve, When
+
+from . import charts, words
+from .charts import Bar, Change, Line, Point
+from .tables import Table
+
+CLASSES_DRAWN = 20
+ROWS_LISTED = 40
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture with what it shows in words, its legend (style, text), and its numbers as a table."""
+
+    title: str
+    about: str
+    svg: str
+    numbers: Table
+    legend: tuple[tuple[str, str], ...] = ()
+
+
+def of_record(result: Record) -> list[Figure]:
+    """The way of an unlearning, and the scores that it started from."""
+    looks = result.trajectory
+    path = [look for look in looks if look.rho is not None]
+    made = [_trade_off(result, path), _auc_path(result, path)] if path else _ascent(result, looks)
+    return [figure for figure in (*made, _scores(result)) if figure is not None]
+
+
+def of_evaluation(result: Evaluation) -> list[Figure]:
+    """Confidence before and after, the attack's ROC, and what happened to each class."""
+    made: list[Figure | None] = []
+    if result.curves is not None:
+        found = result.curves.confidence
+        made += [_confidence(found, when) for when in ("before", "after")]
+        made.append(_roc(result.curves.roc))
+    return [figure for figure in (*made, _classes(result)) if figure is not None]
+
+
+def _every(items: Sequence[LookInfo]) -> Sequence[LookInfo]:
+    """Rows for a table: all where they are few, else some of them and the last."""
+    if len(items) <= ROWS_LISTED:
+        return items
+    last = len(items) - 1
+    return [items[round(at * last / (ROWS_LISTED - 1))] for at in range(ROWS_LISTED)]
+
+
+def _ascent(result: Record, looks: Sequence[LookInfo]) -> list[Figure | None]:
+    """Forget share and change of the head against the step, one picture each: two scales on one picture mislead."""
+    if len(looks) < 2:
+        return []
+    x = charts.linear("step", [look.step for look in looks], zero=True)
+    rows = [(str(look.step), words.percent(look.forget), words.percent(look.head_change), words.percent(look.test_drop))
+            for look in _every(looks)]  # fmt: skip
+    numbers = Table("", ("step", "forget", "head change", "held-out drop"), rows, ("step", "forget", "head change"))
+    start, end = words.percent(result.start.forget), words.percent(result.end.forget)
+    goal = result.target.value
+    about = f"The share that is to fall went from {start} to {end} in {result.end.step} steps" + (
+        "." if goal is None else f"; the dashed line is the target, {words.percent(goal)}."
+    )
+    down = _steps(looks, "forget")
+    title = words.capital(WHAT[result.scenario])
+    level = [] if goal is None else [goal]
+    y = charts.linear("share of D_f", [*(value for _, value in down), *level], as_percent=True, zero=True)
+    first = Figure(
+        title, about, charts.lines(title, about, x, y, [Line("s1", down, dots=len(down) < 30)], level=goal), numbers
+    )
+    moved, fell = _steps(looks, "head_change"), _steps(looks, "test_drop")
+    about = f"The head changed by {words.percent(result.end.head_change)} of its norm" + (
+        "." if not fell else f"; accuracy on held-out data fell by {words.percent(result.end.test_drop)}."
+    )
+    title = "What it took" if fell else "Change of the head"
+    y = charts.linear(
+        "share" if fell else "‖ΔW‖/‖W‖", [value for _, value in (*moved, *fell)], as_percent=True, zero=True
+    )
+    drawn = [Line("s1", moved), *([Line("s2", fell)] if fell else [])]
+    legend = (("s1", "change of the head"), ("s2", "fall of held-out accuracy")) if fell else ()
+    return [first, Figure(title, about, charts.lines(title, about, x, y, drawn), numbers, legend)]
+
+
+def _steps(looks: Iterable[LookInfo], name: str) -> list[Point]:
+    found = ((look.step, getattr(look, name)) for look in looks)
+    return [(step, value) for step, value in found if charts.drawable(step) and charts.drawable(value)]
+
+
+def _chosen(result: Record, path: Sequence[LookInfo]) -> LookInfo | None:
+    return next((look for look in path if look.rho == result.details.get("rho")), None)
+
+
+def _path_numbers(path: Sequence[LookInfo]) -> Table:
+    columns = ("ρ", "held-out drop", "forget", "AUC, two-sided", "head change")
+    rows = [
+        (words.number(look.rho), words.percent(look.test_drop), words.percent(look.forget), words.number(look.auc),
+         words.percent(look.head_change))
+        for look in _every(path)
+    ]  # fmt: skip
+    return Table("", columns, rows, columns)
+
+
+def _against_cost(
+    result: Record, path: Sequence[LookInfo], name: str, title: str, about: str, level: float | None
+) -> Figure | None:
+    """One quantity along ρ against what it costs on held-out data; without such data against the change of the head."""
+    cost = "test_drop" if any(look.test_drop is not None for look in path) else "head_change"
+    axis = "fall of held-out accuracy" if cost == "test_drop" else "change of the head"
+    pairs = ((getattr(look, cost), getattr(look, name)) for look in path)
+    points = sorted((a, b) for a, b in pairs if charts.drawable(a) and charts.drawable(b))
+    if not points:
+        return None
+    share = name == "forget"
+    x = charts.linear(axis, [a for a, _ in points], as_percent=True, zero=True)
+    levels = [] if level is None else [level]
+    y = charts.linear("share of D_f" if share else "AUC", [*(b for _, b in points), *levels], as_percent=share)
+    chosen = _chosen(result, path)
+    mark = None if chosen is None else (getattr(chosen, cost), getattr(chosen, name))
+    drawn = charts.lines(title, about, x, y, [Line("s1", points, dots=True)], level=level, mark=_whole(mark))
+    return Figure(title, about, drawn, _path_numbers(path))
+
+
+def _whole(point: tuple[float | None, float | None] | None) -> Point | None:
+    return None if point is None or point[0] is None or point[1] is None else (point[0], point[1])
+
+
+def _trade_off(result: Record, path: Sequence[LookInfo]) -> Figure | None:
+    goal = result.target.value
+    about = "Each point is one strength ρ; the ring is the one that was chosen" + (
+        "." if goal is None else f", the dashed line the target, {words.percent(goal)}."
+    )
+    title = f"{words.capital(WHAT[result.scenario])}, and what it costs"
+    return _against_cost(result, path, "forget", title, about, goal)
+
+
+def _auc_path(result: Record, path: Sequence[LookInfo]) -> Figure | None:
+    about = "The same strengths; at 0.5 (dashed) D_f cannot be told from held-out samples by its confidence."
+    return _against_cost(result, path, "auc", "Two-sided AUC, and what it costs", about, 0.5)
+
+
+def _scores(result: Record) -> Figure | None:
+    found = result.scores
+    if found is None or not found.decades:
+        return None
+    most = max(1, *(item.count for item in found.decades))
+    rows = [Bar(words.decade(item), item.count / most, f"{item.count:,}") for item in found.decades]
+    n = result.forget.n
+    about = (
+        f"{found.negative:,} of {n:,} forget samples have a negative score, which supports forgetting; {found.kept:,} were "
+        f"kept. λ / mean F is {words.ratio(found.damping, found.mean_fisher)}."
+    )
+    numbers = Table("", ("score", "samples"), [(row.name, row.text) for row in rows], ("samples",))
+    title = "Influence scores by size"
+    return Figure(title, about, charts.bars(title, about, rows[:ROWS_LISTED]), numbers)
+
+
+SPLITS = {"forget": ("s1", "forget samples"), "test": ("s2", "unseen test samples of the same classes")}
+
+
+def _confidence(found: Histogram, when: When) -> Figure | None:
+    """Shares per bin of D_f and of test, on axes that before and after have in common."""
+    series = {item.split: item for item in found.series if item.when == when and any(item.counts)}
+    if "forget" not in series:
+        return None
+    shares = {name: [count / sum(item.counts) for count in item.counts] for name, item in series.items()}
+    highest = [max(item.counts) / sum(item.counts) for item in found.series if any(item.counts)]
+    title = f"Confidence {when}"
+    sizes = " against ".join(f"{sum(series[name].counts):,} {SPLITS[name][1]}" for name in SPLITS if name in series)
+    about = f"{sizes}: the more alike the shapes, the less gives membership away."
+    x = charts.linear("confidence φ in the label, log-odds", (found.edges[0], found.edges[-1]))
+    y = charts.linear("share of the samples", highest, as_percent=True, zero=True)
+    drawn = [(SPLITS[name][0], shares[name]) for name in SPLITS if name in shares]
+    rows = [
+        (f"{low:.6g} to {high:.6g}", *(str(series[name].counts[at]) if name in series else "–" for name in SPLITS))
+        for at, (low, high) in enumerate(zip(found.edges, found.edges[1:], strict=False))
+        if any(item.counts[at] for item in series.values())
+    ]
+    numbers = Table("", ("φ", "forget", "test"), rows, ("forget", "test"))
+    legend = tuple(SPLITS[name] for name in SPLITS if name in series)
+    return Figure(title, about, charts.histogram(title, about, x, y, found.edges, drawn), numbers, legend)
+
+
+STYLES = {("before", "remembered"): "s2", ("after", "remembered"): "s1", ("after", "over-unlearned"): "s3"}
+TAILS = {"remembered": "high confidence", "over-unlearned": "low confidence"}
+
+
+def _roc(curves: Sequence[RocCurve]) -> Figure | None:
+    drawn = [curve for curve in curves if curve.fpr]
+    if not drawn:
+        return None
+    title = "Membership attack, ROC"
+    about = (
+        "Share of D_f that an attacker picks out at each share of unseen samples picked by mistake, with 95 % bands. On the "
+        "dashed diagonal the attack is a guess; far above it at the left it is sure of some samples."
+    )
+    x = charts.logarithmic("unseen samples picked", min(curve.fpr[0] for curve in drawn))
+    y = charts.logarithmic("D_f picked", x.low)
+    made, legend, rows = [], [], []
+    for curve in drawn:
+        style = STYLES.get((curve.when, curve.tail), "s3")
+        columns = list(zip(curve.fpr, curve.tpr, curve.low, curve.high, strict=True))
+        made.append(Line(style, [(a, b) for a, b, _, _ in columns], [(a, low, high) for a, _, low, high in columns]))
+        legend.append((style, f"{curve.when}, by {TAILS[curve.tail]}"))
+        rows += [
+            (f"{curve.when}, {TAILS[curve.tail]}", words.percent(a), words.percent(b), f"{100 * low:.2f} to {100 * high:.2f}")
+            for a, b, low, high in (_nearest(columns, at) for at in (0.001, 0.01, 0.1))
+        ]  # fmt: skip
+    numbers = Table("", ("curve", "unseen picked", "D_f picked", "95 % interval"), list(dict.fromkeys(rows)))
+    svg = charts.lines(title, about, x, y, made, diagonal=True)
+    return Figure(title, about, svg, numbers, tuple(legend))
+
+
+def _nearest(columns: Sequence[tuple[float, ...]], rate: float) -> tuple[float, ...]:
+    """The point of a curve whose false-positive rate comes nearest."""
+    return min(columns, key=lambda column: abs(column[0] - rate))
+
+
+def _classes(result: Evaluation) -> Figure | None:
+    """Accuracy per class on test, else on D_f: before and after, the largest changes where there are many classes."""
+    splits = {row.split for row in result.per_class}
+    split = "test" if "test" in splits else "forget"
+    rows = [
+        row for row in result.per_class if row.split == split and words.finite(row.before) and words.finite(row.after)
+    ]
+    if not rows:
+        return None
+    shown = rows if len(rows) <= CLASSES_DRAWN else sorted(rows, key=_moved)[:CLASSES_DRAWN]
+    which = "Every class" if len(shown) == len(rows) else f"The {len(shown)} classes that changed most, of {len(rows)}"
+    about = f"{which}, {split} samples: before (hollow) and after (filled), with the change in points."
+    title = f"Accuracy per class, {split}"
+    drawn = [Change(row.class_, row.before or 0.0, row.after or 0.0, _points(row)) for row in shown]
+    cells = [
+        (row.class_, str(row.n), words.percent(row.before), words.percent(row.after), _points(row)) for row in shown
+    ]
+    columns = ("class", "n", "before", "after", "change")
+    return Figure(title, about, charts.changes(title, about, drawn), Table("", columns, cells, columns[1:]))
+
+
+def _moved(row: ClassRow) -> float:
+    return -abs((row.after or 0.0) - (row.before or 0.0))
+
+
+def _points(row: ClassRow) -> str:
+    return words.change("", row.before, row.after).replace("-", "−")
