@@ -36,14 +36,17 @@ Weights = Literal["influence", "uniform"]
 Reweight = Literal["once", "epoch", "step"]
 Format = Literal["table", "json", "csv"]
 RequireOn = Literal["interval", "value"]
+Attack = Literal["shadow-heads"]
+By = Literal["id", "group"]
 
-MODEL, DATA, SCORES, STOP, ASCENT, MATCHED, OUTPUT = (
+MODEL, DATA, SCORES, STOP, ASCENT, MATCHED, ATTACKS, OUTPUT = (
     "Model",
     "Data",
     "Scores",
     "When to stop",
     "Ascent",
     "Matched unlearning",
+    "Attacks",
     "Output",
 )
 
@@ -295,6 +298,39 @@ class EvaluateConfig(ForgetConfig):
     retain: Annotated[
         str | None,
         Option("Training data that stay; forget samples in it are left out.", metavar="DATA", path="data", group=DATA),
+    ] = None
+    retrained: Annotated[
+        str | None,
+        Option(
+            "A model retrained without the forget set, of the same architecture, to compare with.",
+            metavar="MODEL",
+            path="file",
+            group=MODEL,
+        ),
+    ] = None
+    attack: Annotated[
+        Attack | None,
+        Option(
+            "shadow-heads: heads fitted on the features with and without each forget sample and unlearned by the record's "
+            "options; needs --test, --retain and the record.",
+            group=ATTACKS,
+        ),
+    ] = None
+    shadows: Annotated[int, Gt(0), Option("Shadow heads of --attack shadow-heads, at least 8.", group=ATTACKS)] = 64
+    compat: Annotated[
+        bool,
+        Option(
+            "Also the scores that papers print (SVC attacks, W1 on class indices, NeurIPS 2023), as published and corrected.",
+            group=ATTACKS,
+        ),
+    ] = False
+    by: Annotated[
+        By | None,
+        Option(
+            "Also results for each id (person or request) or group of the forget list; its names then stand in the output "
+            "and in the evaluation file.",
+            group=OUTPUT,
+        ),
     ] = None
     require: Annotated[
         list[str],

@@ -132,6 +132,175 @@ DEFINITIONS: dict[str, Definition] = {
         "none",
         "--retain and --test",
     ),
+    "rmia.auc": Definition(
+        "RMIA against retrained heads",
+        "AUC of D_f against class-matched test samples on RMIA's likelihood ratio, each sample's probability over that of heads "
+        "fitted on retain samples alone; 0.5: alike",
+        "target",
+        "--test, --retain and the original, head-only change",
+    ),
+    "head_gap.forget": Definition(
+        "gap to a retrained head, D_f",
+        "forget accuracy less that of a head fitted on retain features alone (which the same backbone computed)",
+        "target",
+        "--retain and the original, head-only change",
+    ),
+    "head_gap.test": Definition(
+        "gap to a retrained head, test",
+        "the same on (kept classes of) test",
+        "target",
+        "--test, --retain and the original, head-only change",
+    ),
+    "head_gap.retain": Definition(
+        "gap to a retrained head, retain",
+        "the same on retain samples",
+        "target",
+        "--retain and the original, head-only change",
+    ),
+    "retrained.accuracy_gap.forget": Definition(
+        "gap to the retrained model, D_f",
+        "forget accuracy less that of the retrained model, counted as forget.accuracy is",
+        "target",
+        "--retrained",
+    ),
+    "retrained.accuracy_gap.test": Definition(
+        "gap to the retrained model, test",
+        "test accuracy (kept classes) less that of the retrained model",
+        "target",
+        "--retrained and --test",
+    ),
+    "retrained.accuracy_gap.retain": Definition(
+        "gap to the retrained model, retain",
+        "retain accuracy less that of the retrained model",
+        "target",
+        "--retrained and --retain",
+    ),
+    "retrained.average_gap": Definition(
+        "average gap", "mean of the absolute accuracy gaps on the splits given", "lower", "--retrained"
+    ),
+    "retrained.churn": Definition(
+        "churn on D_f", "share of D_f that the model and the retrained one predict differently", "lower", "--retrained"
+    ),
+    "retrained.churn.test": Definition(
+        "churn on test", "share of test samples that both predict differently", "lower", "--retrained and --test"
+    ),
+    "retrained.kl": Definition(
+        "KL to the retrained model",
+        "mean over D_f of KL(retrained ‖ model) of the softmax outputs, in nats",
+        "lower",
+        "--retrained",
+    ),
+    "retrained.js": Definition(
+        "JS to the retrained model",
+        "mean over D_f of the Jensen-Shannon divergence of the softmax outputs, in nats, at most log 2",
+        "lower",
+        "--retrained",
+    ),
+    "retrained.tv": Definition(
+        "class histogram, TV",
+        "total variation distance between the histograms of predicted classes on D_f",
+        "lower",
+        "--retrained",
+    ),
+    "retrained.closer": Definition(
+        "nearer to retrained than to original",
+        "share of D_f whose output is nearer, in JS, to the retrained model's than to the original's",
+        "higher",
+        "--retrained and the original",
+    ),
+    "shadow.auc": Definition(
+        "shadow-head attack, AUC",
+        "AUC of D_f against class-matched test samples on each sample's likelihood ratio (trained on and unlearned, or never "
+        "seen) under shadow heads",
+        "target",
+        "--attack shadow-heads",
+    ),
+    "shadow.tpr_at_1pct_fpr": Definition(
+        "shadow-head attack, TPR",
+        "share of D_f beyond the ratio that 1 % of never-seen samples pass in the shadows",
+        "target",
+        "--attack shadow-heads",
+    ),
+    "shadow.auc_retrained_head": Definition(
+        "shadow-head attack on a retrained head",
+        "the same AUC for a head fitted on retain features alone: what the attack says where there is nothing to find",
+        "none",
+        "--attack shadow-heads",
+    ),
+    "compat.svc_correctness": Definition(
+        "SVC attack: correctness, as published",
+        "share of D_f that an SVM fitted on retain against test calls non-member, by whether it is right; as published",
+        "none",
+        "--compat, --test and --retain",
+    ),
+    "compat.svc_correctness_fixed": Definition(
+        "SVC attack: correctness, corrected",
+        "the same on class-matched disjoint pools and float64 scores; target: the share of unseen samples called non-member",
+        "target",
+        "--compat, --test and --retain",
+    ),
+    "compat.svc_confidence": Definition(
+        "SVC attack: confidence, as published",
+        "share of D_f that an SVM fitted on retain against test calls non-member, by the probability of the label; as published",
+        "none",
+        "--compat, --test and --retain",
+    ),
+    "compat.svc_confidence_fixed": Definition(
+        "SVC attack: confidence, corrected",
+        "the same on class-matched disjoint pools and float64 scores; target: the share of unseen samples called non-member",
+        "target",
+        "--compat, --test and --retain",
+    ),
+    "compat.svc_entropy": Definition(
+        "SVC attack: entropy, as published",
+        "share of D_f that an SVM fitted on retain against test calls non-member, by entropy; as published",
+        "none",
+        "--compat, --test and --retain",
+    ),
+    "compat.svc_entropy_fixed": Definition(
+        "SVC attack: entropy, corrected",
+        "the same on class-matched disjoint pools and float64 scores; target: the share of unseen samples called non-member",
+        "target",
+        "--compat, --test and --retain",
+    ),
+    "compat.svc_m_entropy": Definition(
+        "SVC attack: m_entropy, as published",
+        "share of D_f that an SVM fitted on retain against test calls non-member, by modified entropy as "
+        "published, which does not depend on the labels",
+        "none",
+        "--compat, --test and --retain",
+    ),
+    "compat.svc_m_entropy_fixed": Definition(
+        "SVC attack: m_entropy, corrected",
+        "the same on class-matched disjoint pools and float64 scores; target: the share of unseen samples called non-member",
+        "target",
+        "--compat, --test and --retain",
+    ),
+    "compat.svc_prob": Definition(
+        "SVC attack: prob, as published",
+        "share of D_f that an SVM fitted on retain against test calls non-member, by all probabilities; as published",
+        "none",
+        "--compat, --test and --retain",
+    ),
+    "compat.svc_prob_fixed": Definition(
+        "SVC attack: prob, corrected",
+        "the same on class-matched disjoint pools and float64 scores; target: the share of unseen samples called non-member",
+        "target",
+        "--compat, --test and --retain",
+    ),
+    "compat.w1_class_index": Definition(
+        "W1 on class indices",
+        "Wasserstein distance between the predicted class numbers of the model and the retrained one on test; it takes class "
+        "numbers for quantities",
+        "none",
+        "--compat, --test and --retrained",
+    ),
+    "compat.neurips2023_accuracy": Definition(
+        "NeurIPS 2023 attack",
+        "cross-validated accuracy of logistic regression on the loss, D_f against as many test samples; 0.5 is chance",
+        "none",
+        "--compat and --test",
+    ),
     "recovery.k1": Definition(
         "recovery from 1 shot",
         "share of the other forget samples predicted rightly once the mean feature of 1 is put back as the class's row",
@@ -159,5 +328,7 @@ DEFINITIONS: dict[str, Definition] = {
     ),
 }
 
-NUMBERS = {"forget.entropy", "features.drift", "mia.ks"} | {name for name in DEFINITIONS if ".auc" in name}
+NUMBERS = {"forget.entropy", "features.drift", "mia.ks", "retrained.kl", "retrained.js", "compat.w1_class_index"} | {
+    name for name in DEFINITIONS if ".auc" in name
+}
 """Metrics shown as plain numbers; the others are shares, shown in percent and gated as fractions."""

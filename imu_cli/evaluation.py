@@ -1,11 +1,13 @@
 """The metrics of ``imu evaluate`` from logits, features and labels: tensors in, ``Metric`` objects out."""
 
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from . import attacks, metrics, recovery, scenario
+from . import attacks, comparing, metrics, recovery, scenario
 from .definitions import DEFINITIONS
 from .errors import ImuError
 from .evidence import (
@@ -17,13 +19,14 @@ from .evidence import (
     Split,
     both,
     forgotten_rows,
+    interval_of,
     matched_pool,
     metric,
     phi,
     reference,
 )
 from .intervals import Estimate, NotMeasured
-from .record import ClassRow, Metric
+from .record import ClassRow, Metric, PartRow
 
 
 def _forget_hit(e: Evidence, logits: Tensor) -> Estimate:
@@ -185,29 +188,35 @@ MEMBERSHIP = (
 )
 
 
+def _confidences(e: Evidence, test: Split) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
+    """Confidence φ of D_f and of class-matched test samples, after and before (None without the original).
+
+    Raises:
+        ImuError: test lacks a class of D_f.
+    """
+    rows = matched_pool(e)
+    assert rows is not None
+    pairs = [(phi(e.forget, which), phi(test.only(rows), which)) for which in ("after", "before")]
+    after, before = (None if mine is None or theirs is None else (mine, theirs) for mine, theirs in pairs)
+    assert after is not None
+    return after, before
+
+
 def membership_metrics(e: Evidence) -> list[Metric]:
     """D_f against class-matched test samples on the logit-scaled confidence."""
     if e.test is None:
         return [metric(name, NO_TEST, split="forget, test") for name in MEMBERSHIP]
     try:
-        rows = matched_pool(e)
+        after, before = _confidences(e, e.test)
     except ImuError as error:
         return [metric(name, NotMeasured(str(error)), split="forget, test") for name in MEMBERSHIP]
-    assert rows is not None
-    pool = e.test.only(rows)
-    pairs: dict[str, tuple[Tensor, Tensor] | None] = {}
-    for which in ("after", "before"):
-        mine, theirs = phi(e.forget, which), phi(pool, which)
-        pairs[which] = None if mine is None or theirs is None else (mine, theirs)
-    after, before = pairs["after"], pairs["before"]
-    assert after is not None
 
     def both(measure: Callable[..., Found]) -> tuple[Found, Found | None]:
         return measure(*after), None if before is None else measure(*before)
 
-    note = f"{len(after[0])} forget against {len(rows)} class-matched test samples"
+    note = f"{len(after[0])} forget against {len(after[1])} class-matched test samples"
     over, over_before = both(attacks.over_unlearned)
-    expected = attacks.over_unlearned_range(len(after[0]), len(rows)) if isinstance(over, Estimate) else None
+    expected = attacks.over_unlearned_range(*map(len, after)) if isinstance(over, Estimate) else None
     return [
         metric("mia.auc", *both(attacks.auc), split="forget, test", target=0.5, note=note),
         metric("mia.auc_two_sided", *both(attacks.two_sided_auc), split="forget, test", target=0.5),
@@ -251,20 +260,31 @@ def remains(e: Evidence) -> list[Metric]:
             )
     if e.test is None:
         return [*found, metric("probe.accuracy", NO_TEST, split="forget, test")]
-    probe = recovery.linear_probe(
-        e.forget.features,
-        e.forget.labels,
-        e.test.features,
-        e.test.labels,
-        e.forgotten,
-        torch.Generator().manual_seed(e.seed),
-    )
+    probe = _probe(e, e.forget.features, e.test.features)
     if isinstance(probe, NotMeasured):
         return [*found, metric("probe.accuracy", probe, split="forget, test")]
     note = f"the same probe where nothing was forgotten: {probe.reference.value:.2%}" + (
         "" if probe.converged else "; did not converge"
     )
-    return [*found, metric("probe.accuracy", probe.accuracy, split="forget, test", note=note)]
+    before = _probe_before(e, probe)
+    return [*found, metric("probe.accuracy", probe.accuracy, before, split="forget, test", note=note)]
+
+
+def _probe(e: Evidence, forget: Tensor, test: Tensor) -> recovery.Probe | NotMeasured:
+    assert e.test is not None
+    generator = torch.Generator().manual_seed(e.seed)
+    return recovery.linear_probe(forget, e.forget.labels, test, e.test.labels, e.forgotten, generator)
+
+
+def _probe_before(e: Evidence, after: recovery.Probe) -> Estimate | None:
+    """The same probe on the original's features: the same number where these are the same."""
+    assert e.test is not None
+    if e.same_backbone:
+        return after.accuracy
+    if e.forget.features_before is None or e.test.features_before is None:
+        return None
+    found = _probe(e, e.forget.features_before, e.test.features_before)
+    return None if isinstance(found, NotMeasured) else found.accuracy
 
 
 def per_class(e: Evidence) -> list[ClassRow]:
@@ -285,16 +305,41 @@ def per_class(e: Evidence) -> list[ClassRow]:
     return rows
 
 
+def per_part(e: Evidence) -> list[PartRow]:
+    """The share predicted, confidence and AUC on the forget samples of each id or group, where asked for."""
+    return [_part(name, replace(e, forget=e.forget.only(rows), parts=None)) for name, rows in (e.parts or {}).items()]
+
+
+def _part(name: str, e: Evidence) -> PartRow:
+    auc = None
+    if e.test is not None:
+        with suppress(ImuError):  # said in full where all of D_f is measured
+            auc = attacks.auc(*_confidences(e, e.test)[0])
+    return PartRow(
+        name=name,
+        n=len(e.forget.labels),
+        before=None if e.forget.before is None else _forget_hit(e, e.forget.before).value,
+        after=_forget_hit(e, e.forget.after).value,
+        confidence=metrics.forget_confidence(e.forget.after, e.forget.labels, e.forgotten).value,
+        auc=None if auc is None else auc.value,
+        auc_interval=None if auc is None else interval_of(auc),
+    )
+
+
 def measure(e: Evidence) -> list[Metric]:
     """Every metric, in the order of the definitions; those whose data was not given say what they need."""
-    found = [*forget_metrics(e), *test_metrics(e), *membership_metrics(e), *retain_metrics(e), *remains(e)]
+    found = [
+        *forget_metrics(e), *test_metrics(e), *membership_metrics(e), *retain_metrics(e), *remains(e),
+        *comparing.retrained_head_metrics(e), *comparing.retrained_metrics(e), *comparing.shadow_metrics(e),
+        *comparing.compat_metrics(e),
+    ]  # fmt: skip
     by_name = {item.name: item for item in found}
     absent = [name for name in DEFINITIONS if name not in by_name]
-    by_name |= {name: metric(name, NotMeasured(_why_absent(e, name)), split="") for name in absent}
+    by_name |= {name: metric(name, _why_absent(e, name), split="") for name in absent}
     return [by_name[name] for name in DEFINITIONS]
 
 
-def _why_absent(e: Evidence, name: str) -> str:
+def _why_absent(e: Evidence, name: str) -> NotMeasured:
     if name == "forget.true_accuracy":
-        return f"needs {DEFINITIONS[name].needs}"
-    return f"has no meaning in the {e.kind} scenario"
+        return NotMeasured(f"needs {DEFINITIONS[name].needs}")
+    return comparing.why_absent(e, name) or NotMeasured(f"has no meaning in the {e.kind} scenario")

@@ -1,6 +1,6 @@
 """What a model is judged by, as tensors, and how a number found becomes a metric of the record."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,26 +13,50 @@ from .intervals import Estimate, NotMeasured
 from .record import Interval, Metric
 
 Found = Estimate | NotMeasured
-NO_TEST, NO_RETAIN, NO_ORIGINAL = (
+NO_TEST, NO_RETAIN, NO_ORIGINAL, NO_SHADOWS = (
     NotMeasured("needs --test"),
     NotMeasured("needs --retain"),
     NotMeasured("needs --original"),
+    NotMeasured("needs --attack shadow-heads"),
 )
 
 
 @dataclass(frozen=True)
 class Split:
-    """Samples with their labels (n,), logits (n, c) before (None without the original) and after, and features (n, d) after."""
+    """Samples with labels (n,), logits (n, c) before, after and of a retrained model, and features (n, d).
+
+    ``before``, ``retrained`` and ``features_before`` are None without those models; ``features`` are of the model after.
+    """
 
     labels: Tensor
     before: Tensor | None
     after: Tensor
     features: Tensor
+    features_before: Tensor | None = None
+    retrained: Tensor | None = None
 
     def only(self, rows: Tensor) -> "Split":
         """Some rows of it."""
-        before = None if self.before is None else self.before[rows]
-        return Split(self.labels[rows], before, self.after[rows], self.features[rows])
+        parts = (self.before, self.after, self.features, self.features_before, self.retrained)
+        before, after, features, features_before, retrained = (None if t is None else t[rows] for t in parts)
+        assert after is not None
+        assert features is not None
+        return Split(self.labels[rows], before, after, features, features_before, retrained)
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """Likelihood ratios of D_f (n,) and of samples never seen (m,) under shadow heads, for three models each.
+
+    ``threshold`` is the ratio that 1 % of never-seen samples pass in the unlearned shadows.
+    """
+
+    after: tuple[Tensor, Tensor]
+    before: tuple[Tensor, Tensor]
+    retrained_head: tuple[Tensor, Tensor]
+    retrained_head_before: tuple[Tensor, Tensor]
+    threshold: float
+    heads: int
 
 
 @dataclass(frozen=True)
@@ -44,9 +68,13 @@ class Evidence:
         forget, test, retain: the splits; the latter two None where not given.
         true_labels: (n,) of D_f where known.
         drift: relative change of D_f's features, None without the original.
-        head: weight (c, d) and bias (c,) or None, after.
+        head, head_before: weight (c, d) and bias (c,) or None, after and of the original; None without it.
+        same_backbone: whether nothing but the head differs from the original.
         seed: of the draws of class-matched pools and shots.
         name_of: a class id to its name.
+        shadow: what the shadow heads gave; why there is nothing where there is nothing.
+        compat: whether scores that papers print are wanted.
+        parts: rows of D_f by the name of their id or group, where asked for.
     """
 
     kind: scenario.Kind
@@ -59,9 +87,15 @@ class Evidence:
     head: tuple[Tensor, Tensor | None]
     seed: int
     name_of: Callable[[int], str] = str
+    head_before: tuple[Tensor, Tensor | None] | None = None
+    same_backbone: bool = False
+    shadow: Shadow | NotMeasured = NO_SHADOWS
+    compat: bool = False
+    parts: Mapping[str, Tensor] | None = None
 
 
-def _interval(found: Estimate) -> Interval | None:
+def interval_of(found: Estimate) -> Interval | None:
+    """The interval as the record holds it; None for a census."""
     return (
         None
         if found.low is None or found.high is None
@@ -91,10 +125,10 @@ def metric(
     if isinstance(after, NotMeasured):
         made.missing = after.reason
         return made
-    made.value, made.n, made.interval = after.value, after.n, _interval(after)
+    made.value, made.n, made.interval = after.value, after.n, interval_of(after)
     made.census = after.method == "census"
     if isinstance(before, Estimate):
-        made.before, made.before_interval = before.value, _interval(before)
+        made.before, made.before_interval = before.value, interval_of(before)
     return made
 
 

@@ -20,6 +20,7 @@ from . import (
     pipeline,
     record,
     scenario,
+    shadowing,
     summary,
     writing,
 )
@@ -91,15 +92,32 @@ def _stdin_again(config: EvaluateConfig, found: Record | None) -> None:
 
 
 @dataclass(frozen=True)
-class _Original:
-    """The model before: opened, with its features taken from the unlearned one's where the backbones are the same."""
+class _Other:
+    """Another model of the same architecture; its features are the evaluated one's where the backbones are the same."""
 
     opened: Opened
     same_backbone: bool
     changed: list[str]
 
+    def matrix(self) -> Tensor:
+        """W (c, d+1) float64."""
+        return self.opened.matrix()
 
-def _open_original(opened: Opened, config: EvaluateConfig, found: Record | None) -> _Original | None:
+
+def _open_other(opened: Opened, path: Path, config: EvaluateConfig) -> _Other:
+    before, loaded = opening.load_model(
+        path, config, Defaults(architecture=opened.loaded.architecture.name if not config.arch else None)
+    )
+    changed = _changed(before, opened.checkpoint)
+    head = opened.head.with_matrix(_matrix_of(before, opened))
+    other = replace(opened, checkpoint=before, loaded=loaded, head=head)
+    same = before.outside_hash(set(head.tensors)) == opened.outside_sha256
+    if not same:
+        other.model = features.prepare(loaded.model, opened.device)
+    return _Other(other, same, changed)
+
+
+def _open_original(opened: Opened, config: EvaluateConfig, found: Record | None) -> _Other | None:
     if config.original is None:
         return None
     path = Path(config.original)
@@ -108,20 +126,12 @@ def _open_original(opened: Opened, config: EvaluateConfig, found: Record | None)
             f"the original {path} named by the record is not there; nothing is compared with it (give --original)"
         )
         return None
-    before, loaded = opening.load_model(
-        path, config, Defaults(architecture=opened.loaded.architecture.name if not config.arch else None)
-    )
-    if found is not None and before.sha256 != found.before.sha256:
+    other = _open_other(opened, path, config)
+    if found is not None and other.opened.checkpoint.sha256 != found.before.sha256:
         raise ImuError(
             f"{path}: not the model that the record says was unlearned (its SHA-256 differs); give --original"
         )
-    changed = _changed(before, opened.checkpoint)
-    head = opened.head.with_matrix(_matrix_of(before, opened))
-    other = replace(opened, checkpoint=before, loaded=loaded, head=head)
-    same = before.outside_hash(set(head.tensors)) == opened.outside_sha256
-    if not same:
-        other.model = features.prepare(loaded.model, opened.device)
-    return _Original(other, same, changed)
+    return other
 
 
 def _matrix_of(before: checkpoint.Checkpoint, opened: Opened) -> Tensor:
@@ -131,7 +141,9 @@ def _matrix_of(before: checkpoint.Checkpoint, opened: Opened) -> Tensor:
         any(name not in tensors for name in names)
         or tensors[names[0]].shape != opened.checkpoint.tensors()[names[0]].shape
     ):
-        raise ImuError(f"{before.path}: has no head {names[0]} of the same shape; is this the model before unlearning?")
+        raise ImuError(
+            f"{before.path}: has no head {names[0]} of the same shape; it has to be another state of the same model"
+        )
     parts = [tensors[name].to(torch.float64) for name in names]
     return torch.cat([parts[0], parts[1].unsqueeze(1)], dim=1) if len(parts) == 2 else parts[0]
 
@@ -156,24 +168,62 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def _split(opened: Opened, original: _Original | None, images: ImageSet, what: str) -> tuple[Split, Tensor | None]:
-    """Logits before and after on a set of images, its features read once where the backbones agree; and the old features."""
-    h = opening.forget_features(opened) if what == "forget" else opened.features_of(images, what)
-    labels = torch.tensor(list(images.labels), dtype=torch.int64, device=h.device)
-    old_h, before = None, None
-    if original is not None:
-        old_h = h if original.same_backbone else original.opened.features_of(images, f"{what}, original")
-        before = old_h @ original.opened.matrix().T
-    width = h.shape[1] - opened.head.bias
-    return Split(labels, before, h @ opened.matrix().T, h[:, :width]), None if old_h is None else old_h[:, :width]
+@dataclass(frozen=True)
+class _Models:
+    """The evaluated model, and those it is compared with."""
+
+    opened: Opened
+    original: _Other | None
+    retrained: _Other | None
+
+    def split(self, images: ImageSet, what: str) -> Split:
+        """Logits of every model on a set of images; features are read once where backbones agree."""
+        opened, original = self.opened, self.original
+        h = opening.forget_features(opened) if what == "forget" else opened.features_of(images, what)
+        width = h.shape[1] - opened.head.bias
+        before = None if original is None else _features_by(original, h, images, f"{what}, original")
+        again = None if self.retrained is None else _features_by(self.retrained, h, images, f"{what}, retrained")
+        return Split(
+            labels=torch.tensor(list(images.labels), dtype=torch.int64, device=h.device),
+            before=None if before is None or original is None else before @ original.matrix().T,
+            after=h @ opened.matrix().T,
+            features=h[:, :width],
+            features_before=None if before is None else before[:, :width],
+            retrained=None if again is None or self.retrained is None else again @ self.retrained.matrix().T,
+        )
+
+    def head(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Weight (c, d), and bias (c,) where the head has one."""
+        return (matrix[:, :-1], matrix[:, -1]) if self.opened.head.bias else (matrix, None)
 
 
-def _drift(split: Split, old: Tensor | None, same_backbone: bool) -> Estimate | None:
-    if old is None:
+def _features_by(other: _Other, h: Tensor, images: ImageSet, what: str) -> Tensor:
+    return h if other.same_backbone else other.opened.features_of(images, what)
+
+
+def _drift(split: Split, original: _Other | None) -> Estimate | None:
+    if original is None or split.features_before is None:
         return None
-    if same_backbone:
-        return census(0.0, len(old))
-    return metrics.feature_drift(old, split.features)
+    if original.same_backbone:
+        return census(0.0, len(split.labels))
+    return metrics.feature_drift(split.features_before, split.features)
+
+
+def _parts(opened: Opened, by: str | None) -> dict[str, Tensor] | None:
+    """Rows of D_f for each id or group, in the order of the list.
+
+    Raises:
+        ImuError: the forget list has no such column.
+    """
+    if by is None:
+        return None
+    column = opened.forget.ids if by == "id" else opened.forget.groups
+    if column is None:
+        raise ImuError(f"--by {by}: the forget list has no column {by!r}; add it, or leave --by out")
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(column):
+        rows.setdefault(name or f"(no {by})", []).append(row)
+    return {name: torch.tensor(found, device=opened.math_device) for name, found in rows.items()}
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -230,21 +280,31 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     opened = opening.open_all(model, config, events, defaults)
     if found is not None and opened.forget.sha256 != found.forget.sha256:
         opened.note("the forget set is not the one that the record was made with (names, labels or contents differ)")
+    parts = _parts(opened, config.by)
     original = _open_original(opened, config, found)
-    evidence = _gather(opened, config, original, found)
-    measured = evaluation.measure(evidence)
+    again = None if config.retrained is None else _open_other(opened, Path(config.retrained), config)
     head_only = None if original is None else set(original.changed) <= set(opened.head.tensors)
+    if config.attack is not None:
+        shadowing.require(config, found, head_only)
+    evidence = replace(_gather(_Models(opened, original, again), config, found), parts=parts)
+    if config.attack is not None and found is not None and original is not None:
+        shadow = shadowing.run(opened, original.matrix(), evidence, found, config, model.parent)
+        evidence = replace(evidence, shadow=shadow)
+    measured = evaluation.measure(evidence)
     verdicts = gates.judge_all(wanted, {item.name: item for item in measured}, config.require_on == "value")
     folder = output.parent
     made = Evaluation(
         model=opening.file_hash_of(model, folder),
         original=None if original is None else opening.file_hash_of(original.opened.checkpoint.path, folder),
+        retrained=None if again is None else opening.file_hash_of(again.opened.checkpoint.path, folder),
         record=None if found is None else opening.file_hash_of(record.beside(model, "record"), folder),
         changed=None if original is None else original.changed,
         head_only=head_only,
         summary=summary.of(evidence, measured, head_only),
         metrics=measured,
         per_class=evaluation.per_class(evidence),
+        by=config.by,
+        per_part=evaluation.per_part(evidence),
         curves=curves.of(evidence),
         requirements=verdicts,
         given={name: options.relative_to(getattr(config, name), "data", folder) for name in ("data", "test", "retain")},
@@ -283,24 +343,27 @@ def _unused(opened: Opened, images: ImageSet, found: Record | None) -> ImageSet:
     return images.subset([row for row in range(len(images)) if row not in used])
 
 
-def _gather(opened: Opened, config: EvaluateConfig, original: _Original | None, found: Record | None) -> Evidence:
+def _gather(models: _Models, config: EvaluateConfig, found: Record | None) -> Evidence:
     """Everything that the metrics are computed from; each split's features are read once per backbone."""
+    opened, original = models.opened, models.original
     kind, _ = _kind(opened, config)
     test_images = _unused(opened, opening.held_out(opened, config.test), found) if config.test else None
     retain_images = opening.retained(opened, config.retain) if config.retain else None
-    forget, old = _split(opened, original, opened.forget.images, "forget")
+    forget = models.split(opened.forget.images, "forget")
     plan = scenario.plan(kind, "", forget.labels, opened.head.classes, "auto")
     true = opened.forget.true_labels
-    matrix = opened.matrix()
     return Evidence(
         kind=kind,
         forgotten=plan.forgotten,
         forget=forget,
-        test=_split(opened, original, test_images, "test")[0] if test_images is not None else None,
-        retain=_split(opened, original, retain_images, "retain")[0] if retain_images is not None else None,
+        test=models.split(test_images, "test") if test_images is not None else None,
+        retain=models.split(retain_images, "retain") if retain_images is not None else None,
         true_labels=None if true is None else torch.tensor(list(true), dtype=torch.int64, device=forget.labels.device),
-        drift=_drift(forget, old, original is not None and original.same_backbone),
-        head=(matrix[:, :-1], matrix[:, -1]) if opened.head.bias else (matrix, None),
+        drift=_drift(forget, original),
+        head=models.head(opened.matrix()),
         seed=config.seed,
         name_of=opened.classes.name,
+        head_before=None if original is None else models.head(original.matrix()),
+        same_backbone=original is not None and original.same_backbone,
+        compat=config.compat,
     )

@@ -107,22 +107,39 @@ def prepare(opened: Opened, config: UnlearnConfig, h: Tensor) -> Job:
     warn_if_at_chance(opened, float(((h @ head.T).argmax(dim=1) == labels).double().mean()))
     true = opened.forget.true_labels
     true_labels = None if true is None else torch.tensor(list(true), dtype=torch.int64, device=labels.device)
-    hits = round(objective.share_in(h @ head.T, plan.members) * len(h))
-    goal, goal_source = scenario.target(plan, config.until, held, head, labels, true_labels, hits)
-    if config.preset is not None and config.until is None:
-        goal, goal_source = None, "--preset paper runs a fixed number of epochs"
-    method, method_source = _method(config, kind, goal)
-    max_change = config.max_head_change
-    if max_change is None and goal is None and config.preset is None:
-        max_change = HEAD_CHANGE_WITHOUT_TARGET
-    guard = config.max_drop if held is not None and config.preset is None else None
-    limits = ascent.Limits(goal, config.max_steps, max_change, guard)
+    limits, goal_source = bounds(config, plan, held, head, h, labels, true_labels)
+    method, method_source = _method(config, kind, limits.target)
     job = Job(
-        h, labels, true_labels, plan, held, held_info, goal, goal_source, limits,
+        h, labels, true_labels, plan, held, held_info, limits.target, goal_source, limits,
         scenario.looker(h, plan.members, head, held), method, method_source,
     )  # fmt: skip
     _tell_start(opened, job)
     return job
+
+
+def bounds(
+    config: UnlearnConfig,
+    plan: Plan,
+    held: HeldOut | None,
+    head: Tensor,
+    h: Tensor,
+    labels: Tensor,
+    true_labels: Tensor | None,
+) -> tuple[ascent.Limits, str]:
+    """The target with the budgets, and where the target comes from.
+
+    Raises:
+        ImuError: ``--until`` is no target, or held-out data lack a class that is needed.
+    """
+    hits = round(objective.share_in(h @ head.T, plan.members) * len(h))
+    goal, source = scenario.target(plan, config.until, held, head, labels, true_labels, hits)
+    if config.preset is not None and config.until is None:
+        goal, source = None, "--preset paper runs a fixed number of epochs"
+    max_change = config.max_head_change
+    if max_change is None and goal is None and config.preset is None:
+        max_change = HEAD_CHANGE_WITHOUT_TARGET
+    guard = config.max_drop if held is not None and config.preset is None else None
+    return ascent.Limits(goal, config.max_steps, max_change, guard), source
 
 
 def _tell_start(opened: Opened, job: Job) -> None:
@@ -158,7 +175,7 @@ def _weigh(opened: Opened, config: UnlearnConfig, job: Job) -> tuple[Tensor, Cal
     extra = opening.sample_weights(opened)
     if config.weights == "uniform":
         return influence.uniform(len(job.h), extra).to(job.h.device), None
-    job.scored = opening.cached_scores(opened) or opening.compute_scores(opened, job.h)
+    job.scored = job.scored or opening.cached_scores(opened) or opening.compute_scores(opened, job.h)
     job.selection = influence.weigh(job.scored.scores, config.keep, config.clip_quantile, extra)
     damping = influence.Damping.parse(config.damping)
     own = objective.one_hot(job.labels, opened.head.classes)

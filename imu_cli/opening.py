@@ -323,29 +323,32 @@ def cached_scores(opened: Opened) -> Scored | None:
     )
 
 
+def score(h: Tensor, labels: Tensor, head: Tensor, damping: influence.Damping) -> Scored:
+    """Scores in closed form of samples H (n, d+1) under a head W (c, d+1)."""
+    logits, members = h @ head.T, objective.one_hot(labels, len(head))
+    found = influence.influence(h, objective.residual(logits, members), damping)
+    confidence = torch.exp(-objective.losses(logits, members))
+    right = logits.argmax(dim=1) == labels
+    return Scored(found.scores, confidence, right, found.damping, found.mean_fisher, False, None)
+
+
 def compute_scores(opened: Opened, h: Tensor) -> Scored:
     """Scores in closed form from the features, written to the cache unless that is turned off."""
     with opened.clock.timed("scores"):
-        labels, logits = opened.labels(), h @ opened.matrix().T
-        members = objective.one_hot(labels, opened.head.classes)
-        found = influence.influence(
-            h, objective.residual(logits, members), influence.Damping.parse(opened.config.damping)
-        )
-        confidence = torch.exp(-objective.losses(logits, members))
-        right = logits.argmax(dim=1) == labels
+        found = score(h, opened.labels(), opened.matrix(), influence.Damping.parse(opened.config.damping))
     entry = None
     if opened.config.cache:
         tensors = {
             "scores": found.scores,
-            "confidence": confidence,
-            "right": right.to(torch.uint8),
+            "confidence": found.confidence,
+            "right": found.right.to(torch.uint8),
             "damping": torch.tensor([found.damping], dtype=torch.float64),
             "mean_fisher": torch.tensor([found.mean_fisher], dtype=torch.float64),
         }
         with opened.clock.timed("cache"):
             on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
             entry = str(cache.write("scores", _score_fields(opened), _samples(opened), on_cpu))
-    return Scored(found.scores, confidence, right, found.damping, found.mean_fisher, False, entry)
+    return replace(found, entry=entry)
 
 
 def sample_weights(opened: Opened) -> Tensor | None:

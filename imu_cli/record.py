@@ -1,6 +1,7 @@
 """What the commands measured, as versioned files: the record of an unlearning and the evaluation of a model.
 
-Written as JSON without NaN. The forget list's names and ids are never in them, only counts and hashes.
+Written as JSON without NaN. The forget list's names are never in them, only counts and hashes; its ids only after
+``evaluate --by``.
 """
 
 import json
@@ -274,6 +275,18 @@ class ClassRow(Model):
     after: float | None
 
 
+class PartRow(Model):
+    """Results on the forget samples of one id or group: share predicted, confidence, AUC against test samples."""
+
+    name: str
+    n: int
+    before: float | None
+    after: float | None
+    confidence: float | None
+    auc: float | None
+    auc_interval: Interval | None
+
+
 class ScoreRow(Model):
     """One forget sample: its place, score, weight in the ascent (0: left out), and the model's confidence in its label."""
 
@@ -354,12 +367,15 @@ class Evaluation(_Written):
     schema_: Literal["imu.evaluation/1"] = Field(default="imu.evaluation/1", alias="schema")
     model: FileHash
     original: FileHash | None
+    retrained: FileHash | None = None
     record: FileHash | None
     changed: list[str] | None
     head_only: bool | None
     summary: str
     metrics: list[Metric]
     per_class: list[ClassRow]
+    by: Literal["id", "group"] | None = None
+    per_part: list[PartRow] = Field(default_factory=list)
     requirements: list[Requirement]
     given: dict[str, str | None]
     curves: Curves | None = None

@@ -76,6 +76,7 @@ def evaluation(result: Evaluation) -> str:
         table(tables.requirements(result)),
         table(tables.measured(result.metrics)),
         table(tables.missing(result.metrics)),
+        table(tables.per_part(result)),
         _folded(
             "Accuracy per class, and how it was measured",
             _joined(

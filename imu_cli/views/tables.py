@@ -8,6 +8,9 @@ from imu_cli.record import Evaluation, Metric, Record
 
 from . import words
 
+LARGE_FAMILY = 4
+"""Metrics of one name before the dot from which one line stands for all of them, if they lack the same."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -66,8 +69,17 @@ def measured(metrics: Sequence[Metric]) -> Table:
 
 
 def missing(metrics: Sequence[Metric]) -> Table:
-    """The metrics that were not measured, each with what it needs."""
-    rows = [(metric.name, words.missing(metric)) for metric in metrics if metric.missing is not None]
+    """The metrics that were not measured, each with what it needs; a family that lacks one thing on one line."""
+    families: dict[str, list[Metric]] = {}
+    for metric in metrics:
+        families.setdefault(metric.name.partition(".")[0], []).append(metric)
+    rows: list[tuple[str, str]] = []
+    for name, family in families.items():
+        reasons = {words.missing(metric) for metric in family}
+        if len(family) >= LARGE_FAMILY and len(reasons) == 1 and family[0].missing is not None:
+            rows.append((f"{name}.* ({len(family)} metrics)", reasons.pop()))
+        else:
+            rows += [(metric.name, words.missing(metric)) for metric in family if metric.missing is not None]
     return Table("Not measured", ("metric", "why"), rows)
 
 
@@ -84,6 +96,20 @@ def per_class(result: Evaluation) -> Table:
         for row in result.per_class
     ]
     return Table("Accuracy per class", ("class", "split", "n", "before", "after"), rows, ("n", "before", "after"))
+
+
+def per_part(result: Evaluation) -> Table:
+    """Results on the forget samples of each id or group, where they were asked for."""
+    rows = [
+        (
+            row.name, str(row.n), words.percent(row.before), words.percent(row.after), words.percent(row.confidence),
+            words.number(row.auc),
+            "" if row.auc_interval is None else f"{row.auc_interval.low:.3f} to {row.auc_interval.high:.3f}",
+        )
+        for row in result.per_part
+    ]  # fmt: skip
+    columns = (result.by or "part", "n", "before", "after", "confidence", "AUC", "95 % interval")
+    return Table(f"Forget accuracy per {result.by or 'part'}", columns, rows, columns[1:6])
 
 
 def _value(result: Evaluation, name: str) -> float | None:

@@ -162,7 +162,7 @@ def evaluation(result: Evaluation, *, per_class: bool = True, notes: bool = True
         Group(title, Text(result.summary)),
         *_filled(tables.requirements(result), tables.measured(result.metrics)),
         *_missing(result.metrics),
-        *_filled(*([tables.per_class(result)] if per_class else [])),
+        *_filled(tables.per_part(result), *([tables.per_class(result)] if per_class else [])),
         _pairs("", words.evaluation_facts(result)),
         *_notes(result.notes if notes else []),
         Text(result.limit, style="dim"),

@@ -1,0 +1,320 @@
+"""Metrics against something other than the original: retrained heads, a retrained model, shadow heads, papers' scores."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from . import attacks, compat, heads, metrics, objective, retrained, shadows
+from .errors import ImuError
+from .evidence import NO_ORIGINAL, NO_RETAIN, NO_TEST, Evidence, Found, Split, forgotten_rows, metric
+from .intervals import Estimate, NotMeasured, census, clopper_pearson
+from .record import Metric
+
+REFERENCES = 8
+"""Heads on random halves of the retain samples that RMIA compares with."""
+WORK = 4_000_000_000
+"""Multiplications of one pass over the retain samples beyond which heads are not fitted again in passing."""
+
+NO_RETRAINED, NO_COMPAT = NotMeasured("needs --retrained"), NotMeasured("needs --compat")
+HEAD_ONLY = NotMeasured("needs a change of the head only: the features are not those of the original")
+
+
+def _hits(e: Evidence, split: Split, logits: Tensor) -> Tensor:
+    """Which rows count as right (n,): on D_f of the class scenario those predicted as any forgotten class."""
+    predicted = metrics.predictions(logits)
+    if split is e.forget and e.kind == "class":
+        return metrics.among(predicted, e.forgotten)
+    return predicted == split.labels
+
+
+def _gap(e: Evidence, split: Split, logits: Tensor, other: Tensor) -> Estimate:
+    return retrained.accuracy_gap(_hits(e, split, logits), _hits(e, split, other), census=split is e.forget)
+
+
+def _splits(e: Evidence) -> dict[str, Split | None]:
+    """D_f, and the kept classes of test and retain, where given."""
+    kept = {
+        name: None if split is None else split.only(~forgotten_rows(e, split.labels))
+        for name, split in (("test", e.test), ("retain", e.retain))
+    }
+    return {"forget": e.forget, **kept}
+
+
+MISSING = {"test": NO_TEST, "retain": NO_RETAIN}
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """Heads (K, c, d+1) on random halves of the retain samples, one on all of them (c, d+1), and their weight decay λ."""
+
+    halves: Tensor
+    whole: Tensor
+    l2: float
+
+
+def _wide(e: Evidence, split: Split) -> Tensor:
+    return objective.homogeneous(split.features, e.head[1] is not None)
+
+
+def matrix_of(head: tuple[Tensor, Tensor | None]) -> Tensor:
+    """W (c, d+1) of a weight and a bias, float64."""
+    weight, bias = head
+    return weight.double() if bias is None else torch.cat([weight, bias[:, None]], dim=1).double()
+
+
+def refit(e: Evidence) -> Refitted | NotMeasured:
+    """Heads that never saw D_f, on the features of the backbone that did; λ is the original head's own."""
+    if e.retain is None:
+        return NO_RETAIN
+    if e.head_before is None:
+        return NO_ORIGINAL
+    if not e.same_backbone:
+        return HEAD_ONLY
+    head = matrix_of(e.head_before)
+    if len(e.retain.labels) * head.numel() * (REFERENCES + 1) > WORK:
+        return NotMeasured(
+            f"a head of {head.numel()} weights on {len(e.retain.labels)} retain samples takes too long to fit again; give a "
+            "part of them as --retain"
+        )
+    h, labels = _wide(e, e.retain), e.retain.labels
+    trained = torch.cat([h, _wide(e, e.forget)]), torch.cat([labels, e.forget.labels])
+    l2 = heads.own_weight_decay(*trained, head)
+    if l2 <= 0:
+        return NotMeasured(
+            "the original's head is surer of its samples than any weight decay explains, so none can be refitted"
+        )
+    half = shadows.balanced_members(REFERENCES, len(labels), torch.Generator().manual_seed(e.seed)).to(labels.device)
+    members = torch.cat([half, torch.ones(1, len(labels), dtype=torch.bool, device=labels.device)])
+    try:
+        found = heads.fit(h, labels, members, len(head), l2, start=head, tolerance=heads.COARSE)
+    except ImuError as error:
+        return NotMeasured(str(error))
+    return Refitted(found.heads[:-1], found.heads[-1], l2)
+
+
+def retrained_head_metrics(e: Evidence) -> list[Metric]:
+    """RMIA against heads fitted on retain samples, and the accuracy gaps to one fitted on all of them."""
+    found = refit(e)
+    names = [f"head_gap.{split}" for split in ("forget", "test", "retain")]
+    if isinstance(found, NotMeasured):
+        return [
+            metric("rmia.auc", found, split="forget, test"),
+            *(metric(name, found, split=name.rpartition(".")[2]) for name in names),
+        ]
+    note = f"weight decay {found.l2:.2g}, the original head's own"
+    made = [_rmia(e, found)]
+    for name, (split_name, split) in zip(names, _splits(e).items(), strict=True):
+        if split is None:
+            made.append(metric(name, MISSING[split_name], split=split_name))
+            continue
+        other = _wide(e, split) @ found.whole.T
+        before = None if split.before is None else _gap(e, split, split.before, other)
+        made.append(metric(name, _gap(e, split, split.after, other), before, split=split_name, target=0.0, note=note))
+    return made
+
+
+def _rmia(e: Evidence, found: Refitted) -> Metric:
+    """``rmia.auc``: one half of test is the population, the class-matched part of the other what D_f is told from."""
+    name, where = "rmia.auc", "forget, test"
+    if e.test is None:
+        return metric(name, NO_TEST, split=where)
+    mixed = torch.randperm(len(e.test.labels), generator=torch.Generator().manual_seed(e.seed))
+    half = len(mixed) // 2
+    population, others = e.test.only(mixed[:half].sort().values), e.test.only(mixed[half:].sort().values)
+    try:
+        rows = attacks.class_matched(e.forget.labels, others.labels, torch.Generator().manual_seed(e.seed))
+    except ImuError as error:
+        return metric(name, NotMeasured(str(error)), split=where)
+    pool = others.only(rows)
+
+    def log_p(split: Split, logits: Tensor) -> Tensor:
+        return -objective.losses(logits.double(), objective.one_hot(split.labels, logits.shape[1]))
+
+    references = {
+        id(split): torch.stack([log_p(split, _wide(e, split) @ head.T) for head in found.halves])
+        for split in (population, e.forget, pool)
+    }
+
+    def auc_of(logits: Callable[[Split], Tensor]) -> Estimate:
+        scores = [
+            shadows.rmia_offline(
+                log_p(split, logits(split)), references[id(split)],
+                log_p(population, logits(population)), references[id(population)],
+            )
+            for split in (e.forget, pool)
+        ]  # fmt: skip
+        return attacks.auc(scores[0], scores[1])
+
+    def before(split: Split) -> Tensor:
+        assert split.before is not None
+        return split.before
+
+    return metric(
+        name, auc_of(lambda split: split.after), auc_of(before), split=where, target=0.5,
+        note=f"{REFERENCES} heads on halves of retain, {half} population samples",
+    )  # fmt: skip
+
+
+def retrained_metrics(e: Evidence) -> list[Metric]:
+    """How far the model, and the original, are from one that was retrained without D_f."""
+    if e.forget.retrained is None:
+        return []
+    made: list[Metric] = []
+    gaps: dict[str, list[Estimate]] = {"after": [], "before": []}
+    for name, split in _splits(e).items():
+        if split is None:
+            made.append(metric(f"retrained.accuracy_gap.{name}", MISSING[name], split=name))
+            continue
+        assert split.retrained is not None
+        after = _gap(e, split, split.after, split.retrained)
+        before = None if split.before is None else _gap(e, split, split.before, split.retrained)
+        gaps["after"].append(after)
+        gaps["before"] += [] if before is None else [before]
+        right = float(_hits(e, split, split.retrained).double().mean())
+        note = f"retrained: {right:.2%}"
+        made.append(metric(f"retrained.accuracy_gap.{name}", after, before, split=name, target=0.0, note=note))
+    given = ", ".join(name for name, split in _splits(e).items() if split is not None)
+    averages = [
+        Estimate(retrained.average_gap(found), None, None, sum(gap.n for gap in found), "mean of absolute gaps")
+        if found
+        else None
+        for found in (gaps["after"], gaps["before"])
+    ]
+    assert averages[0] is not None
+    made.append(metric("retrained.average_gap", averages[0], averages[1], split=given))
+    return [*made, *_outputs(e, e.forget.retrained), _test_churn(e)]
+
+
+def _outputs(e: Evidence, other: Tensor) -> list[Metric]:
+    """Churn, KL, JS, class histogram and which model is nearer, on D_f: a census."""
+    split = e.forget
+    measures: dict[str, Callable[[Tensor], Estimate]] = {
+        "retrained.churn": lambda logits: retrained.churn(logits, other, census=True),
+        "retrained.kl": lambda logits: census(float(retrained.kl(logits, other).mean()), len(logits)),
+        "retrained.js": lambda logits: census(float(retrained.js(logits, other).mean()), len(logits)),
+        "retrained.tv": lambda logits: census(retrained.histogram_tv(logits, other), len(logits)),
+    }
+    made = [
+        metric(name, measure(split.after), None if split.before is None else measure(split.before), split="forget")
+        for name, measure in measures.items()
+    ]
+    nearer: Found = NO_ORIGINAL if split.before is None else retrained.closer(split.after, split.before, other)
+    return [*made, metric("retrained.closer", nearer, split="forget")]
+
+
+def _test_churn(e: Evidence) -> Metric:
+    if e.test is None:
+        return metric("retrained.churn.test", NO_TEST, split="test")
+    test = e.test
+    assert test.retrained is not None
+    before = None if test.before is None else retrained.churn(test.before, test.retrained)
+    return metric("retrained.churn.test", retrained.churn(test.after, test.retrained), before, split="test")
+
+
+def shadow_metrics(e: Evidence) -> list[Metric]:
+    """Per-sample likelihood ratios under shadow heads; inconclusive where they do not work on the original."""
+    names, where = ("shadow.auc", "shadow.tpr_at_1pct_fpr", "shadow.auc_retrained_head"), "forget, test"
+    found = e.shadow
+    if isinstance(found, NotMeasured):
+        return [metric(name, found, split=where) for name in names]
+    after, before, null = (attacks.auc(*pair) for pair in (found.after, found.before, found.retrained_head))
+    nothing = metric(names[2], null, attacks.auc(*found.retrained_head_before), split=where, target=0.5)
+    power = attacks.auc_change(found.retrained_head_before, found.before)
+    if (before.low or 0.0) <= 0.5 or (power.low or 0.0) <= 0:
+        why = (
+            f"inconclusive: on the original, where there is something to find, its AUC is {before.value:.3f} "
+            f"({before.low:.3f} to {before.high:.3f}), on a head that never saw them "
+            f"{attacks.auc(*found.retrained_head_before).value:.3f}"
+        )
+        return [*(metric(name, NotMeasured(why), split=where) for name in names[:2]), nothing]
+    hits, false = (int((side > found.threshold).sum()) for side in found.after)
+    note = f"{found.heads} heads; threshold from the shadows, {false / len(found.after[1]):.2%} of test samples pass it"
+    return [
+        metric(names[0], after, before, split=where, target=0.5, note=f"{found.heads} heads"),
+        metric(names[1], clopper_pearson(hits, len(found.after[0])), split=where, target=0.01, note=note),
+        nothing,
+    ]
+
+
+def compat_metrics(e: Evidence) -> list[Metric]:
+    """Scores that papers print, each labelled as what it is."""
+    if not e.compat:
+        return []
+    return [*_svc(e), _class_index(e), _neurips(e)]
+
+
+def _labelled(split: Split, which: str) -> compat.Labelled:
+    return compat.Labelled(getattr(split, which), split.labels)
+
+
+def _svc(e: Evidence) -> list[Metric]:
+    scores: tuple[compat.Score, ...] = get_args(compat.Score)
+    if e.test is None or e.retain is None:
+        lacks = NO_TEST if e.test is None else NO_RETAIN
+        names = [f"compat.svc_{score}{kind}" for score in scores for kind in ("", "_fixed")]
+        return [metric(name, lacks, split="forget, retain, test") for name in names]
+    made = []
+    for score in scores:
+        published: dict[str, Estimate] = {}
+        corrected: dict[str, compat.Corrected | NotMeasured] = {}
+        for which in ("after", "before"):
+            if getattr(e.forget, which) is None:
+                continue
+            splits = [_labelled(split, which) for split in (e.forget, e.retain, e.test)]
+            published[which] = compat.svc_published(score, *splits)
+            generator = torch.Generator().manual_seed(e.seed)
+            corrected[which] = compat.svc_corrected(score, *splits, generator=generator)
+        name, where = f"compat.svc_{score}", "forget, retain, test"
+        note = "share called non-member; papers call higher better"
+        made.append(metric(name, published["after"], published.get("before"), split=where, note=note))
+        made.append(_corrected(f"{name}_fixed", corrected, where))
+    return made
+
+
+def _corrected(name: str, found: dict[str, compat.Corrected | NotMeasured], where: str) -> Metric:
+    after, before = found["after"], found.get("before")
+    if isinstance(after, NotMeasured):
+        return metric(name, after, split=where)
+    earlier = before.forget if isinstance(before, compat.Corrected) else None
+    why = "share of unseen samples of these classes called non-member"
+    return metric(name, after.forget, earlier, split=where, target=after.unseen, target_note=why)
+
+
+def _class_index(e: Evidence) -> Metric:
+    name = "compat.w1_class_index"
+    if e.test is None or e.test.retrained is None:
+        return metric(name, NO_TEST if e.test is None else NO_RETRAINED, split="test")
+    other = metrics.predictions(e.test.retrained)
+    after, before = (
+        None if logits is None else Estimate(
+            compat.w1_class_index(metrics.predictions(logits), other), None, None, len(other), "point estimate"
+        )
+        for logits in (e.test.after, e.test.before)
+    )  # fmt: skip
+    assert after is not None
+    return metric(name, after, before, split="test")
+
+
+def _neurips(e: Evidence) -> Metric:
+    name = "compat.neurips2023_accuracy"
+    if e.test is None:
+        return metric(name, NO_TEST, split="forget, test")
+    found: list[Found | None] = []
+    for which in ("after", "before"):
+        if getattr(e.forget, which) is None:
+            found.append(None)
+            continue
+        generator = torch.Generator().manual_seed(e.seed)
+        found.append(compat.neurips_accuracy(_labelled(e.forget, which), _labelled(e.test, which), generator))
+    assert found[0] is not None
+    return metric(name, found[0], found[1], split="forget, test", target=0.5)
+
+
+def why_absent(e: Evidence, name: str) -> NotMeasured | None:
+    """What a metric of this module needs that was not given; None for the others."""
+    if name.startswith("retrained.") and e.forget.retrained is None:
+        return NO_RETRAINED
+    return NO_COMPAT if name.startswith("compat.") and not e.compat else None
