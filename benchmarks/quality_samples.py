@@ -150,17 +150,18 @@ def imu(case: Case, limits: Limits) -> Found:
     return ascend(case, limits, weights, "ascent, IMU")
 
 
-def _match(case: Case, limits: Limits, by_accuracy: bool, method: str) -> Found:
+def _match(case: Case, limits: Limits, by_accuracy: bool, method: str, max_auc: float | None = None) -> Found:
     head, held = case.data.matrix, case.held
     goal = limits.target
     assert goal is not None
-    wanted, _ = matching.targets(
-        case.plan, case.h @ head.T, case.labels, goal, held, held.h @ head.T, by_accuracy=by_accuracy, true_labels=None
-    )
+    aim = matching.aim(
+        case.plan, case.h, case.labels, head, goal, held,
+        by_accuracy=by_accuracy, true_labels=None, max_auc=max_auc,
+    )  # fmt: skip
     problem = matching.prepare(
-        case.h, case.labels, head, wanted, held, damping=DEFAULTS.sigma_damping, class_factor=DEFAULTS.class_factor
+        case.h, case.labels, head, aim.targets, held, damping=DEFAULTS.sigma_damping, class_factor=DEFAULTS.class_factor
     )
-    *_, last = matching.run(problem, case.look, limits, case.data.head.rounded, held, DEFAULTS.rho)
+    *_, last = matching.run(problem, aim, case.look, limits, case.data.head.rounded, DEFAULTS.rho)
     assert isinstance(last, matching.Matched)
     return judge(case, method, goal, last.outcome.head, len(last.points), last.outcome.reason)
 

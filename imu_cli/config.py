@@ -183,6 +183,16 @@ class TargetConfig(ForgetConfig):
     max_drop: Annotated[
         float, Ge(0), Le(1), Option("Largest fall of accuracy on held-out data, as a fraction.", group=STOP)
     ] = 0.01
+    max_auc: Annotated[
+        float,
+        Ge(0.5),
+        Le(1),
+        Option(
+            "Membership AUC against held-out data that matched goes on to, within the budgets; 1: the share on the forget "
+            "set alone decides. Not used with --until or --rho.",
+            group=MATCHED,
+        ),
+    ] = 0.51
     rho: Annotated[
         float | None,
         Gt(0),

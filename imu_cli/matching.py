@@ -4,20 +4,23 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from . import attacks, matched
+from . import margins, matched, scenario
 from .ascent import Limits, Look, Outcome, Reason, Step
 from .errors import ImuError
 from .scenario import HeldOut, Plan
 
+CLOSE = 0.05
+"""Margins that miss their targets by less, in log-odds, are where they should be: less ρ would bring nothing."""
+
 
 @dataclass(frozen=True)
 class Point:
-    """One solution along the path: ρ, what its head does, two-sided AUC against held-out data, and how far margins missed.
+    """One solution along the path: ρ, what its head does, AUC of D_f against held-out data, and how far margins missed.
 
-    ``auc`` is None without held-out data; ``margin_error`` is the weighted root mean square of φ − t.
+    ``auc`` is the membership AUC under that head, 0.5 where D_f looks unseen, None without held-out data;
+    ``margin_error`` is the weighted root mean square of φ − t.
     """
 
     rho: float
@@ -27,37 +30,107 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Details:
+    """What the record says of the chosen solution beside its outcome.
+
+    Attributes:
+        targets: where the target margins came from.
+        rho, form, converged: of the solution; ``condition`` is that of the metric.
+        capacity: margins that the head can set freely; ``n`` samples were asked for.
+        margin_error_before, margin_error: weighted root mean square of φ − t, in log-odds.
+        margins_within_half: share of the samples within 0.5 of their target.
+        auc_before, auc: membership AUC against the held-out data that the run chose by; None without.
+        max_auc: what it was to come down to; None where it played no part.
+    """
+
+    targets: str
+    rho: float
+    form: str
+    converged: bool
+    condition: float
+    capacity: int
+    n: int
+    margin_error_before: float
+    margin_error: float
+    margins_within_half: float
+    auc_before: float | None
+    auc: float | None
+    max_auc: float | None
+
+
+@dataclass(frozen=True)
 class Matched:
     """What matched unlearning found: the outcome, the path, and how well-posed the system was."""
 
     outcome: Outcome
     points: tuple[Point, ...]
     strengths: Tensor = field(repr=False)
-    details: dict[str, float | str | bool | int]
+    targets: Tensor = field(repr=False)
+    details: Details
 
 
-def targets(
-    plan: Plan, logits: Tensor, labels: Tensor, goal: float, held: HeldOut | None, held_logits: Tensor | None, *,
-    by_accuracy: bool, true_labels: Tensor | None,
-) -> tuple[Tensor, str]:  # fmt: skip
-    """Margins (n,) that the forget samples are to have, and how they were got.
+@dataclass(frozen=True)
+class Aim:
+    """The margins that the forget samples are to have.
 
-    With held-out data each sample takes the held-out margin of its rank; without, or where the user gave the target
-    (``by_accuracy``), one constant is subtracted from every margin.
+    Attributes:
+        targets: t (n,) at the original head.
+        how: where they come from, in words.
+        unseen: margins (m,) of held-out samples under a head (c, d+1), and their weights; None without held-out data.
+        retarget: targets under a head, where they follow the held-out margins; None where they stay.
+        max_auc: membership AUC that also has to be reached; None where the share on D_f alone decides.
     """
-    phi = matched.margins(logits, labels)
-    if held is None or held_logits is None or by_accuracy:
-        return matched.shifted_targets(
-            phi, goal, matched.decision_margins(logits, labels)
-        ), "a constant shift of all margins"
-    if plan.kind == "mislabelled":
-        known = None if true_labels is None or bool((true_labels < 0).any()) else true_labels
-        found = matched.confusion_reference(held_logits, held.labels, labels, known)
-        return matched.coupled_targets(
-            phi, found.margins, found.weights
-        ), "held-out margins of the wrong labels, by rank"
-    weights = matched.class_match(labels, held.labels)
-    return matched.coupled_targets(phi, matched.margins(held_logits, held.labels), weights), "held-out margins, by rank"
+
+    targets: Tensor
+    how: str
+    unseen: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    retarget: matched.Retarget | None = None
+    max_auc: float | None = None
+
+
+def aim(
+    plan: Plan,
+    h: Tensor,
+    labels: Tensor,
+    head: Tensor,
+    goal: float,
+    held: HeldOut | None,
+    *,
+    by_accuracy: bool,
+    true_labels: Tensor | None,
+    max_auc: float | None = None,
+) -> Aim:
+    """What the forget samples' margins are to become.
+
+    With held-out data each sample takes the held-out margin of its rank *under the head that results*: an attacker
+    compares D_f with unseen samples by the model at hand, and those samples' margins move with the head too. Without, or
+    where the user asks for less than unseen samples reach (``by_accuracy``), one constant is subtracted from every margin.
+
+    Raises:
+        ImuError: held-out data lack a class or a confusion, or the goal is met already.
+    """
+    logits = h @ head.T
+    phi = margins.margins(logits, labels)
+    known = None if true_labels is None or bool((true_labels < 0).any()) else true_labels
+
+    def unseen(at: Tensor) -> tuple[Tensor, Tensor]:
+        assert held is not None
+        theirs = held.h @ at.T
+        if plan.kind == "mislabelled":
+            found = margins.confusion_reference(theirs, held.labels, labels, known)
+            return found.margins, found.weights
+        return margins.margins(theirs, held.labels), margins.class_match(labels, held.labels)
+
+    own_goal = by_accuracy or plan.kind == "class"
+    if held is None or (own_goal and goal < scenario.unseen_share(plan, held, head, labels, known)):
+        shifted = margins.shifted_targets(phi, goal, margins.decision_margins(logits, labels))
+        return Aim(shifted, "a constant shift of all margins", None if held is None else unseen)
+
+    def coupled(at: Tensor) -> Tensor:
+        return margins.coupled_targets(phi, *unseen(at))
+
+    how = "held-out margins" + (" of the wrong labels" if plan.kind == "mislabelled" else "")
+    return Aim(coupled(head), f"{how}, by rank", unseen, coupled, None if own_goal else max_auc)
 
 
 def prepare(
@@ -70,36 +143,31 @@ def prepare(
     curvature = matched.class_curvature((seen @ head.T).softmax(dim=1)) if wanted_factor else None
     return matched.prepare(
         h, labels, head, wanted, matched.second_moment(seen), damping=damping, curvature=curvature,
-        weights=matched.error_weights(wanted),
+        weights=margins.error_weights(wanted),
     )  # fmt: skip
 
 
-def _auc(solution: matched.Solution, labels: Tensor, held: HeldOut | None) -> float | None:
-    """Two-sided AUC of D_f against class-matched held-out samples, on the solution's margins."""
-    if held is None:
-        return None
-    pool = attacks.class_matched(labels, held.labels, torch.Generator().manual_seed(0))
-    theirs = matched.margins(held.h[pool] @ solution.head.T, held.labels[pool])
-    return attacks.two_sided_auc(solution.margins, theirs).value
-
-
-def _verdict(look: Look, limits: Limits) -> matched.Verdict:
-    if limits.exceeded(look) is not None:
+def _verdict(point: Point, limits: Limits, max_auc: float | None) -> matched.Verdict:
+    if limits.exceeded(point.look) is not None:
         return "spent"
-    return "met" if limits.met(look) else "more"
+    if not limits.met(point.look):
+        return "more"
+    alike = max_auc is None or point.auc is None or point.auc <= max_auc or point.margin_error <= CLOSE
+    return "met" if alike else "more"
 
 
 def run(
     problem: matched.Problem,
+    goal: Aim,
     look: Callable[[Tensor], Look],
     limits: Limits,
     rounded: Callable[[Tensor], Tensor],
-    held: HeldOut | None,
     rho: float | None,
 ) -> Iterator[Point | Matched]:
     """Solve along decreasing ρ; yields each point and, last, what was chosen.
 
-    The largest ρ that meets the target within the budgets is chosen, else the smallest that stays within them.
+    The largest ρ that meets the target, and with held-out data looks unseen, within the budgets is chosen; else the
+    smallest that stays within them.
 
     Raises:
         ImuError: every solution on the path exceeds a budget.
@@ -108,12 +176,13 @@ def run(
     steps: list[matched.Step] = []
 
     def judge(solution: matched.Solution) -> matched.Verdict:
-        seen = look(rounded(solution.head))
-        miss = _miss(problem, solution.margins - problem.targets)
-        points.append(Point(solution.rho, seen, _auc(solution, problem.labels, held), miss))
-        return _verdict(seen, limits)
+        head = rounded(solution.head)
+        missed = _miss(problem, solution.margins - solution.targets)
+        points.append(Point(solution.rho, look(head), _auc(goal, problem, head), missed))
+        return _verdict(points[-1], limits, goal.max_auc)
 
-    for step in matched.path(problem, judge) if rho is None else _single(problem, judge, rho):
+    path = matched.path(problem, judge, retarget=goal.retarget)
+    for step in path if rho is None else _single(problem, judge, rho, goal.retarget):
         steps.append(step)
         yield points[-1]
     best = matched.chosen(steps) if rho is None else steps[0]
@@ -122,13 +191,23 @@ def run(
             "matched: even the smallest change on the path leaves a budget (--max-drop, --max-head-change); raise it, or "
             "give more held-out data"
         )
-    yield _finish(problem, best, steps, points, look, limits, rounded, rho)
+    at = next(point for step, point in zip(steps, points, strict=True) if step is best)
+    reason = _reason(best, steps, points, limits, rho)
+    start, head = look(rounded(problem.head)), rounded(best.solution.head)
+    taken = tuple(Step(number, 1.0, math.nan, point.look) for number, point in enumerate(points, 1))
+    reached = None if limits.target is None else limits.met(at.look)
+    outcome = Outcome(head, reason, reached, start, at.look, taken)
+    details = _details(problem, goal, best.solution, at)
+    yield Matched(outcome, tuple(points), best.solution.strengths, best.solution.targets, details)
 
 
 def _single(
-    problem: matched.Problem, judge: Callable[[matched.Solution], matched.Verdict], rho: float
+    problem: matched.Problem,
+    judge: Callable[[matched.Solution], matched.Verdict],
+    rho: float,
+    retarget: matched.Retarget | None,
 ) -> Iterator[matched.Step]:
-    solution = matched.solve(problem, rho)
+    solution = matched.solve(problem, rho, retarget=retarget)
     yield matched.Step(solution, judge(solution))
 
 
@@ -148,36 +227,30 @@ def _miss(problem: matched.Problem, missed: Tensor) -> float:
     return float(((problem.weights * missed.square()).sum() / problem.weights.sum()).sqrt())
 
 
-def _finish(
-    problem: matched.Problem,
-    best: matched.Step,
-    steps: list[matched.Step],
-    points: list[Point],
-    look: Callable[[Tensor], Look],
-    limits: Limits,
-    rounded: Callable[[Tensor], Tensor],
-    rho: float | None,
-) -> Matched:
-    solution = best.solution
-    head = rounded(solution.head)
-    start, end = look(rounded(problem.head)), look(head)
-    taken = tuple(Step(number, 1.0, math.nan, point.look) for number, point in enumerate(points, 1))
-    reached = None if limits.target is None else limits.met(end)
-    outcome = Outcome(head, _reason(best, steps, points, limits, rho), reached, start, end, taken)
-    n, missed = len(problem.labels), solution.margins - problem.targets
-    before = matched.margins(problem.features @ problem.head.T, problem.labels) - problem.targets
-    details: dict[str, float | str | bool | int] = {
-        "rho": solution.rho,
-        "form": solution.form,
-        "converged": solution.converged,
-        "condition": solution.condition,
-        "capacity": problem.capacity,
-        "margin_error_before": _miss(problem, before),
-        "margin_error": _miss(problem, missed),
-        "margins_within_half": float((missed.abs() <= 0.5).double().mean()),
-        "n": n,
-    }
-    return Matched(outcome, tuple(points), solution.strengths, details)
+def _auc(goal: Aim, problem: matched.Problem, head: Tensor) -> float | None:
+    """Membership AUC of D_f against the held-out samples under a head."""
+    if goal.unseen is None:
+        return None
+    return margins.weighted_auc(margins.margins(problem.features @ head.T, problem.labels), *goal.unseen(head))
+
+
+def _details(problem: matched.Problem, goal: Aim, solution: matched.Solution, at: Point) -> Details:
+    before = margins.margins(problem.features @ problem.head.T, problem.labels) - problem.targets
+    return Details(
+        targets=goal.how,
+        rho=solution.rho,
+        form=solution.form,
+        converged=solution.converged,
+        condition=solution.condition,
+        capacity=problem.capacity,
+        n=len(problem.labels),
+        margin_error_before=_miss(problem, before),
+        margin_error=at.margin_error,
+        margins_within_half=float(((solution.margins - solution.targets).abs() <= 0.5).double().mean()),
+        auc_before=_auc(goal, problem, problem.head),
+        auc=at.auc,
+        max_auc=goal.max_auc,
+    )
 
 
 def ordered(points: tuple[Point, ...]) -> list[Point]:

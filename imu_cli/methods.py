@@ -236,35 +236,34 @@ def ascend_on(opened: Opened, config: UnlearnConfig, job: Job) -> Done:
 
 def match_to(opened: Opened, config: UnlearnConfig, job: Job) -> Done:
     """Solve matched unlearning along ρ to the target or a budget."""
-    _, item, how = solve_matched(opened, config, job)
+    _, item = solve_matched(opened, config, job)
     _tell_matched(opened, item)
     start = LookInfo(step=0, **vars(item.outcome.start))
     points = [
         LookInfo(step=number, rho=p.rho, auc=p.auc, margin_error=p.margin_error, **vars(p.look))
         for number, p in enumerate(matching.ordered(item.points), 1)
     ]
-    return Done(item.outcome, [start, *points], {**item.details, "targets": how})
+    return Done(item.outcome, [start, *points], vars(item.details))
 
 
-def solve_matched(opened: Opened, config: UnlearnConfig, job: Job) -> tuple[matched.Problem, matching.Matched, str]:
-    """The system, what was chosen along ρ, and how target margins were got."""
+def solve_matched(opened: Opened, config: UnlearnConfig, job: Job) -> tuple[matched.Problem, matching.Matched]:
+    """The system, and what was chosen along ρ."""
     head, held = opened.matrix(), job.held
     assert job.target is not None
-    held_logits = None if held is None else held.h @ head.T
-    wanted, how = matching.targets(
-        job.plan, job.h @ head.T, job.labels, job.target, held, held_logits,
-        by_accuracy=config.until is not None, true_labels=job.true_labels,
+    goal = matching.aim(
+        job.plan, job.h, job.labels, head, job.target, held,
+        by_accuracy=config.until is not None, true_labels=job.true_labels, max_auc=config.max_auc,
     )  # fmt: skip
-    opened.note(
-        f"target margins: {how}; Σ of {'the forget set' if held is None else f'{len(held.h)} held-out samples'}"
-    )
+    further = "" if goal.max_auc is None else f"; on to a membership AUC of {goal.max_auc:g} within the budgets"
+    seen = "the forget set" if held is None else f"{len(held.h)} held-out samples"
+    opened.note(f"target margins: {goal.how}; Σ of {seen}{further}")
     with opened.clock.timed("matching"), opened.events.track("matched, along ρ", None) as advance:
         problem = matching.prepare(
-            job.h, job.labels, head, wanted, held, damping=config.sigma_damping, class_factor=config.class_factor
+            job.h, job.labels, head, goal.targets, held, damping=config.sigma_damping, class_factor=config.class_factor
         )
-        for item in matching.run(problem, job.look, job.limits, opened.head.rounded, held, config.rho):
+        for item in matching.run(problem, goal, job.look, job.limits, opened.head.rounded, config.rho):
             if isinstance(item, matching.Matched):
-                return problem, item, how
+                return problem, item
             advance(1)
     raise AssertionError("a run ends with what was chosen")
 
@@ -272,15 +271,24 @@ def solve_matched(opened: Opened, config: UnlearnConfig, job: Job) -> tuple[matc
 def _tell_matched(opened: Opened, found: matching.Matched) -> None:
     d = found.details
     opened.note(
-        f"matched: ρ {d['rho']:.3g} of {len(found.points)} tried, margins miss their targets by {d['margin_error']:.3g} "
-        f"(before: {d['margin_error_before']:.3g}) in log-odds, root mean square"
+        f"matched: ρ {d.rho:.3g} of {len(found.points)} tried, margins miss their targets by {d.margin_error:.3g} "
+        f"(before: {d.margin_error_before:.3g}) in log-odds, root mean square"
     )
-    if int(d["n"]) > int(d["capacity"]):
+    if d.auc is not None:
         opened.note(
-            f"{d['n']} samples are more than the {d['capacity']} margins this head can set freely; "
-            f"{d['margins_within_half']:.0%} came within 0.5 of their target"
+            f"matched: membership AUC against the held-out samples {d.auc_before:.3f} before, {d.auc:.3f} after"
         )
-    if not d["converged"]:
+    if d.auc is not None and d.max_auc is not None and d.auc > d.max_auc:
+        opened.note(
+            f"matched: the AUC is above the {d.max_auc:g} aimed at, the forget samples can still be told from unseen ones by "
+            "their margins; a larger --max-drop lets them come closer"
+        )
+    if d.n > d.capacity:
+        opened.note(
+            f"{d.n} samples are more than the {d.capacity} margins this head can set freely; "
+            f"{d.margins_within_half:.0%} came within 0.5 of their target"
+        )
+    if not d.converged:
         opened.note(
             "matched: the last re-linearisation still moved the head a little; what is written was measured as it is"
         )

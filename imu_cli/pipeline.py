@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checkpoint, features, influence, matched, methods, objective, opening, record, scenario, writing
+from . import checkpoint, features, influence, margins, matched, methods, objective, opening, record, scenario, writing
 from .ascent import Outcome
 from .config import PAPER, InfluenceConfig, TargetConfig, UnlearnConfig
 from .errors import ImuError
@@ -68,17 +68,17 @@ def _kernel(opened: Opened, config: InfluenceConfig, h: Tensor) -> list[record.K
     shared = {item.name: getattr(config, item.name) for item in fields(TargetConfig)}
     wanted = UnlearnConfig(**shared, method="matched")
     job = methods.prepare(opened, wanted, h)
-    problem, found, _ = methods.solve_matched(opened, wanted, job)
+    problem, found = methods.solve_matched(opened, wanted, job)
     rows = matched.kernel_rows(problem, found.strengths, head=found.outcome.head, top=MOVERS)
     names = opened.forget.images.names
-    margins = matched.margins(h @ opened.matrix().T, job.labels)
+    before = margins.margins(h @ opened.matrix().T, job.labels)
     return [
         record.KernelRow(
             path=names[row],
             strength=float(found.strengths[row]),
             self_influence=float(rows.self_influence[row]),
-            margin=float(margins[row]),
-            target=float(problem.targets[row]),
+            margin=float(before[row]),
+            target=float(found.targets[row]),
             movers=[
                 record.Mover(path=names[other], moved=moved)
                 for other, moved in zip(rows.movers[row].tolist(), rows.moved[row].tolist(), strict=True)

@@ -168,6 +168,20 @@ def _attainable(rate: float, hits: int, n: int) -> float:
     return rate if hits <= rate * n else min(math.floor(rate * n + 0.5), hits - 1) / n
 
 
+def unseen_share(plan: Plan, test: HeldOut, head: Tensor, labels: Tensor, true: Tensor | None) -> float:
+    """What the share on D_f is for samples that were never seen, on held-out data matched to D_f.
+
+    Their accuracy; in the mislabelled scenario their rate of D_f's confusions.
+
+    Raises:
+        ImuError: held-out data lack a class.
+    """
+    predicted = (test.h @ head.T).argmax(dim=1)
+    if plan.kind == "mislabelled":
+        return confusion_share(predicted, test.labels, labels, true)
+    return metrics.class_matched_accuracy(predicted == test.labels, test.labels, labels).value
+
+
 def target(
     plan: Plan, until: str | None, test: HeldOut | None, head: Tensor, labels: Tensor, true: Tensor | None, hits: int
 ) -> tuple[float | None, str]:
@@ -179,17 +193,10 @@ def target(
         return parse_until(until), "--until"
     if plan.kind == "class":
         return CLASS_TARGET, "a model that never saw a class predicts it on none of its samples"
-    if plan.kind == "sample":
-        if test is None:
-            return None, "no target was given; add --test DATA (held-out accuracy) or --until 'forget.accuracy<=X'"
-        right = (test.h @ head.T).argmax(dim=1) == test.labels
-        found = metrics.class_matched_accuracy(right, test.labels, labels)
-        why = f"{found.value:.2%}, the original's accuracy on class-matched held-out samples"
-        return _attainable(found.value, hits, len(labels)), why
+    if test is None and plan.kind == "sample":
+        return None, "no target was given; add --test DATA (held-out accuracy) or --until 'forget.accuracy<=X'"
     if test is None:
         return 1 / head.shape[0], "1 / number of classes; with --test it is the held-out rate of these confusions"
-    predicted = (test.h @ head.T).argmax(dim=1)
-    rate = confusion_share(predicted, test.labels, labels, true)
-    return _attainable(
-        rate, hits, len(labels)
-    ), f"{rate:.2%}, the original's rate of these confusions on held-out samples"
+    found = unseen_share(plan, test, head, labels, true)
+    what = "accuracy on class-matched" if plan.kind == "sample" else "rate of these confusions on"
+    return _attainable(found, hits, len(labels)), f"{found:.2%}, the original's {what} held-out samples"

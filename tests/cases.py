@@ -31,6 +31,15 @@ class Case:
         labels[::3] = torch.randint(0, self.c, (len(labels[::3]),), generator=generator)
         return h, w * (self.gap / float(logits.max() - logits.min())), labels
 
+    def unseen(self, m: int = 60) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, labels and logits of samples that the head was not asked to fit: the labels are random."""
+        generator = torch.Generator().manual_seed(self.c)
+        _, head, _ = self.make()
+        h = torch.rand(m, head.shape[1], generator=generator, dtype=torch.float64)
+        if self.bias:
+            h[:, -1] = 1
+        return h, torch.randint(0, self.c, (m,), generator=generator), h @ head.T
+
 
 CASES = [
     Case(n, c, 7, bias, gap) for n in (1, 7, 40) for c in (2, 10, 100) for bias in (True, False) for gap in (3.0, 25.0)
