@@ -122,7 +122,7 @@ def unlearn_config(**options: Any) -> UnlearnConfig:
 
 @dataclass(frozen=True)
 class Cifar:
-    """The head and its inputs: H (n, d+1) float64 and labels (n,) of CIFAR-10's 50,000 and 10,000 images."""
+    """A head and its inputs: H (n, d+1) float64 and labels (n,) of CIFAR-10 images it was trained on, and of the 10,000 others."""
 
     head: Head
     train: Tensor
