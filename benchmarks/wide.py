@@ -6,6 +6,7 @@ there is something to forget: membership AUC about 0.7. Training draws from one 
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +31,7 @@ class Wide(nn.Module):
         super().__init__()
         widths = (3, 32, 64, 128, FEATURES)
         layers: list[nn.Module] = []
-        for number, (wide, out) in enumerate(zip(widths, widths[1:], strict=False), 1):
+        for number, (wide, out) in enumerate(itertools.pairwise(widths), 1):
             layers += [nn.Conv2d(wide, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
             layers.append(nn.MaxPool2d(2) if number < len(widths) - 1 else nn.AdaptiveAvgPool2d(1))
         self.body = nn.Sequential(*layers, nn.Flatten())
