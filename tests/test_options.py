@@ -67,7 +67,7 @@ def samples(kind: Any) -> list[Any]:
     choices: dict[Any, list[Any]] = {
         bool: [True, False, True],
         int: [3, 4, 5],
-        float: [0.25, 0.5, 0.75],
+        float: [0.55, 0.7, 0.85],
         str: ["a", "b", "c"],
     }
     return choices[kind]
