@@ -156,7 +156,7 @@ def test_pictures_are_valid_and_told_in_words() -> None:
     assert titles == [
         "Confidence before", "Confidence after", "Membership attack, ROC", "Accuracy per class, test",
         "Forget samples predicted as a forgotten class", "Change of the head", "Influence scores by size",
-        "Forget samples predicted as a forgotten class, and what it costs", "Two-sided AUC, and what it costs",
+        "Forget samples predicted as a forgotten class, and what it costs", "Membership AUC, and what it costs",
     ]  # fmt: skip
     for picture in found:
         assert len(picture.findtext("desc") or "") > 30

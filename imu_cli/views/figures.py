@@ -93,7 +93,7 @@ def _chosen(result: Record, path: Sequence[LookInfo]) -> LookInfo | None:
 
 
 def _path_numbers(path: Sequence[LookInfo]) -> Table:
-    columns = ("ρ", "held-out drop", "forget", "AUC, two-sided", "head change")
+    columns = ("ρ", "held-out drop", "forget", "AUC", "head change")
     rows = [
         (words.number(look.rho), words.percent(look.test_drop), words.percent(look.forget), words.number(look.auc),
          words.percent(look.head_change))
@@ -137,7 +137,7 @@ def _trade_off(result: Record, path: Sequence[LookInfo]) -> Figure | None:
 
 def _auc_path(result: Record, path: Sequence[LookInfo]) -> Figure | None:
     about = "The same strengths; at 0.5 (dashed) D_f cannot be told from held-out samples by its confidence."
-    return _against_cost(result, path, "auc", "Two-sided AUC, and what it costs", about, 0.5)
+    return _against_cost(result, path, "auc", "Membership AUC, and what it costs", about, 0.5)
 
 
 def _scores(result: Record) -> Figure | None:

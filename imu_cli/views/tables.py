@@ -33,7 +33,7 @@ def outcome(result: Record, title: str = "") -> Table:
 
 def path(result: Record) -> Table:
     """The trade-off along ρ of a matched run: what each strength forgets and costs; the chosen one is marked."""
-    columns = ("", "ρ", "forget", "held-out drop", "AUC, two-sided", "head change")
+    columns = ("", "ρ", "forget", "held-out drop", "AUC", "head change")
     rows = [
         (
             "→" if look.rho == result.details.get("rho") else "",
