@@ -7,7 +7,7 @@ from .record import Metric
 def of(e: Evidence, found: list[Metric], head_only: bool | None) -> str:
     """One plain paragraph: what was reached, what it cost, what remains in the features."""
     by_name = {item.name: item for item in found}
-    parts = [_said_forget(e, by_name)]
+    parts = [*(_said_damage(by_name) if e.kind == "sample" else []), _said_forget(e, by_name)]
     drop = by_name["test.accuracy_drop"]
     if drop.value is not None and drop.interval is not None:
         parts.append(
@@ -15,18 +15,24 @@ def of(e: Evidence, found: list[Metric], head_only: bool | None) -> str:
             f"(95 % interval of the fall: {100 * drop.interval.low:.2f} to {100 * drop.interval.high:.2f}, n = {drop.n})."
         )
     parts.append(_said_remains(by_name, head_only))
-    over = by_name["forget.over_unlearned"]
-    if (
-        e.kind == "sample"
-        and over.interval is not None
-        and over.target_range is not None
-        and over.interval.low > over.target_range.high
-    ):
-        parts.append(
-            f"DAMAGE, not forgetting: {over.value:.1%} of the forget samples are less sure than 99 % of unseen samples; "
-            "unseen samples would not be."
-        )
     return " ".join(parts)
+
+
+def _said_damage(by_name: dict[str, Metric]) -> list[str]:
+    """Whether single samples were driven below what unseen ones show, by their number or by their confidence.
+
+    Both signs are needed: an ascent that ruins the model lowers unseen samples as well, so that D_f looks like them.
+    """
+    signs = []
+    accuracy, over = by_name["forget.accuracy"], by_name["forget.over_unlearned"]
+    if accuracy.value is not None and accuracy.target_range is not None and accuracy.value < accuracy.target_range.low:
+        low, high = accuracy.target_range.low, accuracy.target_range.high
+        signs.append(
+            f"{accuracy.value:.2%} of the forget samples are right, where as many unseen ones show {low:.2%} to {high:.2%}"
+        )
+    if over.interval is not None and over.target_range is not None and over.interval.low > over.target_range.high:
+        signs.append(f"{over.value:.1%} of the forget samples are less sure than 99 % of unseen samples")
+    return [f"DAMAGE, not forgetting: {', and '.join(signs)}."] if signs else []
 
 
 def _said_drop(drop: float) -> str:

@@ -192,6 +192,33 @@ def test_every_metric_is_named_at_any_width(width: int) -> None:
             assert f"{item.name} not measured ({item.missing})" in said
 
 
+def test_a_narrow_terminal_shows_the_notes_below() -> None:
+    """Where seven columns do not fit, the last goes under the table; nothing is said twice."""
+    made = evaluation(metrics=[metric("mia.auc", 1), metric("mia.ks", 2)])
+    for width, lines in ((80, 2), (140, 0)):
+        text = terminal.text_of(terminal.evaluation(made), width=width)
+        assert text.count("a note of its own") == 2
+        assert (
+            sum(line.split() == ["mia.auc", "a", "note", "of", "its", "own"] for line in text.splitlines()) * 2 == lines
+        )
+
+
+@pytest.mark.parametrize("text", ["\x1b[31mred", "a\rb", "\x07", "\ud800", "\u202eabc", "\x9b31m"])
+def test_control_characters_are_shown_as_escapes(text: str) -> None:
+    """A name in a record cannot colour, move or empty the terminal of whoever reads it, nor break its encoding."""
+    made = evaluation(
+        summary=text, notes=[text], per_class=[{"class": text, "split": text, "n": 1, "before": 1.0, "after": None}]
+    )
+    for item in (
+        terminal.report([made, made, record(reason=text)], [text, "b", "c"]),
+        terminal.plain_table(text, ["a"], [[text]]),
+    ):
+        said = terminal.text_of(item, width=140)
+        said.encode()
+        assert all(character.isprintable() or character == "\n" for character in said)
+        assert said.count(words.plain(text)) >= 1
+
+
 @pytest.mark.parametrize("width", [80, 140])
 def test_metrics_are_shown_with_all_that_is_needed_to_read_them(width: int) -> None:
     """From 80 columns on, before, after, interval, n and target of a metric stand in its row."""

@@ -18,7 +18,7 @@ def escaped(text: str) -> str:
 
     Special characters become numeric entities, which no reader takes for markup, not even for the end of a cell.
     """
-    plain = "".join(f"&#{ord(c)};" if c in SPECIAL else c for c in " ".join(text.split()))
+    plain = "".join(f"&#{ord(c)};" if c in SPECIAL else c for c in " ".join(words.plain(text).split()))
     return plain.replace("://", "&#58;//").replace("www.", "www&#46;")
 
 

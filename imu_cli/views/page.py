@@ -217,7 +217,9 @@ def report(results: Sequence[Record | Evaluation], names: Sequence[str]) -> str:
     evaluations = [(words.printable(s.evaluation), s.name) for s in found if s.evaluation is not None]
     side_by_side = None
     if len(evaluations) > 1:
-        side_by_side = tables.comparison([item for item, _ in evaluations], [name for _, name in evaluations])
+        side_by_side = tables.comparison(
+            [item for item, _ in evaluations], [words.plain(name) for _, name in evaluations]
+        )
     values: dict[str, Any] = {
         "version": __version__,
         "sections": [_section(subject) for subject in found],

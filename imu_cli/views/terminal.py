@@ -2,9 +2,10 @@
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -29,7 +30,7 @@ def text_of(renderable: RenderableType, width: int | None = None, color: bool = 
 
 def _under(title: str, body: RenderableType) -> RenderableType:
     """A block with a bold line above it; a table's own title would be wrapped to the table's width."""
-    return Group(Text(title, style="bold"), body) if title else body
+    return Group(Text(words.plain(title), style="bold"), body) if title else body
 
 
 def _table(*columns: str, right: Sequence[str] = (), whole: Sequence[str] = ()) -> Table:
@@ -38,7 +39,7 @@ def _table(*columns: str, right: Sequence[str] = (), whole: Sequence[str] = ()) 
     for column in columns:
         # Text, for brackets in a file's name are no markup.
         side: Literal["left", "right"] = "right" if column in right else "left"
-        table.add_column(Text(column), justify=side, header_style="dim", overflow="fold", no_wrap=column in whole)
+        table.add_column(Text(words.plain(column)), justify=side, header_style="dim", overflow="fold", no_wrap=column in whole)
     return table
 
 
@@ -46,7 +47,7 @@ def _pairs(title: str, pairs: Iterable[tuple[str, ...]]) -> RenderableType:
     table = _table("", "")
     table.show_header = False
     for name, value in pairs:
-        table.add_row(Text(name, style="dim"), Text(value))
+        table.add_row(Text(words.plain(name), style="dim"), Text(words.plain(value)))
     return _under(title, table)
 
 
@@ -149,6 +150,28 @@ def _filled(*parts: tables.Table) -> list[RenderableType]:
     return [drawn(part) for part in parts if part.rows]
 
 
+NARROW = 110
+"""Columns below which what a metric is goes under the table: beside six columns of numbers it would be folded to words."""
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The table of metrics, as wide as the terminal allows."""
+
+    metrics: Sequence[Metric]
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        table = tables.measured(self.metrics)
+        if options.max_width >= NARROW:
+            yield drawn(table)
+            return
+        yield drawn(replace(table, columns=table.columns[:-1], rows=[row[:-1] for row in table.rows]))
+        noted = [(metric.name, metric.note) for metric in self.metrics if metric.note and metric.missing is None]
+        if noted:
+            yield Text("")
+            yield _pairs("Notes on them", noted)
+
+
 def _missing(metrics: Sequence[Metric]) -> list[RenderableType]:
     table = tables.missing(metrics)
     return [_pairs(table.title, table.rows)] if table.rows else []
@@ -160,7 +183,8 @@ def evaluation(result: Evaluation, *, per_class: bool = True, notes: bool = True
     title = Text(f"{result.model.path}: scenario {result.scenario}, {result.forget.n} forget samples", style="bold")
     return _blocks(
         Group(title, Text(result.summary)),
-        *_filled(tables.requirements(result), tables.measured(result.metrics)),
+        *_filled(tables.requirements(result)),
+        _Measured(result.metrics),
         *_missing(result.metrics),
         *_filled(tables.per_part(result), *([tables.per_class(result)] if per_class else [])),
         _pairs("", words.evaluation_facts(result)),
@@ -174,7 +198,8 @@ def report(results: Sequence[Record | Evaluation], names: Sequence[str]) -> Rend
     parts: list[RenderableType] = [record(item) if isinstance(item, Record) else evaluation(item) for item in results]
     evaluations = [(item, name) for item, name in zip(results, names, strict=True) if isinstance(item, Evaluation)]
     if len(evaluations) > 1:
-        parts.append(drawn(tables.comparison([item for item, _ in evaluations], [name for _, name in evaluations])))
+        both = [words.printable(item) for item, _ in evaluations], [words.plain(name) for _, name in evaluations]
+        parts.append(drawn(tables.comparison(*both)))
     return _blocks(*parts)
 
 
@@ -182,7 +207,7 @@ def plain_table(title: str, header: Sequence[str], rows: Iterable[Sequence[objec
     """Rows as they are, under a title."""
     table = _table(*header)
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(words.plain(str(cell))) for cell in row))
     return _under(title, table)
 
 

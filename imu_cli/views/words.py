@@ -190,7 +190,7 @@ def printable(result: Result) -> Result:
 
 def _escaped(value: Any) -> Any:
     if isinstance(value, str):
-        return "".join(character if _plain(character) else _escape(character) for character in value)
+        return plain(value)
     if isinstance(value, list):
         return [_escaped(item) for item in value]
     if isinstance(value, dict):
@@ -198,8 +198,13 @@ def _escaped(value: Any) -> Any:
     return value
 
 
-def _plain(character: str) -> bool:
-    return character.isprintable() or character == "\n" or character == "\u00a0"
+def plain(text: str) -> str:
+    """A text with its control characters, and what is no character at all, written as escapes."""
+    return "".join(character if _shows(character) else _escape(character) for character in text)
+
+
+def _shows(character: str) -> bool:
+    return character.isprintable() or character in "\n\u00a0"
 
 
 def _escape(character: str) -> str:
