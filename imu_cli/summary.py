@@ -25,14 +25,27 @@ def _said_damage(by_name: dict[str, Metric]) -> list[str]:
     """
     signs = []
     accuracy, over = by_name["forget.accuracy"], by_name["forget.over_unlearned"]
-    if accuracy.value is not None and accuracy.target_range is not None and accuracy.value < accuracy.target_range.low:
-        low, high = accuracy.target_range.low, accuracy.target_range.high
+    least = _least_of_unseen(accuracy, by_name.get("test_matched.accuracy"))
+    if accuracy.value is not None and least is not None and accuracy.value < least:
         signs.append(
-            f"{accuracy.value:.2%} of the forget samples are right, where as many unseen ones show {low:.2%} to {high:.2%}"
+            f"{accuracy.value:.2%} of the forget samples are right, and as many unseen ones would not be below {least:.2%}"
         )
     if over.interval is not None and over.target_range is not None and over.interval.low > over.target_range.high:
         signs.append(f"{over.value:.1%} of the forget samples are less sure than 99 % of unseen samples")
     return [f"DAMAGE, not forgetting: {', and '.join(signs)}."] if signs else []
+
+
+def _least_of_unseen(accuracy: Metric, matched: Metric | None) -> float | None:
+    """The share of D_f that unseen samples would still reach by chance: two errors stand between them.
+
+    The target was estimated on the test samples, which has its interval, and n samples at that rate spread. Both are
+    taken off in full, so that a run that met the target on other held-out data is not called damage.
+    """
+    if accuracy.target is None or accuracy.target_range is None:
+        return None
+    known = None if matched is None else (matched.before_interval or matched.interval)
+    estimated = 0.0 if known is None else max(0.0, accuracy.target - known.low)
+    return accuracy.target_range.low - estimated
 
 
 def _said_drop(drop: float) -> str:

@@ -29,6 +29,7 @@ def said(kind: Any, accuracy: float, over: float, head_only: bool | None = True)
         metric("forget.accuracy", accuracy, 0.0, 0.92),
         metric("forget.over_unlearned", over, 0.002, 0.01),
         metric("test.accuracy_drop", 0.013, 0.004, 0.0),
+        metric("test_matched.accuracy", 0.92, 0.01, 0.92),
     ]
     return summary.of(evidence, found, head_only)
 
@@ -38,8 +39,9 @@ def said(kind: Any, accuracy: float, over: float, head_only: bool | None = True)
     [
         (0.92, 0.01, []),
         (0.97, 0.0, []),
-        (0.913, 0.019, []),  # within what chance shows
-        (0.19, 0.0056, ["19.00% of the forget samples are right, where as many unseen ones show 91.20% to 92.80%"]),
+        (0.903, 0.019, []),  # within what chance shows of D_f and of the target together
+        (0.90, 0.01, ["90.00% of the forget samples are right, and as many unseen ones would not be below 90.20%"]),
+        (0.19, 0.0056, ["19.00% of the forget samples are right"]),
         (0.92, 0.3, ["30.0% of the forget samples are less sure than 99 % of unseen samples"]),
         (0.0, 1.0, ["0.00% of the forget samples are right", ", and 100.0% of the forget samples are less sure"]),
     ],

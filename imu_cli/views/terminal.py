@@ -39,7 +39,9 @@ def _table(*columns: str, right: Sequence[str] = (), whole: Sequence[str] = ()) 
     for column in columns:
         # Text, for brackets in a file's name are no markup.
         side: Literal["left", "right"] = "right" if column in right else "left"
-        table.add_column(Text(words.plain(column)), justify=side, header_style="dim", overflow="fold", no_wrap=column in whole)
+        table.add_column(
+            Text(words.plain(column)), justify=side, header_style="dim", overflow="fold", no_wrap=column in whole
+        )
     return table
 
 
