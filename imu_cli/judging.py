@@ -300,7 +300,7 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         record=None if found is None else opening.file_hash_of(record.beside(model, "record"), folder),
         changed=None if original is None else original.changed,
         head_only=head_only,
-        summary=summary.of(evidence, measured, head_only),
+        summary=summary.of(evidence, measured, head_only, unchanged=original is not None and not original.changed),
         metrics=measured,
         per_class=evaluation.per_class(evidence),
         by=config.by,
