@@ -33,7 +33,7 @@ def _warning(e: Evidence, by_name: dict[str, Metric]) -> str:
         return ""
     if e.kind == "class":
         return "NOT forgotten: forget samples are still predicted as a forgotten class."
-    return f"NOT forgotten: more {WHAT[e.kind]} than as many unseen ones would be."
+    return f"NOT forgotten to the level of unseen samples: more {WHAT[e.kind]} than as many unseen ones would be."
 
 
 def _damaged(by_name: dict[str, Metric]) -> list[str]:

@@ -195,7 +195,10 @@ def test_a_hidden_class_is_said_to_be_in_the_features() -> None:
     """Nothing of it is predicted, no warning, and the features still hold it."""
     text = said(evidence(hidden(), "class"))
     assert text.startswith("0.00% of the 100 forget samples")
-    assert "the features still hold everything they held before, the class with it; 5 forget samples per class suffice" in text
+    assert (
+        "the features still hold everything they held before, the class with it; 5 forget samples per class suffice"
+        in text
+    )
     assert "a fresh linear classifier recognises" in text
 
 
