@@ -120,6 +120,10 @@ def influence(
         _show(terminal.influence(result, config.show))
     else:
         sys.stdout.write(machine.as_json([result]) if form == "json" else machine.influence_csv(result))
+    if config.images and not quiet:
+        typer.echo(
+            f"wrote {config.images}: it holds images from the forget list, delete it when you have seen it", err=True
+        )
 
 
 @app.command()

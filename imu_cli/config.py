@@ -224,6 +224,16 @@ class InfluenceConfig(TargetConfig):
             group=SCORES,
         ),
     ] = False
+    images: Annotated[
+        str | None,
+        Option(
+            "Also write an HTML page with thumbnails of the --show most influential samples (personal data; readable by "
+            "you alone).",
+            metavar="FILE",
+            path="file",
+            group=OUTPUT,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

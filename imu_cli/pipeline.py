@@ -9,9 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checkpoint, features, influence, margins, matched, methods, objective, opening, record, scenario, writing
+from . import (
+    checkpoint,
+    features,
+    influence,
+    margins,
+    matched,
+    methods,
+    objective,
+    opening,
+    record,
+    scenario,
+    thumbnails,
+    writing,
+)
 from .ascent import Outcome
 from .config import PAPER, InfluenceConfig, TargetConfig, UnlearnConfig
+from .dataset import ImageSet
 from .errors import ImuError
 from .events import Events
 from .head import check_replay, logits_of
@@ -19,6 +33,7 @@ from .metrics import binomial_range
 from .opening import Opened
 from .options import relative_to
 from .record import HeldOutInfo, Interval, Link, LookInfo, Record, Target
+from .views import page
 
 REPLAYED = 64
 """Forget samples that are replayed through the written file."""
@@ -27,7 +42,9 @@ MOVERS = 3
 
 
 def run_influence(model: Path, config: InfluenceConfig, origins: Mapping[str, str], events: Events) -> record.Influence:
-    """Score every forget sample; nothing but the cache is written."""
+    """Score every forget sample; only the cache is written, and the page of ``--images``."""
+    if config.images is not None:
+        writing.refuse_foreign(Path(config.images), page.MARK, "--images")
     opened = opening.open_all(model, config, events)
     scored, h = opening.cached_scores(opened), None
     if scored is None or config.kernel:
@@ -46,7 +63,7 @@ def run_influence(model: Path, config: InfluenceConfig, origins: Mapping[str, st
         for row, (score, weight, confidence) in enumerate(columns)
     ]  # fmt: skip
     here = Path()
-    return record.Influence(
+    made = record.Influence(
         model=opening.file_hash_of(model, here),
         architecture=opened.loaded.architecture.described(),
         preprocess=opened.preprocess.described(),
@@ -61,6 +78,16 @@ def run_influence(model: Path, config: InfluenceConfig, origins: Mapping[str, st
         rows=rows,
         kernel=_kernel(opened, config, h) if config.kernel and h is not None else [],
     )
+    if config.images is not None:
+        _gallery(made, images, Path(config.images), config.show)
+    return made
+
+
+def _gallery(made: record.Influence, images: ImageSet, path: Path, show: int) -> None:
+    """The page with the images that matter most, readable by its owner alone."""
+    pictures = {row: thumbnails.data_uri(images.read(row)) for row in made.largest(show)}
+    with writing.together(path, private=True) as (file,):
+        file.write_text(page.gallery(made, pictures), encoding="utf-8")
 
 
 def _kernel(opened: Opened, config: InfluenceConfig, h: Tensor) -> list[record.KernelRow]:

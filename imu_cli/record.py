@@ -399,6 +399,10 @@ class Influence(Model):
     rows: list[ScoreRow]
     kernel: list[KernelRow] = Field(default_factory=list)
 
+    def largest(self, show: int) -> list[int]:
+        """Rows of the samples with the largest scores in size, largest first."""
+        return sorted(range(len(self.rows)), key=lambda row: -abs(self.rows[row].score))[:show]
+
 
 DEEPEST = 40
 """Levels of nesting in a record; what the tool writes has fewer than ten."""

@@ -61,11 +61,12 @@ def _swap(temporary: Sequence[Path], outputs: Sequence[Path]) -> None:
 
 
 @contextmanager
-def together(*outputs: Path) -> Iterator[list[Path]]:
+def together(*outputs: Path, private: bool = False) -> Iterator[list[Path]]:
     """Temporary files beside the outputs that replace them all at the end, or leave nothing behind.
 
-    On leaving normally each file gets the mode the umask asks for and takes its output's place by ``os.replace``; after
-    any exception, Ctrl-C included, the temporary files are removed and the outputs are as they were.
+    On leaving normally each file gets the mode the umask asks for (``private``: only its owner may read it) and takes its
+    output's place by ``os.replace``; after any exception, Ctrl-C included, the temporary files are removed and the outputs
+    are as they were.
 
     Raises:
         ImuError: the disk is full, or the folder cannot be written.
@@ -78,7 +79,7 @@ def together(*outputs: Path) -> Iterator[list[Path]]:
             temporary.append(Path(name))
         yield temporary
         for path in temporary:
-            path.chmod(0o666 & ~_umask())
+            path.chmod(0o600 if private else 0o666 & ~_umask())
         _swap(temporary, outputs)
     except OSError as error:
         raise ImuError(f"{outputs[0].parent}: cannot write ({error.strerror}); nothing was written") from error

@@ -1,6 +1,8 @@
 """The HTML page: self-contained, true to the record, safe from what a record holds, and whole in a real browser."""
 
+import base64
 import html
+import io
 import json
 import re
 import shutil
@@ -10,11 +12,16 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from test_terminal import HASH, evaluation, record
 
+from imu_cli import thumbnails
+from imu_cli.cli import main
 from imu_cli.record import Curves, Decade, FileHash, Histogram, LookInfo, RocCurve, ScoreInfo, Series
 from imu_cli.views import charts, figures, page
 
@@ -225,6 +232,45 @@ def test_charts_draw_any_numbers(points: list[Any]) -> None:
     for axis in (x, y):
         assert axis.low < axis.high
         assert 2 <= len(axis.ticks) <= 12
+
+
+def test_images_only_where_they_were_asked_for(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``imu influence --images`` shows the images with the largest scores, as they are, to the page's owner alone."""
+    command = ["influence", "model.safetensors", "--config", "imu.yaml", "--forget", "class=3", "--show", "5"]
+    assert main([*command, "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert not list(job.glob("*.html"))
+    assert main([*command, "--images", "top.html"]) == 0
+    out, err = capsys.readouterr()
+    assert "wrote top.html: it holds images from the forget list" in err
+    text = Path("top.html").read_text(encoding="utf-8")
+    assert Reader(text).open == []
+    assert Path("top.html").stat().st_mode & 0o777 == 0o600
+    rows = sorted(found["rows"], key=lambda row: -abs(row["score"]))[:5]
+    assert [a for tag, name, a in Reader(text).attributes if (tag, name) == ("img", "alt")] == [
+        f"forget sample {row['path']}" for row in rows
+    ]
+    uris = [value for tag, name, value in Reader(text).attributes if (tag, name) == ("img", "src")]
+    data = Path(yaml.safe_load(Path("imu.yaml").read_text())["data"])
+    for uri, row in zip(uris, rows, strict=True):
+        shown = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
+        assert np.array_equal(np.asarray(shown), np.asarray(Image.open(data / row["path"]).convert("RGB")))
+    assert "delete it" in said(text)
+    assert main([*command, "--images", "imu.yaml"]) == 2
+
+
+def test_thumbnails_are_small_and_carry_nothing_else() -> None:
+    """A large photograph becomes a JPEG of at most 160 pixels without the place where it was taken."""
+    photo = Image.new("RGBA", (1000, 400), (200, 30, 30, 255))
+    exif = Image.Exif()
+    exif[0x010E] = "at home"
+    buffer = io.BytesIO()
+    photo.convert("RGB").save(buffer, "JPEG", exif=exif)
+    for image in (photo, Image.open(buffer)):
+        data = base64.b64decode(thumbnails.data_uri(image).removeprefix("data:image/jpeg;base64,"))
+        made = Image.open(io.BytesIO(data))
+        assert made.size == (160, 64)
+        assert b"at home" not in data
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

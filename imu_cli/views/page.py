@@ -1,11 +1,11 @@
 """A report as one HTML page that needs nothing else: no script, no request, light and dark, narrow and printed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from imu_cli import __version__
-from imu_cli.record import Evaluation, Metric, Record, Requirement
+from imu_cli.record import Evaluation, Influence, Metric, Record, Requirement
 
 from . import figures, tables, words
 from .figures import Figure
@@ -36,7 +36,7 @@ class Section:
     badges: list[tuple[str, str]]
     tiles: list[Tile]
     tables: list[Table]
-    missing: list[tuple[str, str]]
+    missing: list[tuple[str, ...]]
     figures: list[Figure]
     details: list[Table]
     facts: list[tuple[str, str]]
@@ -174,8 +174,8 @@ def _section(subject: Subject) -> Section:
     shown, details, missing, definitions, facts = [], [], [], [], []
     if evaluation is not None:
         shown += [tables.requirements(evaluation), tables.measured(evaluation.metrics)]
-        missing = [(item.name, words.missing(item)) for item in evaluation.metrics if item.missing is not None]
-        details.append(tables.per_class(evaluation))
+        missing = list(tables.missing(evaluation.metrics).rows)
+        details += [tables.per_part(evaluation), tables.per_class(evaluation)]
         definitions = [(item.name, _defined(item)) for item in evaluation.metrics]
         facts += [(f"evaluation: {name}", text) for name, text in words.evaluation_facts(evaluation)]
     if record is not None:
@@ -202,27 +202,49 @@ def _section(subject: Subject) -> Section:
     )
 
 
-def report(results: Sequence[Record | Evaluation], names: Sequence[str]) -> str:
-    """The page: one section a model, evaluations side by side first where there are several."""
+def _pages() -> Any:
+    """The templates: whatever a record holds is escaped, and a name that is not there is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    pages = Environment(
+    made = Environment(
         loader=PackageLoader("imu_cli.views"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters |= {"number": words.number, "percent": words.percent}
+    return made
+
+
+def report(results: Sequence[Record | Evaluation], names: Sequence[str]) -> str:
+    """The page: one section a model, evaluations side by side first where there are several."""
     found = subjects(results, names)
     evaluations = [(words.printable(s.evaluation), s.name) for s in found if s.evaluation is not None]
     side_by_side = None
     if len(evaluations) > 1:
-        side_by_side = tables.comparison(
-            [item for item, _ in evaluations], [words.plain(name) for _, name in evaluations]
+        both = [item for item, _ in evaluations], [words.plain(name) for _, name in evaluations]
+        side_by_side = tables.comparison(*both)
+    sections = [_section(subject) for subject in found]
+    made: str = (
+        _pages().get_template("report.html").render(version=__version__, sections=sections, comparison=side_by_side)
+    )
+    return made
+
+
+def gallery(result: Influence, pictures: Mapping[int, str]) -> str:
+    """The samples that matter most with their images: ``pictures`` are data URIs by row, shown in that order."""
+    result = words.printable(result)
+    samples = [(result.rows[row], uri) for row, uri in pictures.items()]
+    made: str = (
+        _pages()
+        .get_template("gallery.html")
+        .render(
+            version=__version__,
+            model=result.model.path,
+            n=len(result.rows),
+            sign=words.capital(result.sign),
+            samples=samples,
         )
-    values: dict[str, Any] = {
-        "version": __version__,
-        "sections": [_section(subject) for subject in found],
-        "comparison": side_by_side,
-    }
-    return pages.get_template("report.html").render(values)
+    )
+    return made

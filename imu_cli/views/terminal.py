@@ -70,7 +70,7 @@ def influence(result: Influence, show: int) -> RenderableType:
     title = f"The {min(show, len(result.rows))} of {len(result.rows)} forget samples with the largest influence"
     numbers = ("score", "weight", "confidence")
     top = _table("sample", "label", *numbers, right=numbers)
-    for row in sorted(result.rows, key=lambda row: -abs(row.score))[:show]:
+    for row in (result.rows[at] for at in result.largest(show)):
         top.add_row(
             Text(row.path), Text(row.label), f"{row.score:.4g}", f"{row.weight:.4g}", words.percent(row.confidence)
         )
