@@ -245,11 +245,12 @@ def _gates(config: EvaluateConfig) -> list[gates.Gate]:
     return list(dict.fromkeys([*found, *(gates.parse(text) for text in config.require)]))
 
 
-def _junit_file(config: EvaluateConfig) -> Path | None:
-    """Where the JUnit file goes.
+def _junit_file(config: EvaluateConfig, output: Path) -> Path | None:
+    """Where the JUnit file goes, beside the evaluation's ``output``.
 
     Raises:
-        ImuError: there is nothing to put into it, for CI systems take an empty one for a failure, or for nothing at all.
+        ImuError: it may not be written, or there is nothing to put into it: CI systems take an empty one for a failure,
+            or for nothing at all.
     """
     if config.junit is None:
         return None
@@ -257,6 +258,8 @@ def _junit_file(config: EvaluateConfig) -> Path | None:
         raise ImuError(
             "--junit: holds verdicts, and there is no requirement; add --require, or gates: in the YAML file"
         )
+    if Path(config.junit).resolve() == output.resolve():
+        raise ImuError(f"--junit {config.junit}: is the evaluation's own file; choose another")
     writing.refuse_foreign(Path(config.junit), junit.MARK, "--junit")
     return Path(config.junit)
 
@@ -269,8 +272,8 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         RefusedError: the checkpoint cannot be handled.
     """
     checkpoint.require_file(model)
-    wanted, report = _gates(config), _junit_file(config)
     output = Path(config.output) if config.output else record.beside(model, "evaluation")
+    wanted, report = _gates(config), _junit_file(config, output)
     _refuse_foreign(output)
     found = opening.read_record(model)
     if found is None and record.beside(model, "record").is_file():

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from . import writing
+from .errors import ImuError
 from .record import Evaluation, Record
 from .views import markdown, page
 
@@ -28,6 +29,9 @@ def write(results: Sequence[Record | Evaluation], names: Sequence[str], wanted: 
     for form, file in targets.items():
         if file != STDOUT:
             writing.refuse_foreign(Path(file), PAGES[form][1], f"--{form}")
+    if len(set(targets.values())) < len(targets):
+        flags = " and ".join(f"--{form}" for form in targets)
+        raise ImuError(f"{flags}: name the same file; give each a file of its own")
     texts = {form: PAGES[form][0](results, names) for form in targets}
     files = {Path(file): texts[form] for form, file in targets.items() if file != STDOUT}
     with writing.together(*files) as parts:

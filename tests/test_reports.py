@@ -124,6 +124,16 @@ def test_pages_replace_only_their_own(files: Path, form: str, capsys: pytest.Cap
     assert sorted(path.name for path in files.iterdir()) == ["e.json", "page", "r.json"]
 
 
+def test_two_pages_need_two_files(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One page does not overwrite the other, and both are written from one call."""
+    assert main(["report", "e.json", "--markdown", "a", "--html", "a"]) == 2
+    assert "--markdown and --html: name the same file" in capsys.readouterr().err
+    assert not (files / "a").exists()
+    assert main(["report", "e.json", "--markdown", "a.md", "--html", "a.html"]) == 0
+    assert (files / "a.md").read_text().startswith(markdown.MARK)
+    assert "<!doctype html>" in (files / "a.html").read_text()
+
+
 def test_report_without_a_record(capsys: pytest.CaptureFixture[str]) -> None:
     """No file to report on is said, with what to name."""
     assert main(["report"]) == 2
@@ -154,6 +164,7 @@ WRONG: dict[str, tuple[str, list[str], str]] = {
     ),
     "no gate": ("", ["--junit", "j.xml"], "--junit: holds verdicts, and there is no requirement"),
     "a foreign file": ("gates: mia.auc<=1", ["--junit", "imu.yaml"], "--junit imu.yaml: exists and was not written"),
+    "the evaluation": ("gates: mia.auc<=1", ["--junit", "./model.evaluation.json"], "is the evaluation's own file"),
     "a folder": ("gates: mia.auc<=1", ["--junit", "."], "--junit .: a folder"),
     "gates as a number": ("gates: 3", [], "gates: '3': not a requirement"),
     "no flag": ("", ["--gates", "mia.auc<=1"], "No such option: --gates"),

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from imu_cli.definitions import NUMBERS
-from imu_cli.record import WHAT, Decade, Evaluation, Influence, Interval, Metric, Model, Record, as_shown
+from imu_cli.record import WHAT, Decade, Evaluation, ForgetInfo, Influence, Interval, Metric, Model, Record, as_shown
 
 Result = TypeVar("Result", bound=Model)
 
@@ -150,6 +150,7 @@ def run_facts(result: Record) -> list[tuple[str, str]]:
     rows = "all" if result.rows is None else ", ".join(class_name(result, row) for row in result.rows)
     how = f"{result.method}: {result.method_source}; {result.end.step} {STEPS[result.method]}; rows of the head that moved: {rows}"
     return [
+        *given_to_run(result),
         ("scenario", f"{result.scenario} ({result.scenario_source})"),
         ("target", target(result)),
         ("method", how),
@@ -160,13 +161,25 @@ def run_facts(result: Record) -> list[tuple[str, str]]:
     ]
 
 
+def _given(forget: ForgetInfo, known: Mapping[str, str | None]) -> list[tuple[str, str]]:
+    """What a command had to work with, and what it had not."""
+    have = [f"forget {' '.join(forget.given)}", *(f"{name} {value}" for name, value in known.items() if value)]
+    absent = [name for name, value in known.items() if not value]
+    return [("given", "; ".join(have)), *([("not given", ", ".join(absent))] if absent else [])]
+
+
+def given_to_run(result: Record) -> list[tuple[str, str]]:
+    """What the unlearning was made with: never retain data."""
+    held = result.held_out
+    chosen_by = None if held is None else f"{held.given} ({held.used} of its {held.n} samples, --{held.option})"
+    return _given(result.forget, {"data": result.forget.data, "held-out data": chosen_by})
+
+
 def given(result: Evaluation) -> list[tuple[str, str]]:
     """What the evaluation was made with, and what was not given to it."""
     files = {"original": result.original, "record": result.record}
-    known = result.given | {name: None if file is None else file.path for name, file in files.items()}
-    have = [f"forget {' '.join(result.forget.given)}", *(f"{name} {value}" for name, value in known.items() if value)]
-    absent = [name for name, value in known.items() if not value]
-    return [("given", "; ".join(have)), *([("not given", ", ".join(absent))] if absent else [])]
+    paths = {name: None if file is None else file.path for name, file in files.items()}
+    return _given(result.forget, result.given | paths)
 
 
 def evaluation_facts(result: Evaluation) -> list[tuple[str, str]]:
