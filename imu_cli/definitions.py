@@ -217,7 +217,8 @@ DEFINITIONS: dict[str, Definition] = {
     ),
     "shadow.tpr_at_1pct_fpr": Definition(
         "shadow-head attack, TPR",
-        "share of D_f beyond the ratio that 1 % of never-seen samples pass in the shadows",
+        "share of D_f beyond the ratio that 1 % of never-seen samples pass in the shadows; target: the share of test samples "
+        "that pass it with the model itself",
         "target",
         "--attack shadow-heads",
     ),

@@ -50,6 +50,10 @@ class Rows:
     shares: Tensor
     l2: float
 
+    def only(self, heads: Tensor) -> "Rows":
+        """The rows of some of the heads."""
+        return Rows(self.h, self.labels, self.shares[heads], self.l2)
+
     def at(self, heads: Tensor) -> tuple[Tensor, Tensor]:
         """f_k (K,) and its gradient (K, c, d+1), for all heads in one pass."""
         k, c, _ = heads.shape
@@ -97,19 +101,26 @@ def fit(
     rows = Rows(h, labels, members.to(torch.float64) / counts[:, None], l2)
     first = h.new_zeros(classes, h.shape[1]) if start is None else start
     state = _state(rows, first.expand(len(members), -1, -1).clone())
+    made, left = state.heads.clone(), torch.arange(len(members), device=h.device)
     pairs: list[_Pair] = []
+    over = torch.ones_like(left, dtype=torch.bool)
     for iteration in range(ITERATIONS):
-        if iteration % REFRESH == 0:  # the curvature far from the solution says little about it
-            precondition, pairs = _preconditioner(h, state.heads.mean(dim=0), l2), []
+        if iteration % REFRESH == 0:
+            # The curvature far from the solution says little about it, and heads that are done need no more passes: those
+            # that are left, such as one without samples of a class, get a curvature of their own.
+            left, rows, state = left[over], rows.only(over), state.only(over)
+            precondition, pairs = _preconditioner(rows, state.heads.mean(dim=0)), []
         direction = _two_loop(state.gradient, pairs, precondition)
         slope = (state.gradient * direction).sum(dim=(1, 2))
-        decrement = float(slope.max()) / 2
-        if decrement <= tolerance:
-            return Fitted(state.heads, iteration, decrement, True)
+        over = slope / 2 > tolerance
+        made[left] = state.heads
+        if not bool(over.any()):
+            return Fitted(made, iteration, float(slope.max()) / 2, True)
         later = _search(rows, state, direction, slope)
         pairs = [*pairs, _pair(state, later)][-MEMORY:]
         state = later
-    return Fitted(state.heads, ITERATIONS, decrement, False)
+    made[left] = state.heads
+    return Fitted(made, ITERATIONS, float(slope.max()) / 2, False)
 
 
 def own_weight_decay(h: Tensor, labels: Tensor, head: Tensor) -> float:
@@ -133,6 +144,10 @@ class _State:
     heads: Tensor
     value: Tensor
     gradient: Tensor
+
+    def only(self, heads: Tensor) -> "_State":
+        """Some of the heads."""
+        return _State(self.heads[heads], self.value[heads], self.gradient[heads])
 
 
 def _state(rows: Rows, heads: Tensor) -> _State:
@@ -181,24 +196,26 @@ def _search(rows: Rows, state: _State, direction: Tensor, slope: Tensor) -> _Sta
     raise ImuError("heads: no step lowers the loss; the features are badly scaled, or weight decay is too small")
 
 
-def _preconditioner(h: Tensor, head: Tensor, l2: float) -> Callable[[Tensor], Tensor]:
-    """The inverse of (about) the Hessian at ``head``, applied to gradients (K, c, d+1).
+def _preconditioner(rows: Rows, head: Tensor) -> Callable[[Tensor], Tensor]:
+    """The inverse of (about) the heads' mean Hessian at ``head``, applied to gradients (K, c, d+1).
 
     The Hessian's curved part comes from few rows, those that the head is not sure of: exact where it is small enough to
     factorise, else one Kronecker product, class_curvature ⊗ second_moment, over the rows weighted by their uncertainty.
     """
-    p = _softmax(h @ head.T)
-    unsure = 1 - p.square().sum(dim=1)
-    rows = unsure.topk(min(CURVED_ROWS, len(h))).indices
-    x, p, share = h[rows], p[rows], float(unsure[rows].sum() / unsure.sum()) * len(h)
-    c, width = head.shape
+    p = _softmax(rows.h @ head.T)
+    weight = rows.shares.mean(dim=0)
+    curved = weight * (1 - p.square().sum(dim=1))
+    chosen = curved.topk(min(CURVED_ROWS, len(curved))).indices
+    # What the chosen rows stand for: all rows of the fits, by their share of the curvature.
+    weight = weight[chosen] * (curved.sum() / curved[chosen].sum().clamp(min=torch.finfo(curved.dtype).tiny))
+    x, p, (c, width) = rows.h[chosen], p[chosen], head.shape
     if c * width <= EXACT:
-        factor = torch.linalg.cholesky(_hessian(x, p) / share + l2 * _identity(c * width, h))
+        root = weight.sqrt()[:, None]
+        factor = torch.linalg.cholesky(_hessian(x * root, p) + rows.l2 * _identity(c * width, x))
         return lambda g: torch.cholesky_solve(g.flatten(1).T, factor).T.view(g.shape)
-    weight = unsure[rows] / unsure[rows].sum()
-    outer = (x * weight[:, None]).T @ x
-    middle = (torch.diag(p.sum(dim=0)) - p.T @ p) / share
-    return _kronecker(middle, outer, l2)
+    share = curved[chosen] / curved[chosen].sum()
+    scaled = p * weight[:, None]
+    return _kronecker(torch.diag(scaled.sum(dim=0)) - p.T @ scaled, (x * share[:, None]).T @ x, rows.l2)
 
 
 def _kronecker(a: Tensor, b: Tensor, l2: float) -> Callable[[Tensor], Tensor]:

@@ -4,6 +4,7 @@ from .config import CLASS_TARGET
 from .evidence import Evidence
 from .record import WHAT, Metric
 
+DAMAGE = "DAMAGE, not forgetting"
 MUCH = 0.05
 """A fall of accuracy on unseen samples that is called damage where its whole interval lies beyond it, as a fraction."""
 
@@ -11,10 +12,12 @@ MUCH = 0.05
 def of(e: Evidence, found: list[Metric], head_only: bool | None, *, unchanged: bool = False) -> str:
     """The paragraph; ``unchanged`` says that nothing at all differs from the original."""
     by_name = {item.name: item for item in found}
+    warning = _warning(e, by_name)
     parts = [
-        _warning(e, by_name),
+        warning,
         _said_forget(e, by_name["forget.accuracy"]),
-        _said_membership(e, by_name.get("mia.auc")),
+        # That a ruined model treats all samples alike is nothing to be glad of.
+        "" if warning.startswith(DAMAGE) else _said_membership(e, by_name.get("mia.auc")),
         _said_drop(e, by_name["test.accuracy_drop"]),
         "Nothing differs from the original: this model was not unlearned." if unchanged else
         _said_remains(e, by_name, head_only),
@@ -27,7 +30,7 @@ def _warning(e: Evidence, by_name: dict[str, Metric]) -> str:
     accuracy = by_name["forget.accuracy"]
     damage = [*(_damaged(by_name) if e.kind == "sample" else []), *_lost(e, by_name["test.accuracy_drop"])]
     if damage:
-        return f"DAMAGE, not forgetting: {', and '.join(damage)}."
+        return f"{DAMAGE}: {', and '.join(damage)}."
     most = CLASS_TARGET if e.kind == "class" else None if accuracy.target_range is None else accuracy.target_range.high
     if most is None or accuracy.value is None or accuracy.value <= most:
         return ""
