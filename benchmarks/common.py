@@ -27,11 +27,11 @@ from torch import Tensor
 
 import imu_cli
 from imu_cli import objective, opening
-from imu_cli.checkpoint import file_hash
 from imu_cli.config import InfluenceConfig, UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.events import Silent
 from imu_cli.head import Head
+from imu_cli.layout import file_hash
 from imu_cli.manifest import open_source
 from imu_cli.opening import Opened
 

@@ -1,25 +1,26 @@
-"""Safetensors files: read with suspicion, written by copying the file and patching only the head's bytes.
+"""A model's safetensors files as tensors: read with suspicion, written by copying and patching only the head's bytes.
 
 Pickles are refused: reading one can run code.
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import safetensors
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .errors import ImuError, RefusedError
+from .errors import ImuError
+from .layout import Entry, Layout, Shard, combined_hash, file_hash, resolve
 
-PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pkl", ".tar")
-MAX_HEADER = 100_000_000  # bytes, the format's own limit
 PREFIXES = ("module.", "_orig_mod.", "model.")
 BLOCK = 1 << 20
 
@@ -32,31 +33,54 @@ DTYPES = {
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One tensor of the file: its dtype as the format names it, shape, and byte range from the file's start."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
 class Checkpoint:
-    """A safetensors file that was opened and checked: its tensors by name, metadata, and hash (SHA-256 of the file)."""
+    """A model's file, or its shards, opened and checked.
+
+    Attributes:
+        path: the MODEL as the user named it: a file, an index, or a folder.
+        layout: its files and what their headers say.
+        hashes: SHA-256 of each file, by name, when it was opened.
+    """
 
     path: Path
-    entries: Mapping[str, Entry]
-    metadata: Mapping[str, str]
-    sha256: str
+    layout: Layout
+    hashes: Mapping[str, str]
+
+    @cached_property
+    def entries(self) -> Mapping[str, Entry]:
+        """All tensors by name."""
+        return self.layout.entries
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The safetensors metadata."""
+        return self.layout.metadata
+
+    @property
+    def folder(self) -> Path:
+        """Where a config of this model would lie."""
+        return self.layout.folder
+
+    @property
+    def sha256(self) -> str:
+        """One hash for all of its weights (see ``combined_hash``)."""
+        return combined_hash(self.hashes)
+
+    def holder(self, name: str) -> Shard:
+        """The file that holds a tensor."""
+        return self._holders[name]
+
+    @cached_property
+    def _holders(self) -> dict[str, Shard]:
+        return {name: shard for shard in self.layout.shards for name in shard.entries}
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors, on the CPU, in the file's dtypes, under the file's names."""
-        return load_file(self.path)
+        return {name: tensor for shard in self.layout.shards for name, tensor in load_file(shard.path).items()}
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor, on the CPU, in the file's dtype."""
-        with safetensors.safe_open(str(self.path), framework="pt") as file:
+        """One tensor, on the CPU, in the file's dtype; only its shard is opened."""
+        with safetensors.safe_open(str(self.holder(name).path), framework="pt") as file:
             found: Tensor = file.get_tensor(name)
         return found
 
@@ -70,16 +94,17 @@ class Checkpoint:
     def outside_hash(self, outside: set[str]) -> str:
         """SHA-256 over names, dtypes, shapes and bytes of every tensor that is not in ``outside``, in name order."""
         digest = hashlib.sha256()
-        with self.path.open("rb") as file:
+        with ExitStack() as stack:
+            files = {shard.path: stack.enter_context(shard.path.open("rb")) for shard in self.layout.shards}
             for name in sorted(set(self.entries) - outside):
                 entry = self.entries[name]
                 digest.update(f"{name}\0{entry.dtype}\0{entry.shape}\0".encode())
-                for block in _range(file, entry.start, entry.end):
+                for block in _range(files[self.holder(name).path], entry.start, entry.end):
                     digest.update(block)
         return digest.hexdigest()
 
 
-def _range(file, start: int, end: int) -> Iterator[bytes]:  # type: ignore[no-untyped-def]
+def _range(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
     file.seek(start)
     left = end - start
     while left > 0:
@@ -90,72 +115,15 @@ def _range(file, start: int, end: int) -> Iterator[bytes]:  # type: ignore[no-un
         yield block
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _refuse_pickle(path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(9)
-    is_pickle = start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or start[:4] == b"PK\x03\x04"
-    # A safetensors header of 640 bytes, written as 80 02, starts like a pickle; the brace after its length tells.
-    is_pickle = is_pickle and start[8:] != b"{"
-    if path.suffix in PICKLES or is_pickle:
-        raise RefusedError(
-            f"{path}: a pickle, which can run code when it is read; re-save its state_dict with "
-            "safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')"
-        )
-
-
-def _header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(MAX_HEADER, size - 8):
-            raise ImuError(f"{path}: not a safetensors file (its header would be {length} bytes); check or re-save it")
-        raw = json.loads(file.read(length))
-    metadata = raw.pop("__metadata__", {})
-    base = 8 + length
-    return {
-        name: Entry(item["dtype"], tuple(item["shape"]), base + item["data_offsets"][0], base + item["data_offsets"][1])
-        for name, item in raw.items()
-    }, metadata
-
-
-def require_file(path: Path) -> None:
-    """Refuse, before anything else, what cannot be a checkpoint.
-
-    Raises:
-        RefusedError: a pickle.
-        ImuError: missing, or a folder.
-    """
-    if path.is_dir():
-        raise ImuError(f"{path}: a folder; name the .safetensors file in it")
-    if not path.is_file():
-        raise ImuError(f"{path}: no such file; name a .safetensors checkpoint")
-    _refuse_pickle(path)
-
-
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open and check a safetensors file; its tensors are read later.
+    """Open and check a safetensors file, an index with its shards, or a folder of one; its tensors are read later.
 
     Raises:
         RefusedError: a pickle.
-        ImuError: missing, truncated, or not a safetensors file.
+        ImuError: missing, truncated, not a safetensors file, or shards that do not fit their index.
     """
-    require_file(path)
-    try:
-        # The library's own parser checks lengths, overlaps and dtypes; ours below only learns the byte ranges.
-        with safetensors.safe_open(str(path), framework="pt"):
-            pass
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ImuError(
-            f"{path}: not a readable safetensors file ({error}); it may be truncated, copy it again"
-        ) from error
-    entries, metadata = _header(path)
-    return Checkpoint(path, entries, metadata, file_hash(path))
+    layout = resolve(path)
+    return Checkpoint(path, layout, {file.name: file_hash(file) for file in layout.files})
 
 
 def to_bytes(tensor: Tensor, dtype: str) -> bytes:
@@ -164,31 +132,48 @@ def to_bytes(tensor: Tensor, dtype: str) -> bytes:
 
 
 def patch(source: Checkpoint, changes: Mapping[str, Tensor], target: Path) -> None:
-    """Write to ``target`` a copy of the file in which only the given tensors' bytes differ; fsynced and read back.
+    """Write to ``target`` a copy of the model in which only the given tensors' bytes differ; fsynced and read back.
 
-    Names, dtypes, order, metadata and every other byte stay as they came.
+    ``target`` is a file, or the folder that takes the index and the shards. Names, dtypes, order, metadata, sharding and
+    every other byte stay as they came; a shard without a changed tensor is copied.
 
     Raises:
-        ImuError: the file is not the one that was opened, or the bytes read back are not the ones meant.
+        ImuError: a file is not the one that was opened, or the bytes read back are not the ones meant.
     """
-    shutil.copyfile(source.path, target)
-    if file_hash(target) != source.sha256:
-        raise ImuError(f"{source.path}: has changed since it was opened; run again once nothing writes to it")
+    for file in source.layout.files:
+        _copy(file, source.hashes[file.name], target / file.name if source.layout.is_folder else target)
+    for shard in source.layout.shards:
+        mine = {name: tensor for name, tensor in changes.items() if name in shard.entries}
+        if mine:
+            _patch_shard(shard, mine, target / shard.path.name if source.layout.is_folder else target)
+
+
+def _copy(source: Path, sha256: str, target: Path) -> None:
+    shutil.copyfile(source, target)
+    with target.open("rb+") as file:
+        os.fsync(file.fileno())
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise ImuError(f"{source}: has changed since it was opened; run again once nothing writes to it")
+
+
+def _patch_shard(shard: Shard, changes: Mapping[str, Tensor], target: Path) -> None:
+    """Overwrite the changed tensors' byte ranges in a fresh copy, and compare it with what it was copied from."""
     with target.open("r+b") as file:
         for name, tensor in changes.items():
-            entry = source.entries[name]
+            entry = shard.entries[name]
             file.seek(entry.start)
             file.write(to_bytes(tensor, entry.dtype))
         file.flush()
         os.fsync(file.fileno())
-    _compare(source, target, set(changes))
-    written = load_file(target)
-    for name, tensor in changes.items():
-        if to_bytes(written[name], source.entries[name].dtype) != to_bytes(tensor, source.entries[name].dtype):
-            raise ImuError(f"{target}: {name} reads back differently from what was written; check the disk")
+    _compare(shard, target, set(changes))
+    with safetensors.safe_open(str(target), framework="pt") as written:
+        for name, tensor in changes.items():
+            dtype = shard.entries[name].dtype
+            if to_bytes(written.get_tensor(name), dtype) != to_bytes(tensor, dtype):
+                raise ImuError(f"{target}: {name} reads back differently from what was written; check the disk")
 
 
-def _compare(source: Checkpoint, target: Path, changed: set[str]) -> None:
+def _compare(source: Shard, target: Path, changed: set[str]) -> None:
     """Every byte outside the changed tensors' ranges is the same in both files."""
     holes = sorted((source.entries[name].start, source.entries[name].end) for name in changed)
     edges = [0, *(edge for hole in holes for edge in hole), source.path.stat().st_size]
@@ -203,19 +188,20 @@ def _compare(source: Checkpoint, target: Path, changed: set[str]) -> None:
                     )
 
 
-def refuse_output(output: Path, source: Path, force: bool) -> None:
-    """Refuse, before any work, an output that is the input (also through links), exists, or cannot be created.
+def differing(before: Checkpoint, after: Checkpoint) -> list[str]:
+    """Names of the tensors that are not bit-identical in both, or stand in one only; read a block at a time."""
+    shared = set(before.entries) & set(after.entries)
+    found = set(before.entries) ^ set(after.entries)
+    for name in shared:
+        old, new = before.entries[name], after.entries[name]
+        same = (old.dtype, old.shape) == (new.dtype, new.shape) and _same_bytes(
+            before.holder(name).path, old, after.holder(name).path, new
+        )
+        found |= set() if same else {name}
+    return sorted(found)
 
-    Raises:
-        ImuError: with what to do.
-    """
-    if output.exists() and source.exists() and output.samefile(source):
-        raise ImuError(f"{output}: is the input; choose another --output, the input is never overwritten")
-    if (output.exists() or output.is_symlink()) and not force:
-        raise ImuError(f"{output}: exists; choose another --output, or --force to replace it")
-    if output.is_dir():
-        raise ImuError(f"{output}: a folder; name a file as --output")
-    if not output.parent.is_dir():
-        raise ImuError(f"{output.parent}: no such folder; create it, or choose another --output")
-    if not os.access(output.parent, os.W_OK):
-        raise ImuError(f"{output.parent}: not writable; choose another --output")
+
+def _same_bytes(left: Path, old: Entry, right: Path, new: Entry) -> bool:
+    with left.open("rb") as a, right.open("rb") as b:
+        blocks = zip(_range(a, old.start, old.end), _range(b, new.start, new.end), strict=True)
+        return all(one == other for one, other in blocks)

@@ -243,7 +243,11 @@ class UnlearnConfig(TargetConfig):
     output: Annotated[
         str | None,
         Option(
-            "The unlearned checkpoint.", metavar="FILE", short="-o", default="STEM.unlearned.safetensors", group=OUTPUT
+            "The unlearned checkpoint; a folder where MODEL is one.",
+            metavar="PATH",
+            short="-o",
+            default="STEM.unlearned.safetensors, or FOLDER.unlearned",
+            group=OUTPUT,
         ),
     ] = None
     force: Annotated[bool, Option("Replace an existing output (never the input).", group=OUTPUT)] = False

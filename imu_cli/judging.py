@@ -14,6 +14,7 @@ from . import (
     evaluation,
     features,
     gates,
+    layout,
     metrics,
     opening,
     options,
@@ -45,12 +46,13 @@ class Evaluated:
 
 
 def _from_record(
-    config: EvaluateConfig, origins: Mapping[str, str], found: Record | None, folder: Path
+    config: EvaluateConfig, origins: Mapping[str, str], found: Record | None, file: Path
 ) -> tuple[EvaluateConfig, dict[str, str], Defaults]:
     """The config with what the record beside the model knows, where no option says otherwise; never code."""
     merged = dict(origins)
     if found is None:
         return config, merged, Defaults()
+    folder = file.parent
     known: dict[str, Any] = {"original": options.placed(found.before.path, "file", folder), "head": found.head.module}
     if not config.forget:
         known |= {
@@ -72,7 +74,7 @@ def _from_record(
         architecture=name if is_registry else None,
         preprocess=found.preprocess,
         classes=tuple(found.classes) if found.classes else None,
-        source=f"{record.beside(Path(found.after.path), 'record').name}",
+        source=file.name,
     )
     if config.arch is None and not is_registry:
         raise ImuError(
@@ -108,7 +110,7 @@ def _open_other(opened: Opened, path: Path, config: EvaluateConfig) -> _Other:
     before, loaded = opening.load_model(
         path, config, Defaults(architecture=opened.loaded.architecture.name if not config.arch else None)
     )
-    changed = _changed(before, opened.checkpoint)
+    changed = checkpoint.differing(before, opened.checkpoint)
     head = opened.head.with_matrix(_matrix_of(before, opened))
     other = replace(opened, checkpoint=before, loaded=loaded, head=head)
     same = before.outside_hash(set(head.tensors)) == opened.outside_sha256
@@ -121,7 +123,7 @@ def _open_original(opened: Opened, config: EvaluateConfig, found: Record | None)
     if config.original is None:
         return None
     path = Path(config.original)
-    if not path.is_file() and found is not None:
+    if not path.exists() and found is not None:
         opened.note(
             f"the original {path} named by the record is not there; nothing is compared with it (give --original)"
         )
@@ -136,36 +138,13 @@ def _open_original(opened: Opened, config: EvaluateConfig, found: Record | None)
 
 def _matrix_of(before: checkpoint.Checkpoint, opened: Opened) -> Tensor:
     """The original's head as W (c, d+1) float64."""
-    tensors, names = before.tensors(), opened.head.tensors
-    if (
-        any(name not in tensors for name in names)
-        or tensors[names[0]].shape != opened.checkpoint.tensors()[names[0]].shape
-    ):
+    names, entries = opened.head.tensors, opened.checkpoint.entries
+    if any(name not in before.entries or before.entries[name].shape != entries[name].shape for name in names):
         raise ImuError(
             f"{before.path}: has no head {names[0]} of the same shape; it has to be another state of the same model"
         )
-    parts = [tensors[name].to(torch.float64) for name in names]
+    parts = [before.tensor(name).to(torch.float64) for name in names]
     return torch.cat([parts[0], parts[1].unsqueeze(1)], dim=1) if len(parts) == 2 else parts[0]
-
-
-def _changed(before: checkpoint.Checkpoint, after: checkpoint.Checkpoint) -> list[str]:
-    """Names of tensors and buffers that are not bit-identical, or stand in one file only."""
-    names = sorted(set(before.entries) | set(after.entries))
-    old, new = before.tensors(), after.tensors()
-    return [
-        name
-        for name in names
-        if name not in old
-        or name not in new
-        or before.entries[name].dtype != after.entries[name].dtype
-        or old[name].shape != new[name].shape
-        or not torch.equal(_bits(old[name]), _bits(new[name]))
-    ]
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """The tensor's bytes, so that NaN equals itself."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -271,14 +250,14 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         ImuError: bad input, an unknown requirement, or nothing could be written.
         RefusedError: the checkpoint cannot be handled.
     """
-    checkpoint.require_file(model)
+    layout.require_file(model)
     output = Path(config.output) if config.output else record.beside(model, "evaluation")
     wanted, report = _gates(config), _junit_file(config, output)
     _refuse_foreign(output)
     found = opening.read_record(model)
     if found is None and record.beside(model, "record").is_file():
         events.note(f"{record.beside(model, 'record')}: describes another file than {model}; it is not used")
-    config, merged, defaults = _from_record(config, origins, found, model.parent)
+    config, merged, defaults = _from_record(config, origins, found, record.beside(model, "record"))
     _stdin_again(config, found)
     opened = opening.open_all(model, config, events, defaults)
     if found is not None and opened.forget.sha256 != found.forget.sha256:
@@ -291,15 +270,17 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         shadowing.require(config, found, head_only)
     evidence = replace(_gather(_Models(opened, original, again), config, found), parts=parts)
     if config.attack is not None and found is not None and original is not None:
-        shadow = shadowing.run(opened, original.matrix(), evidence, found, config, model.parent)
+        shadow = shadowing.run(
+            opened, original.matrix(), evidence, found, config, record.beside(model, "record").parent
+        )
         evidence = replace(evidence, shadow=shadow)
     measured = evaluation.measure(evidence)
     verdicts = gates.judge_all(wanted, {item.name: item for item in measured}, config.require_on == "value")
     folder = output.parent
     made = Evaluation(
-        model=opening.file_hash_of(model, folder),
-        original=None if original is None else opening.file_hash_of(original.opened.checkpoint.path, folder),
-        retrained=None if again is None else opening.file_hash_of(again.opened.checkpoint.path, folder),
+        model=opening.model_hash_of(opened.checkpoint, folder),
+        original=None if original is None else opening.model_hash_of(original.opened.checkpoint, folder),
+        retrained=None if again is None else opening.model_hash_of(again.opened.checkpoint, folder),
         record=None if found is None else opening.file_hash_of(record.beside(model, "record"), folder),
         changed=None if original is None else original.changed,
         head_only=head_only,

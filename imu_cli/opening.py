@@ -23,6 +23,7 @@ from .dataset import ClassNames, ImageSet, class_names, in_model_ids, overlap
 from .errors import ImuError, InvalidRowsError
 from .events import Events
 from .head import Head, find_head
+from .layout import file_hash, model_hash
 from .manifest import ForgetSet, load_forget, open_source, peek
 from .preprocess import Preprocess
 from .record import Decade, Environment, FileHash, ForgetInfo, HeadInfo, HeldOutInfo, OptionValue, Record, ScoreInfo
@@ -173,7 +174,7 @@ def open_all(path: Path, config: ForgetConfig, events: Events, defaults: Default
         events=events,
         clock=clock,
     )
-    for warning in (*(data.notes if data else ()), *forget.notes):
+    for warning in (*checkpoint.layout.notes, *(data.notes if data else ()), *forget.notes):
         opened.note(warning)
     return opened
 
@@ -257,7 +258,7 @@ def _cache_fields(opened: Opened) -> dict[str, Any]:
         "architecture": opened.loaded.architecture.described(),
         "preprocess": opened.preprocess.described(),
         "dtype": "float32",
-        "model": opened.checkpoint.path.name,
+        "model": opened.checkpoint.path.name or opened.checkpoint.path.resolve().name,
     }
 
 
@@ -408,10 +409,19 @@ def forget_info(opened: Opened, folder: Path) -> ForgetInfo:
     )
 
 
+def model_hash_of(checkpoint: Checkpoint, folder: Path) -> FileHash:
+    """Path relative to ``folder`` and the one hash of a model."""
+    return FileHash(path=model_path(checkpoint.path, folder), sha256=checkpoint.sha256)
+
+
+def model_path(path: Path, folder: Path) -> str:
+    """Path of a model relative to ``folder``; one that *is* the folder is ``../name``, so that reports have a name."""
+    relative: str = options.relative_to(str(path), "file", folder)
+    return f"../{path.resolve().name}" if relative == "." else relative
+
+
 def file_hash_of(path: Path, folder: Path) -> FileHash:
     """Path relative to ``folder`` and SHA-256 of a file."""
-    from .checkpoint import file_hash
-
     return FileHash(path=options.relative_to(str(path), "file", folder), sha256=file_hash(path))
 
 
@@ -442,13 +452,15 @@ def environment(device: torch.device) -> Environment:
     )
 
 
-def read_record(path: Path) -> Record | None:
-    """The record that lies beside a model and describes this very file; None where there is none."""
+def read_record(path: Path, sha256: str | None = None) -> Record | None:
+    """The record that lies beside a model, or in its folder, and describes these very weights; None where there is none.
+
+    ``sha256`` is the model's hash where it is known already.
+    """
     from . import record
-    from .checkpoint import file_hash
 
     beside = record.beside(path, "record")
     if not beside.is_file():
         return None
     found = record.read(beside)
-    return found if isinstance(found, Record) and found.after.sha256 == file_hash(path) else None
+    return found if isinstance(found, Record) and found.after.sha256 == (sha256 or model_hash(path)) else None

@@ -46,7 +46,12 @@ Quiet = Annotated[
         "--quiet", "-q", envvar="IMU_QUIET", help="No progress and no notes on stderr.", rich_help_panel="Output"
     ),
 ]
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A .safetensors checkpoint.", show_default=False)]
+ModelPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL", help="A .safetensors file, its index, or a Hugging Face or timm folder.", show_default=False
+    ),
+]
 
 
 def _moved(path: str, folder: Path) -> str:

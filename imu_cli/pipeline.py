@@ -11,8 +11,10 @@ from torch import Tensor
 
 from . import (
     checkpoint,
+    destination,
     features,
     influence,
+    layout,
     margins,
     matched,
     methods,
@@ -64,7 +66,7 @@ def run_influence(model: Path, config: InfluenceConfig, origins: Mapping[str, st
     ]  # fmt: skip
     here = Path()
     made = record.Influence(
-        model=opening.file_hash_of(model, here),
+        model=opening.model_hash_of(opened.checkpoint, here),
         architecture=opened.loaded.architecture.described(),
         preprocess=opened.preprocess.described(),
         preprocess_source=opened.preprocess_source,
@@ -155,13 +157,9 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
         ImuError: bad input, a target already met, or nothing could be written; nothing was written.
         RefusedError: the checkpoint cannot be handled.
     """
-    checkpoint.require_file(model)
+    place = destination.choose(layout.resolve(model), config.output, config.force)
     config, origins = with_preset(config, origins)
     _refuse_contradictions(config)
-    output = Path(config.output) if config.output else model.with_name(f"{model.stem}.unlearned{model.suffix}")
-    record_path = record.beside(output, "record")
-    for path in (output, record_path):
-        checkpoint.refuse_output(path, model, config.force)
     opened = opening.open_all(model, config, events)
     h = opening.forget_features(opened)
     job = methods.prepare(opened, config, h)
@@ -173,18 +171,19 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
         )
     outcome = done.outcome
     _tell_end(opened, job, outcome)
-    made = _record(opened, config, origins, job, done, model, output)
-    with opened.clock.timed("writing"), writing.together(output, record_path) as (weights_file, record_file):
-        changes = opened.head.parts(outcome.head.cpu())
-        checkpoint.patch(opened.checkpoint, changes, weights_file)
-        _replay(opened, outcome.head.cpu(), weights_file, h)
-        made.after = record.FileHash(path=output.name, sha256=checkpoint.file_hash(weights_file))
+    for note in place.notes():
+        opened.note(note)
+    made = _record(opened, config, origins, job, done, place)
+    files = opened.checkpoint.layout
+    with opened.clock.timed("writing"), destination.opened(place, files, config.force) as (weights, record_file):
+        checkpoint.patch(opened.checkpoint, opened.head.parts(outcome.head.cpu()), weights)
+        made.after.sha256 = _replay(opened, outcome.head.cpu(), weights, h)
         made.seconds = opened.clock.seconds
         with record_file.open("w", encoding="utf-8") as file:
             file.write(record.dump(made))
             file.flush()
             os.fsync(file.fileno())
-    return Unlearned(made, output, record_path)
+    return Unlearned(made, place.output, place.record)
 
 
 def _tell_end(opened: Opened, job: methods.Job, outcome: Outcome) -> None:
@@ -210,8 +209,8 @@ def _lost(opened: Opened, job: methods.Job, head: Tensor) -> str:
     return f"{int((now & ~was).sum())} of {len(h)} held-out samples of kept classes were lost to a forgotten class"
 
 
-def _replay(opened: Opened, matrix: Tensor, written: Path, h: Tensor) -> None:
-    """Load the written file into the model and compare its logits on up to 64 forget samples with what they should be.
+def _replay(opened: Opened, matrix: Tensor, written: Path, h: Tensor) -> str:
+    """Load the written model and compare its logits on up to 64 forget samples with what they should be; its SHA-256.
 
     Raises:
         ImuError: the file does not compute what was promised.
@@ -229,11 +228,13 @@ def _replay(opened: Opened, matrix: Tensor, written: Path, h: Tensor) -> None:
     expected = (h[rows].cpu() @ matrix.T).to(torch.float64)
     error = float((logits - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
     check_replay(opened.head.with_matrix(matrix), error, torch.float32)
+    return made.sha256
 
 
-def _previous(opened: Opened, model: Path, folder: Path) -> Link | None:
+def _previous(opened: Opened, folder: Path) -> Link | None:
     """The record of the unlearning that this model came from, if it lies beside it."""
-    earlier = opening.read_record(model)
+    model = opened.checkpoint.path
+    earlier = opening.read_record(model, opened.checkpoint.sha256)
     if earlier is None:
         return None
     opened.note(
@@ -254,18 +255,17 @@ def _record(
     origins: Mapping[str, str],
     job: methods.Job,
     done: methods.Done,
-    model: Path,
-    output: Path,
+    place: destination.Destination,
 ) -> Record:
-    folder, outcome = output.parent, done.outcome
+    folder, outcome = place.record.parent, done.outcome
     spread = None
     if job.target is not None:
         low, high = binomial_range(job.target, len(job.labels))
         spread = Interval(low=low, high=high, method="central 95 % of the binomial distribution")
     has_scores = job.scored is not None and job.selection is not None
     return Record(
-        before=opening.file_hash_of(model, folder),
-        after=record.FileHash(path=output.name, sha256=""),
+        before=opening.model_hash_of(opened.checkpoint, folder),
+        after=record.FileHash(path=opening.model_path(place.output, folder), sha256=""),
         changed=list(opened.head.tensors),
         unchanged=len(opened.checkpoint.entries) - len(opened.head.tensors),
         outside_sha256=opened.outside_sha256,
@@ -281,7 +281,7 @@ def _record(
         trajectory=done.trajectory,
         held_out=_relative(job.held_info, folder),
         details=done.details,
-        previous=_previous(opened, model, folder),
+        previous=_previous(opened, folder),
         scenario=job.plan.kind,
         scenario_source=job.plan.source,
         **common(opened, origins, folder),

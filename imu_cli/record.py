@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from .errors import ImuError
+from .layout import main_file, stem
 
 LIMIT = (
     "This documents a change and the tests made of it. It is not a finding that data were erased, nor that a legal duty "
@@ -478,5 +479,6 @@ def read(path: Path) -> Record | Evaluation:
 
 
 def beside(model: Path, kind: Literal["record", "evaluation"]) -> Path:
-    """Where the record or evaluation of a model lies: ``<stem>.record.json`` beside it."""
-    return model.with_name(f"{model.stem}.{kind}.json")
+    """Where the record or evaluation of a model lies: ``<stem>.record.json`` beside its file, or in its folder."""
+    main = main_file(model)
+    return main.with_name(f"{stem(main)}.{kind}.json")

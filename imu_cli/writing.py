@@ -1,6 +1,7 @@
 """Files written whole or not at all, and replaced only where they may be."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -88,3 +89,46 @@ def together(*outputs: Path, private: bool = False) -> Iterator[list[Path]]:
             for left in (path, path.with_suffix(".old")):
                 with suppress(OSError):
                     left.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder(output: Path) -> Iterator[Path]:
+    """A temporary folder beside ``output`` that takes its place at the end, or leaves nothing behind.
+
+    A folder that is there is moved aside first and removed once the new one stands; if the new one cannot take its place,
+    the old one is put back. The caller has made sure that it may go.
+
+    Raises:
+        ImuError: the disk is full, or the folder cannot be written.
+    """
+    made: Path | None = None
+    try:
+        made = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".part", dir=output.parent))
+        yield made
+        made.chmod(0o777 & ~_umask())
+        _sync_folder(made)
+        _replace_folder(made, output)
+    except OSError as error:
+        raise ImuError(f"{output.parent}: cannot write ({error.strerror}); nothing was written") from error
+    finally:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _replace_folder(made: Path, output: Path) -> None:
+    kept = made.with_suffix(".old")
+    with ExitStack() as undo:
+        if output.exists():
+            output.rename(kept)
+            undo.callback(kept.rename, output)
+        made.rename(output)
+        undo.pop_all()
+    shutil.rmtree(kept, ignore_errors=True)

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from imu_cli.checkpoint import Checkpoint, open_checkpoint, patch, refuse_output
+from imu_cli.checkpoint import Checkpoint, open_checkpoint, patch
+from imu_cli.destination import refuse_output
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.writing import together
 
@@ -360,6 +361,8 @@ BAD = {
     "huge shape": file_of('{"a":{"dtype":"F32","shape":[9223372036854775807,4],"data_offsets":[0,8]}}', 8),
     "unknown dtype": file_of('{"a":{"dtype":"F31","shape":[2],"data_offsets":[0,8]}}', 8),
     "no offsets": file_of(f'{{"a":{{{F32}}}}}', 8),
+    "a key twice": file_of(f'{{"a":{{{F32},"data_offsets":[0,8]}},"a":{{{F32},"data_offsets":[0,8]}}}}', 8),
+    "nested 100,000 deep": file_of('{"a":' * 100_000 + "1" + "}" * 100_000, 0),
     "metadata is a number": file_of(f'{{"__metadata__":3,"a":{{{F32},"data_offsets":[0,8]}}}}', 8),
 }
 
@@ -378,7 +381,7 @@ def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     """No file, or a folder, is said as such."""
     with pytest.raises(ImuError, match="no such file"):
         open_checkpoint(tmp_path / "a.safetensors")
-    with pytest.raises(ImuError, match="a folder"):
+    with pytest.raises(ImuError, match=r"a folder without a \.safetensors file"):
         open_checkpoint(tmp_path)
 
 

@@ -104,7 +104,7 @@ MINE = [
 
 CASES: dict[str, tuple[Callable[[], object], list[str], int, str]] = {
     "missing model": (lambda: None, ["unlearn", "nothing.safetensors", *GO[2:]], 2, "nothing.safetensors: no such file"),
-    "folder as model": (lambda: None, ["unlearn", ".", *GO[2:]], 2, "a folder"),
+    "folder without a model": (lambda: Path("empty").mkdir(), ["unlearn", "empty", *GO[2:]], 2, "a folder without a .safetensors file"),
     "pickle": (pickled, ["unlearn", "model.pth", *GO[2:]], 4, "a pickle"),
     "pickle renamed": (pickle_renamed, GO, 4, "a pickle"),
     "truncated model": (truncate_model, GO, 2, "not a readable safetensors file"),
