@@ -201,6 +201,14 @@ def differing(before: Checkpoint, after: Checkpoint) -> list[str]:
     return sorted(found)
 
 
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors agree in dtype, shape and every bit, so that NaN equals itself."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    left, right = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    return torch.equal(left, right)
+
+
 def _same_bytes(left: Path, old: Entry, right: Path, new: Entry) -> bool:
     with left.open("rb") as a, right.open("rb") as b:
         blocks = zip(_range(a, old.start, old.end), _range(b, new.start, new.end), strict=True)

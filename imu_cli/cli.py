@@ -259,6 +259,45 @@ def select(
     selecting.run(selectors, data, output, force)
 
 
+@app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="A .pth, .pt, .bin or .ckpt file: a state_dict, or what holds one.")
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The .safetensors file to write.")],
+    key: Annotated[
+        str | None,
+        typer.Option(help="Which entry of the file is the model, where several hold tensors.", metavar="KEY"),
+    ] = None,
+    strip_prefix: Annotated[
+        str | None, typer.Option(help="Take this off the names that start with it.", metavar="PREFIX")
+    ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            help="Write this into the file's metadata: a registry's architecture, such as torchvision:resnet18, that fits.",
+            metavar="ARCH",
+        ),
+    ] = None,
+    preprocess: Annotated[
+        str | None,
+        typer.Option(help="Write this into the file's metadata: a preset or a YAML file.", metavar="PRESET|FILE"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output (never the input).")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the tensors of a PyTorch pickle as safetensors, without running any code that is in it."""
+    from . import converting
+
+    made = converting.run(
+        source, output, key=key, strip_prefix=strip_prefix, arch=arch, preprocessing=preprocess, force=force
+    )
+    for note in made.notes:
+        Terminal(quiet).note(note)
+    if not quiet:
+        typer.echo(f"wrote {made.output}: {made.tensors} tensors, {made.bytes:,} bytes", err=True)
+
+
 @cache_app.command("ls")
 def cache_ls(form: OutputFormat = "table") -> None:
     """List the entries, oldest first."""
