@@ -101,6 +101,66 @@ def floor_table() -> str:
     return "\n".join(lines)
 
 
+SHOWN = {
+    "class": ("forget.accuracy", "test_forgotten.accuracy", "test.accuracy", "test.accuracy_drop", "retain.accuracy",
+              "mask_bound.retain", "recovery.k5", "probe.accuracy", "features.drift"),
+    "samples": ("forget.accuracy", "test.accuracy_drop", "mia.auc", "mia.auc_two_sided", "forget.over_unlearned",
+                "update_leak.auc", "probe.accuracy"),
+}  # fmt: skip
+"""Metrics of the worked example's two tables."""
+
+
+def _worked(run: str) -> dict[str, Any]:
+    return {item["name"]: item for item in _results("worked_example")["runs"][run]["metrics"]}
+
+
+def _cells(item: dict[str, Any], name: str) -> list[str]:
+    """Before, after, interval and target of a metric as reports show them."""
+    from imu_cli.record import Interval
+    from imu_cli.views import words
+
+    ends = None if item["interval"] is None else Interval(**item["interval"])
+    target = "" if item["target"] is None else words.shown(name, item["target"])
+    before = "" if item["before"] is None else words.shown(name, item["before"])
+    return [before, words.shown(name, item["value"]), words.span(name, ends) or "census", target]
+
+
+def worked_class() -> str:
+    """The airplanes: every metric with its interval, n and target."""
+    found = _worked("class")
+    lines = ["| metric | before | after | 95 % interval | target | n |", "|---|---|---|---|---|---|"]
+    for name in SHOWN["class"]:
+        lines.append(f"| `{name}` | {' | '.join(_cells(found[name], name))} | {found[name]['n']:,} |")
+    return "\n".join(lines)
+
+
+def worked_samples() -> str:
+    """Three runs on random samples beside the original: what each metric says of them."""
+    runs = {name: _worked(name) for name in ("matched", "driven", "few")}
+    lines = ["| metric | target | matched, 5,000 | driven, 5,000 | few, 37 |", "|---|---|---|---|---|"]
+    for name in SHOWN["samples"]:
+        cells = [_cells(found[name], name) for found in runs.values()]
+        said = (after if span == "census" else f"{after} ({span})" for _, after, span, _ in cells)
+        lines.append(f"| `{name}` | {cells[0][3]} | {' | '.join(said)} |")
+    return "\n".join(lines)
+
+
+def worked_said() -> str:
+    """The first paragraph of each report."""
+    runs = _results("worked_example")["runs"]
+    return "\n".join(f"* **{name}**: {runs[name]['summary']}" for name in ("class", "matched", "driven", "few"))
+
+
+def worked_gates() -> str:
+    """The gates on the unlearned model and on the original."""
+    runs = _results("worked_example")["runs"]
+    lines = ["| gate | airplanes unlearned | the original as if unlearned |", "|---|---|---|"]
+    for mine, theirs in zip(runs["class"]["requirements"], runs["original"]["requirements"], strict=True):
+        lines.append(f"| `{mine['text']}` | {mine['verdict']} | {theirs['verdict']} |")
+    lines.append(f"| exit code | {runs['class']['exit_code']} | {runs['original']['exit_code']} |")
+    return "\n".join(lines)
+
+
 def with_block(text: str, name: str, body: str) -> str:
     """The text with what stands between the markers of this name replaced."""
     start, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
@@ -110,7 +170,13 @@ def with_block(text: str, name: str, body: str) -> str:
 
 
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
-    "evaluation.md": {"metrics": metrics},
+    "evaluation.md": {
+        "metrics": metrics,
+        "worked class": worked_class,
+        "worked samples": worked_samples,
+        "worked said": worked_said,
+        "worked gates": worked_gates,
+    },
     "performance.md": {"floor": floor_table},
     "method.md": {"classes": class_table, "fixed rate": fixed_rate_table},
 }

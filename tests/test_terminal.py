@@ -36,7 +36,7 @@ from imu_cli.record import (
     ScoreRow,
     Target,
 )
-from imu_cli.views import machine, tables, terminal, words
+from imu_cli.views import machine, markdown, page, tables, terminal, words
 
 WIDTHS = [60, 80, 140]
 HASH = "0" * 64
@@ -201,6 +201,30 @@ def test_a_narrow_terminal_shows_the_notes_below() -> None:
         assert (
             sum(line.split() == ["mia.auc", "a", "note", "of", "its", "own"] for line in text.splitlines()) * 2 == lines
         )
+
+
+@pytest.mark.parametrize(
+    ("summary", "first"),
+    [
+        ("DAMAGE, not forgetting: 0.5 % and 1. More. And more.", "DAMAGE, not forgetting: 0.5 % and 1."),
+        ("NOT forgotten: still there.", "NOT forgotten: still there."),
+        ("Nothing to warn of. More.", ""),
+        ("", ""),
+    ],
+)
+def test_warnings_stand_out_in_every_form(summary: str, first: str) -> None:
+    """The first sentence of a summary that warns is set apart, and no word is lost."""
+    warned, rest = words.warning(summary)
+    assert warned == first
+    assert " ".join(part for part in (warned, rest) if part) == summary
+    made = evaluation(summary=summary, requirements=[])
+    assert summary in flat(terminal.text_of(terminal.evaluation(made), width=200))
+    bold = f"**{markdown.escaped(first)}**"
+    assert (bold in markdown.report([made], ["a"])) == bool(first)
+    assert ('<strong class="fail">' in page.report([made], ["a"])) == bool(first)
+    assert (
+        '<li class="fail">' + first.partition(":")[0].capitalize() in page.report([made, record()], ["a", "b"])
+    ) == bool(first)
 
 
 @pytest.mark.parametrize("text", ["\x1b[31mred", "a\rb", "\x07", "\ud800", "\u202eabc", "\x9b31m"])

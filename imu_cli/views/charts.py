@@ -125,10 +125,11 @@ def _frame(x: Axis, y: Axis) -> Iterator[str]:
         yield f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>'
         yield f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{escape(text)}</text>'
     every = 1 + (len(x.ticks) - 1) // 6
+    zero = next((number for number, (value, _) in enumerate(x.ticks) if value == 0), 0)  # 0 keeps its label
     for number, (value, text) in enumerate(x.ticks):
         at = _x(x, value)
         yield f'<line class="tick" x1="{at:.1f}" x2="{at:.1f}" y1="{floor}" y2="{floor + 4}"/>'
-        if number % every == 0:
+        if (number - zero) % every == 0:
             side = "end" if at > right - 14 else "middle"
             yield f'<text x="{min(at, right):.1f}" y="{floor + 16}" text-anchor="{side}">{escape(text)}</text>'
     yield f'<text class="name" x="8" y="12">{escape(y.name)}</text>'

@@ -67,12 +67,17 @@ def record(result: Record) -> str:
     )
 
 
+def _summary(text: str) -> str:
+    warned, rest = words.warning(text)
+    return f"**{escaped(warned)}** {escaped(rest)}" if warned else escaped(rest)
+
+
 def evaluation(result: Evaluation) -> str:
     """What was measured of a model, what was not, and the verdicts first."""
     result = words.printable(result)
     return _joined(
         f"## Evaluation: {escaped(result.model.path)}",
-        f"{escaped(result.summary)}",
+        _summary(result.summary),
         table(tables.requirements(result)),
         table(tables.measured(result.metrics)),
         table(tables.missing(result.metrics)),

@@ -32,6 +32,7 @@ class Section:
     """One model: what its record and its evaluation say, in the order of the page."""
 
     title: str
+    warning: str
     sentence: str
     badges: list[tuple[str, str]]
     tiles: list[Tile]
@@ -79,9 +80,9 @@ def subjects(results: Sequence[Record | Evaluation], names: Sequence[str]) -> li
     return found
 
 
-def _badges(record: Record | None, requirements: Sequence[Requirement]) -> list[tuple[str, str]]:
-    """Verdicts as (kind, text): whether the target was met, and how many gates passed."""
-    found = []
+def _badges(warned: str, record: Record | None, requirements: Sequence[Requirement]) -> list[tuple[str, str]]:
+    """Verdicts as (kind, text): what is warned of, whether the target was met, and how many gates passed."""
+    found = [("fail", warned.partition(":")[0].capitalize())] if warned else []
     if record is not None:
         kind = {True: "pass", False: "fail", None: "open"}[record.reached]
         found.append((kind, words.REACHED[record.reached].capitalize()))
@@ -181,10 +182,12 @@ def _section(subject: Subject) -> Section:
     if record is not None:
         details += [tables.outcome(record, "What the run ended with"), tables.path(record)]
         facts = [(f"unlearning: {name}", text) for name, text in words.run_facts(record)] + facts
+    warned, rest = words.warning(_sentence(record, evaluation))
     return Section(
         title=newest.after.path if isinstance(newest, Record) else newest.model.path,
-        sentence=_sentence(record, evaluation),
-        badges=_badges(record, [] if evaluation is None else evaluation.requirements),
+        warning=warned,
+        sentence=rest,
+        badges=_badges(warned, record, [] if evaluation is None else evaluation.requirements),
         tiles=_tiles(evaluation, record),
         tables=[table for table in shown if table.rows],
         missing=missing,

@@ -179,12 +179,17 @@ def _missing(metrics: Sequence[Metric]) -> list[RenderableType]:
     return [_pairs(table.title, table.rows)] if table.rows else []
 
 
+def _summary(text: str) -> Text:
+    warned, rest = words.warning(text)
+    return Text.assemble((f"{warned} " if warned else "", "bold red"), rest)
+
+
 def evaluation(result: Evaluation, *, per_class: bool = True, notes: bool = True) -> RenderableType:
     """What was measured of a model, what was not, and the verdicts."""
     result = words.printable(result)
     title = Text(f"{result.model.path}: scenario {result.scenario}, {result.forget.n} forget samples", style="bold")
     return _blocks(
-        Group(title, Text(result.summary)),
+        Group(title, _summary(result.summary)),
         *_filled(tables.requirements(result)),
         _Measured(result.metrics),
         *_missing(result.metrics),

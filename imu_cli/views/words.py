@@ -19,7 +19,17 @@ REASONS = {
     "rho": "the given --rho was solved for",
 }
 REACHED = {True: "Target met", False: "TARGET NOT MET", None: "No target was given"}
+WARNINGS = ("DAMAGE", "NOT ")
+"""How a summary begins where what was reached must not be taken for success."""
 STEPS = {"imu": "steps", "matched": "values of ρ tried"}
+
+
+def warning(summary: str) -> tuple[str, str]:
+    """The warning that a summary opens with, its first sentence, and the rest; an empty warning where there is none."""
+    if not summary.startswith(WARNINGS):
+        return "", summary
+    first, stop, rest = summary.partition(". ")
+    return first + stop.strip(), rest
 
 
 def capital(text: str) -> str:
