@@ -129,7 +129,8 @@ def run(
                 advance(1)
     except ImuError as error:
         return NotMeasured(str(error))
-    return _compare(candidates, inside, fitted[:-1], unlearned, (opened.matrix(), original, fitted[-1]))
+    with opened.clock.timed("comparing shadow heads"):
+        return _compare(candidates, inside, fitted[:-1], unlearned, (opened.matrix(), original, fitted[-1]))
 
 
 def _held(opened: Opened, wanted: UnlearnConfig, e: Evidence) -> scenario.HeldOut | None:

@@ -78,6 +78,13 @@ def test_clopper_pearson_covers_every_share(n: int) -> None:
         assert chance[(low <= p) & (p <= high)].sum() >= 0.95 - 1e-12
 
 
+@pytest.mark.slow
+def test_clopper_pearson_covers_for_every_n_up_to_200() -> None:
+    """The same for all 200 sizes: by enumeration, never below 95 %."""
+    for n in range(1, 201):
+        test_clopper_pearson_covers_every_share(n)
+
+
 def test_a_higher_confidence_is_wider() -> None:
     """The 99 % interval contains the 95 % interval, and says so in its method."""
     narrow, wide = clopper_pearson(3, 37), clopper_pearson(3, 37, 0.99)
