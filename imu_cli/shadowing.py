@@ -64,11 +64,10 @@ def frozen(found: Record, folder: Path) -> UnlearnConfig:
 
 @dataclass(frozen=True)
 class Candidates:
-    """D_f first, then samples never seen: H (n + m, d+1), labels and true labels, and how many are D_f's."""
+    """D_f first, then samples never seen: H (n + m, d+1), labels, and how many are D_f's."""
 
     h: Tensor
     labels: Tensor
-    true_labels: Tensor | None
     forget: int
 
     def split(self, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,10 +85,7 @@ def _candidates(e: Evidence, h_forget: Tensor, h_test: Tensor) -> Candidates:
     pool = attacks.class_matched(e.forget.labels, e.test.labels, generator)
     pool = pool[torch.randperm(len(pool), generator=generator)][: len(e.forget.labels)]
     labels = torch.cat([e.forget.labels, e.test.labels[pool]])
-    true = None
-    if e.true_labels is not None:  # a test sample that plays a mislabelled one has no other label that is true
-        true = torch.cat([e.true_labels, torch.full_like(pool, -1)])
-    return Candidates(torch.cat([h_forget, h_test[pool]]), labels, true, len(e.forget.labels))
+    return Candidates(torch.cat([h_forget, h_test[pool]]), labels, len(e.forget.labels))
 
 
 def run(
@@ -107,6 +103,10 @@ def run(
     """
     assert e.retain is not None
     assert e.test is not None
+    if e.kind == "mislabelled":
+        return NotMeasured(
+            "has no meaning in the mislabelled scenario: unseen samples with these wrong labels are not there"
+        )
     wanted = frozen(found, folder)
     wide = [objective.homogeneous(split.features, opened.head.bias) for split in (e.forget, e.test, e.retain)]
     try:
@@ -167,17 +167,16 @@ def _unlearn(
     """One shadow head after its candidates were unlearned, by the tool's own methods."""
     rows = mine.nonzero().squeeze(1)
     h, labels = candidates.h[rows], candidates.labels[rows]
-    true = None if candidates.true_labels is None else candidates.true_labels[rows]
     shadow = replace(
         opened, config=wanted, head=opened.head.with_matrix(head.cpu()), forget=replace(opened.forget, weights=None),
         events=Silent(), clock=Clock(), notes=[],
     )  # fmt: skip
     plan = scenario.plan(e.kind, "record", labels, len(head), wanted.rows)
-    limits, source = methods.bounds(wanted, plan, held, head, h, labels, true)
+    limits, source = methods.bounds(wanted, plan, held, head, h, labels, None)
     method: Literal["imu", "matched"] = "matched" if wanted.method == "matched" else "imu"
     scored = opening.score(h, labels, head, Damping.parse(wanted.damping))
     job = methods.Job(
-        h, labels, true, plan, held, None, limits.target, source, limits, scenario.looker(h, plan.members, head, held),
+        h, labels, None, plan, held, None, limits.target, source, limits, scenario.looker(h, plan.members, head, held),
         method, "record", scored=scored,
     )  # fmt: skip
     with objective.threads_for(len(h) * head.numel()):
