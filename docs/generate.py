@@ -16,7 +16,7 @@ from typing import Any
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
 COMMANDS = (
-    "influence", "unlearn", "evaluate", "report", "demo", "select", "convert",
+    "influence", "unlearn", "evaluate", "report", "demo", "inspect", "select", "convert",
     "cache", "cache ls", "cache show", "cache rm", "cache verify",
 )  # fmt: skip
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import __version__
-from .config import EvaluateConfig, InfluenceConfig, UnlearnConfig
+from .config import EvaluateConfig, InfluenceConfig, ModelConfig, UnlearnConfig
 from .errors import ImuError
 from .options import ModelPath, Origins, OutputFormat, Quiet, ReportFormat, takes
 
@@ -257,6 +257,34 @@ def select(
     from . import selecting
 
     selecting.run(selectors, data, output, force)
+
+
+@app.command()
+@takes(ModelConfig, without=("batch_size",))
+def inspect(
+    model: ModelPath,
+    config: ModelConfig,
+    origins: Origins,
+    only_header: Annotated[
+        bool, typer.Option("--header", help="Only what the files' headers say: instant, without building the model.")
+    ] = False,
+    show: Annotated[int, typer.Option(min=0, help="Tensors shown in the table.", metavar="N")] = 10,
+    form: OutputFormat = "table",
+) -> None:
+    """Show what is in a model's files, what imu learns from them and where, and which flag is missing; needs no data."""
+    from .inspection import header
+    from .views import machine, terminal
+
+    if only_header or form == "csv":
+        result = header(model)
+    else:
+        from . import inspecting
+
+        result = inspecting.run(model, config)
+    if form == "table":
+        _show(terminal.inspection(result, show))
+    else:
+        sys.stdout.write(machine.as_json([result]) if form == "json" else machine.inspection_csv(result))
 
 
 @app.command()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from . import __version__, architecture, cache, features, influence, objective, options, preprocess
 from .architecture import Loaded
 from .checkpoint import Checkpoint, open_checkpoint
-from .config import ForgetConfig
+from .config import ForgetConfig, ModelConfig
 from .dataset import ClassNames, ImageSet, class_names, in_model_ids, overlap
 from .errors import ImuError, InvalidRowsError
 from .events import Events
@@ -125,7 +125,7 @@ class Opened:
         return torch.tensor(list(self.forget.images.labels), dtype=torch.int64, device=self.math_device)
 
 
-def load_model(path: Path, config: ForgetConfig, defaults: Defaults) -> tuple[Checkpoint, Loaded]:
+def load_model(path: Path, config: ModelConfig, defaults: Defaults) -> tuple[Checkpoint, Loaded]:
     """The checkpoint and the model it fits into, loaded strictly."""
     checkpoint = open_checkpoint(path)
     return checkpoint, architecture.load(checkpoint, config.arch, config.arch_arg, defaults.architecture)
@@ -156,7 +156,7 @@ def open_all(path: Path, config: ForgetConfig, events: Events, defaults: Default
         probe = features.batch(images, range(len(images)), steps, device)
         features.refuse_if_random(model, probe)
         head = find_head(model, probe, checkpoint, loaded.prefix, config.head)
-        classes = _classes(config, said, defaults, data, head.classes)
+        classes = names_of_classes(config, said, defaults, data, head.classes)
         forget = load_forget(config.forget, data, config.label, classes, stdin)
     opened = Opened(
         config=config,
@@ -179,9 +179,10 @@ def open_all(path: Path, config: ForgetConfig, events: Events, defaults: Default
     return opened
 
 
-def _classes(
-    config: ForgetConfig, said: Mapping[str, Any], defaults: Defaults, data: ImageSet | None, count: int
+def names_of_classes(
+    config: ModelConfig, said: Mapping[str, Any], defaults: Defaults, data: ImageSet | None, count: int
 ) -> ClassNames:
+    """The class names by the sources' order: ``--classes``, the model's files, a record, a data set of all classes."""
     if config.classes is None and "classes" not in said and defaults.classes:
         return class_names(None, defaults.classes, [], count, defaults.source)
     named = Path(config.classes) if config.classes else None

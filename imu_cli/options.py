@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -279,10 +279,11 @@ def _given(context: typer.Context, values: Mapping[str, Any]) -> dict[str, tuple
     return found
 
 
-def takes(config: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes(config: type[Any], without: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one flag for each of the config's fields; it is called with ``config`` and ``origins`` instead.
 
-    The command's own parameters come before the flags. ``--config`` is read here.
+    The command's own parameters come before the flags. ``--config`` is read here. Fields that play no part in the command
+    (``without``) get no flag.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -293,7 +294,9 @@ def takes(config: type[Any]) -> Callable[[Callable[..., None]], Callable[..., No
         ]
         hints = _hints(config)
         flags = [
-            _parameter(field, hints[field.name]) for field in fields(config) if not _option(hints[field.name]).file_only
+            _parameter(field, hints[field.name])
+            for field in fields(config)
+            if field.name not in without and not _option(hints[field.name]).file_only
         ]
 
         @functools.wraps(command)

@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 
+from imu_cli.inspection import Inspection
 from imu_cli.record import Evaluation, Influence, Model, Record, dump
 
 
@@ -45,6 +46,13 @@ def record_csv(result: Record) -> str:
     """One line a look along the way."""
     header = ["step", "fraction", "loss", "forget", "head_change", "test_drop", "rho", "auc", "margin_error"]
     return rows_csv(header, ([_plain(getattr(look, name)) for name in header] for look in result.trajectory))
+
+
+def inspection_csv(result: Inspection) -> str:
+    """One line a tensor."""
+    header = ["name", "dtype", "shape", "bytes", "file"]
+    rows = ([item.name, item.dtype, "x".join(map(str, item.shape)), item.bytes, item.file] for item in result.tensors)
+    return rows_csv(header, rows)
 
 
 def as_json(results: Sequence[Model]) -> str:

@@ -9,6 +9,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from imu_cli.inspection import Inspection
 from imu_cli.record import Evaluation, Influence, Metric, Record, ScoreInfo
 
 from . import tables, words
@@ -208,6 +209,36 @@ def report(results: Sequence[Record | Evaluation], names: Sequence[str]) -> Rend
         both = [words.printable(item) for item, _ in evaluations], [words.plain(name) for _, name in evaluations]
         parts.append(drawn(tables.comparison(*both)))
     return _blocks(*parts)
+
+
+def inspection(result: Inspection, show: int) -> RenderableType:
+    """What is in a model's files, the first of its tensors, and what was learnt of it and where."""
+    result = words.printable(result)
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in result.dtypes.items())
+    size = f"{len(result.tensors)} tensors ({dtypes}), {result.values:,} values, {result.bytes:,} bytes"
+    facts = [("tensors", size), *_files(result)]
+    facts += [
+        (f"metadata of {file.name}", f"{key}: {value}") for file in result.files for key, value in file.metadata.items()
+    ]
+    table = _table("tensor", "dtype", "shape", "bytes", "file", right=("bytes",))
+    for item in result.tensors[:show]:
+        cells = (item.name, item.dtype, " x ".join(map(str, item.shape)) or "one value", f"{item.bytes:,}", item.file)
+        table.add_row(*(Text(cell) for cell in cells))
+    title = f"The first {min(show, len(result.tensors))} of {len(result.tensors)} tensors (--format csv lists all)"
+    learnt = [(item.what, f"{item.value} (from {item.source})" if item.value else f"NOT KNOWN: {item.problem}")
+              for item in result.findings]  # fmt: skip
+    return _blocks(
+        _pairs(result.model, facts),
+        _under(title, table) if show and result.tensors else None,
+        _pairs("What imu learns", learnt) if learnt else None,
+        *_notes(result.notes),
+        Text(f"next: {result.next}") if result.next else None,
+    )
+
+
+def _files(result: Inspection) -> list[tuple[str, str]]:
+    lines = [("index", result.index)] if result.index else []
+    return [*lines, *(("file", f"{file.name}: {file.tensors} tensors, {file.bytes:,} bytes") for file in result.files)]
 
 
 def plain_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> RenderableType:
