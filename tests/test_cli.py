@@ -354,11 +354,13 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
 
 
 def test_report_does_not_import_torch(job: Path) -> None:
-    """Reading a record needs no torch."""
+    """Reading a record needs no torch, in no form."""
     assert main([*UNLEARN, "--forget", "class=3", "-q"]) == 0
     code = (
         "import sys, contextlib, io\nfrom imu_cli.cli import main\n"
-        "with contextlib.redirect_stdout(io.StringIO()): code = main(['report', 'model.unlearned.record.json'])\n"
+        "for words in ([], ['--html', '-'], ['--markdown', '-']):\n"
+        "    with contextlib.redirect_stdout(io.StringIO()):\n"
+        "        code = main(['report', 'model.unlearned.record.json', *words])\n"
         "print(code, [m for m in ('torch', 'numpy', 'sklearn', 'scipy', 'PIL') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -137,6 +137,7 @@ def _provenance(result: Record | Evaluation) -> list[tuple[str, str]]:
             "model": result.model,
             "original": result.original,
             "record": result.record,
+            "retrained": result.retrained,
             "forget list": result.forget.manifest,
         }
     )

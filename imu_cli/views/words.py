@@ -187,7 +187,7 @@ def given_to_run(result: Record) -> list[tuple[str, str]]:
 
 def given(result: Evaluation) -> list[tuple[str, str]]:
     """What the evaluation was made with, and what was not given to it."""
-    files = {"original": result.original, "record": result.record}
+    files = {"original": result.original, "record": result.record, "retrained": result.retrained}
     paths = {name: None if file is None else file.path for name, file in files.items()}
     return _given(result.forget, result.given | paths)
 
