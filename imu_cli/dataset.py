@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import os
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,12 @@ SELECTORS = ("class", "index", "id", "coarse")
 # EPS is left out on purpose: Pillow hands it to Ghostscript, and a file's extension does not say what is inside.
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "GIF", "TIFF", "WEBP", "JPEG2000", "DIB")
 _DIGEST_CHUNK = 256
+
+MAX_PIXELS = 89_478_485
+"""Pixels of an image that is still decoded: where Pillow begins to warn. Twice as many are an error of its own."""
+
+# Between the two Pillow prints a warning and decodes; ours is an error with the row's name, so its warning says nothing more.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 Answer = TypeVar("Answer")
 
@@ -74,6 +81,8 @@ class Files:
     def decode(self, at: int) -> Image.Image:
         """The whole image, in the file's own mode, first frame, as stored (EXIF orientation is not applied)."""
         with Image.open(self.location(at), formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width} x {image.height}, more than {MAX_PIXELS:,}")
             image.load()
             return image
 
