@@ -74,6 +74,11 @@ class Checkpoint:
     def _holders(self) -> dict[str, Shard]:
         return {name: shard for shard in self.layout.shards for name in shard.entries}
 
+    @property
+    def folder(self) -> Path:
+        """Where the weights lie, and with them what else was saved of the model."""
+        return self.path.parent
+
     def tensors(self) -> dict[str, Tensor]:
         """All tensors, on the CPU, in the file's dtypes, under the file's names."""
         return {name: tensor for shard in self.layout.shards for name, tensor in load_file(shard.path).items()}

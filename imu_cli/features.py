@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .dataset import ImageSet
 from .errors import ImuError
 from .head import Head, check_replay, logits_of, replay_error, tapped
-from .preprocess import Preprocess
+from .preprocess import Preprocessing, stack
 
 PROBE = 8
 """Images used to find the head and to try whether two passes agree."""
@@ -49,7 +49,7 @@ def prepare(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def _stack(images: ImageSet, rows: Sequence[int], preprocess: Preprocess, pool: ThreadPoolExecutor) -> Tensor:
+def _stack(images: ImageSet, rows: Sequence[int], preprocess: Preprocessing, pool: ThreadPoolExecutor) -> Tensor:
     # A task a few rows long: handing over single small images would cost as much as decoding them.
     tasks = [rows[start : start + ROWS_A_TASK] for start in range(0, len(rows), ROWS_A_TASK)]
     parts = pool.map(lambda task: [preprocess.shape(images.read(row)) for row in task], tasks)
@@ -57,7 +57,7 @@ def _stack(images: ImageSet, rows: Sequence[int], preprocess: Preprocess, pool: 
     shapes = [(array.shape[2], *array.shape[:2]) for array in arrays]
     for row, shape in zip(rows, shapes, strict=True):
         _refuse_shape(images, row, shape, shapes[0])
-    return preprocess.stack(arrays)
+    return stack(arrays)
 
 
 def _refuse_shape(images: ImageSet, row: int, shape: tuple[int, ...], first: tuple[int, ...]) -> None:
@@ -68,18 +68,18 @@ def _refuse_shape(images: ImageSet, row: int, shape: tuple[int, ...], first: tup
         )
 
 
-def batch(images: ImageSet, rows: Sequence[int], preprocess: Preprocess, device: torch.device) -> Tensor:
+def batch(images: ImageSet, rows: Sequence[int], preprocess: Preprocessing, device: torch.device) -> Tensor:
     """Some rows as one preprocessed (n, channels, height, width) float32 batch, channels_last, on the device."""
     with ThreadPoolExecutor(1) as pool:
         return _place(_stack(images, rows, preprocess, pool), preprocess, device)
 
 
-def _place(stacked: Tensor, preprocess: Preprocess, device: torch.device) -> Tensor:
+def _place(stacked: Tensor, preprocess: Preprocessing, device: torch.device) -> Tensor:
     moved = stacked.to(device, non_blocking=True)
     return preprocess.scale(moved).contiguous(memory_format=torch.channels_last)
 
 
-def _batches(images: ImageSet, preprocess: Preprocess, size: int) -> Iterator[Tensor]:
+def _batches(images: ImageSet, preprocess: Preprocessing, size: int) -> Iterator[Tensor]:
     """uint8 batches in order, the next one decoded while the caller computes on this one."""
     parts = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
     workers = max(1, (os.cpu_count() or 1) - 1)
@@ -147,7 +147,7 @@ def extract(
     model: nn.Module,
     head: Head,
     images: ImageSet,
-    preprocess: Preprocess,
+    preprocess: Preprocessing,
     *,
     device: torch.device,
     batch_size: int,

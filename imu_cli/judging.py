@@ -32,8 +32,9 @@ from .errors import ImuError
 from .events import Events
 from .evidence import Evidence, Split
 from .intervals import Estimate, census
-from .opening import Defaults, Opened
+from .opening import Opened
 from .record import Evaluation, Record
+from .sidecar import Said
 from .views import junit
 
 
@@ -47,11 +48,11 @@ class Evaluated:
 
 def _from_record(
     config: EvaluateConfig, origins: Mapping[str, str], found: Record | None, file: Path
-) -> tuple[EvaluateConfig, dict[str, str], Defaults]:
+) -> tuple[EvaluateConfig, dict[str, str], Said | None]:
     """The config with what the record beside the model knows, where no option says otherwise; never code."""
     merged = dict(origins)
     if found is None:
-        return config, merged, Defaults()
+        return config, merged, None
     folder = file.parent
     known: dict[str, Any] = {"original": options.placed(found.before.path, "file", folder), "head": found.head.module}
     if not config.forget:
@@ -70,20 +71,19 @@ def _from_record(
     merged.update(dict.fromkeys(values, "record"))
     name = str(found.architecture["name"])
     is_registry = not Architecture(name, "record").runs_code
-    defaults = Defaults(
-        architecture=name if is_registry else None,
+    known_of = Said(
+        source=file.name,
+        arch=name if is_registry else None,
+        arguments=found.architecture["arguments"] if is_registry else {},
         preprocess=found.preprocess,
         classes=tuple(found.classes) if found.classes else None,
-        source=file.name,
     )
     if config.arch is None and not is_registry:
         raise ImuError(
             f"--arch: the record names {name!r}, which is code, and code runs only where you name it; add --arch {name} "
             "or a --config that does"
         )
-    if is_registry and config.arch is None and not config.arch_arg:
-        values["arch_arg"] = [f"{key}={value}" for key, value in found.architecture["arguments"].items()]
-    return replace(config, **values), merged, defaults
+    return replace(config, **values), merged, known_of
 
 
 def _stdin_again(config: EvaluateConfig, found: Record | None) -> None:
@@ -107,9 +107,9 @@ class _Other:
 
 
 def _open_other(opened: Opened, path: Path, config: EvaluateConfig) -> _Other:
-    before, loaded = opening.load_model(
-        path, config, Defaults(architecture=opened.loaded.architecture.name if not config.arch else None)
-    )
+    built = opened.loaded.architecture
+    known = None if built.runs_code else Said("the evaluated model", built.name, built.arguments)
+    before, loaded = opening.load_model(path, config, known)
     changed = checkpoint.differing(before, opened.checkpoint)
     head = opened.head.with_matrix(_matrix_of(before, opened))
     other = replace(opened, checkpoint=before, loaded=loaded, head=head)
@@ -257,9 +257,9 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     found = opening.read_record(model)
     if found is None and record.beside(model, "record").is_file():
         events.note(f"{record.beside(model, 'record')}: describes another file than {model}; it is not used")
-    config, merged, defaults = _from_record(config, origins, found, record.beside(model, "record"))
+    config, merged, known = _from_record(config, origins, found, record.beside(model, "record"))
     _stdin_again(config, found)
-    opened = opening.open_all(model, config, events, defaults)
+    opened = opening.open_all(model, config, events, known)
     if found is not None and opened.forget.sha256 != found.forget.sha256:
         opened.note("the forget set is not the one that the record was made with (names, labels or contents differ)")
     parts = _parts(opened, config.by)

@@ -4,7 +4,7 @@ import hashlib
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from io import BytesIO
@@ -25,8 +25,9 @@ from .events import Events
 from .head import Head, find_head
 from .layout import file_hash, model_hash
 from .manifest import ForgetSet, load_forget, open_source, peek
-from .preprocess import Preprocess
+from .preprocess import Preprocessing
 from .record import Decade, Environment, FileHash, ForgetInfo, HeadInfo, HeldOutInfo, OptionValue, Record, ScoreInfo
+from .sidecar import Said
 
 
 @dataclass
@@ -45,16 +46,6 @@ class Clock:
             self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 4)
 
 
-@dataclass(frozen=True)
-class Defaults:
-    """What a record knows, used where no option says otherwise."""
-
-    architecture: str | None = None
-    preprocess: Mapping[str, Any] | None = None
-    classes: tuple[str, ...] | None = None
-    source: str = "record"
-
-
 @dataclass
 class Opened:
     """A model that was loaded, its head found and replayed, and a forget set that was validated against it."""
@@ -64,7 +55,7 @@ class Opened:
     loaded: Loaded
     model: nn.Module
     device: torch.device
-    preprocess: Preprocess
+    preprocess: Preprocessing
     preprocess_source: str
     head: Head
     outside_sha256: str
@@ -125,29 +116,38 @@ class Opened:
         return torch.tensor(list(self.forget.images.labels), dtype=torch.int64, device=self.math_device)
 
 
+<<<<<<< HEAD
 def load_model(path: Path, config: ModelConfig, defaults: Defaults) -> tuple[Checkpoint, Loaded]:
     """The checkpoint and the model it fits into, loaded strictly."""
+=======
+def load_model(path: Path, config: ModelConfig, known: Said | None = None) -> tuple[Checkpoint, Loaded]:
+    """The checkpoint and the model it fits into, loaded strictly; ``known`` is what a record says of it."""
+>>>>>>> 29bd16d (Architecture and preprocessing from timm and transformers configs; candidates are listed where nobody says)
     checkpoint = open_checkpoint(path)
-    return checkpoint, architecture.load(checkpoint, config.arch, config.arch_arg, defaults.architecture)
+    return checkpoint, architecture.load(checkpoint, config.arch, config.arch_arg, known)
 
 
-def open_all(path: Path, config: ForgetConfig, events: Events, defaults: Defaults | None = None) -> Opened:
+def open_all(path: Path, config: ForgetConfig, events: Events, known: Said | None = None) -> Opened:
     """Open and validate everything that the commands share; nothing is written.
+
+    Args:
+        path: the model.
+        config: options.
+        events: hears what goes on.
+        known: what a record that describes this very model says of it, believed before the model's files.
 
     Raises:
         ImuError: whatever is wrong with model, options or data, as early as it can be known.
         RefusedError: the checkpoint cannot be handled.
     """
-    defaults, clock = defaults or Defaults(), Clock()
+    clock = Clock()
     if not config.forget:
         raise ImuError("--forget: not given; name a forget.csv, a folder with --label, or a selector such as class=cat")
     influence.Damping.parse(config.damping)
     with clock.timed("loading"):
-        checkpoint, loaded = load_model(path, config, defaults)
-        said = architecture.from_metadata(checkpoint)
-        steps, steps_source = preprocess.find(
-            config.preprocess, [(said.get("preprocess"), "metadata"), (defaults.preprocess, defaults.source)]
-        )
+        checkpoint, loaded = load_model(path, config, known)
+        said = [*([] if known is None else [known]), *architecture.read_said(checkpoint)]
+        steps, steps_source = preprocess.find(config.preprocess, [(item.preprocess, item.source) for item in said])
         device = features.pick_device(config.device)
         model = features.prepare(loaded.model, device)
         data = open_source(config.data, "data") if config.data else None
@@ -156,7 +156,11 @@ def open_all(path: Path, config: ForgetConfig, events: Events, defaults: Default
         probe = features.batch(images, range(len(images)), steps, device)
         features.refuse_if_random(model, probe)
         head = find_head(model, probe, checkpoint, loaded.prefix, config.head)
+<<<<<<< HEAD
         classes = names_of_classes(config, said, defaults, data, head.classes)
+=======
+        classes = _classes(config, said, data, head.classes)
+>>>>>>> 29bd16d (Architecture and preprocessing from timm and transformers configs; candidates are listed where nobody says)
         forget = load_forget(config.forget, data, config.label, classes, stdin)
     opened = Opened(
         config=config,
@@ -179,14 +183,21 @@ def open_all(path: Path, config: ForgetConfig, events: Events, defaults: Default
     return opened
 
 
+<<<<<<< HEAD
 def names_of_classes(
     config: ModelConfig, said: Mapping[str, Any], defaults: Defaults, data: ImageSet | None, count: int
 ) -> ClassNames:
     """The class names by the sources' order: ``--classes``, the model's files, a record, a data set of all classes."""
     if config.classes is None and "classes" not in said and defaults.classes:
         return class_names(None, defaults.classes, [], count, defaults.source)
+=======
+def _classes(config: ForgetConfig, said: Sequence[Said], data: ImageSet | None, count: int) -> ClassNames:
+>>>>>>> 29bd16d (Architecture and preprocessing from timm and transformers configs; candidates are listed where nobody says)
     named = Path(config.classes) if config.classes else None
-    return class_names(named, said.get("classes"), [data] if data else [], count, "metadata")
+    by = next((item for item in said if item.classes), None)
+    return class_names(
+        named, None if by is None else by.classes, [data] if data else [], count, "" if by is None else by.source
+    )
 
 
 def half(images: ImageSet, seed: int) -> list[int]:

@@ -1,9 +1,13 @@
-"""Evaluation preprocessing: what an image goes through before the model sees it, by torchvision's own transforms."""
+"""Evaluation preprocessing: what an image goes through before the model sees it, by the ecosystem's own transforms.
 
-from collections.abc import Mapping, Sequence
+torchvision's for what the user writes, timm's and transformers' for models that come with their configs.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +20,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from .errors import ImuError
+from . import ecosystems
+from .errors import ImuError, RefusedError
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
@@ -29,6 +34,31 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 PositiveInt = Annotated[int, Gt(0)]
+
+
+class Preprocessing(Protocol):
+    """What an image goes through, in two parts: what a decoding thread does, and what the model's device does."""
+
+    def described(self) -> dict[str, Any]:
+        """As it stands in the record and the cache key, and as ``parse`` reads it again."""
+
+    def shape(self, image: Image.Image) -> NDArray[Any]:
+        """One image to a (height, width, channels) array."""
+
+    def scale(self, images: Tensor) -> Tensor:
+        """A (n, channels, height, width) batch of such arrays to what the model takes, float32."""
+
+
+def stack(images: Sequence[NDArray[Any]]) -> Tensor:
+    """Shaped images as one (n, channels, height, width) batch, channels_last without a copy."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+
+def _normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """A uint8 batch scaled to [0, 1], less mean, over std, as float32."""
+    scaled: Tensor = functional.to_dtype(images, torch.float32, scale=True)
+    functional.normalize(scaled, list(mean), list(std), inplace=True)
+    return scaled
 
 
 @dataclass(frozen=True)
@@ -68,20 +98,112 @@ class Preprocess:
         pixels: NDArray[np.uint8] = np.asarray(image)
         return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
-    @staticmethod
-    def stack(images: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """Shaped images as one (n, channels, height, width) uint8 batch, channels_last without a copy."""
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-
     def scale(self, images: Tensor) -> Tensor:
         """A (n, channels, height, width) uint8 batch to normalised float32."""
-        scaled: Tensor = functional.to_dtype(images, torch.float32, scale=True)
         if self.mean is not None and self.std is not None:
-            functional.normalize(scaled, list(self.mean), list(self.std), inplace=True)
+            return _normalised(images, self.mean, self.std)
+        scaled: Tensor = functional.to_dtype(images, torch.float32, scale=True)
         return scaled
 
 
-def _checked(values: Mapping[str, Any], where: str) -> Preprocess:
+class TimmTransform:
+    """timm's own evaluation transform of a model's data config: its resize, crop and border, then mean and std."""
+
+    def __init__(self, config: Mapping[str, Any], where: str) -> None:
+        timm = ecosystems.timm(where)
+        data = timm.data.resolve_data_config({}, pretrained_cfg=dict(config))
+        self.mean, self.std = data["mean"], data["std"]
+        self.mode = "L" if data["input_size"][0] == 1 else "RGB"
+        # Without normalising, timm ends on uint8, which is what is cheap to hand to the model's device.
+        self._transform = timm.data.create_transform(**data, is_training=False, normalize=False)
+        self._data = {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
+
+    def described(self) -> dict[str, Any]:
+        """The resolved data config."""
+        return {"library": "timm", "config": self._data}
+
+    def shape(self, image: Image.Image) -> NDArray[np.uint8]:
+        """One image to a (height, width, channels) uint8 array."""
+        pixels: Tensor = self._transform(image if image.mode == self.mode else image.convert(self.mode))
+        return pixels.permute(1, 2, 0).numpy()
+
+    def scale(self, images: Tensor) -> Tensor:
+        """A uint8 batch to normalised float32."""
+        return _normalised(images, self.mean, self.std)
+
+
+class ProcessorTransform:
+    """The image processor that was saved with a transformers model; all of it runs in the decoding threads."""
+
+    def __init__(self, config: Mapping[str, Any], where: str) -> None:
+        transformers = ecosystems.transformers(where)
+        self._processor = _processor_class(transformers, config, where).from_dict(dict(config))
+        self._config = json.loads(self._processor.to_json_string())
+
+    def described(self) -> dict[str, Any]:
+        """The processor's config."""
+        return {"library": "transformers", "config": self._config}
+
+    def shape(self, image: Image.Image) -> NDArray[np.float32]:
+        """One image to a (height, width, channels) float32 array.
+
+        Raises:
+            RefusedError: the processor makes more than one tensor of an image, such as patches with a mask.
+        """
+        made = self._processor(images=image if image.mode == "RGB" else image.convert("RGB"), return_tensors="pt")
+        found = made.get("pixel_values")
+        if set(made) - {"pixel_values"} or found is None or found.ndim != 4:
+            raise RefusedError(
+                f"{type(self._processor).__name__}: makes {', '.join(sorted(made))} of an image; imu runs models that take one "
+                "(channels, height, width) tensor"
+            )
+        pixels: Tensor = found[0].to(torch.float32).permute(1, 2, 0)
+        return pixels.numpy()
+
+    def scale(self, images: Tensor) -> Tensor:
+        """Nothing is left to do."""
+        return images
+
+
+def _processor_class(transformers: Any, config: Mapping[str, Any], where: str) -> Any:
+    """The class in transformers that a processor's config names, by any of the names it has had."""
+    named = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
+    plain = named.removesuffix("Fast").removesuffix("FeatureExtractor").removesuffix("ImageProcessor")
+    for name in (named, f"{plain}ImageProcessor", f"{plain}ImageProcessorFast"):
+        found = getattr(transformers, name, None) if name.isidentifier() else None
+        if isinstance(found, type) and issubclass(found, transformers.image_processing_base.ImageProcessingMixin):
+            return found
+    raise ImuError(
+        f"{where}: image processor {named or '(not named)'!r} is not one of this transformers ({transformers.__version__}); "
+        "give --preprocess"
+    )
+
+
+LIBRARIES: dict[str, Callable[[Mapping[str, Any], str], Preprocessing]] = {
+    "timm": TimmTransform,
+    "transformers": ProcessorTransform,
+}
+
+
+def _of_library(values: Mapping[str, Any], where: str) -> Preprocessing:
+    library, config = values.get("library"), values.get("config", {})
+    if library not in LIBRARIES or not isinstance(config, Mapping) or set(values) - {"library", "config"}:
+        raise ImuError(
+            f"{where}: library {library!r}; write {{library: timm, config: {{...}}}} or transformers with its processor's config"
+        )
+    try:
+        return LIBRARIES[library](config, where)
+    except ImuError:
+        raise
+    except Exception as error:  # the library's own reading of values that a file gave
+        raise ImuError(
+            f"{where}: {library} cannot read it ({type(error).__name__}: {error}); give --preprocess"
+        ) from error
+
+
+def _checked(values: Mapping[str, Any], where: str) -> Preprocessing:
+    if "library" in values:
+        return _of_library(values, where)
     try:
         made = TypeAdapter(Preprocess).validate_python(dict(values))
     except ValidationError as error:
@@ -98,7 +220,7 @@ def _checked(values: Mapping[str, Any], where: str) -> Preprocess:
     return made
 
 
-def parse(given: str | Mapping[str, Any], where: str = "--preprocess") -> Preprocess:
+def parse(given: str | Mapping[str, Any], where: str = "--preprocess") -> Preprocessing:
     """A preset's name, a YAML file, or the mapping itself.
 
     Raises:
@@ -122,7 +244,7 @@ def parse(given: str | Mapping[str, Any], where: str = "--preprocess") -> Prepro
     return _checked(values, str(path))
 
 
-def find(given: str | Mapping[str, Any] | None, others: Sequence[tuple[Any, str]]) -> tuple[Preprocess, str]:
+def find(given: str | Mapping[str, Any] | None, others: Sequence[tuple[Any, str]]) -> tuple[Preprocessing, str]:
     """The preprocessing and its source: the option, else the first of ``others`` (value, source) that says anything.
 
     Raises:

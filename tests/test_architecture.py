@@ -14,9 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
 
-from imu_cli.architecture import from_metadata, load, parse_arguments, resolve
+from imu_cli.architecture import load, parse_arguments, read_said
 from imu_cli.checkpoint import open_checkpoint
 from imu_cli.errors import ImuError
+from imu_cli.factories import resolve
+from imu_cli.sidecar import Said
 
 CODE = """
 from torch import nn
@@ -215,7 +217,10 @@ def test_arguments_reach_the_factory(here: Path) -> None:
 
 
 BROKEN = {
-    "no colon": ("resnet18", "give torchvision:NAME, file.py:factory or package.module:factory"),
+    "no colon": (
+        "resnet18",
+        "give torchvision:NAME, timm:NAME, hf: (with config.json beside the weights), file.py:factory",
+    ),
     "no factory": ("own.py:", "give torchvision:NAME"),
     "no file": ("other.py:net", "no such file"),
     "no such function": ("own.py:nets", "did you mean 'net'"),
@@ -259,19 +264,23 @@ def test_metadata_name_a_registrys_model(tmp_path: Path) -> None:
     found = load(checkpoint, None)
     assert_loaded(found.model, values)
     assert found.architecture.source == "metadata"
-    assert from_metadata(checkpoint) == said
+    assert read_said(checkpoint) == [
+        Said("metadata", said["arch"], {}, said["preprocess"], tuple(said["classes"]))  # type: ignore[arg-type]
+    ]
 
 
 def test_who_decides_the_architecture(here: Path) -> None:
-    """--arch wins over the metadata, the metadata over a record's; with none of them --arch is asked for."""
+    """--arch wins over a record, which describes this very model, the record over the metadata; else --arch is asked for."""
     plain = open_checkpoint(save(here / "plain.safetensors", net(5).state_dict()))
     said = open_checkpoint(metadata(here / "said.safetensors", arch="torchvision:resnet18"))
     assert load(said, "own.py:net").architecture.source == "--arch"
     with pytest.raises(ImuError, match="does not fit the architecture"):
-        load(said, None, fallback="own.py:net")
-    assert load(plain, None, fallback="own.py:net").architecture.source == "record"
+        load(said, None)
+    recorded = Said("model.record.json", "own.py:net")
+    assert load(said, None, fallback=recorded).architecture.source == "model.record.json"
+    assert load(plain, None, fallback=recorded).architecture.source == "model.record.json"
     with pytest.raises(
-        ImuError, match=r"its architecture is not known; add --arch torchvision:NAME or --arch file\.py:factory"
+        ImuError, match=r"its architecture is not known; no architecture .* add --arch file\.py:factory"
     ):
         load(plain, None)
 
@@ -299,13 +308,13 @@ def test_metadata_of_the_wrong_kind_are_refused(tmp_path: Path, text: str) -> No
     """What stands under the key ``imu`` is not trusted to be what it should be: the file and the key are named."""
     path = save(tmp_path / "m.safetensors", net().state_dict(), {"imu": text})
     with pytest.raises(ImuError, match=r"m\.safetensors: metadata key 'imu'"):
-        from_metadata(open_checkpoint(path))
+        read_said(open_checkpoint(path))
 
 
 def test_files_without_the_key_say_nothing(tmp_path: Path) -> None:
     """Other metadata are not looked at."""
     path = save(tmp_path / "m.safetensors", net().state_dict(), {"format": "pt", "arch": "evil.py:net"})
-    assert from_metadata(open_checkpoint(path)) == {}
+    assert read_said(open_checkpoint(path)) == []
 
 
 def test_nothing_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,7 +323,7 @@ def test_nothing_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     values = models.squeezenet1_1(num_classes=3).state_dict()
     checkpoint = open_checkpoint(save(tmp_path / "m.safetensors", values))
     load(checkpoint, "torchvision:squeezenet1_1")
-    with pytest.raises(ImuError, match="the factory failed"):
+    with pytest.raises(ImuError, match="would read other weights"):
         load(checkpoint, "torchvision:squeezenet1_1", ["weights=DEFAULT"])
     assert not (tmp_path / "torch").exists()
 

@@ -16,7 +16,7 @@ from imu_cli.dataset import ImageSet
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.features import Features, batch, extract, pick_device, prepare, refuse_if_random
 from imu_cli.head import Head, find_head
-from imu_cli.preprocess import Preprocess, parse
+from imu_cli.preprocess import Preprocess, parse, stack
 from imu_cli.sources import open_flat
 
 N = 23
@@ -132,7 +132,7 @@ def test_channels_last_is_only_a_layout(images: ImageSet) -> None:
     made = batch(images, [3, 1, 3], STEPS, CPU)
     assert made.is_contiguous(memory_format=torch.channels_last)
     for place_in_batch, row in enumerate((3, 1, 3)):
-        assert torch.equal(made[place_in_batch], STEPS.scale(STEPS.stack([STEPS.shape(images.read(row))]))[0])
+        assert torch.equal(made[place_in_batch], STEPS.scale(stack([STEPS.shape(images.read(row))]))[0])
 
 
 def test_the_model_is_left_as_it_was(images: ImageSet, tmp_path: Path) -> None:
