@@ -12,8 +12,9 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from .layout import PREFIXES
+
 INDEX = "models.json"
-PREFIXES = ("", "module.", "_orig_mod.", "model.")
 
 
 def names_hash(names: Iterable[str]) -> str:
@@ -40,14 +41,19 @@ def _index() -> dict[str, Any]:
     return found
 
 
+def _without_prefix(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]] | None:
+    """The same without a wrapper's prefix that every name has; None where there is none."""
+    prefix = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in shapes)), None)
+    return None if prefix is None else {name.removeprefix(prefix): shape for name, shape in shapes.items()}
+
+
 def find(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Names for ``--arch`` of every indexed model that has exactly these tensors, torchvision's first."""
     found: dict[str, None] = {}
-    for prefix in PREFIXES:
-        if not all(name.startswith(prefix) for name in shapes):
-            continue
-        plain = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
+    plain: dict[str, tuple[int, ...]] | None = dict(shapes)
+    while plain:
         for model, classifier, wanted in _index()["models"].get(names_hash(plain), []):
             if shapes_hash(plain, classifier) == wanted:
                 found[model] = None
+        plain = _without_prefix(plain)
     return sorted(found, key=lambda name: (not name.startswith("torchvision:"), name))

@@ -19,9 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .errors import ImuError
-from .layout import Entry, Layout, Shard, combined_hash, file_hash, resolve
+from .layout import PREFIXES, Entry, Layout, Shard, combined_hash, file_hash, resolve
 
-PREFIXES = ("module.", "_orig_mod.", "model.")
 BLOCK = 1 << 20
 
 DTYPES = {
@@ -73,11 +72,6 @@ class Checkpoint:
     @cached_property
     def _holders(self) -> dict[str, Shard]:
         return {name: shard for shard in self.layout.shards for name in shard.entries}
-
-    @property
-    def folder(self) -> Path:
-        """Where the weights lie, and with them what else was saved of the model."""
-        return self.path.parent
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors, on the CPU, in the file's dtypes, under the file's names."""

@@ -17,11 +17,11 @@ from safetensors.torch import _TYPES as DTYPES
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import architecture, preprocess, writing
-from .checkpoint import PREFIXES, open_checkpoint, same_bits
+from . import architecture, preprocess, sidecar, writing
+from .checkpoint import open_checkpoint, same_bits
 from .destination import refuse_output
 from .errors import ImuError, RefusedError
-from .layout import WEIGHTS
+from .layout import PREFIXES, WEIGHTS
 
 APART = re.compile(r"optim|sched|scaler|callbacks|loops|hyper|momentum_buffer", re.IGNORECASE)
 """Keys under which trainers keep tensors that are not the model's."""
@@ -85,15 +85,15 @@ def run(
 
 def _metadata(arch: str | None, preprocessing: str | None) -> dict[str, str]:
     """The ``imu`` metadata key; the names are checked before the pickle is read."""
-    if arch is not None and arch.partition(":")[0] not in architecture.REGISTRIES:
+    if arch is not None and not sidecar.is_registry(arch):
         raise ImuError(
-            f"--arch {arch}: a checkpoint may name a registry's model only ({', '.join(architecture.REGISTRIES)}), "
+            f"--arch {arch}: a checkpoint may name a registry's model only ({', '.join(sidecar.REGISTRIES)}), "
             "never code; give --arch to the other commands instead"
         )
     said: dict[str, Any] = {} if arch is None else {"arch": arch}
     if preprocessing is not None:
         said["preprocess"] = preprocess.parse(preprocessing).described()
-    return {architecture.METADATA_KEY: json.dumps(said)} if said else {}
+    return {sidecar.METADATA_KEY: json.dumps(said)} if said else {}
 
 
 def read(path: Path) -> Any:

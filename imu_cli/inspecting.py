@@ -7,7 +7,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from . import architecture, features, opening, preprocess
+from . import architecture, features, layout, opening, preprocess, sidecar
 from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .dataset import ClassNames, ImageSet, Pixels
@@ -35,19 +35,20 @@ def run(model: Path, config: ModelConfig) -> Inspection:
     """
     made = header(model)
     found = made.findings
-    loaded = _tried(found, "architecture", "--arch", lambda: opening.load_model(model, config, opening.Defaults()))
+    loaded = _tried(found, "architecture", "--arch", lambda: opening.load_model(model, config))
     if loaded is not None:
         built = loaded[1].architecture
-        arguments = ", ".join(f"{name}={value}" for name, value in built.arguments.items())
+        plain = {name: value for name, value in built.arguments.items() if not isinstance(value, dict)}
+        arguments = ", ".join(f"{name}={value}" for name, value in plain.items())
         _learnt(found, "architecture", f"{built.name}{f' ({arguments})' if arguments else ''}", built.source)
         if loaded[1].prefix:
             made.notes.append(f"all names start with {loaded[1].prefix!r}, which is read over and kept on writing")
-    said = architecture.from_metadata(loaded[0]) if loaded else {}
+    said = _said(model)
     steps = _tried(
         found,
         "preprocessing",
         "--preprocess",
-        lambda: preprocess.find(config.preprocess, [(said.get("preprocess"), "metadata")]),
+        lambda: preprocess.find(config.preprocess, [(item.preprocess, item.source) for item in said]),
     )
     if steps is not None:
         shown = ", ".join(f"{name} {value}" for name, value in steps[0].described().items() if value is not None)
@@ -55,9 +56,23 @@ def run(model: Path, config: ModelConfig) -> Inspection:
     if loaded is not None and steps is not None:
         head = _head(found, loaded[0], loaded[1], steps[0], config)
         if head is not None:
-            _tell_classes(found, _tried(found, "classes", "--classes", lambda: _classes(config, said, head.classes)))
+            _tell_classes(
+                found,
+                _tried(
+                    found, "classes", "--classes", lambda: opening.names_of_classes(config, said, None, head.classes)
+                ),
+            )
     made.next = _next(model, config, found)
     return made
+
+
+def _said(model: Path) -> list[sidecar.Said]:
+    """What the model's files say; nothing where they cannot be believed, which the architecture's finding then tells."""
+    found = layout.resolve(model)
+    try:
+        return sidecar.read(model, found.metadata, found.folder)
+    except ImuError:
+        return []
 
 
 def _tried(found: list[Finding], what: What, flag: str, step: Callable[[], Found]) -> Found | None:
@@ -87,7 +102,7 @@ def _head(
     found: list[Finding],
     checkpoint: Checkpoint,
     loaded: architecture.Loaded,
-    steps: preprocess.Preprocess,
+    steps: preprocess.Preprocessing,
     config: ModelConfig,
 ) -> Head | None:
     """The head, found and replayed on synthetic images of the first size that the model takes."""
@@ -114,10 +129,6 @@ def _head(
             break
     found.append(tries[-1] if tries[-1].flag is None else tries[0])
     return None
-
-
-def _classes(config: ModelConfig, said: dict[str, object], count: int) -> ClassNames:
-    return opening.names_of_classes(config, said, opening.Defaults(), None, count)
 
 
 def _tell_classes(found: list[Finding], classes: ClassNames | None) -> None:

@@ -22,6 +22,8 @@ INDEX = ".safetensors.index.json"
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
 MAX_JSON = 50_000_000
 """Bytes of an index or a config; the index of a model with 100,000 tensors has about 10 million."""
+PREFIXES = ("module.", "_orig_mod.", "model.")
+"""What DistributedDataParallel, torch.compile and trainers put before every name."""
 DEEPEST = 60
 SHOWN = 5
 

@@ -116,13 +116,8 @@ class Opened:
         return torch.tensor(list(self.forget.images.labels), dtype=torch.int64, device=self.math_device)
 
 
-<<<<<<< HEAD
-def load_model(path: Path, config: ModelConfig, defaults: Defaults) -> tuple[Checkpoint, Loaded]:
-    """The checkpoint and the model it fits into, loaded strictly."""
-=======
 def load_model(path: Path, config: ModelConfig, known: Said | None = None) -> tuple[Checkpoint, Loaded]:
     """The checkpoint and the model it fits into, loaded strictly; ``known`` is what a record says of it."""
->>>>>>> 29bd16d (Architecture and preprocessing from timm and transformers configs; candidates are listed where nobody says)
     checkpoint = open_checkpoint(path)
     return checkpoint, architecture.load(checkpoint, config.arch, config.arch_arg, known)
 
@@ -156,11 +151,7 @@ def open_all(path: Path, config: ForgetConfig, events: Events, known: Said | Non
         probe = features.batch(images, range(len(images)), steps, device)
         features.refuse_if_random(model, probe)
         head = find_head(model, probe, checkpoint, loaded.prefix, config.head)
-<<<<<<< HEAD
-        classes = names_of_classes(config, said, defaults, data, head.classes)
-=======
-        classes = _classes(config, said, data, head.classes)
->>>>>>> 29bd16d (Architecture and preprocessing from timm and transformers configs; candidates are listed where nobody says)
+        classes = names_of_classes(config, said, data, head.classes)
         forget = load_forget(config.forget, data, config.label, classes, stdin)
     opened = Opened(
         config=config,
@@ -183,16 +174,8 @@ def open_all(path: Path, config: ForgetConfig, events: Events, known: Said | Non
     return opened
 
 
-<<<<<<< HEAD
-def names_of_classes(
-    config: ModelConfig, said: Mapping[str, Any], defaults: Defaults, data: ImageSet | None, count: int
-) -> ClassNames:
-    """The class names by the sources' order: ``--classes``, the model's files, a record, a data set of all classes."""
-    if config.classes is None and "classes" not in said and defaults.classes:
-        return class_names(None, defaults.classes, [], count, defaults.source)
-=======
-def _classes(config: ForgetConfig, said: Sequence[Said], data: ImageSet | None, count: int) -> ClassNames:
->>>>>>> 29bd16d (Architecture and preprocessing from timm and transformers configs; candidates are listed where nobody says)
+def names_of_classes(config: ModelConfig, said: Sequence[Said], data: ImageSet | None, count: int) -> ClassNames:
+    """The class names by the sources' order: ``--classes``, a record, the model's files, a data set of all classes."""
     named = Path(config.classes) if config.classes else None
     by = next((item for item in said if item.classes), None)
     return class_names(

@@ -3,19 +3,17 @@
 Nothing here builds or imports anything; what is said is data. Registry names only: a checkpoint may not name code.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import layout
 from .errors import ImuError, RefusedError
 
 REGISTRIES = ("torchvision", "timm", "hf")
 METADATA_KEY = "imu"
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
-MOST_BYTES = 16_000_000
-"""A config of 22,000 classes with descriptions has 3 MB; what is larger is none."""
 METADATA_KINDS: dict[str, Callable[[Any], bool]] = {
     "arch": lambda value: isinstance(value, str),
     "preprocess": lambda value: isinstance(value, str | dict),
@@ -80,12 +78,7 @@ def _metadata(path: Path, metadata: Mapping[str, str]) -> Said | None:
     if METADATA_KEY not in metadata:
         return None
     where = f"{path}: metadata key 'imu'"
-    try:
-        said = json.loads(metadata[METADATA_KEY])
-    except json.JSONDecodeError as error:
-        raise ImuError(f"{where}: not JSON ({error}); give --arch and --preprocess and remove the key") from error
-    if not isinstance(said, dict):
-        raise ImuError(f"{where}: not a JSON object; remove it and give --arch and --preprocess")
+    said = layout.parse_json(metadata[METADATA_KEY].encode(), where)
     for key, fits in METADATA_KINDS.items():
         if said.get(key) is not None and not fits(said[key]):
             raise ImuError(f"{where}: {key!r} is {said[key]!r}, which cannot be; give --{key} and remove it")
@@ -98,23 +91,13 @@ def _metadata(path: Path, metadata: Mapping[str, str]) -> Said | None:
     return Said("metadata", arch, {}, said.get("preprocess"), None if classes is None else tuple(classes))
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _json(folder: Path, name: str) -> dict[str, Any] | None:
     """A JSON object beside the weights; None where there is no such file."""
-    if not path.is_file():
-        return None
-    if path.stat().st_size > MOST_BYTES:
-        raise ImuError(f"{path}: has {path.stat().st_size:,} bytes, which no config has; move it away and give --arch")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ImuError(f"{path}: not JSON ({error}); mend it, or move it away and give --arch") from error
-    if not isinstance(found, dict):
-        raise ImuError(f"{path}: not a JSON object; mend it, or move it away and give --arch")
-    return found
+    return layout.read_json(layout.inside(folder, name)) if (folder / name).is_file() else None
 
 
 def _config(folder: Path) -> Said | None:
-    config = _json(folder / CONFIG)
+    config = _json(folder, CONFIG)
     if config is None:
         return None
     if "model_type" in config:
@@ -151,7 +134,7 @@ def _transformers(folder: Path, config: Mapping[str, Any]) -> Said:
     plain = {key: value for key, value in config.items() if key not in UNUSED_KEYS}
     if isinstance(labels, dict):
         plain["num_labels"] = len(labels)
-    processor = _json(folder / PROCESSOR)
+    processor = _json(folder, PROCESSOR)
     if processor is not None:
         refuse_foreign_config(processor, folder / PROCESSOR)
     named = config.get("architectures")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from imu_cli.errors import ImuError
-from imu_cli.preprocess import IMAGENET, PRESETS, Preprocess, find, parse
+from imu_cli.preprocess import IMAGENET, PRESETS, Preprocess, find, parse, stack
 
 MODES = ["RGB", "L", "P", "RGBA", "LA"]
 SIZES = [(8, 8), (300, 200), (33, 257), (224, 224)]
@@ -42,7 +42,7 @@ def reference(image: Image.Image, values: dict[str, Any]) -> Tensor:
 
 def ours(image: Image.Image, steps: Preprocess) -> Tensor:
     """One image through ``shape`` and ``scale``."""
-    return steps.scale(steps.stack([steps.shape(image)]))[0]
+    return steps.scale(stack([steps.shape(image)]))[0]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -79,7 +79,7 @@ def test_any_combination_equals_torchvision(values: dict[str, Any]) -> None:
 def test_a_batch_is_its_images_side_by_side() -> None:
     """Scaling and normalising many images at once changes no bit of any of them, nor the pixels that came in."""
     steps = parse("imagenet")
-    pixels = steps.stack([steps.shape(picture((260, 230), "RGB", seed)) for seed in range(4)])
+    pixels = stack([steps.shape(picture((260, 230), "RGB", seed)) for seed in range(4)])
     before = pixels.clone()
     scaled = steps.scale(pixels)
     assert torch.equal(scaled, torch.stack([steps.scale(image.unsqueeze(0))[0] for image in pixels]))
