@@ -69,7 +69,12 @@ class ModelConfig:
     ] = field(default_factory=list)
     head: Annotated[
         str | None,
-        Option("Path of the last linear layer.", metavar="MODULE", default="found, then replayed", group=MODEL),
+        Option(
+            "Path of the last linear layer, or 1x1 convolution on pooled features.",
+            metavar="MODULE",
+            default="found, then replayed",
+            group=MODEL,
+        ),
     ] = None
     preprocess: Annotated[
         str | dict[str, Any] | None,

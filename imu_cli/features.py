@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .dataset import ImageSet
 from .errors import ImuError
-from .head import Head, check_replay, logits_of, replay_error, tapped
+from .head import Head, check_replay, logits_of, replay_error, rows_of, tapped
 from .preprocess import Preprocessing, stack
 
 PROBE = 8
@@ -121,7 +121,9 @@ def refuse_if_random(model: nn.Module, probe: Tensor) -> None:
 def _forward(model: nn.Module, layer: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     with tapped(layer) as seen:
         logits = logits_of(model(images))
-    return seen[0], logits
+    h = rows_of(seen[0])
+    assert h is not None, "find_head saw one feature vector an image, and all images have one shape"
+    return h, logits
 
 
 def _halving(model: nn.Module, layer: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,7 @@
-"""The head: the last linear layer, found by running the model and proved by replaying its logits."""
+"""The head: the last linear layer, found by running the model and proved by replaying its logits.
+
+A 1x1 convolution on pooled features is a linear layer too: its weight (c, d, 1, 1) is W with two dimensions of one element.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import diagnosis
 from .checkpoint import DTYPES, Checkpoint
 from .errors import ImuError, RefusedError
 
@@ -27,6 +31,7 @@ class Head:
         bias_dtype: the bias's, "" without a bias.
         source: where the choice came from.
         replay_error: largest |h Wᵀ + b − logits| relative to the largest |logit| seen so far.
+        trailing: dimensions of one element that the weight has in the file after (c, d): (1, 1) for a convolution.
     """
 
     module: str
@@ -36,6 +41,7 @@ class Head:
     bias_dtype: str
     source: str
     replay_error: float
+    trailing: tuple[int, ...] = ()
 
     @property
     def bias(self) -> bool:
@@ -55,10 +61,10 @@ class Head:
         return torch.cat([weight, matrix[:, -1:].to(DTYPES[self.bias_dtype]).to(matrix.dtype)], dim=1)
 
     def parts(self, matrix: Tensor) -> dict[str, Tensor]:
-        """The file's tensors for this matrix, by name."""
-        if not self.bias:
-            return {self.tensors[0]: matrix}
-        return dict(zip(self.tensors, (matrix[:, :-1], matrix[:, -1]), strict=True))
+        """The file's tensors for this matrix, by name and in the file's shapes."""
+        weight = matrix[:, : matrix.shape[1] - self.bias]
+        parts = (weight.reshape(*weight.shape, *self.trailing), matrix[:, -1])
+        return dict(zip(self.tensors, parts, strict=False))
 
     def with_matrix(self, matrix: Tensor) -> "Head":
         """The same head with other values."""
@@ -66,18 +72,33 @@ class Head:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The (n, c) logits in a model's output: the tensor itself or its ``logits`` field.
+    """The (n, c) logits in a model's output: the tensor itself, its ``logits`` field, or the value under that key.
 
     Raises:
         RefusedError: anything else.
     """
-    found = getattr(output, "logits", output)
+    found = output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
     if not isinstance(found, Tensor) or found.ndim != 2:
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise RefusedError(
-            f"model: returned {shape}, not one (images, classes) tensor of logits; this is not a classifier"
+            f"model: returned {_in_words(found)}, not one (images, classes) tensor of logits; this is not a classifier, "
+            "or it returns more than logits: then name a factory of your own that returns them alone (--arch file.py:factory)"
         )
     return found
+
+
+def _in_words(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return str(tuple(output.shape))
+    if isinstance(output, Mapping):
+        return f"a {type(output).__name__} with {', '.join(map(str, output)) or 'nothing in it'}"
+    if isinstance(output, tuple | list):
+        return f"a {type(output).__name__} of {', '.join(map(_in_words, output)) or 'nothing'}"
+    return type(output).__name__
+
+
+def rows_of(features: Tensor) -> Tensor | None:
+    """What enters a head as (n, d), from (n, d), (n, d, 1, 1) or (n, 1, d); None where it is more than a vector each."""
+    return features.flatten(1) if features.ndim > 1 and features[0].numel() == max(features.shape[1:]) else None
 
 
 @contextmanager
@@ -91,20 +112,50 @@ def tapped(module: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def _executed(model: nn.Module, images: Tensor) -> tuple[list[str], Tensor]:
-    """Linear layers in the order they finished running, and the logits of these images."""
-    order: list[str] = []
-    handles = [
-        module.register_forward_hook(lambda *_, name=name: order.append(name))
+@dataclass(frozen=True)
+class Call:
+    """One call of an affine layer: its path, the input's shape, and input and output as (n, d) and (n, c) rows, if they are."""
+
+    name: str
+    shape: tuple[int, ...]
+    features: Tensor | None
+    output: Tensor | None
+
+
+def affine_layers(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Linear layers and 1x1 convolutions, which are linear layers where they run on pooled features, by path."""
+    return {
+        name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
+        or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1)
+    }
+
+
+def outputs_of(layer: nn.Linear | nn.Conv2d) -> int:
+    """Number of outputs, c."""
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+
+
+def _executed(model: nn.Module, images: Tensor) -> tuple[list[Call], Tensor]:
+    """Calls of affine layers in the order they finished, and the logits of these images."""
+    calls: list[Call] = []
+
+    def keep(name: str, h: Tensor, made: Tensor) -> None:
+        # A copy of the output: what acts on it in place afterwards must not hide.
+        flat = rows_of(made.detach())
+        calls.append(Call(name, tuple(h.shape), rows_of(h.detach()), None if flat is None else flat.clone()))
+
+    handles = [
+        module.register_forward_hook(lambda _, inputs, made, name=name: keep(name, inputs[0], made))
+        for name, module in affine_layers(model).items()
     ]
     try:
         logits = logits_of(model(images))
     finally:
         for handle in handles:
             handle.remove()
-    return order, logits
+    return calls, logits
 
 
 def replay_error(features: Tensor, matrix: Tensor, bias: bool, logits: Tensor) -> float:
@@ -119,10 +170,10 @@ def replay_error(features: Tensor, matrix: Tensor, bias: bool, logits: Tensor) -
 def _matrix(checkpoint: Checkpoint, names: Sequence[str]) -> Tensor:
     """W as the file holds it, so that rows which do not move are written back bit by bit in any dtype."""
     parts = [checkpoint.tensor(name).to(torch.float64) for name in names]
-    return torch.cat([parts[0], *(part.unsqueeze(1) for part in parts[1:])], dim=1)
+    return torch.cat([parts[0].flatten(1), *(part.unsqueeze(1) for part in parts[1:])], dim=1)
 
 
-def _refuse_tied(model: nn.Module, name: str, layer: nn.Linear) -> None:
+def _refuse_tied(model: nn.Module, name: str, layer: nn.Module) -> None:
     own = {parameter.data_ptr() for parameter in layer.parameters()}
     shared = [
         other
@@ -135,17 +186,33 @@ def _refuse_tied(model: nn.Module, name: str, layer: nn.Linear) -> None:
         )
 
 
-def _choose(model: nn.Module, path: str | None, order: Sequence[str], outputs: int) -> tuple[str, str]:
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+def _hints(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Paths that the model's library says its head has, and who says so; of several, the first."""
+    said = getattr(model, "pretrained_cfg", None)
+    named = said.get("classifier") if isinstance(said, Mapping) else getattr(said, "classifier", None)
+    for path in (named,) if isinstance(named, str) else (named or ())[:1]:
+        yield path, "timm's pretrained_cfg"
+    if hasattr(getattr(model, "config", None), "model_type"):
+        yield "classifier", "transformers' name for it"
+
+
+def _choose(model: nn.Module, path: str | None, calls: Sequence[Call], outputs: int) -> tuple[str, str]:
+    layers = affine_layers(model)
     if path is not None:
-        if path not in linear:
-            raise ImuError(f"--head {path}: not a linear layer of this model; it has {', '.join(linear) or 'none'}")
+        if path not in layers:
+            fitting = [name for name, layer in layers.items() if outputs_of(layer) == outputs]
+            raise ImuError(
+                f"--head {path}: not a linear layer of this model; it has {', '.join(fitting[-8:]) or 'none'}"
+                + f" with {outputs} outputs" * bool(fitting)
+            )
         return path, "--head"
-    fitting = [name for name in order if linear[name].out_features == outputs]
+    fitting = [call.name for call in calls if outputs_of(layers[call.name]) == outputs]
     if not fitting:
-        raise RefusedError(
-            f"head: no linear layer with {outputs} outputs runs in this model; imu changes linear heads only"
-        )
+        raise RefusedError(f"head: {diagnosis.no_layer(model, outputs)}")
+    for hint, source in _hints(model):
+        inside = [name for name in fitting if name == hint or name.startswith(f"{hint}.")]
+        if inside:
+            return inside[-1], source
     return fitting[-1], "last linear layer that runs"
 
 
@@ -153,19 +220,34 @@ def _tolerance(dtype: torch.dtype) -> float:
     return REPLAY_TOLERANCE.get(dtype, REPLAY_TOLERANCE[torch.float32])
 
 
-def check_replay(head: Head, error: float, dtype: torch.dtype) -> Head:
+def check_replay(head: Head, error: float, dtype: torch.dtype, why: str = diagnosis.UNKNOWN) -> Head:
     """The head with the larger of its replay errors.
 
     Raises:
-        RefusedError: the head's own product with its input is not what the model returns.
+        RefusedError: the head's own product with its input is not what the model returns; ``why`` is the reason.
     """
     if not error <= _tolerance(dtype):
         raise RefusedError(
             f"head {head.module}: the replay check failed, h Wᵀ + b differs from the model's logits by {error:.2g} of "
-            f"the largest logit (allowed: {_tolerance(dtype):g}); something acts after or beside this layer "
-            "(dropout, temperature, a second head); name another with --head, or this model cannot be handled"
+            f"the largest logit (allowed: {_tolerance(dtype):g}); {why}"
         )
     return replace(head, replay_error=max(head.replay_error, error))
+
+
+def _refuse_calls(name: str, calls: Sequence[Call], outputs: int, wanted: int) -> None:
+    """The layer runs once in a pass, on one vector an image, with as many outputs as there are logits; or it is refused."""
+    if len(calls) != 1:
+        raise RefusedError(
+            f"head {name}: runs {len(calls)} times in one forward pass, on inputs of shape "
+            f"{[call.shape for call in calls]}; name another with --head"
+        )
+    if calls[0].features is None:
+        raise RefusedError(
+            f"head {name}: runs on inputs of shape {calls[0].shape}, on many places of an image, and is pooled afterwards; "
+            "imu changes heads that run on one feature vector an image; name another with --head"
+        )
+    if outputs != wanted:
+        raise RefusedError(f"head {name}: has {outputs} outputs, the model {wanted} logits; name another with --head")
 
 
 def find_head(model: nn.Module, images: Tensor, checkpoint: Checkpoint, prefix: str, path: str | None = None) -> Head:
@@ -179,39 +261,53 @@ def find_head(model: nn.Module, images: Tensor, checkpoint: Checkpoint, prefix: 
         path: ``--head``.
 
     Raises:
-        RefusedError: none found, called more than once, tied, or the replay check fails.
+        RefusedError: none found, called more than once or on many places, tied, quantised, computed from other tensors,
+            or the replay check fails.
         ImuError: ``path`` is not a linear layer, or no image has finite features.
     """
     with torch.inference_mode():
-        order, logits = _executed(model, images)
-        name, source = _choose(model, path, order, logits.shape[1])
-        layer = model.get_submodule(name)
-        assert isinstance(layer, nn.Linear)
-        _refuse_tied(model, name, layer)
-        with tapped(layer) as seen:
-            model(images)
-    if len(seen) != 1 or seen[0].ndim != 2 or layer.out_features != logits.shape[1]:
-        raise RefusedError(
-            f"head {name}: runs {len(seen)} times in one forward pass, on inputs of shape "
-            f"{[tuple(item.shape) for item in seen]}, with {layer.out_features} outputs for {logits.shape[1]} logits; "
-            "name another with --head"
-        )
-    finite = torch.isfinite(seen[0]).all(dim=1)
+        calls, logits = _executed(model, images)
+    name, source = _choose(model, path, calls, logits.shape[1])
+    layer = affine_layers(model)[name]
+    _refuse_tied(model, name, layer)
+    own = [call for call in calls if call.name == name]
+    _refuse_calls(name, own, outputs_of(layer), logits.shape[1])
+    # From a second pass: a forward that is random (dropout that ignores eval()) must not replay.
+    with torch.inference_mode(), tapped(layer) as seen:
+        model(images)
+    features = rows_of(seen[0])
+    assert features is not None
+    finite = torch.isfinite(features).all(dim=1)
     if not bool(finite.any()):
         raise ImuError(
             "features: not finite for any image that was tried; check the preprocessing and the model's weights"
         )
     names = [f"{prefix}{name}.weight"] + ([f"{prefix}{name}.bias"] if layer.bias is not None else [])
-    dtypes = _file_dtypes(checkpoint.entries, names)
+    dtypes = _file_dtypes(checkpoint.entries, names, f"{prefix}{name}.")
     matrix = _matrix(checkpoint, names)
-    head = Head(name, matrix, tuple(names), dtypes[0], dtypes[1] if len(dtypes) > 1 else "", source, 0.0)
+    bias_dtype = dtypes[1] if len(dtypes) > 1 else ""
+    head = Head(name, matrix, tuple(names), dtypes[0], bias_dtype, source, 0.0, checkpoint.entries[names[0]].shape[2:])
     # Rows that are not finite are named with their image when the features are taken.
-    return check_replay(head, replay_error(seen[0][finite], matrix, head.bias, logits[finite]), logits.dtype)
+    error = replay_error(features[finite], matrix, head.bias, logits[finite])
+    outputs = {call.name: call.output[finite] for call in calls if _fits(call, logits)}  # type: ignore[index]
+    return check_replay(head, error, logits.dtype, diagnosis.why(name, outputs, logits[finite]))
 
 
-def _file_dtypes(entries: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+def _fits(call: Call, logits: Tensor) -> bool:
+    return call.output is not None and call.output.shape == logits.shape
+
+
+def _file_dtypes(entries: Mapping[str, Any], names: Sequence[str], own: str) -> list[str]:
     for name in names:
-        if name not in entries or entries[name].dtype not in DTYPES:
-            found = entries[name].dtype if name in entries else "missing"
-            raise RefusedError(f"head {name}: is {found} in the file; imu writes {', '.join(DTYPES)}")
+        if name not in entries:
+            there = ", ".join(other for other in entries if other.startswith(own)) or "nothing of this layer"
+            raise RefusedError(
+                f"head {name}: is not in the file, which has {there}; the layer computes it (weight or spectral norm, "
+                "quantisation), and imu changes plain weights only: fold it into a weight and save again"
+            )
+        if entries[name].dtype not in DTYPES:
+            raise RefusedError(
+                f"head {name}: is {entries[name].dtype} in the file, quantised or not a number with a fraction; imu writes "
+                f"{', '.join(DTYPES)}: give the checkpoint from before quantisation"
+            )
     return [entries[name].dtype for name in names]

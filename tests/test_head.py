@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -244,14 +244,53 @@ class TiedView(Square):
 
 
 class NoLinear(Net):
-    """A convolution as head."""
+    """A head that is no layer: a product with a parameter."""
+
+    def logits(self, h: Tensor) -> Tensor:
+        return h @ self.table
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.fc
+        self.table = nn.Parameter(torch.randn(8, 10))
+
+
+class Convolution(Net):
+    """A 1x1 convolution on pooled features as head."""
+
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__()
+        self.fc = nn.Conv2d(8, 10, 1, bias=bias)  # type: ignore[assignment]
+
+    def logits(self, h: Tensor) -> Tensor:
+        return self.fc(h[:, :, None, None]).flatten(1)  # type: ignore[no-any-return]
+
+
+class EveryPlace(Net):
+    """A 1x1 convolution on every place of the image, and the logits are pooled afterwards, as in SqueezeNet."""
 
     def __init__(self) -> None:
         super().__init__()
         self.fc = nn.Conv2d(8, 10, 1)  # type: ignore[assignment]
 
+    def forward(self, x: Tensor) -> Tensor:
+        places: Tensor = self.backbone[:2](x)
+        return torch.relu(self.fc(places)).mean(dim=(2, 3))
+
+
+class Rectified(Convolution):
+    """The same where one place is all there is."""
+
     def logits(self, h: Tensor) -> Tensor:
-        return self.fc(h[:, :, None, None]).flatten(1)  # type: ignore[no-any-return]
+        return torch.relu(super().logits(h))
+
+
+class Normed(Net):
+    """A weight that is computed from two others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.parametrizations.weight_norm(self.fc)
 
 
 class PerPatch(Net):
@@ -276,25 +315,28 @@ class Pair(Net):
         return super().forward(x), x  # type: ignore[return-value]
 
 
-REFUSED: dict[type[Net], str] = {
-    Softmax: "replay check failed",
-    LogSoftmax: "replay check failed",
-    Temperature: "replay check failed",
-    Capped: "replay check failed",
-    DroppingBefore: "replay check failed",
-    DroppingAfter: "replay check failed",
-    Permuted: "replay check failed",
-    Averaged: "replay check failed",
-    Residual: "replay check failed",
-    Twice: "runs 2 times",
-    TwiceButOnceCounts: "runs 2 times",
-    TiedWeight: "tied to hidden.weight",
-    TiedBias: "tied to hidden.bias",
-    TiedView: "tied to hidden.weight",
-    NoLinear: "no linear layer with 10 outputs",
-    PerPatch: "on inputs of shape",
-    Segmenting: "not one (images, classes) tensor of logits",
-    Pair: "not one (images, classes) tensor of logits",
+REFUSED: dict[type[Net], tuple[str, str]] = {
+    Softmax: ("replay check failed", "returns the softmax of fc"),
+    LogSoftmax: ("replay check failed", "returns the log_softmax of fc"),
+    Rectified: ("replay check failed", "returns the relu of fc"),
+    Temperature: ("replay check failed", "the logits are 0.667 × fc (a temperature)"),
+    Capped: ("replay check failed", "something acts after or beside"),
+    DroppingBefore: ("replay check failed", ""),
+    DroppingAfter: ("replay check failed", "something acts after or beside"),
+    Permuted: ("replay check failed", "something acts after or beside"),
+    Averaged: ("replay check failed", "the logits are 0.5 × fc + 0.5 × second, a distilled or double head"),
+    Residual: ("replay check failed", "the logits are 1 × fc + 1 × skip, a distilled or double head"),
+    Twice: ("runs 2 times", "name another"),
+    TwiceButOnceCounts: ("runs 2 times", "name another"),
+    TiedWeight: ("tied to hidden.weight", ""),
+    TiedBias: ("tied to hidden.bias", ""),
+    TiedView: ("tied to hidden.weight", ""),
+    NoLinear: ("no linear layer or 1x1 convolution with 10 outputs", "as a layer of its own"),
+    PerPatch: ("on inputs of shape (4, 49, 8)", "pooled afterwards"),
+    EveryPlace: ("on inputs of shape (4, 8, 7, 7)", "pooled afterwards"),
+    Normed: ("fc.weight: is not in the file", "fc.parametrizations.weight.original0"),
+    Segmenting: ("returned (4, 10, 1), not one (images, classes) tensor of logits", "a factory of your own"),
+    Pair: ("returned a tuple of (4, 10), (4, 3, 32, 32), not one", "a factory of your own"),
 }
 
 
@@ -303,7 +345,8 @@ def test_heads_that_are_not_the_whole_truth_are_refused(tmp_path: Path, kind: ty
     """Where the logits are not h Wᵀ + b of one layer used once and untied, the model is refused with exit code 4."""
     with pytest.raises(RefusedError) as caught:
         find(kind(), tmp_path)
-    assert REFUSED[kind] in str(caught.value)
+    for said in REFUSED[kind]:
+        assert said in str(caught.value)
     assert caught.value.exit_code == 4
 
 
@@ -330,7 +373,7 @@ class Auxiliary(Net):
 
 def test_a_head_can_be_named(tmp_path: Path) -> None:
     """Where the last layer that runs is not the head, the refusal says to use --head, and --head finds and proves it."""
-    with pytest.raises(RefusedError, match="name another with --head"):
+    with pytest.raises(RefusedError, match="the logits are the output of fc; add --head fc"):
         find(Auxiliary(), tmp_path)
     head = find(Auxiliary(), tmp_path, "fc")
     assert (head.module, head.source) == ("fc", "--head")
@@ -349,6 +392,85 @@ def test_a_hidden_layer_is_not_taken_for_the_head(tmp_path: Path) -> None:
     """--head with a layer that runs earlier fails its replay."""
     with pytest.raises(RefusedError, match="replay check failed"):
         find(Square(), tmp_path, "hidden")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_convolution_on_pooled_features_is_a_linear_head(tmp_path: Path, bias: bool) -> None:
+    """Its weight (c, d, 1, 1) is the matrix, and is given back in the file's shape."""
+    model = Convolution(bias)
+    head = find(model, tmp_path)
+    weight = model.fc.weight.detach().double()
+    assert (head.module, head.bias, head.matrix.shape) == ("fc", bias, (10, 8 + bias))
+    assert torch.equal(head.matrix[:, :8], weight[:, :, 0, 0])
+    assert {name: tuple(part.shape) for name, part in head.parts(head.matrix).items()} == {
+        "fc.weight": (10, 8, 1, 1), **({"fc.bias": (10,)} if bias else {}),
+    }  # fmt: skip
+    assert head.replay_error < 1e-6
+
+
+class Hinted(Auxiliary):
+    """The last layer that runs is not the head, and the model says which is, as timm's do."""
+
+    pretrained_cfg: ClassVar = {"classifier": "fc"}
+
+
+class HintedWithTwo(Hinted):
+    """A distilled model of timm's names both its heads."""
+
+    pretrained_cfg: ClassVar = {"classifier": ("fc", "aux")}
+
+    def logits(self, h: Tensor) -> Tensor:
+        return (self.fc(h) + self.aux(h)) / 2  # type: ignore[no-any-return]
+
+
+class HintedWrongly(Net):
+    """The hint names a layer that does not run."""
+
+    pretrained_cfg: ClassVar = {"classifier": "last_linear"}
+
+
+class Transformers(Auxiliary):
+    """The last layer that runs is not the head, which has the name that transformers' classifiers share."""
+
+    class config:  # noqa: N801
+        """Has what transformers' configurations have."""
+
+        model_type = "vit"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = self.fc
+        del self.fc
+
+    def logits(self, h: Tensor) -> Tensor:
+        made: Tensor = self.classifier(h)
+        self.aux(h)
+        return made
+
+
+def test_what_the_library_says_of_its_head_comes_before_the_last_layer(tmp_path: Path) -> None:
+    """The names that timm and transformers give are taken where they fit, and replayed like any other; the source is told."""
+    for kind, module, source in (
+        (Hinted, "fc", "timm's pretrained_cfg"),
+        (HintedWrongly, "fc", "last linear layer that runs"),
+        (Transformers, "classifier", "transformers' name for it"),
+    ):
+        head = find(kind(), tmp_path)
+        assert (head.module, head.source) == (module, source)
+    with pytest.raises(RefusedError, match=r"0\.5 × fc \+ 0\.5 × aux, a distilled or double head"):
+        find(HintedWithTwo(), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_scripted_and_quantised_models_are_refused_with_the_reason(tmp_path: Path) -> None:
+    """TorchScript's layers cannot be watched and quantised weights cannot take a step: both are said."""
+    save_file(Net().state_dict(), tmp_path / "m.safetensors")
+    checkpoint = open_checkpoint(tmp_path / "m.safetensors")
+    with pytest.raises(RefusedError, match="scripted or traced"):
+        find_head(torch.jit.trace(Net().eval(), images()), images(), checkpoint, "")
+    quantised = torch.ao.quantization.quantize_dynamic(Net().eval(), {nn.Linear}, torch.qint8)
+    with pytest.raises(RefusedError, match="fc is quantised"):
+        find_head(quantised, images(), checkpoint, "")
 
 
 def test_prefixed_names(tmp_path: Path) -> None:
@@ -485,13 +607,16 @@ def test_images_whose_features_are_not_finite_do_not_decide(tmp_path: Path) -> N
 
 
 def test_logits_in_an_output_object(tmp_path: Path) -> None:
-    """Models that return an object with a ``logits`` field are understood."""
+    """Models that return an object with a ``logits`` field, or a dict with that key, are understood; others are described."""
 
     @dataclass
     class Output:
         logits: Tensor
 
     assert torch.equal(logits_of(Output(torch.ones(2, 3))), torch.ones(2, 3))
+    assert torch.equal(logits_of({"logits": torch.ones(2, 3), "loss": None}), torch.ones(2, 3))
+    with pytest.raises(RefusedError, match="returned a dict with out, aux, not one"):
+        logits_of({"out": torch.ones(2, 3), "aux": torch.ones(2, 3)})
 
 
 def test_finding_leaves_no_hooks_behind(tmp_path: Path) -> None:
