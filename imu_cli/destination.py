@@ -18,13 +18,18 @@ CARRIED = (".json", ".txt", ".md", ".yaml", ".yml")
 CARRIED_NAMES = ("LICENSE", "LICENCE", "NOTICE", "README")
 MAX_CARRIED = 10_000_000
 """Bytes of a config, a list of labels, a tokenizer or a model card; weights in text form are larger."""
+CONFIG = "config.json"
 OWN = (".record.json", ".evaluation.json")
 """Endings of what the tool wrote about the model that it read; the new model gets its own."""
 
 
 @dataclass(frozen=True)
 class Destination:
-    """The new model, a file or a folder, and its record; for a folder, the files that are carried along or left behind."""
+    """The new model, a file or a folder, and its record.
+
+    For a folder, ``carried`` are the files that go with it and ``left`` those that do not; for a file, ``left`` is the
+    config beside the input, if the output goes elsewhere.
+    """
 
     output: Path
     record: Path
@@ -36,6 +41,10 @@ class Destination:
         """What a user should know of the files that are not weights."""
         if not self.left:
             return []
+        if not self.is_folder:
+            return [
+                f"{self.left[0]} is not copied to {self.output.parent}; with the folder as MODEL it is carried along"
+            ]
         return [
             f"left behind: {', '.join(self.left)}; only small text files that describe the model are carried into "
             f"{self.output}, since others may hold the weights as they were"
@@ -52,7 +61,10 @@ def choose(layout: Layout, output: str | None, force: bool) -> Destination:
         return _folder(layout, output, force)
     main = layout.main
     path = Path(output) if output else main.with_name(f"{main.stem}.unlearned{main.suffix}")
-    made = Destination(path, path.with_name(f"{stem(path)}.record.json"), is_folder=False)
+    config = main.with_name(CONFIG)
+    elsewhere = path.parent.resolve() != main.parent.resolve()
+    left = (str(config),) if elsewhere and config.is_file() else ()
+    made = Destination(path, path.with_name(f"{stem(path)}.record.json"), is_folder=False, left=left)
     for file in (made.output, made.record):
         refuse_output(file, main, force)
     return made

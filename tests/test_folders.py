@@ -160,6 +160,21 @@ def test_an_index_and_a_folder_of_one_file_are_folders_too(net: Path) -> None:
     assert main(["evaluate", "two", *CONFIG, "--quiet"]) == 0
 
 
+def test_a_file_taken_out_of_its_folder_is_told_of_its_config(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file in gives a file; that its config.json stays where it was is said, but only if the output goes elsewhere."""
+    Path("plain").mkdir()
+    shutil.copy("model.safetensors", "plain/model.safetensors")
+    Path("plain/config.json").write_text("{}")
+    go = ["unlearn", "plain/model.safetensors", *CONFIG, "--arch", "model.py:digits_net", "--forget", "class=3"]
+    assert main([*go, "-o", "out.safetensors"]) == 0
+    assert "plain/config.json is not copied to ." in capsys.readouterr().err
+    assert main(go) == 0
+    assert "config.json" not in capsys.readouterr().err
+    assert {path.name for path in Path("plain").iterdir()} == {
+        "config.json", "model.safetensors", "model.unlearned.safetensors", "model.unlearned.record.json",
+    }  # fmt: skip
+
+
 def test_a_second_unlearning_of_a_folder_chains(net: Path) -> None:
     """An unlearned folder unlearned again names the first record; the first record is not carried along as its own."""
     assert main([*GO, "-o", "first"]) == 0
