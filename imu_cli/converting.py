@@ -80,7 +80,7 @@ def run(
         save_file(made, file, metadata={"format": "pt"} | said)
         _verify(file, made, arch)
     size = sum(tensor.nbytes for tensor in made.values())
-    return Converted(output, len(made), size, (*_named(name), *notes, *_absent(output, arch, preprocessing)))
+    return Converted(output, len(made), size, (*_named(name), *notes, *_absent(output, said)))
 
 
 def _metadata(arch: str | None, preprocessing: str | None) -> dict[str, str]:
@@ -303,10 +303,20 @@ def _verify(file: Path, made: Mapping[str, Tensor], arch: str | None) -> None:
         architecture.load(checkpoint, arch)
 
 
-def _absent(output: Path, arch: str | None, preprocessing: str | None) -> list[str]:
-    """What no state_dict says, and how to say it."""
-    missing = [("the architecture", "--arch torchvision:NAME or file.py:factory", arch),
-               ("the preprocessing", "--preprocess imagenet, another preset or a YAML file", preprocessing)]  # fmt: skip
-    lines = [f"{what} ({flag})" for what, flag, given in missing if given is None]
-    lines.append("class names (--classes FILE, or those of --data)")
-    return [f"{output} does not say {', '.join(lines)}; give these to the other commands, or keep them in imu.yaml"]
+def _absent(output: Path, metadata: Mapping[str, str]) -> list[str]:
+    """What neither the file nor a config beside it says, and how to say it."""
+    try:
+        said = sidecar.read(output, metadata, output.parent)
+    except ImuError:  # other commands will tell what is wrong with that config
+        said = []
+    silent = {
+        "the architecture (--arch torchvision:NAME or file.py:factory)": not any(item.arch for item in said),
+        "the preprocessing (--preprocess imagenet, another preset or a YAML file)": not any(
+            item.preprocess for item in said
+        ),
+        "class names (--classes FILE, or those of --data)": not any(item.classes for item in said),
+    }
+    missing = [what for what, absent in silent.items() if absent]
+    if not missing:
+        return []
+    return [f"{output} does not say {', '.join(missing)}; give these to the other commands, or keep them in imu.yaml"]

@@ -114,9 +114,11 @@ def _head(
         features.refuse_if_random(model, batch)
         return find_head(model, batch, checkpoint, loaded.prefix, config.head)
 
+    # Without --head, what can be mended is how the images come in: a head that is not there is a refusal.
+    flag = "--head" if config.head else "--preprocess"
     tries: list[Finding] = []
     for side in SIDES:
-        head = _tried(tries, "head", "--head", lambda side=side: attempt(side))  # type: ignore[misc]
+        head = _tried(tries, "head", flag, lambda side=side: attempt(side))  # type: ignore[misc]
         if head is not None:
             images = f"{IMAGES} images of noise, {side} x {side} before preprocessing"
             value = (

@@ -150,6 +150,15 @@ def test_a_model_that_is_refused_has_no_next_line(tmp_path: Path, capsys: pytest
     assert found["next"] is None
 
 
+def test_images_that_the_model_cannot_take_point_at_the_preprocessing(
+    net: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network for grey images given colour runs at no size: the preprocessing is to be mended, not the head."""
+    found = inspected("model.safetensors", "--arch", "model.py:digits_net", "--preprocess", "none", capsys=capsys)
+    assert "cannot run on" in by_what(found)["head"]["problem"]
+    assert by_what(found)["head"]["flag"] == "--preprocess"
+
+
 def test_names_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A tensor's name and metadata are a stranger's text: escape sequences in them are not passed on."""
     save_file(

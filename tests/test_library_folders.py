@@ -143,6 +143,19 @@ def test_a_config_that_misleads_is_refused(name: str, capsys: pytest.CaptureFixt
     assert not Path("ran").exists()
 
 
+def test_a_folder_of_a_pickle_is_converted_in_place(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the config lies beside the new file, convert has nothing to ask for, and no command needs a flag."""
+    model = vit_folder(Path("net"))
+    Path("net/model.safetensors").unlink()
+    torch.save(model.state_dict(), "net/pytorch_model.bin")
+    assert main(["inspect", "net"]) == 4
+    line = capsys.readouterr().err.strip().split("imu convert ")[1].split()
+    assert main(["convert", *line]) == 0
+    assert "does not say" not in capsys.readouterr().err
+    assert main(["inspect", "net", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["next"] == "imu unlearn net --forget forget.csv"
+
+
 def test_only_the_heads_shard_is_rewritten() -> None:
     """Of a model that transformers saved in shards, every other file is the same, byte for byte."""
     sharded_vit(Path("net"))
