@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import writing
+from . import record, writing
 from .errors import ImuError
 from .layout import WEIGHTS, Layout, inside, stem
 
@@ -125,6 +125,18 @@ def refuse_foreign(made: Destination, layout: Layout, force: bool) -> None:
             f"{made.output}: holds {foreign[0]}{f' and {len(foreign) - 1} more' if len(foreign) > 1 else ''}, which an "
             "unlearning of this model does not write, so --force does not replace it; choose another --output"
         )
+    if there and not _is_result(made.record):
+        raise ImuError(
+            f"{made.output}: holds a model without a record of its unlearning, so --force does not replace it; choose "
+            "another --output"
+        )
+
+
+def _is_result(path: Path) -> bool:
+    try:
+        return isinstance(record.read(path), record.Record)
+    except ImuError:
+        return False
 
 
 def _sidecars(layout: Layout) -> tuple[list[Path], list[str]]:

@@ -202,6 +202,11 @@ def test_force_replaces_an_earlier_result_and_nothing_else(net: Path, capsys: py
     assert "holds thesis.tex, which an unlearning of this model does not write" in capsys.readouterr().err
     assert listing(Path()) == before
     (made / "thesis.tex").unlink()
+    shutil.copytree(net, "another", ignore=lambda *_: {"runs", "big.json", "model.onnx", "pytorch_model.bin"})
+    before = listing(Path())
+    assert main([*GO, "--force", "-o", "another"]) == 2
+    assert "another: holds a model without a record of its unlearning" in capsys.readouterr().err
+    assert listing(Path()) == before
     assert main(["unlearn", "net", *CONFIG, "--forget", "class=5", "--quiet", "--force"]) == 0
     assert (made / "model.record.json").read_bytes() != first
     assert not (made / "model.evaluation.json").exists()
