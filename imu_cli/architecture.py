@@ -102,8 +102,16 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f", +{len(names) - 8} more" if len(names) > 8 else "")
 
 
+def _widen(model: nn.Module) -> None:
+    """Weights narrower than float32 become float32, before float32 values of the file would be rounded to them."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and tensor.element_size() < 4:
+            tensor.data = tensor.data.float()
+
+
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Copy the tensors into the model, in the model's dtypes, or say every way in which they do not fit."""
+    """Copy the tensors into the model, in its dtypes but float32 at least, or say every way in which they do not fit."""
+    _widen(model)
     state, misfits = _translated(model, tensors) if _is_transformers(model) else (tensors, _misfits(model, tensors))
     found = [f"{kind}: {_listed(names)}" for kind, names in misfits.items() if names]
     if found:

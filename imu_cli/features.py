@@ -96,6 +96,10 @@ def _batches(images: ImageSet, preprocess: Preprocessing, size: int) -> Iterator
             yield stacked
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
 def refuse_if_random(model: nn.Module, probe: Tensor) -> None:
     """Run the same few images twice; a model that answers differently cannot be scored.
 
@@ -105,10 +109,12 @@ def refuse_if_random(model: nn.Module, probe: Tensor) -> None:
     try:
         with torch.inference_mode():
             first, second = logits_of(model(probe)), logits_of(model(probe))
-    except RuntimeError as error:
+    except ImuError:
+        raise
+    except Exception as error:  # models raise anything where an image does not suit them
         raise ImuError(
             f"model: cannot run on {tuple(probe.shape[1:])} {str(probe.dtype).removeprefix('torch.')} images "
-            f"({str(error).splitlines()[0]}); check mode, size and crop of the preprocessing, and the architecture"
+            f"({_first_line(error)}); check mode, size and crop of the preprocessing, and the architecture"
         ) from error
     if not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
         gap = float((first - second).abs().max())
