@@ -275,12 +275,12 @@ def parse_json(raw: bytes, where: str) -> dict[str, Any]:
         raise ImuError(f"{where}: not readable JSON ({said}); the file is damaged or was made to mislead") from error
     if not isinstance(found, dict):
         raise ImuError(f"{where}: not a JSON object; the file is damaged or of another kind")
-    if _deeper(found, DEEPEST):
+    if deeper(found, DEEPEST):
         raise ImuError(f"{where}: nested too deeply to be read; the file is damaged or was made to mislead")
     return found
 
 
-def _deeper(value: Any, than: int) -> bool:
+def deeper(value: Any, than: int) -> bool:
     """Whether lists and mappings are nested further, found level by level."""
     level = [value]
     for _ in range(than):

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from .errors import ImuError
-from .layout import main_file, stem
+from .layout import deeper, main_file, stem
 
 LIMIT = (
     "This documents a change and the tests made of it. It is not a finding that data were erased, nor that a legal duty "
@@ -446,18 +446,9 @@ def _parsed(path: Path) -> Any:
         raise ImuError(f"{path}: not JSON; {kinds}") from error
     except RecursionError as error:
         raise ImuError(f"{path}: nested too deeply to be a record; {kinds}") from error
-    if _deeper(plain, DEEPEST):
+    if deeper(plain, DEEPEST):
         raise ImuError(f"{path}: nested too deeply to be a record; {kinds}")
     return plain
-
-
-def _deeper(value: Any, than: int) -> bool:
-    """Whether lists and mappings are nested further, found level by level."""
-    level = [value]
-    for _ in range(than):
-        inner = [item for item in level if isinstance(item, dict | list)]
-        level = [part for item in inner for part in (item.values() if isinstance(item, dict) else item)]
-    return bool(level)
 
 
 def read(path: Path) -> Record | Evaluation:
