@@ -161,6 +161,35 @@ def worked_gates() -> str:
     return "\n".join(lines)
 
 
+def _head_of(run: dict[str, Any]) -> str:
+    head = run["head"]
+    return f"`{head['module']}`, {head['features']}{' + 1' * head['bias']}"
+
+
+def models_table() -> str:
+    """Every architecture that was tried, from the raw results."""
+    lines = ["| library | model | outcome | head | steps |", "|---|---|---|---|---|"]
+    for run in _results("compatibility")["runs"]:
+        shown = "".join(
+            f" `{key}={value}`" for key, value in run["arguments"].items() if run["library"] == "torchvision"
+        )
+        last = f"{_head_of(run)} | {run['steps']}" if run["outcome"] == "works" else " | "
+        lines.append(f"| {run['library']} | {run['name']}{shown} | {run['outcome']} | {last} |")
+    return "\n".join(lines)
+
+
+def models_summary() -> str:
+    """How many architectures of each library work and are refused, from the raw results."""
+    runs = _results("compatibility")["runs"]
+    lines = ["| library | works | refused | neither |", "|---|---|---|---|"]
+    for library in dict.fromkeys(run["library"] for run in runs):
+        outcomes = [run["outcome"] for run in runs if run["library"] == library]
+        lines.append(
+            f"| {library} | " + " | ".join(str(outcomes.count(word)) for word in ("works", "refused", "fails")) + " |"
+        )
+    return "\n".join(lines)
+
+
 def with_block(text: str, name: str, body: str) -> str:
     """The text with what stands between the markers of this name replaced."""
     start, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
@@ -177,6 +206,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "worked said": worked_said,
         "worked gates": worked_gates,
     },
+    "models.md": {"summary": models_summary, "models": models_table},
     "performance.md": {"floor": floor_table},
     "method.md": {"classes": class_table, "fixed rate": fixed_rate_table},
 }

@@ -123,7 +123,10 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> No
     ]
     if bad:
         raise ImuError(f"{where}: not finite (NaN or infinity) in {_listed(bad)}; this checkpoint is damaged")
-    model.load_state_dict(dict(state))
+    # Into a state of the model's own: it has the layers' versions, which mnasnet asks for and no safetensors file has.
+    full = model.state_dict()
+    full.update(state)
+    model.load_state_dict(full)
 
 
 def _misshapen(name: str, in_file: Sequence[int], in_model: Sequence[int]) -> str:
