@@ -7,7 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("floor.py", "evaluation.py", "quality_classes.py", "quality_samples.py", "worked_example.py")
+SCRIPTS = (
+    "floor.py",
+    "evaluation.py",
+    "quality_classes.py",
+    "quality_samples.py",
+    "quality_wide.py",
+    "quality_mislabelled.py",
+    "matched_cost.py",
+    "worked_example.py",
+)
 
 
 def run(script: str, options: list[str]) -> int:

@@ -4,12 +4,13 @@
 """
 
 import contextlib
+import functools
 import io
 import json
 import os
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,79 @@ def models_summary() -> str:
     return "\n".join(lines)
 
 
+SPREAD = ("forget", "retain", "retain_drop", "test_drop")
+
+
+def _spread(runs: Sequence[dict[str, Any]], name: str, scale: float = 100, digits: int = 2) -> str:
+    values = [scale * run[name] for run in runs]
+    around = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{around}"
+
+
+def _by_method(name: str, part: str) -> Iterator[tuple[int, str, list[dict[str, Any]]]]:
+    """Runs of one size and method over their seeds, the original first."""
+    found = _results(name)
+    runs = [*found["before"], *found[part]]
+    for n in sorted({run["n"] for run in runs}):
+        for method in dict.fromkeys(run["method"] for run in runs):
+            yield n, method, [run for run in runs if (run["n"], run["method"]) == (n, method)]
+
+
+def samples_table(name: str, part: str) -> str:
+    """Random samples by size and method, mean ± standard deviation over the seeds, from the raw results."""
+    lines = [
+        "| n | method | reached | forget % | retain % | fall of retain | fall of test | AUC |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for n, method, runs in _by_method(name, part):
+        reached = "" if method == "original" else f"{sum(run['reached'] for run in runs)} of {len(runs)}"
+        cells = " | ".join(_spread(runs, column) for column in SPREAD)
+        lines.append(f"| {n:,} | {method} | {reached} | {cells} | {_spread(runs, 'auc', 1, 3)} |")
+    return "\n".join(lines)
+
+
+def frontier_table(name: str, n: int) -> str:
+    """Retained accuracy and fall of test accuracy at each level of forgetting that a method reached."""
+    runs = [run for run in _results(name)["frontier"] if run["n"] == n and run["reached"]]
+    methods = list(dict.fromkeys(run["method"] for run in runs))
+    lines = [f"| n = {n:,}: forget at most | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|"]
+    for goal in sorted({run["goal"] for run in runs}, reverse=True):
+        cells = []
+        for method in methods:
+            those = [run for run in runs if (run["goal"], run["method"]) == (goal, method)]
+            cells.append(f"{_spread(those, 'retain')}; {_spread(those, 'test_drop')}" if those else "–")
+        lines.append(f"| {goal:.0%} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def mislabelled_table() -> str:
+    """Wrong labels by method, means over the seeds, from the raw results."""
+    runs = _results("quality_mislabelled")["runs"]
+    lines = [
+        "| method | forget, predicted as the wrong label % | as the true one % | other images % | test % |",
+        "|---|---|---|---|---|",
+    ]
+    for method in dict.fromkeys(run["method"] for run in runs):
+        those = [run for run in runs if run["method"] == method]
+        cells = " | ".join(_spread(those, name) for name in ("wrong", "true", "retain", "test"))
+        lines.append(f"| {method} | {cells} |")
+    return "\n".join(lines)
+
+
+def matched_cost_table() -> str:
+    """Time and memory of the whole path, from the raw results."""
+    lines = [
+        "| 512 features, 10 classes | values of ρ | seconds | processor seconds | peak memory | forget before, after | ended by |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for run in _results("matched_cost")["runs"]:
+        lines.append(
+            f"| {run['name']} | {run['points']} | {run['seconds']:.1f} | {run['processor_seconds']:.1f} | "
+            f"{run['peak_gibibytes']:.2f} GiB | {run['forget_before']:.2%}, {run['forget']:.2%} | `{run['reason']}` |"
+        )
+    return "\n".join(lines)
+
+
 def with_block(text: str, name: str, body: str) -> str:
     """The text with what stands between the markers of this name replaced."""
     start, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
@@ -208,7 +282,15 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     },
     "models.md": {"summary": models_summary, "models": models_table},
     "performance.md": {"floor": floor_table},
-    "method.md": {"classes": class_table, "fixed rate": fixed_rate_table},
+    "method.md": {
+        "classes": class_table,
+        "fixed rate": fixed_rate_table,
+        "samples": functools.partial(samples_table, "quality_samples", "within_max_drop"),
+        "samples frontier": functools.partial(frontier_table, "quality_samples", 500),
+        "wide": functools.partial(samples_table, "quality_wide", "to_held_out_level"),
+        "matched cost": matched_cost_table,
+        "mislabelled": mislabelled_table,
+    },
 }
 """Generated blocks of each page."""
 

@@ -103,8 +103,10 @@ def aim(
     """What the forget samples' margins are to become.
 
     With held-out data each sample takes the held-out margin of its rank *under the head that results*: an attacker
-    compares D_f with unseen samples by the model at hand, and those samples' margins move with the head too. Without, or
-    where the user asks for less than unseen samples reach (``by_accuracy``), one constant is subtracted from every margin.
+    compares D_f with unseen samples by the model at hand, and those samples' margins move with the head too. Where the
+    user gives an accuracy (``by_accuracy``), or D_f is beyond the head's capacity, the original's held-out margins stay the
+    aim. Without held-out data, or where the user asks for less than unseen samples reach, one constant is subtracted from
+    every margin.
 
     Raises:
         ImuError: held-out data lack a class or a confusion, or the goal is met already.
@@ -130,7 +132,9 @@ def aim(
         return margins.coupled_targets(phi, *unseen(at))
 
     how = "held-out margins" + (" of the wrong labels" if plan.kind == "mislabelled" else "")
-    return Aim(coupled(head), f"{how}, by rank", unseen, coupled, None if own_goal else max_auc)
+    # Beyond capacity targets that follow only run ahead of margins that cannot come: both fall, and the model with them.
+    follows = not own_goal and len(h) <= (head.shape[0] - 1) * head.shape[1]
+    return Aim(coupled(head), f"{how}, by rank", unseen, coupled if follows else None, None if own_goal else max_auc)
 
 
 def prepare(
