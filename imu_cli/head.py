@@ -285,8 +285,6 @@ def find_head(model: nn.Module, images: Tensor, checkpoint: Checkpoint, prefix: 
     names = [f"{prefix}{name}.weight"] + ([f"{prefix}{name}.bias"] if layer.bias is not None else [])
     dtypes = _file_dtypes(checkpoint.entries, names, f"{prefix}{name}.")
     matrix = _matrix(checkpoint, names)
-    if not bool(matrix.any()):
-        raise ImuError(f"head {name}: all its weights are 0; it was never trained, give the checkpoint after training")
     bias_dtype = dtypes[1] if len(dtypes) > 1 else ""
     head = Head(name, matrix, tuple(names), dtypes[0], bias_dtype, source, 0.0, checkpoint.entries[names[0]].shape[2:])
     # Rows that are not finite are named with their image when the features are taken.

@@ -161,6 +161,11 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
     config, origins = with_preset(config, origins)
     _refuse_contradictions(config)
     opened = opening.open_all(model, config, events)
+    if not bool(opened.head.matrix.any()):
+        raise ImuError(
+            f"head {opened.head.module}: all its weights are 0, so that no change of it can be measured; "
+            "it was never trained, give the checkpoint after training"
+        )
     h = opening.forget_features(opened)
     job = methods.prepare(opened, config, h)
     opened.note(f"method {job.method} ({job.method_source})")

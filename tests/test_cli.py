@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import listing
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from imu_cli.cli import main
 
@@ -56,6 +56,17 @@ def test_a_class_goes_and_the_rest_stays(job: Path, digits: Path, capsys: pytest
     assert found["test.lost_to_forgotten"]["value"] == 0
     assert found["retain.accuracy"]["n"] == 1347 - found["forget.accuracy"]["n"]
     assert found["features.drift"]["value"] == 0
+
+
+def test_a_head_of_zeros_is_an_error(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A head that was never trained (torchvision's ViT begins with zeros) has no norm that a change could be a part of."""
+    tensors = load_file("model.safetensors")
+    save_file(
+        {**tensors, **{name: torch.zeros_like(tensors[name]) for name in ("8.weight", "8.bias")}}, "zero.safetensors"
+    )
+    assert main(["unlearn", "zero.safetensors", *BASE, "--forget", "class=3"]) == 2
+    assert "head 8: all its weights are 0" in " ".join(capsys.readouterr().err.split())
+    assert not Path("zero.unlearned.safetensors").exists()
 
 
 def test_several_classes_at_once(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
