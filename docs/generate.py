@@ -174,7 +174,11 @@ def models_table() -> str:
         shown = "".join(
             f" `{key}={value}`" for key, value in run["arguments"].items() if run["library"] == "torchvision"
         )
-        last = f"{_head_of(run)} | {run['steps']}" if run["outcome"] == "works" else " | "
+        last = (
+            f"{_head_of(run)} | {run['steps']}{', target not met' * (run['code'] == 3)}"
+            if run["outcome"] == "works"
+            else " | "
+        )
         lines.append(f"| {run['library']} | {run['name']}{shown} | {run['outcome']} | {last} |")
     return "\n".join(lines)
 
