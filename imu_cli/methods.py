@@ -279,9 +279,14 @@ def _tell_matched(opened: Opened, found: matching.Matched) -> None:
             f"matched: membership AUC against the held-out samples {d.auc_before:.3f} before, {d.auc:.3f} after"
         )
     if d.auc is not None and d.max_auc is not None and d.auc > d.max_auc:
+        further = (
+            "what is left lies in samples that are recognised safely either way, a smaller --rho moves them too"
+            if found.outcome.reason == "target"
+            else "the budget ends here, a larger --max-drop lets them come closer"
+        )
         opened.note(
             f"matched: the AUC is above the {d.max_auc:g} aimed at, the forget samples can still be told from unseen ones by "
-            "their margins; a larger --max-drop lets them come closer"
+            f"their margins; {further}"
         )
     if d.n > d.capacity:
         opened.note(

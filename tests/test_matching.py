@@ -124,6 +124,7 @@ def test_the_user_s_number_above_the_held_out_level_uses_held_out_margins(fitted
     between = (1 + fitted.goal) / 2
     aim = fitted.aim(between, by_accuracy=True)
     assert aim.how == "held-out margins, by rank"
+    assert aim.retarget is None
     assert aim.max_auc is None
     _, last = fitted.run(aim, goal=between)
     assert fitted.goal < last.outcome.end.forget <= between
@@ -180,3 +181,15 @@ def test_whole_classes_are_not_aimed_at_their_held_out_margins() -> None:
     )
     assert aim.retarget is None
     assert aim.max_auc is None
+
+
+def test_beyond_capacity_targets_stay(fitted: Fitted) -> None:
+    """More samples than margins that the head can set: targets that follow the head would run ahead of what can come."""
+    head, most = fitted.head[:, :5], 3 * 5  # four features and a bias, four classes
+    h, labels = fitted.h[:, :5], fitted.labels
+    held = scenario.held_out(fitted.held.h[:, :5], fitted.held.labels, ())
+    for n, follows in ((most, True), (most + 1, False)):
+        plan = scenario.plan("sample", "test", labels[:n], 4, "auto")
+        made = subject.aim(plan, h[:n], labels[:n], head, 0.5, held, by_accuracy=False, true_labels=None, max_auc=0.51)
+        assert (made.retarget is not None) is follows
+        assert made.max_auc == 0.51
