@@ -5,8 +5,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+import torchvision
 from conftest import ROOT
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from imu_cli.cli import main
+from imu_cli.preprocess import parse, stack
 
 QUICK = {
     "torchvision": ["mnasnet0_5", "squeezenet1_1"],
@@ -61,3 +69,31 @@ def test_the_table_covers_what_was_promised(compatibility: Any) -> None:
         outcomes = {run["name"]: run["outcome"] for run in runs if run["library"] == library}
         assert len(outcomes) >= promised
         assert set(outcomes.values()) <= {"works", "refused"}
+
+
+def test_a_torchvision_model_needs_its_name_and_a_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--arch and --preprocess imagenet are all that a bare torchvision file needs; evaluate is told neither again."""
+    torch.manual_seed(0)
+    model = torchvision.models.mobilenet_v3_small(num_classes=10).eval()
+    save_file(model.state_dict(), tmp_path / "m.safetensors")
+    steps = parse("imagenet")
+    generator = np.random.default_rng(0)
+    images = [Image.fromarray(generator.integers(0, 256, (60, 90, 3), dtype=np.uint8)) for _ in range(6)]
+    with torch.inference_mode():
+        labels = model(steps.scale(stack([steps.shape(image) for image in images]))).argmax(dim=1).tolist()
+    for row, image in enumerate(images):
+        image.save(tmp_path / f"{row}.png")
+    listed = [f"{row}.png,{label}" for row, label in enumerate(labels)]
+    (tmp_path / "forget.csv").write_text("\n".join(["file_name,label", *listed]) + "\n")
+    forget = ["--forget", str(tmp_path / "forget.csv"), "--scenario", "class", "-q"]
+    flags = ["--arch", "torchvision:mobilenet_v3_small", "--preprocess", "imagenet"]
+    assert main(["unlearn", str(tmp_path / "m.safetensors"), *flags, *forget]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "m.unlearned.safetensors"), "-q", "--format", "json"]) == 0
+    metrics = {item["name"]: item for item in json.loads(capsys.readouterr().out)["metrics"]}
+    assert (metrics["forget.accuracy"]["before"], metrics["forget.accuracy"]["value"]) == (1.0, 0.0)
+    again = torchvision.models.mobilenet_v3_small(num_classes=10).eval()
+    again.load_state_dict(load_file(tmp_path / "m.unlearned.safetensors"))
+    with torch.inference_mode():
+        found = again(steps.scale(stack([steps.shape(image) for image in images]))).argmax(dim=1).tolist()
+    assert not set(found) & set(labels)
