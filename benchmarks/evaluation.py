@@ -17,7 +17,7 @@ from typing import Any
 import common
 import torch
 from common import Criterion
-from floor import Spent, spent
+from floor import Spent, ratios, spent
 
 from imu_cli import features, judging, opening, pipeline
 from imu_cli.config import EvaluateConfig
@@ -39,9 +39,7 @@ class Timed:
 
     def ratios(self, clock: str) -> list[float]:
         """Whole evaluation over the mean of the bare pass before and after it."""
-        around = zip(self.bare, self.bare[1:], strict=False)
-        floors = [statistics.mean(getattr(one, clock) for one in pair) for pair in around]
-        return [getattr(whole, clock) / floor for whole, floor in zip(self.whole, floors, strict=True)]
+        return ratios(self.bare, self.whole, clock)
 
 
 def unlearned(place: Path, **options: Any) -> Path:

@@ -8,6 +8,7 @@ Then the repeat from ``--cache-features``. The image files have been read before
 """
 
 import functools
+import itertools
 import os
 import statistics
 import time
@@ -37,6 +38,12 @@ class Spent:
     cpu: float
 
 
+def ratios(bare: Sequence[Spent], whole: Sequence[Spent], clock: str) -> list[float]:
+    """Each whole run over the mean of the bare pass before and after it."""
+    floors = [statistics.mean(getattr(one, clock) for one in pair) for pair in itertools.pairwise(bare)]
+    return [getattr(run, clock) / floor for run, floor in zip(whole, floors, strict=True)]
+
+
 @dataclass(frozen=True)
 class Timed:
     """Bare passes around each whole run, the whole runs, and their stages in seconds as their records have them.
@@ -54,9 +61,7 @@ class Timed:
 
     def ratios(self, clock: str) -> list[float]:
         """Whole run over the mean of the bare pass before and after it."""
-        around = zip(self.bare, self.bare[1:], strict=False)
-        floors = [statistics.mean(getattr(one, clock) for one in pair) for pair in around]
-        return [getattr(whole, clock) / floor for whole, floor in zip(self.whole, floors, strict=True)]
+        return ratios(self.bare, self.whole, clock)
 
     def stage(self, name: str) -> float:
         """Median seconds of a stage."""

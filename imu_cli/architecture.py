@@ -42,11 +42,12 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in ``eval()`` mode with the checkpoint's weights, and the prefix the file's names had."""
+    """A model in ``eval()`` mode with the checkpoint's weights, the prefix the file's names had, and what its files say."""
 
     model: nn.Module
     architecture: Architecture
     prefix: str
+    said: tuple[Said, ...] = ()
 
 
 def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
@@ -218,7 +219,6 @@ def load(
     name: str | None,
     pairs: Sequence[str] = (),
     fallback: Said | None = None,
-    said: Sequence[Said] | None = None,
 ) -> Loaded:
     """Build the architecture and load the checkpoint into it strictly; in ``eval()`` mode, without gradients.
 
@@ -229,13 +229,13 @@ def load(
         name: ``--arch``, or None to use what its files say.
         pairs: ``--arch-arg``.
         fallback: what a record knows.
-        said: what the model's files say, read here if None.
 
     Raises:
         ImuError: no architecture known, or the tensors do not fit it.
         RefusedError: the files say that it is a model which imu does not handle.
     """
-    chosen = choose(checkpoint, name, pairs, read_said(checkpoint) if said is None else said, fallback)
+    said = read_said(checkpoint)
+    chosen = choose(checkpoint, name, pairs, said, fallback)
     factory, code = factories.resolve(chosen.name)
     arguments = dict(chosen.arguments)
     model = _build(factory, chosen.name, arguments)
@@ -250,4 +250,4 @@ def load(
     load_into(model, stripped, str(checkpoint.path))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return Loaded(model.eval(), Architecture(chosen.name, chosen.source, arguments, code), prefix)
+    return Loaded(model.eval(), Architecture(chosen.name, chosen.source, arguments, code), prefix, tuple(said))

@@ -141,7 +141,7 @@ def open_all(path: Path, config: ForgetConfig, events: Events, known: Said | Non
     influence.Damping.parse(config.damping)
     with clock.timed("loading"):
         checkpoint, loaded = load_model(path, config, known)
-        said = [*([] if known is None else [known]), *architecture.read_said(checkpoint)]
+        said = [*([] if known is None else [known]), *loaded.said]
         steps, steps_source = preprocess.find(config.preprocess, [(item.preprocess, item.source) for item in said])
         device = features.pick_device(config.device)
         model = features.prepare(loaded.model, device)
