@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import imu_cli
-from imu_cli import objective, opening
+from imu_cli import opening
 from imu_cli.config import InfluenceConfig, UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.events import Silent
@@ -34,6 +34,7 @@ from imu_cli.head import Head
 from imu_cli.layout import file_hash
 from imu_cli.manifest import open_source
 from imu_cli.opening import Opened
+from imu_cli.rows import homogeneous
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -146,7 +147,7 @@ def cifar() -> Cifar:
     if not path.exists():
         _extract(opened, path)
     found = load_file(path)
-    wide = {split: objective.homogeneous(found[split], opened.head.bias) for split in ("train", "test")}
+    wide = {split: homogeneous(found[split], opened.head.bias) for split in ("train", "test")}
     return Cifar(opened.head, wide["train"], found["train_labels"], wide["test"], found["test_labels"])
 
 

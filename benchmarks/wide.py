@@ -18,9 +18,9 @@ from common import Cifar
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from imu_cli import objective
 from imu_cli.head import Head
 from imu_cli.manifest import open_source
+from imu_cli.rows import homogeneous
 
 IMAGES, FEATURES, EPOCHS, BATCH, RATE, SEED = 10_000, 512, 15, 128, 0.1, 0
 
@@ -95,5 +95,5 @@ def wide(images: int = IMAGES) -> Cifar:
     found = load_file(path)
     matrix = torch.cat([found["weight"], found["bias"][:, None]], dim=1).to(torch.float64)
     head = Head("fc", matrix, ("fc.weight", "fc.bias"), "F32", "F32", "benchmark", 0.0)
-    train, test = (objective.homogeneous(rows, bias=True) for rows in (found["train"][:images], found["test"]))
+    train, test = (homogeneous(rows, bias=True) for rows in (found["train"][:images], found["test"]))
     return Cifar(head, train, found["train_labels"][:images], test, found["test_labels"])

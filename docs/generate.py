@@ -17,7 +17,7 @@ from typing import Any
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
 COMMANDS = (
-    "influence", "unlearn", "evaluate", "report", "demo", "inspect", "select", "convert",
+    "influence", "unlearn", "evaluate", "report", "features", "demo", "inspect", "select", "convert",
     "cache", "cache ls", "cache show", "cache rm", "cache verify",
 )  # fmt: skip
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from . import objective
 from .errors import ImuError
+from .objective import Members
+from .rows import Rows, blocks
 
 BISECTIONS = 24
 
@@ -86,27 +88,38 @@ class Objective:
 
     Attributes:
         features: H (n, d+1) float64.
-        members: (n, c) bool, the classes whose probability is to fall, per row.
+        members: the classes whose probability is to fall, per row.
         rows: (c,) bool, the rows of the head that may move.
-        weigh: weights (n,) for a head; called once, or again as the head moves.
+        weights: (n,), from 0.
     """
 
-    features: Tensor
-    members: Tensor
+    features: Rows
+    members: Members
     rows: Tensor
     weights: Tensor
 
     def at(self, head: Tensor, batch: Tensor | None = None) -> tuple[Tensor, float]:
         """Gradient (c, d+1) of the weighted loss and the loss, over all rows or the given ones."""
-        h, members, w = self.features, self.members, self.weights
+        gradient, loss = torch.zeros_like(head), head.new_zeros(())
+        total = (self.weights if batch is None else self.weights[batch]).sum()
+        for rows in self._parts(batch, max(head.shape)):
+            h, share = self.features[rows], self.weights[rows] / total
+            residual, losses = objective.residual_and_losses(h @ head.T, self.members[rows])
+            gradient.addmm_(residual.mul_(share.unsqueeze(1)).T, h)
+            loss += share @ losses
+        return torch.where(self.rows.unsqueeze(1), gradient, gradient.new_zeros(())), float(loss)
+
+    def _parts(self, batch: Tensor | None, width: int) -> Iterator[slice | Tensor]:
+        """The given rows in blocks; of all rows those with a weight, where they are few enough for a copy to pay."""
         if batch is not None:
-            h, members, w = h[batch], members[batch], w[batch]
-        logits = h @ head.T
-        share = (w / w.sum()).unsqueeze(1)
-        residual, losses = objective.residual_and_losses(logits, members)
-        gradient = (share * residual).T @ h
-        loss = float(share.squeeze(1) @ losses)
-        return torch.where(self.rows.unsqueeze(1), gradient, gradient.new_zeros(())), loss
+            yield from (batch[part] for part in blocks(len(batch), width))
+            return
+        for part in blocks(len(self.weights), width):
+            weighty = self.weights[part].nonzero().squeeze(1)
+            if 2 * len(weighty) >= part.stop - part.start:
+                yield part
+            elif len(weighty):
+                yield weighty + part.start
 
 
 class NormalisedStep:

@@ -9,14 +9,15 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal
 
 import platformdirs
-from safetensors.torch import load, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from .errors import ImuError
@@ -97,20 +98,21 @@ def entries() -> tuple[list[Entry], list[Path]]:
     return [entry for _, entry in parsed if entry], sorted(torn + _left_over())
 
 
-def _checksum(data: bytes, samples: Sequence[Mapping[str, Any]]) -> str:
+def _checksum(file: BufferedReader, samples: Sequence[Mapping[str, Any]]) -> str:
     """SHA-256 over an entry's tensors and its samples."""
-    digest = hashlib.sha256(data)
+    digest = hashlib.file_digest(file, "sha256")
     digest.update(json.dumps(list(samples), sort_keys=True).encode())
     return digest.hexdigest()
 
 
 def read(entry: Entry) -> dict[str, Tensor] | None:
-    """The tensors of an entry, or None if they are missing, or they or the samples are not what was written."""
+    """The tensors of an entry, mapped from its file, or None if they are missing, or they or the samples were changed."""
     try:
-        data = entry.paths[0].read_bytes()
+        with entry.paths[0].open("rb") as file:
+            whole = _checksum(file, entry.samples) == entry.sha256
+        return load_file(entry.paths[0]) if whole else None
     except OSError:
         return None
-    return load(data) if _checksum(data, entry.samples) == entry.sha256 else None
 
 
 @dataclass(frozen=True)
@@ -148,38 +150,55 @@ def find(kind: Kind, fields: Mapping[str, Any]) -> Lookup:
     return Lookup(tensors, entry.fields, "")
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary file in the cache's folder that only its owner can read; removed at the end, if it is still there.
+
+    Raises:
+        ImuError: the folder cannot be written, or the disk is full.
+    """
+    made = folder()
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(name).replace(path)
+        if not made.is_dir():  # a folder that was there keeps its mode: it may be everybody's, such as /tmp
+            made.mkdir(parents=True, exist_ok=True)
+            made.chmod(0o700)
+        handle, name = tempfile.mkstemp(dir=made, prefix=".tmp-")
+        os.close(handle)
+    except OSError as error:
+        raise _cannot_write(error) from error
+    try:
+        yield Path(name)
+    except OSError as error:
+        raise _cannot_write(error) from error
     finally:
         with suppress(OSError):
             Path(name).unlink(missing_ok=True)
 
 
+def _cannot_write(error: OSError) -> ImuError:
+    return ImuError(f"{folder()}: the cache cannot be written ({error.strerror}); set IMU_CACHE_DIR or --no-cache")
+
+
 def write(
-    kind: Kind, fields: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], tensors: Mapping[str, Tensor]
+    kind: Kind, fields: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], save: Callable[[Path], None]
 ) -> Path:
     """Write an entry, tensors first, each file atomically, so that a reader sees all of it or none.
+
+    ``save`` writes the tensors as safetensors to the path that it is given.
 
     Raises:
         ImuError: the folder cannot be written.
     """
-    data, rows = save(dict(tensors)), list(samples)
-    entry = Entry(kind, key_of(kind, fields), fields, rows, _checksum(data, rows), folder())
-    plain = {"format": FORMAT, "fields": fields, "sha256": entry.sha256, "samples": entry.samples}
-    try:
-        if not entry.folder.is_dir():  # a folder that was there keeps its mode: it may be everybody's, such as /tmp
-            entry.folder.mkdir(parents=True, exist_ok=True)
-            entry.folder.chmod(0o700)
-        _write_atomically(entry.paths[0], data)
-        _write_atomically(entry.paths[1], json.dumps(plain, indent=1).encode())
-    except OSError as error:
-        raise ImuError(
-            f"{entry.folder}: the cache cannot be written ({error.strerror}); set IMU_CACHE_DIR or --no-cache"
-        ) from error
+    rows = list(samples)
+    with scratch() as tensors, scratch() as described:
+        save(tensors)
+        with tensors.open("rb") as file:
+            entry = Entry(kind, key_of(kind, fields), fields, rows, _checksum(file, rows), folder())
+        plain = {"format": FORMAT, "fields": fields, "sha256": entry.sha256, "samples": rows}
+        described.write_text(json.dumps(plain, indent=1), encoding="utf-8")
+        for temporary, path in zip((tensors, described), entry.paths, strict=True):
+            temporary.chmod(0o600)
+            temporary.replace(path)
     return entry.paths[1]
 
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import __version__
-from .config import EvaluateConfig, InfluenceConfig, ModelConfig, UnlearnConfig
+from .config import EvaluateConfig, FeaturesConfig, InfluenceConfig, ModelConfig, UnlearnConfig
 from .errors import ImuError
-from .options import ModelPath, Origins, OutputFormat, Quiet, ReportFormat, takes
+from .options import ModelPath, Origins, OutputFormat, Quiet, ReportFormat, TableOrJson, takes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -260,7 +260,34 @@ def select(
 
 
 @app.command()
-@takes(ModelConfig, without=("batch_size",))
+@takes(FeaturesConfig)
+def features(
+    model: ModelPath,
+    config: FeaturesConfig,
+    origins: Origins,
+    form: TableOrJson = "table",
+    quiet: Quiet = False,
+) -> None:
+    """Write the features of a data set to a file that influence, unlearn and evaluate read; also under torchrun."""
+    from . import extracting
+    from .views import machine, terminal
+
+    result = extracting.run_features(model, config, Terminal(quiet))
+    if result is None:
+        return
+    if form == "table":
+        _show(terminal.extracted(result))
+    else:
+        sys.stdout.write(machine.as_json([result]))
+    if not quiet:
+        typer.echo(
+            f"wrote {result.output}: features of people's images are personal data, it is readable by you alone",
+            err=True,
+        )
+
+
+@app.command()
+@takes(ModelConfig, without=("batch_size", "precision"))
 def inspect(
     model: ModelPath,
     config: ModelConfig,

@@ -12,6 +12,7 @@ from .errors import ImuError
 from .evidence import NO_ORIGINAL, NO_RETAIN, NO_TEST, Evidence, Found, Split, forgotten_rows, metric
 from .intervals import Estimate, NotMeasured, census, clopper_pearson
 from .record import Metric
+from .rows import homogeneous
 
 REFERENCES = 8
 """Heads on random halves of the retain samples that RMIA compares with."""
@@ -59,7 +60,7 @@ class Refitted:
 
 
 def _wide(e: Evidence, split: Split) -> Tensor:
-    return objective.homogeneous(split.features, e.head[1] is not None)
+    return homogeneous(split.features, e.head[1] is not None)
 
 
 def matrix_of(head: tuple[Tensor, Tensor | None]) -> Tensor:

@@ -38,6 +38,7 @@ Format = Literal["table", "json", "csv"]
 RequireOn = Literal["interval", "value"]
 Attack = Literal["shadow-heads"]
 By = Literal["id", "group"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 MODEL, DATA, SCORES, STOP, ASCENT, MATCHED, ATTACKS, OUTPUT = (
     "Model",
@@ -97,8 +98,21 @@ class ModelConfig:
     ] = None
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Option("Where the backbone runs.", group=MODEL)] = "auto"
     batch_size: Annotated[
-        int, Gt(0), Option("Images in one forward pass; halved by itself when memory runs out.", group=MODEL)
-    ] = 256
+        int | None,
+        Gt(0),
+        Option(
+            "Images in one forward pass; halved by itself when an accelerator's memory runs out.",
+            default="found from the model and the device",
+            group=MODEL,
+        ),
+    ] = None
+    precision: Annotated[
+        Precision,
+        Option(
+            "What the backbone computes in. With bfloat16 and float16 the error of the scores is measured and said.",
+            group=MODEL,
+        ),
+    ] = "float32"
     seed: Annotated[int, Ge(0), Option("Seed of every random choice.", group=OUTPUT)] = 0
 
 
@@ -124,6 +138,25 @@ class ForgetConfig(ModelConfig):
             "fashion-mnist:DIR, svhn:DIR (train split; #test for the other) or a manifest.",
             metavar="DATA",
             path="data",
+            group=DATA,
+        ),
+    ] = None
+    features: Annotated[
+        str | None,
+        Option(
+            "A file of imu features, or of another engine, in place of images: the data set that the forget list points "
+            "into, and without --forget all of it. Neither --arch nor --preprocess is needed then.",
+            metavar="FILE",
+            path="data",
+            group=DATA,
+        ),
+    ] = None
+    max_memory: Annotated[
+        str | None,
+        Option(
+            "Memory that the features of a set may take, such as 8GB; a larger set is streamed from a temporary file.",
+            metavar="SIZE",
+            default="half of what is free",
             group=DATA,
         ),
     ] = None
@@ -158,6 +191,38 @@ class ForgetConfig(ModelConfig):
             "Also keep the forget samples' features on disk (personal data), so that a repeat skips the model.",
             group=SCORES,
         ),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig(ModelConfig):
+    """Options of ``imu features``."""
+
+    data: Annotated[
+        str | None,
+        Option(
+            "The data set whose features are written; with --forget what that points into.",
+            metavar="DATA",
+            path="data",
+            group=DATA,
+        ),
+    ] = None
+    forget: Annotated[
+        list[str],
+        Option(
+            "Only what must go: a list, folder or selectors as for unlearn.",
+            metavar="FORGET",
+            path="forget",
+            group=DATA,
+        ),
+    ] = field(default_factory=list)
+    label: Annotated[str | None, Option("Class of the images of a forget folder.", metavar="CLASS", group=DATA)] = None
+    output: Annotated[
+        str | None,
+        Option("The file of features.", metavar="FILE", short="-o", default="features.safetensors", group=OUTPUT),
+    ] = None
+    force: Annotated[
+        bool, Option("Replace an existing output, and begin anew what an interrupted run left.", group=OUTPUT)
     ] = False
 
 

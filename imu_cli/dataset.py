@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,29 @@ MAX_PIXELS = 89_478_485
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 Answer = TypeVar("Answer")
+
+
+class Store(Protocol):
+    """What holds the samples of a set, by position: files, an array, or features without images."""
+
+    @property
+    def digests(self) -> dict[int, str]:
+        """sha256 by position, filled as they are asked for."""
+
+    def where(self, at: int) -> str:
+        """The sample as the user would name it."""
+
+    def location(self, at: int) -> str:
+        """The same for two samples if and only if they are one."""
+
+    def size(self, at: int) -> int:
+        """Bytes stored for it."""
+
+    def stored(self, at: int) -> bytes:
+        """Those bytes."""
+
+    def decode(self, at: int) -> Image.Image:
+        """The whole image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +161,7 @@ class ImageSet:
     names: Sequence[str]
     labels: Sequence[int]
     classes: tuple[str, ...] | None
-    store: Files | Pixels
+    store: Store
     positions: Sequence[int]
     class_order: str | None = None
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -186,6 +209,8 @@ class ImageSet:
         """
         try:
             return self.store.decode(self.positions[row])
+        except ImuError as error:
+            raise ImuError(f"{self.where(row)}: {error}") from error
         except FileNotFoundError as error:
             raise ImuError(f"{self.where(row)}: the file is gone; put it back or leave the row out") from error
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

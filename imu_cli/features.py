@@ -1,23 +1,33 @@
 """Features: what enters the head, for every image, from one batched pass of the frozen backbone."""
 
-import os
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from . import decoding, folding
+from .config import Precision
 from .dataset import ImageSet
 from .errors import ImuError
-from .head import Head, check_replay, logits_of, replay_error, rows_of, tapped
-from .preprocess import Preprocessing, stack
+from .head import REPLAY_TOLERANCE, Head, check_replay, logits_of, replay_error, rows_of, tapped
+from .preprocess import Preprocessing
 
 PROBE = 8
 """Images used to find the head and to try whether two passes agree."""
 
-ROWS_A_TASK = 8
-"""Images that a decoding thread takes at a time."""
+CACHED_BYTES = 16 * 2**20
+"""Bytes of a layer's output for a batch on the CPU up to which it was quickest, for small and large networks alike."""
+SMALLEST, LARGEST = 4, 256
+"""Images in a batch on the CPU."""
+LARGEST_ON_GPU = 1024
+GPU_SHARE = 0.5
+"""Share of an accelerator's free memory that a batch's activations may take."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Progress = Callable[[int], None]
 
@@ -30,18 +40,17 @@ class Features:
     replay_error: float
 
 
-def pick_device(wanted: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else Apple's GPU, else the CPU.
+def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """``auto`` is CUDA where there is one, else Apple's GPU, else the CPU; of several GPUs the ``local_rank``-th.
 
     Raises:
         ImuError: the wanted device is not there.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto":
-        return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name]))
-    if not there[wanted]:
+    found = next(name for name in ("cuda", "mps", "cpu") if there[name]) if wanted == "auto" else wanted
+    if not there[found]:
         raise ImuError(f"--device {wanted}: not available to this torch; use --device auto or cpu")
-    return torch.device(wanted)
+    return torch.device(found, local_rank % torch.cuda.device_count()) if found == "cuda" else torch.device(found)
 
 
 def prepare(model: nn.Module, device: torch.device) -> nn.Module:
@@ -49,51 +58,14 @@ def prepare(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def _stack(images: ImageSet, rows: Sequence[int], preprocess: Preprocessing, pool: ThreadPoolExecutor) -> Tensor:
-    # A task a few rows long: handing over single small images would cost as much as decoding them.
-    tasks = [rows[start : start + ROWS_A_TASK] for start in range(0, len(rows), ROWS_A_TASK)]
-    parts = pool.map(lambda task: [preprocess.shape(images.read(row)) for row in task], tasks)
-    arrays = [array for part in parts for array in part]
-    shapes = [(array.shape[2], *array.shape[:2]) for array in arrays]
-    for row, shape in zip(rows, shapes, strict=True):
-        _refuse_shape(images, row, shape, shapes[0])
-    return stack(arrays)
-
-
-def _refuse_shape(images: ImageSet, row: int, shape: tuple[int, ...], first: tuple[int, ...]) -> None:
-    if shape != first:
-        raise ImuError(
-            f"{images.where(row)}: is {tuple(shape)} after preprocessing, others are {tuple(first)}; "
-            "add size and crop to the preprocessing"
-        )
-
-
 def batch(images: ImageSet, rows: Sequence[int], preprocess: Preprocessing, device: torch.device) -> Tensor:
     """Some rows as one preprocessed (n, channels, height, width) float32 batch, channels_last, on the device."""
-    with ThreadPoolExecutor(1) as pool:
-        return _place(_stack(images, rows, preprocess, pool), preprocess, device)
+    return _place(torch.cat(list(decoding.batches(images, preprocess, max(len(rows), 1), rows))), preprocess, device)
 
 
 def _place(stacked: Tensor, preprocess: Preprocessing, device: torch.device) -> Tensor:
-    moved = stacked.to(device, non_blocking=True)
+    moved = (stacked.pin_memory() if device.type == "cuda" else stacked).to(device, non_blocking=True)
     return preprocess.scale(moved).contiguous(memory_format=torch.channels_last)
-
-
-def _batches(images: ImageSet, preprocess: Preprocessing, size: int) -> Iterator[Tensor]:
-    """uint8 batches in order, the next one decoded while the caller computes on this one."""
-    parts = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
-    workers = max(1, (os.cpu_count() or 1) - 1)
-    with ThreadPoolExecutor(workers) as decoders, ThreadPoolExecutor(1) as ahead:
-        pending = ahead.submit(_stack, images, parts[0], preprocess, decoders) if parts else None
-        first: torch.Size | None = None
-        for index in range(len(parts)):
-            assert pending is not None
-            stacked = pending.result()
-            first = first or stacked.shape[1:]
-            _refuse_shape(images, parts[index][0], stacked.shape[1:], first)
-            if index + 1 < len(parts):
-                pending = ahead.submit(_stack, images, parts[index + 1], preprocess, decoders)
-            yield stacked
 
 
 def _first_line(error: Exception) -> str:
@@ -124,31 +96,176 @@ def refuse_if_random(model: nn.Module, probe: Tensor) -> None:
         )
 
 
-def _forward(model: nn.Module, layer: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    with tapped(layer) as seen:
-        logits = logits_of(model(images))
-    h = rows_of(seen[0])
-    assert h is not None, "find_head saw one feature vector an image, and all images have one shape"
-    return h, logits
+# How the model runs
 
 
-def _halving(model: nn.Module, layer: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Engine:
+    """A model as it runs over many images: folded where that can be, in a precision, so many images at a time.
+
+    ``folded`` counts the batch norms that were folded into convolutions; ``batch_size`` is the plan that results depend
+    on in their last bits.
+    """
+
+    model: nn.Module
+    layer: str
+    device: torch.device
+    batch_size: int
+    precision: Precision
+    folded: int = 0
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (n, d) and logits (n, c) of a batch, as the model makes them."""
+        with tapped(self.model.get_submodule(self.layer)) as seen, self._casting():
+            logits = logits_of(self.model(images))
+        h = rows_of(seen[0])
+        assert h is not None, "find_head saw one feature vector an image, and all images have one shape"
+        return h, logits
+
+    def _casting(self) -> AbstractContextManager[Any]:
+        if self.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, DTYPES[self.precision])
+
+
+def engine(
+    model: nn.Module, layer: str, probe: Tensor, *, batch_size: int | None = None, precision: Precision = "float32"
+) -> Engine:
+    """The quickest way to run a model that gives its features: batch norm folded, and a batch size that suits the device.
+
+    Args:
+        model: in ``eval()`` mode, on its device.
+        layer: path of the head.
+        probe: a few preprocessed images on the device.
+        batch_size: images at a time; found if None.
+        precision: what the backbone computes in.
+    """
+    size = batch_size or _batch_size(model, probe)
+    plain = Engine(model, layer, probe.device, size, precision)
+    quick, count = folding.folded(model, probe)
+    if not count:
+        return plain
+    made = replace(plain, model=quick, folded=count)
+    exact = replace(plain, precision="float32")
+    with torch.inference_mode():
+        expected, found = exact.forward(probe)[0], replace(made, precision="float32").forward(probe)[0]
+    finite = torch.isfinite(expected).all(dim=1)
+    scale = max(float(expected[finite].abs().max()) if bool(finite.any()) else 0.0, 1e-30)
+    error = float((expected[finite] - found[finite]).abs().max()) / scale if bool(finite.any()) else 0.0
+    return made if error <= REPLAY_TOLERANCE[torch.float32] else plain
+
+
+def _batch_size(model: nn.Module, probe: Tensor) -> int:
+    """A power of two: on the CPU what keeps a layer's output in the cache, on CUDA what its free memory holds.
+
+    On the CPU it depends on the model and the images alone, so that results are the same bits again.
+    """
+    if probe.device.type == "cuda":
+        return _batch_size_on_gpu(model, probe)
+    largest = max(_outputs(model, probe), default=1) * probe.element_size() / len(probe)
+    return _power_of_two(CACHED_BYTES / largest, LARGEST)
+
+
+def _power_of_two(images: float, most: int) -> int:
+    return max(SMALLEST, min(most, 1 << max(0, int(images)).bit_length() >> 1))
+
+
+def _outputs(model: nn.Module, images: Tensor) -> list[int]:
+    """Numbers in the output of every layer that runs."""
+    found: list[int] = [images.numel()]
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            found.append(output.numel())
+
+    handles = [module.register_forward_hook(keep) for module in model.modules()]
+    try:
+        with torch.inference_mode():
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _batch_size_on_gpu(model: nn.Module, probe: Tensor) -> int:
+    torch.cuda.reset_peak_memory_stats(probe.device)
+    before = torch.cuda.memory_allocated(probe.device)
+    with torch.inference_mode():
+        model(probe)
+    each = max((torch.cuda.max_memory_allocated(probe.device) - before) / len(probe), 1.0)
+    free, _ = torch.cuda.mem_get_info(probe.device)
+    return _power_of_two(GPU_SHARE * free / each, LARGEST_ON_GPU)
+
+
+# The pass
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Features (k, d) float32 of the rows from ``start``, on the CPU, and the head with its largest replay error so far.
+
+    ``logits`` (k, c) are the model's, where it made them.
+    """
+
+    start: int
+    rows: Tensor
+    logits: Tensor
+    head: Head
+
+
+def _halving(run: Engine, images: Tensor) -> tuple[Tensor, Tensor]:
     """Features and logits of a batch, in halves where the accelerator's memory does not hold it."""
     try:
-        return _forward(model, layer, images)
+        return run.forward(images)
     except torch.cuda.OutOfMemoryError:
         if len(images) == 1:
             raise ImuError("--batch-size: one image does not fit the accelerator's memory; use --device cpu") from None
         torch.cuda.empty_cache()
-        parts = [_halving(model, layer, half) for half in images.chunk(2)]
+        parts = [_halving(run, half) for half in images.chunk(2)]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
-def _refuse_not_finite(h: Tensor, images: ImageSet, start: int) -> None:
+def _refuse_not_finite(h: Tensor, images: ImageSet, rows: Sequence[int]) -> None:
     finite = torch.isfinite(h).all(dim=1)
     if not bool(finite.all()):
-        bad = start + int((~finite).nonzero()[0])
+        bad = rows[int((~finite).nonzero()[0])]
         raise ImuError(f"{images.where(bad)}: its features are not finite; check the image and the model's weights")
+
+
+def stream(
+    run: Engine, head: Head, images: ImageSet, preprocess: Preprocessing, rows: Sequence[int] | None = None
+) -> Iterator[Seen]:
+    """Features of all images, or of the given rows, batch by batch; every batch's logits are replayed.
+
+    The next batch is handed to the device before the last one's results are fetched, so that it never waits.
+
+    Raises:
+        ImuError: an image cannot be decoded, or features are not finite.
+        RefusedError: the replay check fails on some batch.
+    """
+    wanted = range(len(images)) if rows is None else rows
+    behind: tuple[int, Tensor, Tensor] | None = None
+    start, checked = 0, head
+
+    def finish(first: int, h: Tensor, logits: Tensor) -> Seen:
+        _refuse_not_finite(h, images, wanted[first : first + len(h)])
+        replayed = check_replay(checked, replay_error(h, head.matrix, head.bias, logits), logits.dtype)
+        return Seen(first, h.to("cpu", torch.float32), logits, replayed)
+
+    for stacked in decoding.batches(images, preprocess, run.batch_size, wanted):
+        with torch.inference_mode():
+            made = _halving(run, _place(stacked, preprocess, run.device))
+            if behind is not None:
+                seen = finish(*behind)
+                checked = seen.head
+        if behind is not None:
+            yield seen
+        behind, start = (start, *made), start + len(stacked)
+    if behind is not None:
+        with torch.inference_mode():
+            seen = finish(*behind)
+        yield seen
 
 
 def extract(
@@ -161,22 +278,12 @@ def extract(
     batch_size: int,
     progress: Progress = lambda count: None,
 ) -> Features:
-    """Features of all images in one batched pass in ``eval()`` mode; every batch's logits are replayed.
-
-    Raises:
-        ImuError: an image cannot be decoded, or features are not finite.
-        RefusedError: the replay check fails on some batch.
-    """
-    layer = model.get_submodule(head.module)
-    rows: list[Tensor] = []
-    worst, checked = 0.0, head
-    with torch.inference_mode():
-        for stacked in _batches(images, preprocess, batch_size):
-            h, logits = _halving(model, layer, _place(stacked, preprocess, device))
-            _refuse_not_finite(h, images, sum(len(part) for part in rows))
-            checked = check_replay(checked, replay_error(h, head.matrix, head.bias, logits), logits.dtype)
-            worst = max(worst, checked.replay_error)
-            rows.append(h.to("cpu", torch.float32))
-            progress(len(stacked))
-    features = torch.cat(rows) if rows else torch.empty(0, head.matrix.shape[1] - head.bias)
-    return Features(features, worst)
+    """Features of all images in one batched pass in ``eval()`` mode, the model as it is; see ``stream``."""
+    plain = Engine(model, head.module, device, batch_size, "float32")
+    made = torch.empty(len(images), head.matrix.shape[1] - head.bias)
+    worst = 0.0
+    for seen in stream(plain, head, images, preprocess):
+        made[seen.start : seen.start + len(seen.rows)] = seen.rows
+        worst = max(worst, seen.head.replay_error)
+        progress(len(seen.rows))
+    return Features(made, worst)

@@ -282,15 +282,42 @@ def find_head(model: nn.Module, images: Tensor, checkpoint: Checkpoint, prefix: 
         raise ImuError(
             "features: not finite for any image that was tried; check the preprocessing and the model's weights"
         )
-    names = [f"{prefix}{name}.weight"] + ([f"{prefix}{name}.bias"] if layer.bias is not None else [])
-    dtypes = _file_dtypes(checkpoint.entries, names, f"{prefix}{name}.")
-    matrix = _matrix(checkpoint, names)
-    bias_dtype = dtypes[1] if len(dtypes) > 1 else ""
-    head = Head(name, matrix, tuple(names), dtypes[0], bias_dtype, source, 0.0, checkpoint.entries[names[0]].shape[2:])
+    head = _read(checkpoint, prefix, name, layer.bias is not None, source)
     # Rows that are not finite are named with their image when the features are taken.
-    error = replay_error(features[finite], matrix, head.bias, logits[finite])
+    error = replay_error(features[finite], head.matrix, head.bias, logits[finite])
     outputs = {call.name: call.output[finite] for call in calls if _fits(call, logits)}  # type: ignore[index]
     return check_replay(head, error, logits.dtype, diagnosis.why(name, outputs, logits[finite]))
+
+
+def _read(checkpoint: Checkpoint, prefix: str, name: str, bias: bool, source: str) -> Head:
+    """The head of that name as the file has it, not yet replayed."""
+    names = [f"{prefix}{name}.weight"] + ([f"{prefix}{name}.bias"] if bias else [])
+    dtypes = _file_dtypes(checkpoint.entries, names, f"{prefix}{name}.")
+    trailing = checkpoint.entries[names[0]].shape[2:]
+    matrix, bias_dtype = _matrix(checkpoint, names), dtypes[1] if bias else ""
+    return Head(name, matrix, tuple(names), dtypes[0], bias_dtype, source, 0.0, trailing)
+
+
+def named_head(checkpoint: Checkpoint, name: str, source: str) -> Head:
+    """A head by its path alone, without the model: for features that an engine says enter it. Nothing is replayed here.
+
+    Raises:
+        ImuError: the file has no such layer, or it is no (c, d) matrix.
+        RefusedError: its dtype cannot be written.
+    """
+    prefix = checkpoint.prefix({f"{name}.weight"})
+    weight = checkpoint.entries.get(f"{prefix}{name}.weight")
+    if weight is None or len(weight.shape) not in (2, 4) or any(size != 1 for size in weight.shape[2:]):
+        ends = [
+            entry.removesuffix(".weight")
+            for entry, item in checkpoint.entries.items()
+            if entry.endswith(".weight") and len(item.shape) == 2
+        ]
+        raise ImuError(
+            f"{source}: names the head {name!r}, and {checkpoint.path} has no matrix of that name; it has "
+            f"{', '.join(ends[-5:]) or 'none'}: the features are another model's, or --head is wrong"
+        )
+    return _read(checkpoint, prefix, name, f"{prefix}{name}.bias" in checkpoint.entries, source)
 
 
 def _fits(call: Call, logits: Tensor) -> bool:

@@ -5,16 +5,15 @@ neither autograd per sample nor a matrix of size n times parameters is ever form
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import objective
 from .errors import ImuError
-
-ROWS_AT_ONCE = 8192
+from .rows import Rows, blocks
 
 SIGN = (
     "score < 0: the sample's own gradient agrees with the direction that raises the forget set's loss, "
@@ -57,45 +56,64 @@ class Damping:
 
 @dataclass(frozen=True)
 class Influence:
-    """Scores (n,) with what they were computed from: damping λ and the mean of the Fisher diagonal."""
+    """Scores (n,) with what they were computed from, damping λ and the mean of the Fisher diagonal, and what was seen.
+
+    ``confidence`` (n,) is the probability of each row's label, ``right`` (n,) whether it is the prediction,
+    ``preconditioned`` V (c, d+1) the direction that scores are taken along.
+    """
 
     scores: Tensor
+    confidence: Tensor
+    right: Tensor
     damping: float
     mean_fisher: float
+    preconditioned: Tensor
 
 
-def _chunks(n: int) -> Iterator[slice]:
-    return (slice(start, start + ROWS_AT_ONCE) for start in range(0, n, ROWS_AT_ONCE))
-
-
-def influence(features: Tensor, residuals: Tensor, damping: Damping) -> Influence:
+def influence(features: Rows, labels: Tensor, head: Tensor, damping: Damping) -> Influence:
     """Influence score of each sample: s = −rowsum((A V) ∘ H), V = ḡ / (F + λ).
 
-    F = (A∘A)ᵀ(H∘H)/n is the diagonal empirical Fisher and ḡ = AᵀH/n the mean gradient of the forget set.
+    A = P − onehot(y) are the logit residuals (n, c), F = (A∘A)ᵀ(H∘H)/n is the diagonal empirical Fisher and ḡ = AᵀH/n the
+    mean gradient of the forget set. Two passes over blocks of rows: memory does not grow with n, A is computed twice.
 
     Args:
         features: H, (n, d+1) float64, with the column of ones where the head has a bias.
-        residuals: A = P − onehot(y), (n, c) float64; see ``objective.residual``.
+        labels: y (n,).
+        head: W (c, d+1) float64.
         damping: λ.
 
     Raises:
         ImuError: a score is not finite, or a relative damping has nothing to be relative to.
     """
-    n = len(features)
-    fisher = features.new_zeros(residuals.shape[1], features.shape[1])
-    mean_gradient = torch.zeros_like(fisher)
-    for rows in _chunks(n):
-        a, h = residuals[rows], features[rows]
-        fisher += a.square().T @ h.square() / n
-        mean_gradient += a.T @ h / n
+    n, members = len(features), objective.Members(labels, len(head))
+    fisher, mean_gradient = torch.zeros_like(head), torch.zeros_like(head)
+    for rows in blocks(n, max(head.shape)):
+        h = features[rows]
+        a = objective.residual(h @ head.T, members[rows])
+        mean_gradient.addmm_(a.T, h)
+        fisher.addmm_(a.square_().T, h.square())
+    fisher, mean_gradient = fisher.div_(n), mean_gradient.div_(n)
     mean_fisher = float(fisher.mean())
     lam = damping.absolute(mean_fisher)
-    preconditioned = mean_gradient / (fisher + lam)
-    scores = torch.cat([-((residuals[rows] @ preconditioned) * features[rows]).sum(dim=1) for rows in _chunks(n)])
+    preconditioned = mean_gradient.div_(fisher.add_(lam))
+    scores, losses = head.new_empty(n), head.new_empty(n)
+    right = torch.empty(n, dtype=torch.bool, device=head.device)
+    for rows in blocks(n, max(head.shape)):
+        h = features[rows]
+        logits = h @ head.T
+        right[rows] = logits.argmax(dim=1) == labels[rows]
+        a, losses[rows] = objective.residual_and_losses(logits, members[rows])
+        scores[rows] = (a @ preconditioned).mul_(h).sum(dim=1).neg_()
     if not bool(torch.isfinite(scores).all()):
         bad = int((~torch.isfinite(scores)).nonzero()[0])
         raise ImuError(f"influence, row {bad}: the score is not finite; raise --damping (λ is {lam:g})")
-    return Influence(scores, lam, mean_fisher)
+    return Influence(scores, losses.neg_().exp_(), right, lam, mean_fisher, preconditioned)
+
+
+def along(features: Tensor, labels: Tensor, head: Tensor, preconditioned: Tensor) -> Tensor:
+    """Scores (n,) of samples H (n, d+1) along a direction V (c, d+1) that was found with others."""
+    a = objective.residual(features @ head.T, objective.one_hot(labels, len(head)))
+    return -((a @ preconditioned) * features).sum(dim=1)
 
 
 @dataclass(frozen=True)

@@ -20,20 +20,24 @@ from . import (
     options,
     pipeline,
     record,
+    rows,
     scenario,
+    scoring,
     shadowing,
     summary,
     writing,
 )
-from .architecture import Architecture
+from .architecture import Architecture, Loaded
 from .config import EvaluateConfig
 from .dataset import ImageSet
 from .errors import ImuError
 from .events import Events
 from .evidence import Evidence, Split
+from .featurefile import is_features
 from .intervals import Estimate, census
 from .opening import Opened
 from .record import Evaluation, Record
+from .rows import Rows
 from .sidecar import Said
 from .views import junit
 
@@ -78,7 +82,8 @@ def _from_record(
         preprocess=found.preprocess,
         classes=tuple(found.classes) if found.classes else None,
     )
-    if config.arch is None and not is_registry:
+    on_features = config.features is not None or is_features(str(values.get("data", config.data)))
+    if config.arch is None and not is_registry and not on_features:
         raise ImuError(
             f"--arch: the record names {name!r}, which is code, and code runs only where you name it; add --arch {name} "
             "or a --config that does"
@@ -107,16 +112,23 @@ class _Other:
 
 
 def _open_other(opened: Opened, path: Path, config: EvaluateConfig) -> _Other:
-    built = opened.loaded.architecture
-    known = None if built.runs_code else Said("the evaluated model", built.name, built.arguments)
-    before, loaded = opening.load_model(path, config, known)
+    before, loaded = _load_other(opened, path, config)
     changed = checkpoint.differing(before, opened.checkpoint)
     head = opened.head.with_matrix(_matrix_of(before, opened))
-    other = replace(opened, checkpoint=before, loaded=loaded, head=head)
-    same = before.outside_hash(set(head.tensors)) == opened.outside_sha256
-    if not same:
-        other.model = features.prepare(loaded.model, opened.device)
-    return _Other(other, same, changed)
+    outside = before.outside_hash(set(head.tensors))
+    same, network = outside == opened.outside_sha256, opened.network
+    if network is not None and loaded is not None and not same:
+        network = replace(network, loaded=loaded, model=features.prepare(loaded.model, opened.device))
+    return _Other(replace(opened, checkpoint=before, network=network, head=head, outside_sha256=outside), same, changed)
+
+
+def _load_other(opened: Opened, path: Path, config: EvaluateConfig) -> tuple[checkpoint.Checkpoint, Loaded | None]:
+    """The checkpoint, and its model where the evaluated one is run on images."""
+    if opened.network is None:
+        return checkpoint.open_checkpoint(path), None
+    built = opened.network.loaded.architecture
+    known = None if built.runs_code else Said("the evaluated model", built.name, built.arguments)
+    return opening.load_model(path, config, known)
 
 
 def _open_original(opened: Opened, config: EvaluateConfig, found: Record | None) -> _Other | None:
@@ -158,17 +170,16 @@ class _Models:
     def split(self, images: ImageSet, what: str) -> Split:
         """Logits of every model on a set of images; features are read once where backbones agree."""
         opened, original = self.opened, self.original
-        h = opening.forget_features(opened) if what == "forget" else opened.features_of(images, what)
-        width = h.shape[1] - opened.head.bias
+        h = scoring.forget_features(opened) if what == "forget" else opened.features_of(images, what)
         before = None if original is None else _features_by(original, h, images, f"{what}, original")
         again = None if self.retrained is None else _features_by(self.retrained, h, images, f"{what}, retrained")
         return Split(
             labels=torch.tensor(list(images.labels), dtype=torch.int64, device=h.device),
-            before=None if before is None or original is None else before @ original.matrix().T,
-            after=h @ opened.matrix().T,
-            features=h[:, :width],
-            features_before=None if before is None else before[:, :width],
-            retrained=None if again is None or self.retrained is None else again @ self.retrained.matrix().T,
+            before=None if before is None or original is None else rows.logits(before, original.matrix()),
+            after=rows.logits(h, opened.matrix()),
+            features=rows.features_of(h, opened.head.bias),
+            features_before=None if before is None else rows.features_of(before, opened.head.bias),
+            retrained=None if again is None or self.retrained is None else rows.logits(again, self.retrained.matrix()),
         )
 
     def head(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -176,7 +187,7 @@ class _Models:
         return (matrix[:, :-1], matrix[:, -1]) if self.opened.head.bias else (matrix, None)
 
 
-def _features_by(other: _Other, h: Tensor, images: ImageSet, what: str) -> Tensor:
+def _features_by(other: _Other, h: Rows, images: ImageSet, what: str) -> Rows:
     return h if other.same_backbone else other.opened.features_of(images, what)
 
 

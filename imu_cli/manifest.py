@@ -33,6 +33,7 @@ from .dataset import (
     select_rows,
 )
 from .errors import ImuError, InvalidRowsError
+from .featurefile import Vectors
 from .sources import Role, inside, open_flat, open_named
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -303,6 +304,16 @@ def _row(text: str, data: ImageSet) -> _Place:
     return _Place(data.names[row], data.location(row), row)
 
 
+def _named(name: str, numbers: Mapping[str, int], data: ImageSet) -> _Place:
+    """The row of a file of features that was made of a file of that name."""
+    if name not in numbers:
+        raise ImuError(
+            f"'{name}' is not in {data.source}{nearest(name, list(numbers)[:10_000])}; correct it, or extract its features"
+        )
+    row = numbers[name]
+    return _Place(name, data.location(row), row)
+
+
 def _placer(table: Table, data: ImageSet | None, problems: _Problems) -> Callable[[dict[str, str]], _Place] | None:
     """How a row of this table names its image, by the one locator column that it has."""
     located = [name for name in table.columns if name in (*FILE_COLUMNS, "index")]
@@ -319,6 +330,9 @@ def _placer(table: Table, data: ImageSet | None, problems: _Problems) -> Callabl
         return None
     if located == ["index"] and data is not None:
         return lambda row: _row(row.get("index", ""), data)
+    if data is not None and isinstance(data.store, Vectors):
+        numbers = {name: number for number, name in reversed(list(enumerate(data.names)))}
+        return lambda row: _named(row.get(located[0], ""), numbers, data)
     finder = _finder(table, data)
     return lambda row: finder.find(row.get(located[0], ""))
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .errors import ImuError
 from .margins import margin_gradients, margins
+from .rows import Rows, blocks
 
 Form = Literal["dual", "blocked", "primal"]
 Verdict = Literal["more", "met", "spent"]
@@ -48,10 +49,14 @@ RHO_PATH = tuple(10.0 ** (2 - step / 2) for step in range(17))
 # Curvature
 
 
-def second_moment(features: Tensor) -> Tensor:
-    """Σ = HᵀH / m (d+1, d+1): what ΔW changes on average, since E‖ΔW h‖² = tr(ΔW Σ ΔWᵀ)."""
-    rows = features.to(torch.float64)
-    return rows.T @ rows / len(rows)
+def second_moment(features: Rows) -> Tensor:
+    """Σ = HᵀH / m (d+1, d+1) of H (m, d+1): what ΔW changes on average, since E‖ΔW h‖² = tr(ΔW Σ ΔWᵀ)."""
+    width = features.shape[1]
+    total = torch.zeros(width, width, dtype=torch.float64, device=features.device)
+    for rows in blocks(len(features), width):
+        part = features[rows].to(torch.float64)
+        total.addmm_(part.T, part)
+    return total / len(features)
 
 
 def class_curvature(probabilities: Tensor) -> Tensor:

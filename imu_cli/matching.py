@@ -9,6 +9,7 @@ from torch import Tensor
 from . import margins, matched, scenario
 from .ascent import Limits, Look, Outcome, Reason, Step
 from .errors import ImuError
+from .rows import logits as logits_of
 from .scenario import HeldOut, Plan
 
 CLOSE = 0.05
@@ -117,7 +118,7 @@ def aim(
 
     def unseen(at: Tensor) -> tuple[Tensor, Tensor]:
         assert held is not None
-        theirs = held.h @ at.T
+        theirs = logits_of(held.h, at)
         if plan.kind == "mislabelled":
             found = margins.confusion_reference(theirs, held.labels, labels, known)
             return found.margins, found.weights
@@ -144,7 +145,7 @@ def prepare(
     seen = h if held is None else held.h
     # The forget set is fitted so well that its own probabilities hold no class curvature to speak of.
     wanted_factor = class_factor and held is not None
-    curvature = matched.class_curvature((seen @ head.T).softmax(dim=1)) if wanted_factor else None
+    curvature = matched.class_curvature(logits_of(seen, head).softmax(dim=1)) if wanted_factor else None
     return matched.prepare(
         h, labels, head, wanted, matched.second_moment(seen), damping=damping, curvature=curvature,
         weights=margins.error_weights(wanted),

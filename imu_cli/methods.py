@@ -10,14 +10,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from . import ascent, influence, matched, matching, objective, opening, scenario
+from . import ascent, influence, matched, matching, objective, opening, scenario, scoring
 from .ascent import Look, Outcome, Step
 from .config import HEAD_CHANGE_WITHOUT_TARGET, UnlearnConfig
 from .errors import ImuError
 from .metrics import binomial_range
-from .opening import Opened, Scored
+from .objective import Members
+from .opening import Opened
 from .record import WHAT, HeldOutInfo, LookInfo
+from .rows import Rows, predicted
 from .scenario import HeldOut, Plan
+from .scoring import Scored
 
 
 def warn_if_at_chance(opened: Opened, accuracy: float) -> None:
@@ -35,7 +38,7 @@ def warn_if_at_chance(opened: Opened, accuracy: float) -> None:
 class Job:
     """A forget set with its plan, target and scores, ready to be unlearned; ``held`` is the data that the run chooses by."""
 
-    h: Tensor
+    h: Rows
     labels: Tensor
     true_labels: Tensor | None
     plan: Plan
@@ -60,7 +63,9 @@ def _held_out(opened: Opened, config: UnlearnConfig, plan: Plan) -> tuple[HeldOu
     return scenario.held_out(opened.features_of(images, "held-out"), labels, plan.forgotten), info
 
 
-def _method(config: UnlearnConfig, kind: str, target: float | None) -> tuple[Literal["imu", "matched"], str]:
+def _method(
+    config: UnlearnConfig, kind: str, target: float | None, held_in_memory: bool
+) -> tuple[Literal["imu", "matched"], str]:
     """Ascent or matched, and why.
 
     Raises:
@@ -74,6 +79,11 @@ def _method(config: UnlearnConfig, kind: str, target: float | None) -> tuple[Lit
                 "--method matched: solves for margins like those of unseen data, and nothing says what those are; "
                 "add --test DATA, --reference DATA or --until 'forget.accuracy<=X'"
             )
+        if not held_in_memory:
+            raise ImuError(
+                "--method matched: holds the features of every forget sample in memory, and these are streamed from a file; "
+                "raise --max-memory, or use --method imu"
+            )
         return "matched", "--method"
     if config.method == "imu":
         return "imu", "--method"
@@ -82,13 +92,15 @@ def _method(config: UnlearnConfig, kind: str, target: float | None) -> tuple[Lit
     given = [name for name in ASCENT_ONLY if getattr(config, name) != getattr(UnlearnConfig(), name)]
     if given:
         return "imu", f"auto: --{given[0].replace('_', '-')} is an option of the ascent"
+    if not held_in_memory:
+        return "imu", "auto: the features are streamed from a file, matched holds them in memory"
     return "matched", "auto: samples with a target"
 
 
 ASCENT_ONLY = ("preset", "weights", "reweight", "rows", "step", "learning_rate", "max_steps", "keep", "clip_quantile")
 
 
-def prepare(opened: Opened, config: UnlearnConfig, h: Tensor) -> Job:
+def prepare(opened: Opened, config: UnlearnConfig, h: Rows) -> Job:
     """Plan, held-out data, target, method and budgets, told before the first step.
 
     Args:
@@ -104,11 +116,11 @@ def prepare(opened: Opened, config: UnlearnConfig, h: Tensor) -> Job:
     plan = scenario.plan(kind, source, labels, opened.head.classes, config.rows)
     opened.note(f"scenario {kind} ({source})")
     held, held_info = _held_out(opened, config, plan)
-    warn_if_at_chance(opened, float(((h @ head.T).argmax(dim=1) == labels).double().mean()))
+    warn_if_at_chance(opened, float((predicted(h, head) == labels).double().mean()))
     true = opened.forget.true_labels
     true_labels = None if true is None else torch.tensor(list(true), dtype=torch.int64, device=labels.device)
     limits, goal_source = bounds(config, plan, held, head, h, labels, true_labels)
-    method, method_source = _method(config, kind, limits.target)
+    method, method_source = _method(config, kind, limits.target, held_in_memory=isinstance(h, Tensor))
     job = Job(
         h, labels, true_labels, plan, held, held_info, limits.target, goal_source, limits,
         scenario.looker(h, plan.members, head, held), method, method_source,
@@ -122,7 +134,7 @@ def bounds(
     plan: Plan,
     held: HeldOut | None,
     head: Tensor,
-    h: Tensor,
+    h: Rows,
     labels: Tensor,
     true_labels: Tensor | None,
 ) -> tuple[ascent.Limits, str]:
@@ -131,7 +143,7 @@ def bounds(
     Raises:
         ImuError: ``--until`` is no target, or held-out data lack a class that is needed.
     """
-    hits = round(objective.share_in(h @ head.T, plan.members) * len(h))
+    hits = round(objective.share_in(h, head, plan.members) * len(h))
     goal, source = scenario.target(plan, config.until, held, head, labels, true_labels, hits)
     if config.preset is not None and config.until is None:
         goal, source = None, "--preset paper runs a fixed number of epochs"
@@ -172,17 +184,15 @@ def _tell_start(opened: Opened, job: Job) -> None:
 
 def _weigh(opened: Opened, config: UnlearnConfig, job: Job) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
     """Weights (n,) of the forget samples, and how to compute them again for another head."""
-    extra = opening.sample_weights(opened)
+    extra = scoring.sample_weights(opened)
     if config.weights == "uniform":
         return influence.uniform(len(job.h), extra).to(job.h.device), None
-    job.scored = job.scored or opening.cached_scores(opened) or opening.compute_scores(opened, job.h)
+    job.scored = job.scored or scoring.cached_scores(opened) or scoring.compute_scores(opened, job.h)
     job.selection = influence.weigh(job.scored.scores, config.keep, config.clip_quantile, extra)
     damping = influence.Damping.parse(config.damping)
-    own = objective.one_hot(job.labels, opened.head.classes)
 
     def again(head: Tensor) -> Tensor:
-        residuals = objective.residual(job.h @ head.T, own)
-        scores = influence.influence(job.h, residuals, damping).scores
+        scores = influence.influence(job.h, job.labels, head, damping).scores
         return influence.weigh(scores, config.keep, config.clip_quantile, extra).weights
 
     return job.selection.weights, None if config.reweight == "once" else again
@@ -192,7 +202,7 @@ def _update(opened: Opened, config: UnlearnConfig, job: Job) -> tuple[ascent.Upd
     weights, again = _weigh(opened, config, job)
     members = job.plan.members
     if config.preset == "paper":  # the published loss is the plain cross-entropy of each sample's own label
-        members = objective.one_hot(job.labels, opened.head.classes)
+        members = Members(job.labels, opened.head.classes)
     problem = ascent.Objective(job.h, members, job.plan.rows, weights)
     if config.learning_rate is None:
         length = config.step * float(torch.linalg.norm(opened.matrix()))
@@ -248,10 +258,11 @@ def match_to(opened: Opened, config: UnlearnConfig, job: Job) -> Done:
 
 def solve_matched(opened: Opened, config: UnlearnConfig, job: Job) -> tuple[matched.Problem, matching.Matched]:
     """The system, and what was chosen along ρ."""
-    head, held = opened.matrix(), job.held
+    head, held, h = opened.matrix(), job.held, job.h
     assert job.target is not None
+    assert isinstance(h, Tensor), "_method refuses matched for features that are streamed"
     goal = matching.aim(
-        job.plan, job.h, job.labels, head, job.target, held,
+        job.plan, h, job.labels, head, job.target, held,
         by_accuracy=config.until is not None, true_labels=job.true_labels, max_auc=config.max_auc,
     )  # fmt: skip
     further = "" if goal.max_auc is None else f"; on to a membership AUC of {goal.max_auc:g} within the budgets"
@@ -259,7 +270,7 @@ def solve_matched(opened: Opened, config: UnlearnConfig, job: Job) -> tuple[matc
     opened.note(f"target margins: {goal.how}; Σ of {seen}{further}")
     with opened.clock.timed("matching"), opened.events.track("matched, along ρ", None) as advance:
         problem = matching.prepare(
-            job.h, job.labels, head, goal.targets, held, damping=config.sigma_damping, class_factor=config.class_factor
+            h, job.labels, head, goal.targets, held, damping=config.sigma_damping, class_factor=config.class_factor
         )
         for item in matching.run(problem, goal, job.look, job.limits, opened.head.rounded, config.rho):
             if isinstance(item, matching.Matched):

@@ -6,11 +6,12 @@ with the bias as last column, P = softmax(H Wᵀ). Everything is float64.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .errors import ImuError
+from .rows import Rows, blocks
 
 SMALL = 50_000_000
 """Multiplications of one look below which a second thread costs more than it brings, most of all on a busy machine."""
@@ -27,29 +28,29 @@ def threads_for(multiplications: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def homogeneous(features: Tensor, bias: bool) -> Tensor:
-    """Features (n, d) as float64, with a column of ones appended where the head has a bias: (n, d+1).
-
-    Raises:
-        ImuError: a row is not finite.
-    """
-    rows = features.to(torch.float64)
-    if not bool(torch.isfinite(rows).all()):
-        bad = int((~torch.isfinite(rows).all(dim=1)).nonzero()[0])
-        raise ImuError(f"features, row {bad}: not finite; check the image, the preprocessing and the model's weights")
-    return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1) if bias else rows
-
-
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     """Membership mask (n, c), true at each row's own label: the loss is then plain cross-entropy."""
     return torch.nn.functional.one_hot(labels, num_classes).to(torch.bool)
 
 
-def class_mask(labels: Tensor, num_classes: int) -> Tensor:
-    """Membership mask (n, c), true at every class that occurs in ``labels``: the loss is −log P_K for all rows."""
-    mask = torch.zeros(num_classes, dtype=torch.bool, device=labels.device)
-    mask[labels] = True
-    return mask.expand(len(labels), num_classes)
+@dataclass(frozen=True, eq=False)
+class Members:
+    """The classes that count as each row's own, K, as a mask (n, c) of which only the rows asked for are made.
+
+    K is the row's label, or where ``shared`` (c,) is given that set for every row.
+    """
+
+    labels: Tensor
+    classes: int
+    shared: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        """The mask of some rows."""
+        labels = self.labels[rows]
+        return one_hot(labels, self.classes) if self.shared is None else self.shared.expand(len(labels), self.classes)
 
 
 def residual(logits: Tensor, members: Tensor) -> Tensor:
@@ -84,6 +85,10 @@ def residual_and_losses(logits: Tensor, members: Tensor) -> tuple[Tensor, Tensor
     return outside.addcmul_(within.div_(inner), left, value=-1.0), loss.squeeze(1)
 
 
-def share_in(logits: Tensor, members: Tensor) -> float:
-    """Share of rows whose predicted class is one of their members; 0 to 1."""
-    return float(members.gather(1, logits.argmax(dim=1, keepdim=True)).to(torch.float64).mean())
+def share_in(h: Rows, head: Tensor, members: Members) -> float:
+    """Share of the rows of H (n, d+1) that a head W (c, d+1) predicts as one of their members; 0 to 1."""
+    hits = 0
+    for rows in blocks(len(h), max(head.shape)):
+        predicted = (h[rows] @ head.T).argmax(dim=1, keepdim=True)
+        hits += int(members[rows].gather(1, predicted).sum())
+    return hits / len(h)

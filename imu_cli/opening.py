@@ -1,32 +1,49 @@
 """Everything a command opens before it computes: checkpoint, model, preprocessing, class names, forget set, features."""
 
 import hashlib
+import os
 import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torchvision
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from . import __version__, architecture, cache, features, influence, objective, options, preprocess
+from . import (
+    __version__,
+    architecture,
+    cache,
+    featurefile,
+    features,
+    influence,
+    memory,
+    options,
+    preprocess,
+    vectors,
+)
 from .architecture import Loaded
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import ForgetConfig, ModelConfig
 from .dataset import ClassNames, ImageSet, class_names, in_model_ids, overlap
 from .errors import ImuError, InvalidRowsError
 from .events import Events
-from .head import Head, find_head
+from .featurefile import Vectors
+from .features import Engine, Seen
+from .head import Head, find_head, named_head
 from .layout import file_hash, model_hash
 from .manifest import ForgetSet, load_forget, open_source, peek
 from .preprocess import Preprocessing
-from .record import Decade, Environment, FileHash, ForgetInfo, HeadInfo, HeldOutInfo, OptionValue, Record, ScoreInfo
+from .record import Environment, FileHash, ForgetInfo, HeadInfo, HeldOutInfo, OptionValue, Record
+from .rows import Mapped, Rows, refuse_not_finite
 from .sidecar import Said
 
 
@@ -46,17 +63,41 @@ class Clock:
             self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 4)
 
 
+@dataclass(frozen=True)
+class Network:
+    """The model with the weights it was given, on its device, what images go through before it, and a few that did.
+
+    ``preprocess_source`` says who knew the preprocessing; ``probe`` is a preprocessed batch.
+    """
+
+    loaded: Loaded
+    model: nn.Module
+    preprocess: Preprocessing
+    preprocess_source: str
+    probe: Tensor
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Where the forget set's features came from, ``model``, ``cache`` or a file, and what they take: in memory, or streamed."""
+
+    source: str
+    streamed: bool
+    bytes: int
+
+
 @dataclass
 class Opened:
-    """A model that was loaded, its head found and replayed, and a forget set that was validated against it."""
+    """A model that was opened, its head found and replayed, and a forget set that was validated against it.
+
+    ``network`` runs on images; it is None where the forget samples come as features from a file, ``vectors``.
+    """
 
     config: ForgetConfig
     checkpoint: Checkpoint
-    loaded: Loaded
-    model: nn.Module
+    network: Network | None
+    vectors: Vectors | None
     device: torch.device
-    preprocess: Preprocessing
-    preprocess_source: str
     head: Head
     outside_sha256: str
     classes: ClassNames
@@ -65,47 +106,124 @@ class Opened:
     events: Events
     clock: Clock
     notes: list[str] = field(default_factory=list)
+    taken: Taken | None = None
 
     def note(self, text: str) -> None:
-        """Tell the user now, and keep it for the result."""
-        self.notes.append(text)
-        self.events.note(text)
+        """Tell the user now, and keep it for the result; once."""
+        if text not in self.notes:
+            self.notes.append(text)
+            self.events.note(text)
 
-    def features_of(self, images: ImageSet, what: str) -> Tensor:
-        """H (n, d+1) float64 of a set of images, from one pass of the backbone."""
-        return self.homogeneous(self.extract(images, what), images)
+    @cached_property
+    def engine(self) -> Engine:
+        """The model as it runs over many images."""
+        assert self.network is not None, "features from a file need no engine"
+        return features.engine(
+            self.network.model, self.head.module, self.network.probe,
+            batch_size=self.config.batch_size, precision=self.config.precision,
+        )  # fmt: skip
 
-    def homogeneous(self, rows: Tensor, images: ImageSet) -> Tensor:
-        """Features (n, d) as H (n, d+1) float64, on the device where that has float64.
+    def described(self) -> dict[str, Any]:
+        """Architecture and preprocessing as they stand in records: the model's own, or what the features' file says."""
+        if self.network is not None:
+            return {
+                "architecture": self.network.loaded.architecture.described(),
+                "preprocess": self.network.preprocess.described(),
+                "preprocess_source": self.network.preprocess_source,
+            }
+        assert self.vectors is not None
+        said, shown = self.vectors.said, self.vectors.shown
+        unknown: dict[str, Any] = {"name": "not known", "source": shown, "arguments": {}, "code": None}
+        given = said.get("architecture")
+        return {
+            "architecture": given if isinstance(given, dict) and set(given) == set(unknown) else unknown,
+            "preprocess": dict(said.get("preprocess") or {}),
+            "preprocess_source": shown,
+        }
 
-        Raises:
-            ImuError: a row is not finite; names the image.
-        """
-        finite = torch.isfinite(rows).all(dim=1)
-        if not bool(finite.all()):
-            bad = int((~finite).nonzero()[0])
-            raise ImuError(f"{images.where(bad)}: its features are not finite; check the image and the model's weights")
-        return objective.homogeneous(rows.to(self.math_device), self.head.bias)
+    @property
+    def precision(self) -> str:
+        """What the features of the forget set were, or are, computed in."""
+        return self.config.precision if self.vectors is None else str(self.vectors.said.get("precision", "not known"))
 
     @property
     def math_device(self) -> torch.device:
         """Where the head's float64 arithmetic runs: CUDA has float64, Apple's GPU does not."""
         return self.device if self.device.type == "cuda" else torch.device("cpu")
 
-    def extract(self, images: ImageSet, what: str) -> Tensor:
-        """Features (n, d) float32 of a set of images, from one pass of the backbone."""
-        with self.clock.timed(f"features of {what}"), self.events.track(f"features, {what}", len(images)) as advance:
-            found = features.extract(
-                self.model,
-                self.head,
-                images,
-                self.preprocess,
-                device=self.device,
-                batch_size=self.config.batch_size,
-                progress=advance,
+    def features_of(self, images: ImageSet, what: str) -> Rows:
+        """H (n, d+1) float64 of a set: from one pass of the backbone, or from the file of features that it is.
+
+        Held in memory where that takes no more than ``--max-memory``, else read by rows from a file.
+
+        Raises:
+            ImuError: features are not finite or not this model's, or images come where there is no model to run.
+        """
+        if isinstance(images.store, Vectors):
+            return self.held_if_small(self._mapped(images.store, images))
+        if self.network is None:
+            raise ImuError(
+                f"{images.source}: images, where the forget samples are features of {self.config.data}; "
+                "extract them too (imu features), or give the forget samples as images"
             )
-        self.head = replace(self.head, replay_error=max(self.head.replay_error, found.replay_error))
-        return found.rows
+        shape = (len(images), self.head.matrix.shape[1] - self.head.bias)
+        if self._fits(shape[0]):
+            return self._extracted(images, what, shape)
+        self.note(
+            f"features of {what}: {_gigabytes(self._bytes(shape[0]))} do not fit --max-memory, they are streamed from a file"
+        )
+        with cache.scratch() as path:
+            featurefile.write(path, shape, (seen.rows for seen in self.stream(images, what)))
+            # The mapping holds on to the file when its name is gone: nothing of it is left behind.
+            return self._map(load_file(path)["features"])
+
+    def _extracted(self, images: ImageSet, what: str, shape: tuple[int, int]) -> Tensor:
+        made = torch.ones(shape[0], self.head.matrix.shape[1], dtype=torch.float64)
+        for seen in self.stream(images, what):
+            made[seen.start : seen.start + len(seen.rows), : shape[1]] = seen.rows
+        return made.to(self.math_device)
+
+    def stream(self, images: ImageSet, what: str, rows: Sequence[int] | None = None) -> Iterator[Seen]:
+        """One pass of the backbone over a set, timed, batch by batch."""
+        network, total = self.network, len(images) if rows is None else len(rows)
+        assert network is not None
+        with self.clock.timed(f"features of {what}"), self.events.track(f"features, {what}", total) as advance:
+            for seen in features.stream(self.engine, self.head, images, network.preprocess, rows):
+                self.head = seen.head
+                yield seen
+                advance(len(seen.rows))
+
+    def _bytes(self, n: int) -> int:
+        return 8 * n * self.head.matrix.shape[1]
+
+    def _fits(self, n: int) -> bool:
+        return self._bytes(n) <= memory.limit(self.config.max_memory)
+
+    def _map(self, found: Tensor, order: Tensor | None = None) -> Mapped:
+        return Mapped(found, self.head.bias, self.math_device, order)
+
+    def held_if_small(self, h: Mapped) -> Rows:
+        """Mapped features in memory, where there is room for them."""
+        return h.held() if self._fits(len(h)) else h
+
+    def mapped(self, found: Tensor, images: ImageSet) -> Rows:
+        """Features (n, d) of a set that lie in a file, checked.
+
+        Raises:
+            ImuError: a row is not finite; names the image.
+        """
+        made = self._map(found)
+        refuse_not_finite(made, images.where)
+        return self.held_if_small(made)
+
+    def _mapped(self, store: Vectors, images: ImageSet) -> Mapped:
+        with self.clock.timed("reading features"):
+            self.head = vectors.require(store, self.head, self.outside_sha256, self.note)
+            whole = list(images.positions) == list(range(store.entry.shape[0]))
+            order = None if whole else torch.tensor(list(images.positions), dtype=torch.int64)
+            made = self._map(store.mapped(), order)
+            refuse_not_finite(made, images.where)
+        return made
 
     def matrix(self) -> Tensor:
         """W (c, d+1) float64 where the head's arithmetic runs."""
@@ -116,10 +234,29 @@ class Opened:
         return torch.tensor(list(self.forget.images.labels), dtype=torch.int64, device=self.math_device)
 
 
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"
+
+
 def load_model(path: Path, config: ModelConfig, known: Said | None = None) -> tuple[Checkpoint, Loaded]:
     """The checkpoint and the model it fits into, loaded strictly; ``known`` is what a record says of it."""
     checkpoint = open_checkpoint(path)
     return checkpoint, architecture.load(checkpoint, config.arch, config.arch_arg, known)
+
+
+def with_features(config: ForgetConfig) -> ForgetConfig:
+    """The config with ``--features FILE`` as what it stands for: the data set, and without ``--forget`` all of it.
+
+    Raises:
+        ImuError: ``--data`` is given too.
+    """
+    if config.features is None:
+        return config
+    if config.data not in (None, config.features):
+        raise ImuError(f"--features {config.features}: stands in place of --data; leave one of them out")
+    if not featurefile.is_features(config.features):
+        raise ImuError(f"--features {config.features}: not a .safetensors file; imu features writes one")
+    return replace(config, data=config.features, forget=config.forget or ["index=:"])
 
 
 def open_all(path: Path, config: ForgetConfig, events: Events, known: Said | None = None) -> Opened:
@@ -135,43 +272,71 @@ def open_all(path: Path, config: ForgetConfig, events: Events, known: Said | Non
         ImuError: whatever is wrong with model, options or data, as early as it can be known.
         RefusedError: the checkpoint cannot be handled.
     """
-    clock = Clock()
+    clock, config = Clock(), with_features(config)
     if not config.forget:
         raise ImuError("--forget: not given; name a forget.csv, a folder with --label, or a selector such as class=cat")
     influence.Damping.parse(config.damping)
+    if config.max_memory is not None:
+        memory.parse(config.max_memory)
+    on_features = any(featurefile.is_features(spec) for spec in (config.data or "", *config.forget))
     with clock.timed("loading"):
-        checkpoint, loaded = load_model(path, config, known)
-        said = [*([] if known is None else [known]), *loaded.said]
-        steps, steps_source = preprocess.find(config.preprocess, [(item.preprocess, item.source) for item in said])
-        device = features.pick_device(config.device)
-        model = features.prepare(loaded.model, device)
-        data = open_source(config.data, "data") if config.data else None
-        stdin = BytesIO(sys.stdin.buffer.read()) if config.forget == ["-"] else None
-        images = peek(config.forget, data, features.PROBE, stdin)
-        probe = features.batch(images, range(len(images)), steps, device)
-        features.refuse_if_random(model, probe)
-        head = find_head(model, probe, checkpoint, loaded.prefix, config.head)
-        classes = names_of_classes(config, said, data, head.classes)
-        forget = load_forget(config.forget, data, config.label, classes, stdin)
-    opened = Opened(
-        config=config,
-        checkpoint=checkpoint,
-        loaded=loaded,
-        model=model,
-        device=device,
-        preprocess=steps,
-        preprocess_source=steps_source,
-        head=head,
-        outside_sha256=checkpoint.outside_hash(set(head.tensors)),
-        classes=classes,
-        forget=forget,
-        data=data,
-        events=events,
-        clock=clock,
-    )
-    for warning in (*checkpoint.layout.notes, *(data.notes if data else ()), *forget.notes):
+        opened = (_open_on_features if on_features else _open_on_images)(path, config, events, known, clock)
+    data = opened.data
+    for warning in (*opened.checkpoint.layout.notes, *(data.notes if data else ()), *opened.forget.notes):
         opened.note(warning)
     return opened
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The data set and standard input, if named, and the first few samples of the forget list."""
+
+    data: ImageSet | None
+    stdin: BytesIO | None
+    few: ImageSet
+
+
+def _read_data(config: ForgetConfig) -> _Given:
+    data = open_source(config.data, "data") if config.data else None
+    stdin = BytesIO(sys.stdin.buffer.read()) if config.forget == ["-"] else None
+    return _Given(data, stdin, peek(config.forget, data, features.PROBE, stdin))
+
+
+def _open_on_images(path: Path, config: ForgetConfig, events: Events, known: Said | None, clock: Clock) -> Opened:
+    checkpoint, loaded = load_model(path, config, known)
+    said = [*([] if known is None else [known]), *loaded.said]
+    steps, steps_source = preprocess.find(config.preprocess, [(item.preprocess, item.source) for item in said])
+    device = features.pick_device(config.device, int(os.environ.get("LOCAL_RANK", "0")))
+    model = features.prepare(loaded.model, device)
+    given = _read_data(config)
+    probe = features.batch(given.few, range(len(given.few)), steps, device)
+    features.refuse_if_random(model, probe)
+    head = find_head(model, probe, checkpoint, loaded.prefix, config.head)
+    classes = names_of_classes(config, said, given.data, head.classes)
+    forget = load_forget(config.forget, given.data, config.label, classes, given.stdin)
+    network = Network(loaded, model, steps, steps_source, probe)
+    outside = checkpoint.outside_hash(set(head.tensors))
+    return Opened(config, checkpoint, network, None, device, head, outside, classes, forget, given.data, events, clock)
+
+
+def _open_on_features(path: Path, config: ForgetConfig, events: Events, known: Said | None, clock: Clock) -> Opened:
+    """The head alone, from the file: the backbone has run elsewhere, and its architecture need not be known."""
+    checkpoint, given = open_checkpoint(path), _read_data(config)
+    store = given.few.store
+    if not isinstance(store, Vectors):
+        raise ImuError(
+            f"--forget {' '.join(config.forget)}: names images, and {config.data} holds features; name rows of it, or leave "
+            "--data out and name the images' data set"
+        )
+    named = config.head or str(store.said["head"])
+    head = named_head(checkpoint, named, "--head" if config.head else store.shown)
+    said = [*([] if known is None else [known]), Said(store.shown, classes=given.few.classes)]
+    classes = names_of_classes(config, said, None, head.classes)
+    forget = load_forget(config.forget, given.data, config.label, classes, given.stdin)
+    device = features.pick_device(config.device)
+    outside = checkpoint.outside_hash(set(head.tensors))
+    forget = vectors.settled(forget, store)
+    return Opened(config, checkpoint, None, store, device, head, outside, classes, forget, given.data, events, clock)
 
 
 def names_of_classes(config: ModelConfig, said: Sequence[Said], data: ImageSet | None, count: int) -> ClassNames:
@@ -243,130 +408,6 @@ def retained(opened: Opened, spec: str) -> ImageSet:
     if len(images) == 0:
         raise ImuError(f"--retain {spec}: nothing is left of it without the forget samples")
     return images
-
-
-def _cache_fields(opened: Opened) -> dict[str, Any]:
-    return {
-        "samples": opened.forget.sha256,
-        "backbone": opened.outside_sha256,
-        "head_module": opened.head.module,
-        "architecture": opened.loaded.architecture.described(),
-        "preprocess": opened.preprocess.described(),
-        "dtype": "float32",
-        "model": opened.checkpoint.path.name or opened.checkpoint.path.resolve().name,
-    }
-
-
-def _samples(opened: Opened) -> Iterator[dict[str, Any]]:
-    images = opened.forget.images
-    for row, digest in enumerate(images.digests()):
-        yield {"name": images.names[row], "label": opened.classes.name(images.labels[row]), "digest": digest}
-
-
-def forget_features(opened: Opened) -> Tensor:
-    """H (n, d+1) float64 of the forget set: from the feature cache if asked for and there, else from one pass."""
-    fields = _cache_fields(opened)
-    if opened.config.cache_features:
-        found = cache.find("features", fields)
-        if found.tensors is not None:
-            return opened.homogeneous(found.tensors["features"], opened.forget.images)
-        if found.why:
-            opened.note(f"feature cache: {found.why}")
-    rows = opened.extract(opened.forget.images, "forget")
-    if opened.config.cache_features:
-        cache.write("features", fields, _samples(opened), {"features": rows})
-        opened.note(
-            "features of the forget samples, which are personal data, were cached; imu cache rm --forget removes them"
-        )
-    return opened.homogeneous(rows, opened.forget.images)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Scores (n,), confidences (n,) and predictions-right (n,) of the forget set, and where they came from."""
-
-    scores: Tensor
-    confidence: Tensor
-    right: Tensor
-    damping: float
-    mean_fisher: float
-    from_cache: bool
-    entry: str | None
-
-
-def _score_fields(opened: Opened) -> dict[str, Any]:
-    return {**_cache_fields(opened), "head": _matrix_hash(opened.head), "damping": opened.config.damping}
-
-
-def _matrix_hash(head: Head) -> str:
-    return hashlib.sha256(head.matrix.contiguous().numpy().tobytes()).hexdigest()
-
-
-def cached_scores(opened: Opened) -> Scored | None:
-    """Scores from the cache, if it is to be used and holds exactly these."""
-    if not opened.config.cache:
-        return None
-    fields = _score_fields(opened)
-    found = cache.find("scores", fields)
-    if found.tensors is None:
-        if found.why:
-            opened.note(f"score cache: not used, {found.why}")
-        return None
-    t = {name: tensor.to(opened.math_device) for name, tensor in found.tensors.items()}
-    path = str(cache.folder() / f"scores-{cache.key_of('scores', fields)}.json")
-    return Scored(
-        t["scores"], t["confidence"], t["right"].bool(), float(t["damping"]), float(t["mean_fisher"]), True, path
-    )
-
-
-def score(h: Tensor, labels: Tensor, head: Tensor, damping: influence.Damping) -> Scored:
-    """Scores in closed form of samples H (n, d+1) under a head W (c, d+1)."""
-    logits, members = h @ head.T, objective.one_hot(labels, len(head))
-    found = influence.influence(h, objective.residual(logits, members), damping)
-    confidence = torch.exp(-objective.losses(logits, members))
-    right = logits.argmax(dim=1) == labels
-    return Scored(found.scores, confidence, right, found.damping, found.mean_fisher, False, None)
-
-
-def compute_scores(opened: Opened, h: Tensor) -> Scored:
-    """Scores in closed form from the features, written to the cache unless that is turned off."""
-    with opened.clock.timed("scores"):
-        found = score(h, opened.labels(), opened.matrix(), influence.Damping.parse(opened.config.damping))
-    entry = None
-    if opened.config.cache:
-        tensors = {
-            "scores": found.scores,
-            "confidence": found.confidence,
-            "right": found.right.to(torch.uint8),
-            "damping": torch.tensor([found.damping], dtype=torch.float64),
-            "mean_fisher": torch.tensor([found.mean_fisher], dtype=torch.float64),
-        }
-        with opened.clock.timed("cache"):
-            on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-            entry = str(cache.write("scores", _score_fields(opened), _samples(opened), on_cpu))
-    return replace(found, entry=entry)
-
-
-def sample_weights(opened: Opened) -> Tensor | None:
-    """The manifest's ``weight`` column (n,), or None."""
-    given = opened.forget.weights
-    return None if given is None else torch.tensor(list(given), dtype=torch.float64, device=opened.math_device)
-
-
-def score_info(scored: Scored, selection: influence.Selection) -> ScoreInfo:
-    """Scores in numbers, for records."""
-    points = {"min": 0.0, "1 %": 0.01, "median": 0.5, "99 %": 0.99, "max": 1.0}
-    ordered = scored.scores.sort().values
-    at = {name: float(ordered[round(q * (len(ordered) - 1))]) for name, q in points.items()}
-    return ScoreInfo(
-        negative=selection.negative,
-        kept=selection.kept,
-        damping=scored.damping,
-        mean_fisher=scored.mean_fisher,
-        quantiles=at,
-        from_cache=scored.from_cache,
-        decades=[Decade(power=power, count=count) for power, count in influence.decades(scored.scores)],
-    )
 
 
 def head_info(head: Head) -> HeadInfo:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
 
-from .config import EvaluateConfig, InfluenceConfig, Option, PathKind, UnlearnConfig
+from .config import EvaluateConfig, FeaturesConfig, InfluenceConfig, Option, PathKind, UnlearnConfig
 from .errors import ImuError
 
 Config = TypeVar("Config")
@@ -34,6 +34,10 @@ YamlFile = Annotated[
 ]
 OutputFormat = Annotated[
     Literal["table", "json", "csv"],
+    typer.Option("--format", envvar="IMU_FORMAT", help="What is printed on stdout.", rich_help_panel="Output"),
+]
+TableOrJson = Annotated[
+    Literal["table", "json"],
     typer.Option("--format", envvar="IMU_FORMAT", help="What is printed on stdout.", rich_help_panel="Output"),
 ]
 ReportFormat = Annotated[
@@ -173,7 +177,12 @@ def path_kinds(config: type[Any]) -> dict[str, PathKind | None]:
 
 def _known_keys() -> dict[str, PathKind | None]:
     """Every key that imu.yaml may hold: one file serves all commands."""
-    return path_kinds(InfluenceConfig) | path_kinds(UnlearnConfig) | path_kinds(EvaluateConfig)
+    return (
+        path_kinds(InfluenceConfig)
+        | path_kinds(UnlearnConfig)
+        | path_kinds(EvaluateConfig)
+        | path_kinds(FeaturesConfig)
+    )
 
 
 def _yaml(value: Any) -> str:
@@ -188,7 +197,7 @@ def _takes_text(annotation: Any) -> bool:
 
 def _text_keys() -> set[str]:
     """Keys whose value is text, where YAML reads ``label: 3`` and ``damping: 0.01`` as numbers."""
-    hints = _hints(InfluenceConfig) | _hints(UnlearnConfig) | _hints(EvaluateConfig)
+    hints = _hints(InfluenceConfig) | _hints(UnlearnConfig) | _hints(EvaluateConfig) | _hints(FeaturesConfig)
     return {name for name, annotation in hints.items() if _takes_text(annotation)}
 
 

@@ -22,6 +22,7 @@ from . import (
     opening,
     record,
     scenario,
+    scoring,
     thumbnails,
     writing,
 )
@@ -35,6 +36,8 @@ from .metrics import binomial_range
 from .opening import Opened
 from .options import relative_to
 from .record import HeldOutInfo, Interval, Link, LookInfo, Record, Target
+from .rows import Rows, predicted
+from .rows import logits as logits_by_rows
 from .views import page
 
 REPLAYED = 64
@@ -48,11 +51,11 @@ def run_influence(model: Path, config: InfluenceConfig, origins: Mapping[str, st
     if config.images is not None:
         writing.refuse_foreign(Path(config.images), page.MARK, "--images")
     opened = opening.open_all(model, config, events)
-    scored, h = opening.cached_scores(opened), None
+    scored, h = scoring.cached_scores(opened), None
     if scored is None or config.kernel:
-        h = opening.forget_features(opened)
-        scored = scored or opening.compute_scores(opened, h)
-    selection = influence.weigh(scored.scores, config.keep, config.clip_quantile, opening.sample_weights(opened))
+        h = scoring.forget_features(opened)
+        scored = scored or scoring.compute_scores(opened, h)
+    selection = influence.weigh(scored.scores, config.keep, config.clip_quantile, scoring.sample_weights(opened))
     methods.warn_if_at_chance(opened, float(scored.right.double().mean()))
     images = opened.forget.images
     ids = opened.forget.ids or images.names
@@ -67,18 +70,17 @@ def run_influence(model: Path, config: InfluenceConfig, origins: Mapping[str, st
     here = Path()
     made = record.Influence(
         model=opening.model_hash_of(opened.checkpoint, here),
-        architecture=opened.loaded.architecture.described(),
-        preprocess=opened.preprocess.described(),
-        preprocess_source=opened.preprocess_source,
+        **opened.described(),
         head=opening.head_info(opened.head),
         forget=opening.forget_info(opened, here),
         accuracy=float(scored.right.double().mean()),
-        scores=opening.score_info(scored, selection),
+        scores=scoring.score_info(scored, selection),
         sign=influence.SIGN,
         cached=scored.entry,
         notes=opened.notes,
         rows=rows,
         kernel=_kernel(opened, config, h) if config.kernel and h is not None else [],
+        run=scoring.run_info(opened),
     )
     if config.images is not None:
         _gallery(made, images, Path(config.images), config.show)
@@ -92,7 +94,7 @@ def _gallery(made: record.Influence, images: ImageSet, path: Path, show: int) ->
         file.write_text(page.gallery(made, pictures), encoding="utf-8")
 
 
-def _kernel(opened: Opened, config: InfluenceConfig, h: Tensor) -> list[record.KernelRow]:
+def _kernel(opened: Opened, config: InfluenceConfig, h: Rows) -> list[record.KernelRow]:
     """Matched unlearning solved but not written: strengths, self-influence, and the samples that move each most."""
     shared = {item.name: getattr(config, item.name) for item in fields(TargetConfig)}
     wanted = UnlearnConfig(**shared, method="matched")
@@ -100,7 +102,7 @@ def _kernel(opened: Opened, config: InfluenceConfig, h: Tensor) -> list[record.K
     problem, found = methods.solve_matched(opened, wanted, job)
     rows = matched.kernel_rows(problem, found.strengths, head=found.outcome.head, top=MOVERS)
     names = opened.forget.images.names
-    before = margins.margins(h @ opened.matrix().T, job.labels)
+    before = margins.margins(logits_by_rows(h, opened.matrix()), job.labels)
     return [
         record.KernelRow(
             path=names[row],
@@ -166,7 +168,7 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
             f"head {opened.head.module}: all its weights are 0, so that no change of it can be measured; "
             "it was never trained, give the checkpoint after training"
         )
-    h = opening.forget_features(opened)
+    h = scoring.forget_features(opened)
     job = methods.prepare(opened, config, h)
     opened.note(f"method {job.method} ({job.method_source})")
     held = 0 if job.held is None else len(job.held.h)
@@ -209,12 +211,11 @@ def _lost(opened: Opened, job: methods.Job, head: Tensor) -> str:
     test = job.held
     assert test is not None
     gone = torch.tensor(job.plan.forgotten, device=head.device)
-    h = test.h[test.kept]
-    was, now = (torch.isin((h @ w.T).argmax(dim=1), gone) for w in (opened.matrix(), head))
-    return f"{int((now & ~was).sum())} of {len(h)} held-out samples of kept classes were lost to a forgotten class"
+    was, now = (torch.isin(predicted(test.h, w), gone)[test.kept] for w in (opened.matrix(), head))
+    return f"{int((now & ~was).sum())} of {len(now)} held-out samples of kept classes were lost to a forgotten class"
 
 
-def _replay(opened: Opened, matrix: Tensor, written: Path, h: Tensor) -> str:
+def _replay(opened: Opened, matrix: Tensor, written: Path, h: Rows) -> str:
     """Load the written model and compare its logits on up to 64 forget samples with what they should be; its SHA-256.
 
     Raises:
@@ -222,15 +223,20 @@ def _replay(opened: Opened, matrix: Tensor, written: Path, h: Tensor) -> str:
     """
     from . import architecture
 
-    images = opened.forget.images
+    images, network = opened.forget.images, opened.network
     rows = list(range(min(REPLAYED, len(images))))
     made = checkpoint.open_checkpoint(written)
-    tensors = {name.removeprefix(opened.loaded.prefix): tensor for name, tensor in made.tensors().items()}
-    architecture.load_into(opened.loaded.model, tensors, str(written))
-    batch = features.batch(images, rows, opened.preprocess, opened.device)
+    if network is None:
+        opened.note(
+            "the written model was not run: its features come from a file; its bytes were compared and read back"
+        )
+        return made.sha256
+    tensors = {name.removeprefix(network.loaded.prefix): tensor for name, tensor in made.tensors().items()}
+    architecture.load_into(network.loaded.model, tensors, str(written))
+    batch = features.batch(images, rows, network.preprocess, opened.device)
     with torch.inference_mode():
-        logits = logits_of(opened.loaded.model(batch)).to(torch.float64).cpu()
-    expected = (h[rows].cpu() @ matrix.T).to(torch.float64)
+        logits = logits_of(network.loaded.model(batch)).to(torch.float64).cpu()
+    expected = (h[slice(len(rows))].cpu() @ matrix.T).to(torch.float64)
     error = float((logits - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
     check_replay(opened.head.with_matrix(matrix), error, torch.float32)
     return made.sha256
@@ -278,7 +284,7 @@ def _record(
         method_source=job.method_source,
         rows=job.plan.moving(),
         target=Target(value=job.target, source=job.target_source, range=spread),
-        scores=opening.score_info(job.scored, job.selection) if has_scores else None,  # type: ignore[arg-type]
+        scores=scoring.score_info(job.scored, job.selection) if has_scores else None,  # type: ignore[arg-type]
         reason=outcome.reason,
         reached=outcome.reached,
         start=LookInfo(step=0, **vars(outcome.start)),
@@ -296,9 +302,7 @@ def _record(
 def common(opened: Opened, origins: Mapping[str, str], folder: Path) -> dict[str, Any]:
     """What records and evaluations share."""
     return {
-        "architecture": opened.loaded.architecture.described(),
-        "preprocess": opened.preprocess.described(),
-        "preprocess_source": opened.preprocess_source,
+        **opened.described(),
         "classes": list(opened.classes.names) if opened.classes.names else None,
         "classes_source": opened.classes.source,
         "head": opening.head_info(opened.head),
@@ -308,4 +312,5 @@ def common(opened: Opened, origins: Mapping[str, str], folder: Path) -> dict[str
         "environment": opening.environment(opened.device),
         "seconds": opened.clock.seconds,
         "notes": opened.notes,
+        "run": scoring.run_info(opened),
     }

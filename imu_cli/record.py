@@ -156,6 +156,37 @@ class Decade(Model):
     count: int = Field(ge=0)
 
 
+class PrecisionError(Model):
+    """What computing the features in less than float32 did to the scores, on a random part of D_f done again in float32.
+
+    ``relative_rms`` is the root mean square of the difference over that of the scores, both along the direction found in
+    the lower precision; ``rank_correlation`` is Spearman's; ``sign_changed`` counts samples.
+    """
+
+    n: int
+    relative_rms: float
+    rank_correlation: float
+    sign_changed: int
+
+
+class RunInfo(Model):
+    """How the features of D_f came about, and the memory it took.
+
+    ``batch_size`` and ``folded`` (batch norms folded into convolutions) are None where no model ran; ``source`` is then
+    the file or the cache. ``feature_bytes`` is what they take in memory, or in the file that they are ``streamed`` from;
+    ``peak_bytes`` the most that the process had resident, mapped files included.
+    """
+
+    source: str
+    precision: str
+    batch_size: int | None
+    folded: int | None
+    streamed: bool
+    feature_bytes: int
+    peak_bytes: int
+    accelerator_peak_bytes: int | None = None
+
+
 class ScoreInfo(Model):
     """The scores in numbers: how many were negative and kept, damping, quantiles, negative ones by powers of ten."""
 
@@ -166,6 +197,7 @@ class ScoreInfo(Model):
     quantiles: dict[str, float]
     from_cache: bool
     decades: list[Decade] = Field(default_factory=list)
+    precision_error: PrecisionError | None = None
 
 
 class Environment(Model):
@@ -335,6 +367,7 @@ class _Written(Model):
     environment: Environment
     seconds: dict[str, float]
     notes: list[str]
+    run: RunInfo | None = None
     limit: str = LIMIT
 
 
@@ -399,10 +432,34 @@ class Influence(Model):
     notes: list[str]
     rows: list[ScoreRow]
     kernel: list[KernelRow] = Field(default_factory=list)
+    run: RunInfo | None = None
 
     def largest(self, show: int) -> list[int]:
         """Rows of the samples with the largest scores in size, largest first."""
         return sorted(range(len(self.rows)), key=lambda row: -abs(self.rows[row].score))[:show]
+
+
+class Extracted(Model):
+    """What ``imu features`` wrote; printed.
+
+    ``complete`` says that the file holds the whole data set and not a forget list; ``bytes`` is the file's size.
+    """
+
+    schema_: Literal["imu.extracted/1"] = Field(default="imu.extracted/1", alias="schema")
+    output: str
+    model: FileHash
+    head: HeadInfo
+    forget: ForgetInfo
+    complete: bool
+    precision: str
+    batch_size: int
+    folded: int
+    processes: int
+    blocks: int
+    bytes: int
+    peak_bytes: int
+    seconds: dict[str, float]
+    notes: list[str]
 
 
 DEEPEST = 40

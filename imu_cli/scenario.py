@@ -13,6 +13,8 @@ from . import metrics, objective
 from .ascent import Look
 from .config import CLASS_TARGET
 from .errors import ImuError
+from .objective import Members
+from .rows import Rows, predicted
 
 Kind = Literal["class", "sample", "mislabelled"]
 
@@ -23,14 +25,14 @@ class Plan:
 
     Attributes:
         kind: class, sample or mislabelled; ``source`` says who decided.
-        members: (n, c) bool; the share of rows predicted as a member is what must fall.
+        members: each row's own classes; the share of rows predicted as a member is what must fall.
         forgotten: ids of the forgotten classes in the class scenario, else empty.
         rows: (c,) bool, the head's rows that may move.
     """
 
     kind: Kind
     source: str
-    members: Tensor
+    members: Members
     forgotten: tuple[int, ...]
     rows: Tensor
 
@@ -65,30 +67,31 @@ def plan(kind: Kind, source: str, labels: Tensor, classes: int, rows: str) -> Pl
             raise ImuError(
                 "--rows forgotten: only whole classes have rows of their own; use --scenario class or --rows all"
             )
-        return Plan(kind, source, objective.one_hot(labels, classes), (), everything)
-    members = objective.class_mask(labels, classes)
+        return Plan(kind, source, Members(labels, classes), (), everything)
+    own = torch.zeros_like(everything)
+    own[labels] = True
     forgotten = tuple(sorted(set(labels.tolist())))
     if len(forgotten) == classes:
         raise ImuError(
             "--forget: holds every class of the model, none would be kept; leave some out, or use --scenario sample"
         )
-    return Plan(kind, source, members, forgotten, everything if rows == "all" else members[0])
+    return Plan(kind, source, Members(labels, classes, own), forgotten, everything if rows == "all" else own)
 
 
 @dataclass(frozen=True)
 class HeldOut:
     """Held-out samples: H (m, d+1), labels (m,), and which of them belong to kept classes."""
 
-    h: Tensor
+    h: Rows
     labels: Tensor
     kept: Tensor
 
     def right(self, head: Tensor) -> Tensor:
         """Which of the samples of kept classes are predicted rightly (k,)."""
-        return (self.h[self.kept] @ head.T).argmax(dim=1) == self.labels[self.kept]
+        return (predicted(self.h, head) == self.labels)[self.kept]
 
 
-def held_out(h: Tensor, labels: Tensor, forgotten: tuple[int, ...]) -> HeldOut:
+def held_out(h: Rows, labels: Tensor, forgotten: tuple[int, ...]) -> HeldOut:
     """Held-out samples with their kept classes marked.
 
     Raises:
@@ -101,7 +104,7 @@ def held_out(h: Tensor, labels: Tensor, forgotten: tuple[int, ...]) -> HeldOut:
     return HeldOut(h, labels, kept)
 
 
-def looker(h: Tensor, members: Tensor, start: Tensor, test: HeldOut | None) -> Callable[[Tensor], Look]:
+def looker(h: Rows, members: Members, start: Tensor, test: HeldOut | None) -> Callable[[Tensor], Look]:
     """What to look at after every step: share predicted as a member, change of the head, fall of test accuracy."""
     norm = float(torch.linalg.norm(start))
     before = float(test.right(start).double().mean()) if test is not None else 0.0
@@ -109,7 +112,7 @@ def looker(h: Tensor, members: Tensor, start: Tensor, test: HeldOut | None) -> C
     def look(head: Tensor) -> Look:
         change = float(torch.linalg.norm(head - start)) / norm
         drop = None if test is None else before - float(test.right(head).double().mean())
-        return Look(objective.share_in(h @ head.T, members), change, drop)
+        return Look(objective.share_in(h, head, members), change, drop)
 
     return look
 
@@ -176,10 +179,10 @@ def unseen_share(plan: Plan, test: HeldOut, head: Tensor, labels: Tensor, true: 
     Raises:
         ImuError: held-out data lack a class.
     """
-    predicted = (test.h @ head.T).argmax(dim=1)
+    found = predicted(test.h, head)
     if plan.kind == "mislabelled":
-        return confusion_share(predicted, test.labels, labels, true)
-    return metrics.class_matched_accuracy(predicted == test.labels, test.labels, labels).value
+        return confusion_share(found, test.labels, labels, true)
+    return metrics.class_matched_accuracy(found == test.labels, test.labels, labels).value
 
 
 def target(

@@ -14,15 +14,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from . import attacks, heads, methods, objective, opening, options, scenario, shadows
+from . import attacks, heads, methods, objective, opening, options, scenario, scoring, shadows
 from .config import EvaluateConfig, UnlearnConfig
 from .errors import ImuError
 from .events import Silent
 from .evidence import Evidence, Shadow
-from .influence import Damping
+from .influence import Damping, influence
 from .intervals import NotMeasured
 from .opening import Clock, Opened
 from .record import Record
+from .rows import homogeneous
 
 FEWEST = 8
 
@@ -108,7 +109,7 @@ def run(
             "has no meaning in the mislabelled scenario: unseen samples with these wrong labels are not there"
         )
     wanted = frozen(found, folder)
-    wide = [objective.homogeneous(split.features, opened.head.bias) for split in (e.forget, e.test, e.retain)]
+    wide = [homogeneous(split.features, opened.head.bias) for split in (e.forget, e.test, e.retain)]
     try:
         candidates = _candidates(e, wide[0], wide[1])
         held = _held(opened, wanted, e)
@@ -174,7 +175,7 @@ def _unlearn(
     plan = scenario.plan(e.kind, "record", labels, len(head), wanted.rows)
     limits, source = methods.bounds(wanted, plan, held, head, h, labels, None)
     method: Literal["imu", "matched"] = "matched" if wanted.method == "matched" else "imu"
-    scored = opening.score(h, labels, head, Damping.parse(wanted.damping))
+    scored = scoring.scored(influence(h, labels, head, Damping.parse(wanted.damping)))
     job = methods.Job(
         h, labels, None, plan, held, None, limits.target, source, limits, scenario.looker(h, plan.members, head, held),
         method, "record", scored=scored,

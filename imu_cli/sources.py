@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from .dataset import UNKNOWN, Files, ImageSet, Pixels, nearest
 from .errors import ImuError, InvalidRowsError
+from .featurefile import is_features, open_features
 
 Role = Literal["data", "test", "retain", "forget"]
 
@@ -514,7 +515,7 @@ def _split(spec: str, scheme: str, rest: str, role: Role) -> tuple[Path, str]:
 
 
 def open_named(spec: str, role: Role) -> ImageSet:
-    """Images from ``DIR``, ``imagefolder:DIR``, ``cifar10:DIR`` and the other ``READERS``, by what the user wrote.
+    """Samples from ``DIR``, ``imagefolder:DIR``, ``cifar10:DIR`` and the other ``READERS``, or a file of features.
 
     Array data sets give their test split to ``--test`` and their train split to all others, unless the spec ends in
     ``#train`` or ``#test``. Local files only.
@@ -529,6 +530,8 @@ def open_named(spec: str, role: Role) -> ImageSet:
     if colon and scheme == "imagefolder":
         return open_folder(Path(rest).expanduser(), spec)
     path = Path(spec).expanduser()
+    if is_features(spec) and not path.is_dir():
+        return open_features(spec)
     if colon and not path.exists() and re.fullmatch(r"[A-Za-z0-9_-]+", scheme):
         kinds = ["imagefolder", *READERS]
         raise ImuError(f"{spec}: no kind of data '{scheme}'{nearest(scheme, kinds)}; known are {', '.join(kinds)}")

@@ -16,8 +16,8 @@ def setting(forgotten=None, rows=None):
     """H, W and labels with a class objective, as float64."""
     h, head, labels = CASE.make()
     labels = (h @ head.T).argmax(dim=1)
-    whole = objective.class_mask(torch.tensor(forgotten or [0]), 10)[:1].expand(len(h), 10)
-    members = objective.one_hot(labels, 10) if forgotten is None else whole
+    shared = None if forgotten is None else torch.isin(torch.arange(10), torch.tensor(forgotten))
+    members = objective.Members(labels, 10, shared)
     moving = torch.ones(10, dtype=torch.bool) if rows is None else rows
     return h, head, labels, Objective(h, members, moving, influence.uniform(len(h)))
 
@@ -105,7 +105,7 @@ def test_gradient_is_that_of_the_weighted_loss() -> None:
     h, head, labels, problem = setting([1, 2])
     problem.weights = torch.rand(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     leaf = head.clone().requires_grad_(True)
-    loss = (problem.weights * loss_by_softmax(h @ leaf.T, problem.members)).sum() / problem.weights.sum()
+    loss = (problem.weights * loss_by_softmax(h @ leaf.T, problem.members[:])).sum() / problem.weights.sum()
     loss.backward()
     gradient, value = problem.at(head)
     torch.testing.assert_close(gradient, leaf.grad, rtol=1e-9, atol=1e-12)
@@ -126,7 +126,7 @@ def test_published_loop_equals_torch_sgd() -> None:
     for _ in range(5):
         ours, _ = update(ours)
         sgd.zero_grad()
-        ascended = (problem.weights * loss_by_softmax(h @ leaf.T, problem.members)).sum() / problem.weights.sum()
+        ascended = (problem.weights * loss_by_softmax(h @ leaf.T, problem.members[:])).sum() / problem.weights.sum()
         (-ascended + 0.2 * leaf.abs().sum()).backward()
         sgd.step()
     torch.testing.assert_close(ours, leaf.detach(), rtol=1e-10, atol=1e-12)

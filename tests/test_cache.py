@@ -43,11 +43,16 @@ def tensors(value: float = 1.0) -> dict[str, torch.Tensor]:
     return {"scores": torch.full((2,), value, dtype=torch.float64)}
 
 
+def saver(value: float = 1.0) -> Callable[[Path], None]:
+    """What writes them as safetensors."""
+    return lambda path: save_file(tensors(value), path)
+
+
 def write(
     fields: dict[str, Any] | None = None, samples: list[dict[str, str]] | None = None, value: float = 1.0
 ) -> cache.Entry:
     """An entry, written and read back."""
-    path = cache.write("scores", fields or FIELDS, samples or SAMPLES, tensors(value))
+    path = cache.write("scores", fields or FIELDS, samples or SAMPLES, saver(value))
     return cache.named(path.stem)
 
 
@@ -319,12 +324,13 @@ def test_what_a_killed_process_left_is_listed_and_removed(capsys: pytest.Capture
 
 WRITER = """
 import sys, torch
+from safetensors.torch import save_file
 from imu_cli import cache
 fields, samples, value = {fields!r}, {samples!r}, float(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(100):
-    cache.write("scores", fields, samples, {{"scores": torch.full((2,), value, dtype=torch.float64)}})
+    cache.write("scores", fields, samples, lambda path: save_file({{"scores": torch.full((2,), value, dtype=torch.float64)}}, path))
 """
 
 
@@ -404,5 +410,5 @@ def test_a_folder_that_cannot_be_written_is_an_imu_error(tmp_path: Path, monkeyp
         assert stored() is None
         assert cache.entries() == ([], [])
         with pytest.raises(ImuError, match="set IMU_CACHE_DIR or --no-cache"):
-            cache.write("scores", FIELDS, SAMPLES, tensors())
+            cache.write("scores", FIELDS, SAMPLES, saver())
     assert (tmp_path / "file").read_text() == "mine"

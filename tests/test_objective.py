@@ -3,7 +3,6 @@ import torch
 from cases import CASES, Case
 
 from imu_cli import objective
-from imu_cli.errors import ImuError
 
 
 def log_share(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -15,7 +14,8 @@ def log_share(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def test_residual_is_the_gradient_of_the_loss(forgotten: list[int]) -> None:
     """For one class and for several, the residual is autograd's gradient of −log P_K with respect to the logits."""
     logits = torch.randn(9, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    members = objective.class_mask(torch.tensor(forgotten), 10)[:1].expand(9, 10)
+    shared = torch.isin(torch.arange(10), torch.tensor(forgotten))
+    members = objective.Members(torch.zeros(9, dtype=torch.int64), 10, shared)[:]
     for row in range(9):
         leaf = logits[row].clone().requires_grad_(True)
         loss = log_share(leaf, members[row])
@@ -39,9 +39,3 @@ def test_large_gap_is_not_rounded_away() -> None:
     """At a logit gap of 60, where 1 − P_y is 0 in float64, the residual is still −Σ of the others."""
     a = objective.residual(torch.tensor([[60.0, 0.0]], dtype=torch.float64), torch.tensor([[True, False]]))
     assert float(a[0, 0]) == pytest.approx(-8.756510762696521e-27, rel=1e-12)
-
-
-def test_features_that_are_not_finite_are_named() -> None:
-    """NaN in the features names the row."""
-    with pytest.raises(ImuError, match="row 1: not finite"):
-        objective.homogeneous(torch.tensor([[1.0], [float("nan")]]), bias=True)

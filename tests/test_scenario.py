@@ -121,7 +121,7 @@ def test_the_class_scenario(classes: list[int], rows: str) -> None:
     made = plan("class", "x", labels, C, rows)
     gone = [k in classes for k in range(C)]
     assert made.forgotten == tuple(sorted(classes))
-    assert made.members.tolist() == [gone] * len(labels)
+    assert made.members[:].tolist() == [gone] * len(labels)
     assert made.rows.tolist() == ([True] * C if rows == "all" else gone)
     assert made.moving() == (None if rows == "all" else sorted(classes))
 
@@ -132,7 +132,7 @@ def test_the_other_scenarios(kind: Any, rows: str) -> None:
     """A row's own label is its only member, and all rows of the head move."""
     labels = torch.tensor([0, 3, 3, 1])
     made = plan(kind, "x", labels, C, rows)
-    assert made.members.tolist() == [[k == label for k in range(C)] for label in labels.tolist()]
+    assert made.members[:].tolist() == [[k == label for k in range(C)] for label in labels.tolist()]
     assert (made.forgotten, made.moving(), made.rows.all().item()) == ((), None, True)
     with pytest.raises(ImuError, match="--rows forgotten: only whole classes have rows of their own"):
         plan(kind, "x", labels, C, "forgotten")

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from imu_cli.inspection import Inspection
-from imu_cli.record import Evaluation, Influence, Metric, Record, ScoreInfo
+from imu_cli.record import Evaluation, Extracted, Influence, Metric, Record, ScoreInfo
 
 from . import tables, words
 
@@ -233,6 +233,31 @@ def inspection(result: Inspection, show: int) -> RenderableType:
         _pairs("What imu learns", learnt) if learnt else None,
         *_notes(result.notes),
         Text(f"next: {result.next}") if result.next else None,
+    )
+
+
+def extracted(result: Extracted) -> RenderableType:
+    """What file of features was written, from what, and how."""
+    result = words.printable(result)
+    head, run = result.head, result.seconds
+    taken = next((value for name, value in run.items() if name.startswith("features of")), 0.0)
+    which = " --forget class=NAME" if result.complete else ""
+    processes = f"{result.processes} process{'es' * (result.processes > 1)}"
+    facts = [
+        (
+            "features",
+            f"{result.forget.n:,} x {head.features}, float32, of what enters {head.module}; {result.bytes:,} bytes",
+        ),
+        ("samples", "the whole data set" if result.complete else "a forget list"),
+        (
+            "computed in",
+            f"{result.precision}, {result.batch_size} images at a time, {result.folded} batch norms folded",
+        ),
+        ("replay error", f"{head.replay_error:.1e} of the largest logit"),
+        ("by", f"{processes}, {result.blocks} blocks, {taken:.1f} of {run['all']:.1f} s in the model"),
+    ]
+    return _blocks(
+        _pairs(result.output, facts), Text(f"next: imu unlearn {result.model.path} --features {result.output}{which}")
     )
 
 
