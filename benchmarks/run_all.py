@@ -9,6 +9,7 @@ from pathlib import Path
 
 SCRIPTS = (
     "floor.py",
+    "published.py",
     "evaluation.py",
     "quality_classes.py",
     "quality_samples.py",

@@ -119,6 +119,48 @@ def evaluation_table() -> str:
     )
 
 
+def _times(by_clock: dict[str, list[float]]) -> str:
+    wall, cpu = by_clock["wall"], statistics.median(by_clock["cpu"])
+    return (
+        f"{statistics.median(wall):.1f} times quicker ({min(wall):.1f} to {max(wall):.1f}); in processor time {cpu:.1f}"
+    )
+
+
+def _published_phases(found: dict[str, Any]) -> Iterator[str]:
+    """The published loop's phases: images a second, and the seconds of both readings of an epoch."""
+    sizes = found["sizes"]
+    named = {
+        "fisher": "Fisher pass, batch size 1",
+        "influence": "influence pass, batch size 1",
+        "ascent": f"ascent, {sizes['epochs']} epochs, two forwards a step",
+    }
+    for phase, text in named.items():
+        rate = statistics.median(found["images_per_second"][phase])
+        ascended = [sizes["epochs"] * images for images in sizes["epoch_images"].values()]
+        images = ascended if phase == "ascent" else [sizes["forget"]] * len(ascended)
+        yield f"| published: {text} | {rate:.0f} | " + " | ".join(f"{count / rate:.0f} s" for count in images) + " |"
+
+
+def published_table() -> str:
+    """The published loop against whole runs of ``imu unlearn``, from the raw results."""
+    found = _results("published")
+    every, top = (f"{images:,.0f}" for images in found["sizes"]["epoch_images"].values())
+    whole = (f"{statistics.median(seconds):.0f} s" for seconds in found["published_seconds"].values())
+    lines = [
+        f"| what | images a second | each epoch over all {every} images | over the top {top}, the published default |",
+        "|---|---|---|---|",
+        *_published_phases(found),
+        f"| published loop, extrapolated | | {' | '.join(whole)} |",
+    ]
+    for precision, runs in found["unlearn"].items():
+        if runs is not None:
+            taken = statistics.median(run["spent"]["wall"] for run in runs)
+            times = (_times(by_clock) for by_clock in found["times_quicker"][precision].values())
+            rate = found["sizes"]["forget"] / taken
+            lines.append(f"| all of `imu unlearn`, {precision}, {taken:.1f} s | {rate:.0f} | {' | '.join(times)} |")
+    return "\n".join(lines)
+
+
 SHOWN = {
     "class": ("forget.accuracy", "test_forgotten.accuracy", "test.accuracy", "test.accuracy_drop", "retain.accuracy",
               "mask_bound.retain", "recovery.k5", "probe.accuracy", "features.drift"),
@@ -302,7 +344,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "worked gates": worked_gates,
     },
     "models.md": {"summary": models_summary, "models": models_table},
-    "performance.md": {"floor": floor_table, "evaluation": evaluation_table},
+    "performance.md": {"floor": floor_table, "published": published_table, "evaluation": evaluation_table},
     "method.md": {
         "classes": class_table,
         "fixed rate": fixed_rate_table,
