@@ -1,7 +1,8 @@
-"""Images decoded ahead of the model: batches in order, made by threads, or by processes where that pays.
+"""Images decoded ahead of the model: batches in order, made by threads, or beside an accelerator by processes.
 
 Pillow's decoders work beside each other in threads, but what Python itself does to each image does not: small images
-come two to three times quicker from processes (benchmarks/decoding.py).
+come two to three times quicker from processes. Where the model runs on the same cores, that brings nothing, since they
+are busy anyway (benchmarks/decoding.py).
 """
 
 import itertools
@@ -36,9 +37,9 @@ def workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def by_processes(images: int) -> bool:
-    """Whether processes decode: many images, and a system that can fork (a spawned process would import torch first)."""
-    return images >= PROCESSES_FROM and sys.platform == "linux"
+def _by_processes(images: int, beside: bool) -> bool:
+    """Whether processes decode: many images beside an accelerator, where they can be forked (a spawned one imports torch)."""
+    return beside and images >= PROCESSES_FROM and sys.platform == "linux"
 
 
 def _shaped(images: ImageSet, rows: Sequence[int], preprocess: Preprocessing) -> Piece:
@@ -107,11 +108,12 @@ def _from_threads(tasks: _Tasks, count: int, ahead: int) -> Iterator[Piece]:
 
 
 def batches(
-    images: ImageSet, preprocess: Preprocessing, size: int, rows: Sequence[int] | None = None
+    images: ImageSet, preprocess: Preprocessing, size: int, rows: Sequence[int] | None = None, *, beside: bool = False
 ) -> Iterator[Tensor]:
     """The images, or the given rows of them, decoded and shaped: (size, channels, height, width), channels_last, in order.
 
-    About two batches are decoded ahead of the one that is asked for.
+    About two batches are decoded ahead of the one that is asked for. ``beside``: the model runs on an accelerator, so that
+    the cores are free to decode.
 
     Raises:
         ImuError: an image cannot be decoded, or its shape is not that of the others.
@@ -119,8 +121,9 @@ def batches(
     wanted = range(len(images)) if rows is None else rows
     parts = [wanted[start : start + size] for start in range(0, len(wanted), size)]
     tasks = [part[start : start + ROWS_A_TASK] for part in parts for start in range(0, len(part), ROWS_A_TASK)]
-    make = _from_processes if by_processes(len(wanted)) else _from_threads
-    pieces = make(_Tasks(images, preprocess, tasks), workers(), 2 * -(-size // ROWS_A_TASK))
+    make = _from_processes if _by_processes(len(wanted), beside) else _from_threads
+    count = workers() if beside else max(1, workers() - 1)
+    pieces = make(_Tasks(images, preprocess, tasks), count, 2 * -(-size // ROWS_A_TASK))
     first: tuple[int, ...] | None = None
     for part in parts:
         taken = list(itertools.islice(pieces, -(-len(part) // ROWS_A_TASK)))

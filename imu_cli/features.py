@@ -253,7 +253,7 @@ def stream(
         replayed = check_replay(checked, replay_error(h, head.matrix, head.bias, logits), logits.dtype)
         return Seen(first, h.to("cpu", torch.float32), logits, replayed)
 
-    for stacked in decoding.batches(images, preprocess, run.batch_size, wanted):
+    for stacked in decoding.batches(images, preprocess, run.batch_size, wanted, beside=run.device.type != "cpu"):
         with torch.inference_mode():
             made = _halving(run, _place(stacked, preprocess, run.device))
             if behind is not None:
