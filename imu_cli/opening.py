@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
-from . import __version__, architecture, cache, features, influence, objective, options, preprocess
+from . import __version__, architecture, cache, ecosystems, features, influence, objective, options, preprocess
 from .architecture import Loaded
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import ForgetConfig, ModelConfig
@@ -441,7 +440,7 @@ def environment(device: torch.device) -> Environment:
         imu=__version__,
         python=sys.version.split()[0],
         torch=str(torch.__version__),
-        torchvision=str(torchvision.__version__),
+        torchvision=ecosystems.torchvision_version(),
         platform=f"{platform.system()} {platform.machine()}",
         device=name,
     )
