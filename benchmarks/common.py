@@ -163,8 +163,11 @@ def _extract(opened: Opened, path: Path) -> None:
     part.replace(path)
 
 
-def environment() -> dict[str, Any]:
-    """Versions, processor, load and date: what has to stand beside a figure. Nothing that names this machine's folders."""
+def environment(with_checkpoint: bool = True) -> dict[str, Any]:
+    """Versions, processor, load and date: what has to stand beside a figure. Nothing that names this machine's folders.
+
+    ``with_checkpoint`` is false where ../shared plays no part.
+    """
     made = opening.environment(torch.device("cpu")).model_dump()
     sources = sorted((REPOSITORY / "imu_cli").rglob("*.py"))
     return {
@@ -175,7 +178,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load": [round(value, 2) for value in os.getloadavg()],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "checkpoint_sha256": file_hash(checkpoint()),
+        **({"checkpoint_sha256": file_hash(checkpoint())} if with_checkpoint else {}),
     }
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 SCRIPTS = (
+    "coldstart.py",
     "floor.py",
     "published.py",
     "evaluation.py",

@@ -161,6 +161,28 @@ def published_table() -> str:
     return "\n".join(lines)
 
 
+def coldstart_table() -> str:
+    """Every command in a process of its own beside an import of torch, from the raw results."""
+    runs = _results("coldstart")["runs"]
+    lines = [
+        "| process | time, median (range) | processor time | × `import torch`, median (range) | the same, processor time |",
+        "|---|---|---|---|---|",
+    ]
+    bare = [one for run in runs for one in run["torch"]]
+    lines.append(f"| `python -c 'import torch'` | {_spread(bare)} | 1 | 1 |")
+    for run in runs:
+        ratios, cpu = run["ratios"], run["cpu_ratios"]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        lines.append(f"| `{run['command']}` | {_spread(run['runs'])} | {spread} | {statistics.median(cpu):.2f} |")
+    return "\n".join(lines)
+
+
+def _spread(runs: Sequence[dict[str, float]]) -> str:
+    walls, cpus = ([run[clock] for run in runs] for clock in ("wall", "cpu"))
+    spread = f"{min(walls):.2f} to {max(walls):.2f}"
+    return f"{statistics.median(walls):.2f} s ({spread}) | {statistics.median(cpus):.2f} s"
+
+
 SHOWN = {
     "class": ("forget.accuracy", "test_forgotten.accuracy", "test.accuracy", "test.accuracy_drop", "retain.accuracy",
               "mask_bound.retain", "recovery.k5", "probe.accuracy", "features.drift"),
@@ -344,7 +366,12 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "worked gates": worked_gates,
     },
     "models.md": {"summary": models_summary, "models": models_table},
-    "performance.md": {"floor": floor_table, "published": published_table, "evaluation": evaluation_table},
+    "performance.md": {
+        "floor": floor_table,
+        "published": published_table,
+        "evaluation": evaluation_table,
+        "coldstart": coldstart_table,
+    },
     "method.md": {
         "classes": class_table,
         "fixed rate": fixed_rate_table,

@@ -4,8 +4,13 @@ Each function imports its library late, so that a run which does not use it does
 where it is missing. Hub access is switched off before the libraries that could use it are imported.
 """
 
+import ast
 import importlib
+import importlib.metadata
+import importlib.util
 import os
+from contextlib import suppress
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -47,8 +52,36 @@ def torchvision_models() -> Any:
     Raises:
         ImuError: it was built for another torch.
     """
+    return _of_torchvision("models")
+
+
+def torchvision_transforms() -> Any:
+    """torchvision.transforms, with ``v2.functional`` imported.
+
+    Raises:
+        ImuError: it was built for another torch.
+    """
+    _of_torchvision("transforms.v2.functional")
+    return _of_torchvision("transforms")
+
+
+def torchvision_version() -> str:
+    """What ``torchvision.__version__`` is, build included (``0.19.0+cpu``), without the seconds that importing it takes.
+
+    The installed metadata may lack the build, so the file that the package has its own version from is read first.
+    """
+    found = importlib.util.find_spec("torchvision")
+    if found is not None and found.origin:
+        with suppress(OSError, SyntaxError, ValueError):
+            for line in ast.parse(Path(found.origin).with_name("version.py").read_text(encoding="utf-8")).body:
+                if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "__version__":
+                    return str(ast.literal_eval(line.value))
+    return importlib.metadata.version("torchvision")
+
+
+def _of_torchvision(module: str) -> Any:
     try:
-        return importlib.import_module("torchvision.models")
+        return importlib.import_module(f"torchvision.{module}")
     except (ImportError, RuntimeError) as error:
         raise ImuError(
             f"torchvision: cannot be imported beside this torch ({error}); install matching builds of both"

@@ -1,5 +1,6 @@
 """Intervals: how far a measured share, paired difference or AUC may lie from the truth.
 
+scipy is imported in the functions that need it: it takes longer than all else that ``imu unlearn`` does on a small model.
 Everything here is a function of counts or of one-dimensional score tensors. ``confidence`` is the two-sided level
 (0.95 by default); its excess goes half to each side. Coverage is tested by enumeration and simulation in
 ``tests/test_intervals.py``. The checks of scores and classes that attacks and metrics share stand at the end.
@@ -9,7 +10,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from scipy import special
 from torch import Tensor
 
 from .errors import ImuError
@@ -88,6 +88,8 @@ def paired_difference(before_only: int, after_only: int, n: int, confidence: flo
 
 def mcnemar(before_only: int, after_only: int) -> float:
     """Exact two-sided p-value that flips are as likely one way as the other: 2 P(X ≤ min), X ~ Bin(b + c, 1/2), ≤ 1."""
+    from scipy import special
+
     flips = before_only + after_only
     if min(before_only, after_only) < 0:
         raise ImuError(f"mcnemar: {before_only} and {after_only} flips; counts start at 0")
@@ -193,6 +195,8 @@ def _tail(confidence: float) -> float:
 
 
 def _normal_quantile(confidence: float) -> float:
+    from scipy import special
+
     return -float(special.ndtri(_tail(confidence)))
 
 
@@ -201,6 +205,8 @@ def _named(method: str, confidence: float) -> str:
 
 
 def _beta_limits(successes: float, failures: float, confidence: float) -> tuple[float, float]:
+    from scipy import special
+
     tail = _tail(confidence)
     low = 0.0 if successes == 0 else float(special.betaincinv(successes, failures + 1, tail))
     high = 1.0 if failures == 0 else float(special.betaincinv(successes + 1, failures, 1 - tail))
@@ -247,6 +253,8 @@ def _below_or_half(scores: Tensor, others: Tensor) -> Tensor:
 
 
 def _auc_limits(value: float, v10: Tensor, v01: Tensor, confidence: float) -> tuple[float, float]:
+    from scipy import special
+
     k = min(len(v10), len(v01))
     if k < 2:
         return 0.0, 1.0
@@ -271,6 +279,8 @@ def _overlaps(v10: Tensor, v01: Tensor) -> int:
 
 def _t_quantile(variance: float, v10: Tensor, v01: Tensor, confidence: float) -> float:
     """Student's quantile at 2 Var²/Var(Var) degrees of freedom (Satterthwaite, with the samples' own kurtosis)."""
+    from scipy import special
+
     spread = sum(_variance_of_variance(v) / len(v) ** 2 for v in (v10, v01))
     # Two-valued placements have no spread to speak of: the normal quantile. Below 1 degree t has no use.
     degrees = max(2 * variance**2 / spread, 1.0) if spread > 0 else math.inf

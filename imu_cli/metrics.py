@@ -4,6 +4,7 @@ Logits are (n, c), labels (n,) class ids, features (n, d) entering the head. D_f
 without an interval; samples of a population get a 95 % interval. Names in double backquotes are those of gates and records.
 """
 
+import itertools
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from .intervals import (
 from .intervals import (
     census as counted,
 )
+
+NOTHING = 1e-25
+"""Probability, relative to the most likely number's, from which on a binomial tail moves no quantile."""
 
 
 def predictions(logits: Tensor) -> Tensor:
@@ -99,12 +103,31 @@ def binomial_range(p: float, n: int, confidence: float = 0.95) -> tuple[float, f
 
     The quantiles (1 ∓ confidence)/2 of Bin(n, p)/n; it is the target's interval for the census D_f.
     """
-    from scipy import stats
-
     if n < 1 or not 0 <= p <= 1:
         raise ImuError(f"binomial range: rate {p} and {n} samples; needs a rate from 0 to 1 and at least one sample")
-    low, high = (float(stats.binom.ppf(tail, n, p)) / n for tail in ((1 - confidence) / 2, (1 + confidence) / 2))
+    low, high = (_binomial_quantile(tail, n, p) / n for tail in ((1 - confidence) / 2, (1 + confidence) / 2))
     return low, high
+
+
+def _binomial_quantile(tail: float, n: int, p: float) -> int:
+    """The least number of n at rate p that at most ``tail`` lie below: ``scipy.stats.binom.ppf``, which takes a second to import.
+
+    Probabilities relative to the most likely number's, outwards from it by their ratios until they count for nothing.
+    """
+    mode = min(int((n + 1) * p), n)
+    below, above = [1.0], [1.0]
+    for k in range(mode, 0, -1):
+        below.append(below[-1] * k * (1 - p) / ((n - k + 1) * p))
+        if below[-1] < NOTHING:
+            break
+    for k in range(mode, n):
+        above.append(above[-1] * (n - k) * p / ((k + 1) * (1 - p)))
+        if above[-1] < NOTHING:
+            break
+    weights = [*reversed(below), *above[1:]]
+    wanted, least = tail * math.fsum(weights), mode - len(below) + 1
+    sums = itertools.accumulate(weights)
+    return next((least + at for at, so_far in enumerate(sums) if so_far >= wanted), least + len(weights) - 1)
 
 
 def predicted_as(

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from . import (
     __version__,
     architecture,
     cache,
+    ecosystems,
     featurefile,
     features,
     influence,
@@ -482,7 +482,7 @@ def environment(device: torch.device) -> Environment:
         imu=__version__,
         python=sys.version.split()[0],
         torch=str(torch.__version__),
-        torchvision=str(torchvision.__version__),
+        torchvision=ecosystems.torchvision_version(),
         platform=f"{platform.system()} {platform.machine()}",
         device=name,
     )

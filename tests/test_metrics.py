@@ -79,6 +79,14 @@ def test_the_binomial_range_holds_the_central_95_percent(p: float, n: int) -> No
     assert stats.binom.sf(top, n, p) <= 0.025 < stats.binom.sf(top - 1, n, p) + 1e-12
 
 
+@pytest.mark.parametrize("n", [1, 2, 5, 10, 37, 137, 500, 5000, 50_000])
+def test_the_binomial_range_is_scipys(n: int) -> None:
+    """Bit for bit the quantiles of scipy.stats, whose import takes a second: chance levels, targets and their edges."""
+    for p in (0.0, 1e-9, 0.001, 0.005, 0.01, 0.1, 0.25, 1 / 3, 0.5, 0.75, 0.9, 0.919, 0.995, 0.999, 1 - 1e-9, 1.0):
+        expected = tuple(float(stats.binom.ppf(tail, n, p)) / n for tail in ((1 - 0.95) / 2, (1 + 0.95) / 2))
+        assert metrics.binomial_range(p, n) == expected, (p, n)
+
+
 # Class-matched accuracy
 
 

@@ -87,6 +87,21 @@ def test_a_batch_is_its_images_side_by_side() -> None:
     assert (pixels.dtype, scaled.dtype) == (torch.uint8, torch.float32)
 
 
+@pytest.mark.parametrize("preset", ["imagenet", "cifar10", "mnist", "none"])
+def test_scaling_is_torchvisions_for_every_pixel_value(preset: str) -> None:
+    """All 256 values in every channel, in both memory layouts: the same bits as to_dtype and normalize, the same strides."""
+    steps = parse(preset)
+    bands = 1 if preset == "mnist" else 3
+    values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(2, bands, 1, 1)
+    for pixels in (values, values.to(memory_format=torch.channels_last)):
+        expected = v2.functional.to_dtype(pixels, torch.float32, scale=True)
+        if steps.mean is not None:
+            expected = v2.functional.normalize(expected, list(steps.mean), list(steps.std))
+        found = steps.scale(pixels)
+        assert torch.equal(found, expected)
+        assert found.stride() == expected.stride()
+
+
 def test_without_steps_pixels_are_only_scaled() -> None:
     """``none`` maps 0 to 255 onto 0 to 1, and nothing else."""
     image = picture((5, 4), "RGB")
