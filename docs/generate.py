@@ -169,15 +169,15 @@ def coldstart_table() -> str:
         "|---|---|---|---|---|",
     ]
     bare = [one for run in runs for one in run["torch"]]
-    lines.append(f"| `python -c 'import torch'` | {_spread(bare)} | 1 | 1 |")
+    lines.append(f"| `python -c 'import torch'` | {_both_clocks(bare)} | 1 | 1 |")
     for run in runs:
         ratios, cpu = run["ratios"], run["cpu_ratios"]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        lines.append(f"| `{run['command']}` | {_spread(run['runs'])} | {spread} | {statistics.median(cpu):.2f} |")
+        lines.append(f"| `{run['command']}` | {_both_clocks(run['runs'])} | {spread} | {statistics.median(cpu):.2f} |")
     return "\n".join(lines)
 
 
-def _spread(runs: Sequence[dict[str, float]]) -> str:
+def _both_clocks(runs: Sequence[dict[str, float]]) -> str:
     walls, cpus = ([run[clock] for run in runs] for clock in ("wall", "cpu"))
     spread = f"{min(walls):.2f} to {max(walls):.2f}"
     return f"{statistics.median(walls):.2f} s ({spread}) | {statistics.median(cpus):.2f} s"
