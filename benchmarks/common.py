@@ -34,7 +34,7 @@ from imu_cli.head import Head
 from imu_cli.layout import file_hash
 from imu_cli.manifest import open_source
 from imu_cli.opening import Opened
-from imu_cli.rows import homogeneous
+from imu_cli.rows import features_of, homogeneous
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -142,7 +142,7 @@ def cifar() -> Cifar:
     opened = opening.open_all(
         checkpoint(), InfluenceConfig(**model_options(), data=batches(), forget=["class=0"]), Silent()
     )
-    said = f"{opened.checkpoint.sha256} {opened.preprocess.described()} {torch.__version__}"
+    said = f"{opened.checkpoint.sha256} {opened.described()["preprocess"]} {torch.__version__}"
     path = scratch() / f"features-{hashlib.sha256(said.encode()).hexdigest()[:16]}.safetensors"
     if not path.exists():
         _extract(opened, path)
@@ -156,7 +156,7 @@ def _extract(opened: Opened, path: Path) -> None:
     for split, role in (("train", "data"), ("test", "test")):
         console.print(f"features of CIFAR-10 {split} (once a machine)", style="dim")
         images = open_source(batches(), role)  # type: ignore[arg-type]
-        found[split] = opened.extract(images, split)
+        found[split] = features_of(opened.features_of(images, split), opened.head.bias).float().contiguous()
         found[f"{split}_labels"] = torch.tensor(list(images.labels), dtype=torch.int64)
     part = path.with_suffix(".part")
     save_file(found, part)

@@ -51,15 +51,16 @@ def unlearned(place: Path, **options: Any) -> Path:
 def bare_pass(training: bool) -> Spent:
     """The forward passes over test and, if wanted, all training images; decoding is not counted."""
     opened = opening.open_all(common.checkpoint(), common.unlearn_config(forget=["class=0"]), Silent())
-    size, wall, cpu = opened.config.batch_size, 0.0, 0.0
+    assert opened.network is not None
+    size, wall, cpu = opened.engine.batch_size, 0.0, 0.0
     sets = [open_source(common.batches(), "test"), *([open_source(common.batches(), "data")] if training else [])]
     for images in sets:
         for start in range(0, len(images), size):
             rows = range(start, min(start + size, len(images)))
-            ready = features.batch(images, rows, opened.preprocess, opened.device)
+            ready = features.batch(images, rows, opened.network.preprocess, opened.device)
             before = time.perf_counter(), time.process_time()
             with torch.inference_mode():
-                opened.model(ready)
+                opened.network.model(ready)
             wall, cpu = wall + time.perf_counter() - before[0], cpu + time.process_time() - before[1]
     return Spent(wall, cpu)
 

@@ -26,14 +26,16 @@ specification counts; the latter is worked out from the same rates and stands be
 **Extrapolation**: the two passes are measured on a few hundred images and the ascent on one epoch, and scaled linearly to
 4,500 images and ten epochs. Every loop's images and seconds are kept raw. ``imu unlearn`` is not extrapolated: it is run
 whole, imports aside, in the same process, before and after each measured loop; each loop is divided by the mean of the
-runs around it. Where there is ``--precision``, the same with bfloat16, and how far its scores are off.
+runs around it. Where the
+processor computes in bfloat16 itself, the same with ``--precision bfloat16``; how far its scores are off is measured anywhere.
 """
 
 import csv
-import dataclasses
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,11 +50,10 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 
 from imu_cli import pipeline
-from imu_cli.config import ModelConfig
+from imu_cli.config import InfluenceConfig, UnlearnConfig
 from imu_cli.events import Silent
 from imu_cli.layout import file_hash
 from imu_cli.manifest import open_source
-from imu_cli.record import Record
 
 LABEL = common.CLASSES.index("airplane")
 EPOCHS, BATCH, TOP = 10, 256, 0.1
@@ -186,7 +187,6 @@ class Run:
     reached: bool | None
     forget_before: float
     forget_after: float
-    score_error: float | None
 
 
 @dataclass(frozen=True)
@@ -211,18 +211,63 @@ class Timed:
         return ratios([run.spent for run in self.of(precision)], whole, clock)
 
 
-def has_precision() -> bool:
-    """Whether this ``imu`` has ``--precision``."""
-    return any(field.name == "precision" for field in dataclasses.fields(ModelConfig))
+def has_bfloat16() -> bool:
+    """Whether this processor computes in bfloat16 itself: without, torch emulates it, ten times slower than float32."""
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def score_error(record: Record) -> float | None:
-    """How far the scores of a run in lower precision are off, as its record says; None where it says nothing.
+def lower_precision(rows: Sequence[int]) -> dict[str, Any]:
+    """Images a second and the error of the scores with bfloat16 features, beside float32, on some of the images.
 
-    TO ADAPT: the name under which ``--precision`` records it is settled with that option.
+    The estimate that a record has, from features of a part computed again, and the error of all scores, for which the
+    whole is computed in float32 too.
     """
-    found = record.details.get("score_error")
-    return None if found is None else float(found)
+    runs, scores = {}, {}
+    for precision in ("float32", "bfloat16"):
+        with common.folder("precision") as place:
+            config = InfluenceConfig(
+                **_options(place, rows), precision=precision, cache=False, scenario="class"
+            )  # fmt: skip
+            found = pipeline.run_influence(resnet18.checkpoint(), config, {}, Recorder(runs.setdefault(precision, {})))
+        scores[precision] = torch.tensor([row.score for row in found.rows], dtype=torch.float64)
+    exact, low = scores["float32"], scores["bfloat16"]
+    error = found.scores.precision_error
+    assert error is not None
+    return {
+        "images": len(rows),
+        "images_per_second": {name: len(rows) / stages["features, forget"] for name, stages in runs.items()},
+        "estimated": error.model_dump(),
+        "relative_rms": float((low - exact).square().mean().sqrt() / exact.square().mean().sqrt()),
+        "sign_changed": int((low.sign() != exact.sign()).sum()),
+    }
+
+
+class Recorder:
+    """Hears when each stage begins and ends, and keeps its seconds."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+
+    def note(self, text: str) -> None:
+        """Notes are not kept."""
+
+    @contextmanager
+    def track(self, label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """Seconds of the first time that a stage is heard of."""
+        start = time.perf_counter()
+        yield lambda done: None
+        self.seconds.setdefault(label, time.perf_counter() - start)
+
+
+def _options(place: Path, rows: Sequence[int]) -> dict[str, Any]:
+    """The network, the data and the forget list."""
+    return {
+        **common.model_options(),
+        "arch": f"{Path(resnet18.__file__).resolve()}:cifar_resnet18",
+        "data": common.batches(),
+        "forget": [str(forget_list(place / "forget.csv", rows))],
+    }
 
 
 def forget_list(path: Path, rows: Sequence[int]) -> Path:
@@ -236,9 +281,8 @@ def unlearn(rows: Sequence[int], **options: Any) -> Run:
     """One whole run with an empty cache."""
     with common.folder("published") as place:
         os.environ["IMU_CACHE_DIR"] = str(place / "cache")
-        config = common.unlearn_config(
-            arch=f"{Path(resnet18.__file__).resolve()}:cifar_resnet18",
-            forget=[str(forget_list(place / "forget.csv", rows))],
+        config = UnlearnConfig(
+            **_options(place, rows),
             scenario="class",  # nine tenths of a class are not the class to ``auto``
             output=str(place / "out.safetensors"),
             **options,
@@ -246,9 +290,7 @@ def unlearn(rows: Sequence[int], **options: Any) -> Run:
         checkpoint = resnet18.checkpoint()
         taken, done = spent(lambda: pipeline.run_unlearn(checkpoint, config, {}, Silent()))
     found = done.record
-    return Run(
-        taken, found.seconds, found.end.step, found.reached, found.start.forget, found.end.forget, score_error(found)
-    )
+    return Run(taken, found.seconds, found.end.step, found.reached, found.start.forget, found.end.forget)
 
 
 def both(rows: Sequence[int], timed: Timed) -> None:
@@ -265,7 +307,7 @@ def alternate(sizes: Sizes, repeats: int) -> Timed:
     images, targets = resnet18.training_images(rows)
     images = images.contiguous()
     measure(images, targets, Sizes(sizes.forget, single=8, epoch=BATCH))
-    timed = Timed([], [], [] if has_precision() else None)
+    timed = Timed([], [], [] if has_bfloat16() else None)
     both(rows[:BATCH], timed)
     for runs in (timed.single, timed.half or []):
         runs.clear()
@@ -348,6 +390,8 @@ def main() -> None:
     sizes, repeats = (QUICK, 1) if options.quick else (Sizes(), options.repeats)
     started = {**common.environment(), "checkpoint_sha256": file_hash(resnet18.checkpoint())}
     timed = alternate(sizes, repeats)
+    labels = open_source(common.batches(), "data").labels
+    few = [row for row, label in enumerate(labels) if label == LABEL][: sizes.single * 2]
     found = {
         "sizes": {**asdict(sizes), "epochs": EPOCHS, "batch": BATCH, "epoch_images": epochs_of(sizes.forget)},
         "extrapolated": "published loop: linearly in images from the measured phases; imu unlearn: not at all",
@@ -359,6 +403,8 @@ def main() -> None:
             "bfloat16": None if timed.half is None else [asdict(run) for run in timed.half],
         },
         "times_quicker": {"bfloat16": None, **speedups(timed, sizes.forget)},
+        "bfloat16_native": has_bfloat16(),
+        "lower_precision": lower_precision(few),
         "load_at_end": [round(value, 2) for value in os.getloadavg()],
     }
     show(timed, found, sizes)

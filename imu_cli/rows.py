@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .errors import ImuError
 
-NUMBERS_AT_ONCE = 1_000_000
-"""Numbers of the widest matrix of a block: 8 MB in float64, about what stays in a processor's cache."""
+NUMBERS_AT_ONCE = 500_000
+"""Numbers of the widest matrix of a block: 4 MB in float64, so that a block with all that is made of it stays in the cache."""
 ROWS_AT_ONCE = 8192
 LEAST_ROWS = 64
 
