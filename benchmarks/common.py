@@ -142,7 +142,7 @@ def cifar() -> Cifar:
     opened = opening.open_all(
         checkpoint(), InfluenceConfig(**model_options(), data=batches(), forget=["class=0"]), Silent()
     )
-    said = f"{opened.checkpoint.sha256} {opened.described()["preprocess"]} {torch.__version__}"
+    said = f"{opened.checkpoint.sha256} {opened.described()['preprocess']} {torch.__version__}"
     path = scratch() / f"features-{hashlib.sha256(said.encode()).hexdigest()[:16]}.safetensors"
     if not path.exists():
         _extract(opened, path)

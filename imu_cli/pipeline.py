@@ -180,6 +180,8 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
     _tell_end(opened, job, outcome)
     for note in place.notes():
         opened.note(note)
+    if opened.network is None:
+        opened.note("the written model is not run: features come from a file; its bytes are compared and read back")
     made = _record(opened, config, origins, job, done, place)
     files = opened.checkpoint.layout
     with opened.clock.timed("writing"), destination.opened(place, files, config.force) as (weights, record_file):
@@ -227,9 +229,6 @@ def _replay(opened: Opened, matrix: Tensor, written: Path, h: Rows) -> str:
     rows = list(range(min(REPLAYED, len(images))))
     made = checkpoint.open_checkpoint(written)
     if network is None:
-        opened.note(
-            "the written model was not run: its features come from a file; its bytes were compared and read back"
-        )
         return made.sha256
     tensors = {name.removeprefix(network.loaded.prefix): tensor for name, tensor in made.tensors().items()}
     architecture.load_into(network.loaded.model, tensors, str(written))

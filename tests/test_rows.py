@@ -142,7 +142,7 @@ def test_sizes_are_read(text: str, size: int) -> None:
 @pytest.mark.parametrize("text", ["", "0", "-1GB", "much", "1XB", "nan"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     """The option is named, with what to write."""
-    with pytest.raises(ImuError, match="--max-memory .*: not a size; write 8GB"):
+    with pytest.raises(ImuError, match=r"--max-memory .*: not a size; write 8GB"):
         memory.parse(text)
 
 
