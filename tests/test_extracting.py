@@ -283,7 +283,7 @@ def _rank(folder: Path, wanted: str) -> int | None:
 def test_two_processes_give_the_bits_of_one_and_survive_a_killed_rank(
     job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of two processes that torchrun started is killed half way; run again they go on; the scores are one process's, bit for bit."""
+    """One of two processes of torchrun is killed half way; run again they go on; the scores are one process's, bit for bit."""
     small = ["--batch-size", "4"]
     extract(capsys, *small, output="one.safetensors")
     command = ["features", *COMMON, "-o", "two.safetensors", *small]

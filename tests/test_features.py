@@ -1,6 +1,7 @@
 """Features: one batched pass that does not depend on batches, order or threads, and stops at what it cannot vouch for."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from imu_cli import features
+from imu_cli import decoding, features
 from imu_cli.checkpoint import open_checkpoint
 from imu_cli.dataset import ImageSet
 from imu_cli.errors import ImuError, RefusedError
@@ -248,3 +249,121 @@ def test_devices() -> None:
                 ImuError, match=f"--device {name}: not available to this torch; use --device auto or cpu"
             ):
                 pick_device(name)
+
+
+# --- how the model runs
+
+
+class Residual(nn.Module):
+    """A convolution whose output is read by its batch norm and, beside it, by a sum: it must not be folded unseen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (n, 1, h, w) to logits (n, 5)."""
+        made = self.conv(x)
+        logits: Tensor = self.fc((self.norm(made) + made).mean(dim=(2, 3)))
+        return logits
+
+
+def trained(model: nn.Module) -> nn.Module:
+    """Batch norms with statistics and scales of their own."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.running_var, module.weight.data, module.bias.data):
+                assert tensor is not None
+                tensor.uniform_(0.5, 2)
+    return model.eval()
+
+
+def test_batch_norm_is_folded_into_the_convolution_before_it(images: ImageSet, tmp_path: Path) -> None:
+    """The copy that runs has no batch norm left and gives the same features; the model itself is as it was."""
+    model = trained(network())
+    probe = batch(images, range(8), STEPS, CPU)
+    made = features.engine(model, "5", probe)
+    assert made.folded == 1
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in made.model.modules())
+    assert isinstance(model.get_submodule("1"), nn.BatchNorm2d)
+    head = head_of(model, images, tmp_path)
+    found = torch.cat([seen.rows for seen in features.stream(made, head, images, STEPS)])
+    torch.testing.assert_close(found, alone(model, images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_convolution_that_something_else_reads_is_not_folded(images: ImageSet) -> None:
+    """Where folding changes the features, the model runs as it is."""
+    torch.manual_seed(0)
+    probe = batch(images, range(8), STEPS, CPU)
+    model = trained(Residual())
+    made = features.engine(model, "fc", probe)
+    assert made.folded == 0
+    assert made.model is model
+
+
+@pytest.mark.parametrize("spoil", ["hook", "twice", "statistics"])
+def test_what_may_not_be_folded_is_left(images: ImageSet, spoil: str) -> None:
+    """A batch norm with a hook, one that runs twice, and one without running statistics stay."""
+    probe = batch(images, range(8), STEPS, CPU)
+    model = trained(network())
+    norm = model.get_submodule("1")
+    if spoil == "hook":
+        norm.register_forward_hook(lambda module, inputs, output: output * 2)
+    elif spoil == "twice":
+        assert isinstance(model, nn.Sequential)
+        model.insert(2, norm)
+    else:
+        norm.running_mean = norm.running_var = None
+    assert features.engine(model, "5" if spoil != "twice" else "6", probe).folded == 0
+
+
+def test_the_batch_size_follows_from_the_model_and_the_images(images: ImageSet) -> None:
+    """A power of two within bounds, the same again; larger layers make smaller batches; the user's own wins."""
+    probe = batch(images, range(8), STEPS, CPU)
+    sizes = []
+    for channels in (8, 1 << 12, 1 << 15):
+        model = nn.Sequential(nn.Conv2d(1, channels, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 2))
+        sizes.append(features.engine(model.eval(), "3", probe[:1]).batch_size)
+        assert sizes[-1] == features.engine(model, "3", probe[:1]).batch_size
+    assert sizes == [256, 16, features.SMALLEST]
+    assert features.engine(network(), "5", probe, batch_size=7).batch_size == 7
+
+
+def test_an_accelerators_memory_that_runs_out_halves_the_batch(images: ImageSet, tmp_path: Path) -> None:
+    """Batches that do not fit are taken in halves, with the same features; one image that does not fit is an error."""
+
+    class Small(nn.Module):
+        def __init__(self, most: int) -> None:
+            super().__init__()
+            self.most = most
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > self.most:
+                raise torch.cuda.OutOfMemoryError("out of memory")
+            return x
+
+    model = network()
+    head = head_of(model, images, tmp_path)
+    expected = run(model, head, images, 23).rows
+    model.insert(0, Small(3))
+    small = replace(head, module="6")
+    torch.testing.assert_close(run(model, small, images, 23).rows, expected, rtol=1e-5, atol=1e-6)
+    model[0] = Small(0)
+    with pytest.raises(ImuError, match="one image does not fit the accelerator's memory"):
+        run(model, small, images, 23)
+
+
+@pytest.mark.parametrize("size", [5, 16, 40])
+def test_processes_decode_what_threads_do(images: ImageSet, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """The batches of forked workers are those of threads, in order, and an image they cannot read is named."""
+    order = torch.randint(0, N, (100,), generator=torch.Generator().manual_seed(0)).tolist()
+    many = images.subset(order)
+    expected = list(decoding.batches(many, STEPS, size))
+    monkeypatch.setattr(decoding, "PROCESSES_FROM", 10)
+    found = list(decoding.batches(many, STEPS, size, beside=True))
+    assert [len(part) for part in found] == [len(part) for part in expected]
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    place(images, order[60]).write_bytes(b"no image")
+    with pytest.raises(ImuError, match=f"{order[60]:02d}.png: not an image that can be read"):
+        list(decoding.batches(many, STEPS, size, beside=True))
