@@ -89,7 +89,7 @@ def _unpacker() -> Any:
     return module
 
 
-def _made(name: str, make: Callable[[Path], None]) -> Path:
+def made(name: str, make: Callable[[Path], None]) -> Path:
     """A folder of ``scratch`` that is there in full or not at all."""
     wanted = scratch() / name
     if not wanted.is_dir():
@@ -103,12 +103,12 @@ def _made(name: str, make: Callable[[Path], None]) -> Path:
 
 def batches() -> str:
     """``--data`` of all of CIFAR-10 in torchvision's batch files."""
-    return f"cifar10:{_made('cifar10-batches', lambda path: _unpacker().write_torchvision(path / 'made'))}"
+    return f"cifar10:{made('cifar10-batches', lambda path: _unpacker().write_torchvision(path / 'made'))}"
 
 
 def png_folders() -> Path:
     """CIFAR-10's training images as PNG class folders, one file an image."""
-    return _made("cifar10-png", lambda path: _unpacker().write_png(path / "made", {"train": None})) / "train"
+    return made("cifar10-png", lambda path: _unpacker().write_png(path / "made", {"train": None})) / "train"
 
 
 def model_options() -> dict[str, Any]:

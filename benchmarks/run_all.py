@@ -10,6 +10,8 @@ from pathlib import Path
 SCRIPTS = (
     "coldstart.py",
     "floor.py",
+    "images.py",
+    "scaling.py",
     "published.py",
     "evaluation.py",
     "quality_classes.py",

@@ -84,21 +84,89 @@ def fixed_rate_table() -> str:
     return "\n".join(lines)
 
 
+def _ratio(values: Sequence[float]) -> str:
+    spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+    return f"{statistics.median(values):.2f}{spread}"
+
+
 def floor_table() -> str:
-    """Whole run against bare forward, and the repeat from cached features, from the raw results."""
+    """Whole runs against bare forwards, and where images come from files against decoding and bare, from the raw results."""
     found = _results("floor")
     lines = [
-        "| images from | bare forward | `imu unlearn` | ratio of time, median (range) | ratio of processor time | repeat from cached features |",
-        "|---|---|---|---|---|---|",
+        "| network, images from | command | bare forward | decoding alone | whole | whole ÷ bare: time | processor time "
+        "| ÷ (bare + decoding): time | processor time |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for run in found["runs"]:
-        again = statistics.median(found["cached_features"][run["source"]]["whole"])
-        bare, whole = (statistics.median(item["wall"] for item in run[name]) for name in ("bare", "whole"))
-        ratios, cpu = run["ratios"], run["cpu_ratios"]
-        lines.append(
-            f"| {run['source']} | {bare:.2f} s | {whole:.2f} s | {statistics.median(ratios):.2f} ({min(ratios):.2f} to "
-            f"{max(ratios):.2f}) | {statistics.median(cpu):.2f} | {again:.2f} s |"
+        bare, alone, whole = (
+            statistics.median(one["wall"] for one in run[name]) for name in ("bare", "decoding", "whole")
         )
+        cells = [_ratio(run[name]) for name in ("ratios", "cpu_ratios", "disk_ratios", "disk_cpu_ratios")]
+        lines.append(
+            f"| {run['network']}, {run['source']} | `{run['command']}` | {bare:.1f} s | {alone:.1f} s | {whole:.1f} s | "
+            + " | ".join(cells)
+            + " |"
+        )
+    again = found["cached_features"]
+    lines.append(
+        f"\nThe repeat from `--cache-features` ({again['network']}): {statistics.median(again['whole']):.2f} s."
+    )
+    return "\n".join(lines)
+
+
+def images_table() -> str:
+    """JPEGs from disk, and how quickly they decode, from the raw results."""
+    found = _results("images")
+    lines = [
+        f"{found['images']} JPEGs, {found['batch_size']} at a time: whole ÷ bare {_ratio(found['ratios_wall'])} in time, "
+        f"{_ratio(found['ratios_cpu'])} in processor time; ÷ (bare + decoding) {_ratio(found['disk_ratios_wall'])} and "
+        f"{_ratio(found['disk_ratios_cpu'])}.\n",
+        "| images a second, decoded and shaped | " + " | ".join(next(iter(found["decoded"].values()))) + " |",
+        "|---|---|---|---|",
+    ]
+    for kind, rates in found["decoded"].items():
+        lines.append(
+            f"| {kind} | " + " | ".join(f"{statistics.median(values):,.0f}" for values in rates.values()) + " |"
+        )
+    return "\n".join(lines)
+
+
+def scaling_table() -> str:
+    """Fits of a + b·n, stages against their products, and memory, from the raw results."""
+    found = _results("scaling")
+    judged = found["judged"]
+    lines = [
+        f"| stage | a | b, a sample | largest error of the fit | ÷ its own matrix products at n = {judged['n']:,}, "
+        f"d = {judged['d']}, c = {judged['c']} |",
+        "|---|---|---|---|---|",
+    ]
+    for stage, one in found["fits"].items():
+        runs = judged["stages"][stage]
+        ratio = _ratio([taken / other for taken, other in zip(runs["seconds"], runs["products"], strict=True)])
+        lines.append(f"| {stage} | {1e3 * one['a']:.2f} ms | {1e6 * one['b']:.3f} µs | {one['worst']:.1%} | {ratio} |")
+    return "\n".join(lines)
+
+
+def sizes_table() -> str:
+    """Seconds along classes and features, from the raw results."""
+    lines = ["| n | d | c | scores | step | look |", "|---|---|---|---|---|---|"]
+    for one in _results("scaling")["sweep"]:
+        taken = (statistics.median(one["stages"][stage]["seconds"]) for stage in ("scores", "step", "look"))
+        lines.append(
+            f"| {one['n']:,} | {one['d']:,} | {one['c']:,} | " + " | ".join(f"{value:.3g} s" for value in taken) + " |"
+        )
+    return "\n".join(lines)
+
+
+def memory_table() -> str:
+    """Memory of whole runs, held and streamed, and of the largest file, from the raw results."""
+    lines = ["| run | memory beyond a run on 200 samples | allowed |", "|---|---|---|"]
+    for one in _results("scaling")["memory"]:
+        what = f"`unlearn --features`, {one['n']:,} x {one['d']}, {one['c']} classes, {one['how']}"
+        lines.append(f"| {what} | {one['beyond'] / 1e6:,.0f} MB | {one['bound'] / 1e6:,.0f} MB |")
+    largest = _results("scaling_huge")["huge"]
+    what = f"`influence --features`, {largest['n']:,} x {largest['d']:,}, {largest['c']:,} classes, all of the process"
+    lines.append(f"| {what}, {largest['seconds'] / 60:.0f} min | {largest['bytes'] / 1e6:,.0f} MB | 8,000 MB |")
     return "\n".join(lines)
 
 

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from .dataset import ImageSet
 from .errors import ImuError
@@ -57,7 +56,7 @@ def _refuse_shape(images: ImageSet, row: int, shape: tuple[int, ...], first: tup
         )
 
 
-class _Tasks(Dataset[Any]):
+class Tasks:
     """Pieces by number, for a loader's processes. An error is an answer: raised there it would come back as a traceback."""
 
     def __init__(self, images: ImageSet, preprocess: Preprocessing, tasks: Sequence[Sequence[int]]) -> None:
@@ -77,10 +76,14 @@ def _same(answer: Any) -> Any:
     return answer
 
 
-def _from_processes(tasks: _Tasks, count: int, ahead: int) -> Iterator[Piece]:
+def from_processes(tasks: Tasks, count: int, ahead: int) -> Iterator[Piece]:
+    """The pieces in order, from so many forked processes, so many of them made ahead."""
+    from torch.utils.data import DataLoader
+
     # Arrays, not tensors: those would go through shared memory, of which a container has little.
-    loader = DataLoader(
-        tasks, batch_size=None, collate_fn=_same, num_workers=count, prefetch_factor=max(2, -(-ahead // count)),
+    loader: DataLoader[Any] = DataLoader(
+        tasks,  # type: ignore[arg-type]
+        batch_size=None, collate_fn=_same, num_workers=count, prefetch_factor=max(2, -(-ahead // count)),
         multiprocessing_context="fork",
     )  # fmt: skip
     with warnings.catch_warnings():
@@ -93,7 +96,8 @@ def _from_processes(tasks: _Tasks, count: int, ahead: int) -> Iterator[Piece]:
         yield answer
 
 
-def _from_threads(tasks: _Tasks, count: int, ahead: int) -> Iterator[Piece]:
+def from_threads(tasks: Tasks, count: int, ahead: int) -> Iterator[Piece]:
+    """The pieces in order, from so many threads, so many of them made ahead."""
     with ThreadPoolExecutor(count) as pool:
         numbers = iter(range(len(tasks)))
         pending = [pool.submit(tasks.__getitem__, number) for number in itertools.islice(numbers, max(ahead, count))]
@@ -121,9 +125,9 @@ def batches(
     wanted = range(len(images)) if rows is None else rows
     parts = [wanted[start : start + size] for start in range(0, len(wanted), size)]
     tasks = [part[start : start + ROWS_A_TASK] for part in parts for start in range(0, len(part), ROWS_A_TASK)]
-    make = _from_processes if _by_processes(len(wanted), beside) else _from_threads
+    make = from_processes if _by_processes(len(wanted), beside) else from_threads
     count = workers() if beside else max(1, workers() - 1)
-    pieces = make(_Tasks(images, preprocess, tasks), count, 2 * -(-size // ROWS_A_TASK))
+    pieces = make(Tasks(images, preprocess, tasks), count, 2 * -(-size // ROWS_A_TASK))
     first: tuple[int, ...] | None = None
     for part in parts:
         taken = list(itertools.islice(pieces, -(-len(part) // ROWS_A_TASK)))

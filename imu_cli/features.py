@@ -19,6 +19,9 @@ from .preprocess import Preprocessing
 PROBE = 8
 """Images used to find the head and to try whether two passes agree."""
 
+FEW = 4
+"""Images of the probe that the way a model runs is tried on."""
+
 CACHED_BYTES = 16 * 2**20
 """Bytes of a layer's output for a batch on the CPU up to which it was quickest, for small and large networks alike."""
 SMALLEST, LARGEST = 4, 256
@@ -140,6 +143,7 @@ def engine(
         batch_size: images at a time; found if None.
         precision: what the backbone computes in.
     """
+    probe = probe[:FEW]
     size = batch_size or _batch_size(model, probe)
     plain = Engine(model, layer, probe.device, size, precision)
     quick, count = folding.folded(model, probe)
@@ -162,7 +166,7 @@ def _batch_size(model: nn.Module, probe: Tensor) -> int:
     """
     if probe.device.type == "cuda":
         return _batch_size_on_gpu(model, probe)
-    largest = max(_outputs(model, probe), default=1) * probe.element_size() / len(probe)
+    largest = max(_outputs(model, probe[:1])) * probe.element_size()
     return _power_of_two(CACHED_BYTES / largest, LARGEST)
 
 
