@@ -145,7 +145,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     started = common.environment(with_checkpoint=False)
-    count = 200 if options.quick else 1_000
+    count = 200 if options.quick else 500
     jpeg, png = photographs("jpeg", JPEG, count), photographs("png", PNG, 5_000)
     found = alternate(jpeg, 1 if options.quick else options.repeats)
     decoded = {

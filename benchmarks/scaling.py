@@ -127,17 +127,36 @@ def measured(made: Case, repeats: int) -> dict[str, dict[str, list[float]]]:
     return found
 
 
+ROUNDS = 6
+
+
+def along_n(quick: bool) -> list[dict[str, Any]]:
+    """Each stage at every n, the sizes in turn, round after round: what disturbs one minute does not fall on one size."""
+    sizes = SIZES[2:5] if quick else SIZES[2:]
+    made = {n: case(n, 256, 100) for n in sizes}
+    found: dict[int, dict[str, dict[str, list[float]]]] = {n: {name: {"seconds": []} for name in STAGES} for n in sizes}
+    for _ in range(2 if quick else ROUNDS):
+        for n in sizes:
+            with objective.threads_for(n * made[n].head.numel()):
+                for name, (work, _) in STAGES.items():
+                    times = max(1, 300_000 // n)  # as long a look at a small size as at a larger one
+                    found[n][name]["seconds"].append(sum(taken(work, made[n]) for _ in range(times)) / times)
+    for n in sizes:
+        said = ", ".join(f"{name} {min(run['seconds']):.4f} s" for name, run in found[n].items())
+        print(f"n = {n:,}, d = 256, c = 100: {said}", flush=True)
+    return [{"along": "n", "n": n, "d": 256, "c": 100, "stages": found[n]} for n in sizes]
+
+
 def swept(quick: bool) -> list[dict[str, Any]]:
-    """Every size along each of n, c and d, the others in the middle."""
-    ns = SIZES[:5] if quick else SIZES
+    """Every size along n in turns, then along c and d, the others in the middle."""
     cases = (
-        {("n", n, 256, 100) for n in ns}
+        {("small n", n, 256, 100) for n in SIZES[:2]}
         | {("c", 10_000, 512, c) for c in CLASSES}
         | {("d", 10_000, d, 100) for d in WIDTHS}
     )
-    found = []
+    found = along_n(quick)
     for along, n, d, c in sorted(cases):
-        runs = measured(case(n, d, c), 9 if n <= FIT_FROM else 5 if n <= 100_000 else 3)
+        runs = measured(case(n, d, c), 9)
         found.append({"along": along, "n": n, "d": d, "c": c, "stages": runs})
         said = ", ".join(f"{name} {statistics.median(run['seconds']):.4f} s" for name, run in runs.items())
         print(f"n = {n:,}, d = {d:,}, c = {c:,}: {said}", flush=True)
@@ -153,7 +172,7 @@ def fit(sizes: Sequence[int], seconds: Sequence[float]) -> tuple[float, float, f
 
 
 def fits(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """The fit of each stage along n, from its quickest runs: what disturbs a run only ever adds to it."""
+    """The fit of each stage along n, from its quickest rounds: what disturbs one only ever adds to it."""
     rows = [one for one in found if one["along"] == "n" and one["n"] >= FIT_FROM]
     made = {}
     for stage in STAGES:

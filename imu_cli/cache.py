@@ -14,13 +14,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import platformdirs
-from safetensors.torch import load_file
-from torch import Tensor
 
 from .errors import ImuError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 STALE = 3600
@@ -105,8 +106,10 @@ def _checksum(file: BufferedReader, samples: Sequence[Mapping[str, Any]]) -> str
     return digest.hexdigest()
 
 
-def read(entry: Entry) -> dict[str, Tensor] | None:
+def read(entry: Entry) -> "dict[str, Tensor] | None":
     """The tensors of an entry, mapped from its file, or None if they are missing, or they or the samples were changed."""
+    from safetensors.torch import load_file  # listing entries needs no torch
+
     try:
         with entry.paths[0].open("rb") as file:
             whole = _checksum(file, entry.samples) == entry.sha256
@@ -119,7 +122,7 @@ def read(entry: Entry) -> dict[str, Tensor] | None:
 class Lookup:
     """What a lookup found: the tensors, or why there are none."""
 
-    tensors: dict[str, Tensor] | None
+    tensors: "dict[str, Tensor] | None"
     fields: Mapping[str, Any]
     why: str
 

@@ -9,7 +9,7 @@ import os
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -44,7 +44,7 @@ class Store(Protocol):
     """What holds the samples of a set, by position: files, an array, or features without images."""
 
     @property
-    def digests(self) -> dict[int, str]:
+    def digests(self) -> MutableMapping[int, str]:
         """sha256 by position, filled as they are asked for."""
 
     def where(self, at: int) -> str:

@@ -5,7 +5,7 @@ head's name, the backbone's hash where the file has it, and the first rows' logi
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -120,6 +120,32 @@ def _sized(array: NDArray[Any]) -> tuple[int, str]:
 # --- reading
 
 
+class Digests(MutableMapping[int, str]):
+    """sha256 by position in 32 bytes each, where as text in a dictionary a million of them would take 200 MB."""
+
+    def __init__(self, raw: NDArray[np.uint8] | None, n: int) -> None:
+        self._raw = np.zeros((n, 32), np.uint8) if raw is None else raw
+        self._known = np.full(n, raw is not None)
+
+    def __getitem__(self, at: int) -> str:
+        if not self._known[at]:
+            raise KeyError(at)
+        return bytes(self._raw[at]).hex()
+
+    def __setitem__(self, at: int, digest: str) -> None:
+        self._raw[at] = np.frombuffer(bytes.fromhex(digest), np.uint8)
+        self._known[at] = True
+
+    def __delitem__(self, at: int) -> None:
+        self._known[at] = False
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._known.nonzero()[0].tolist())
+
+    def __len__(self) -> int:
+        return int(self._known.sum())
+
+
 @dataclass(frozen=True, eq=False)
 class Vectors:
     """Features in a file, as what holds the samples of an ``ImageSet``: there is no image to decode.
@@ -136,7 +162,7 @@ class Vectors:
     sizes: Sequence[int] | None = None
     weights: Sequence[float] | None = None
     true_labels: Sequence[int] | None = None
-    digests: dict[int, str] = field(default_factory=dict, repr=False)
+    digests: MutableMapping[int, str] = field(default_factory=dict, repr=False)
 
     def where(self, at: int) -> str:
         """The file and the row in it."""
@@ -197,7 +223,7 @@ def open_features(spec: str) -> ImageSet:
         arrays = {name: file.get_tensor(name) for name in shard.entries if name not in ("features", "logits")}
     _refuse_lengths(path, arrays, n)
     texts = {name: unpacked(arrays[name], arrays[f"{name}.end"]) for name in TEXTS if name in arrays}
-    digests = {} if "digest" not in arrays else {row: bytes(one).hex() for row, one in enumerate(arrays["digest"])}
+    digests = Digests(arrays.get("digest"), n)
     sizes = None if "size" not in arrays else arrays["size"].tolist()
     classes = said.get("classes")
     weights, true = (None if name not in arrays else arrays[name].tolist() for name in ("weight", "true_label"))
@@ -254,7 +280,9 @@ def _refuse_lengths(path: Path, arrays: Mapping[str, NDArray[Any]], n: int) -> N
                 raise ImuError(
                     f"{path}: '{name}.end' does not divide the {len(array)} bytes of '{name}'; write it again"
                 )
-        elif name in ("digest", "size", "weight", "true_label") and len(array) != n:
+        elif name == "digest" and (array.dtype != np.uint8 or array.shape != (n, 32)):
+            raise ImuError(f"{path}: 'digest' is not of shape ({n}, 32) in U8; write it again")
+        elif name in ("size", "weight", "true_label") and array.shape != (n,):
             raise ImuError(f"{path}: '{name}' has {len(array)} rows, 'features' {n}; write it again")
 
 

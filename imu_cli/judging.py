@@ -59,7 +59,7 @@ def _from_record(
         return config, merged, None
     folder = file.parent
     known: dict[str, Any] = {"original": options.placed(found.before.path, "file", folder), "head": found.head.module}
-    if not config.forget:
+    if not config.forget and config.features is None:
         known |= {
             "forget": options.placed(found.forget.given, "forget", folder),
             "label": found.forget.label,

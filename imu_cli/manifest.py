@@ -14,7 +14,7 @@ import stat
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, TextIO, TypeVar
@@ -727,11 +727,13 @@ def _note_copies(draft: _Draft, problems: _Problems) -> list[str]:
     except ImuError as error:
         problems.add(0, str(error))
         return []
+    if len(set(digests)) == len(digests) == len(set(images.positions)):
+        return []
     repeated, conflicts = [], 0
-    first_at: dict[str, int] = {}
+    first_at: dict[Hashable, int] = {}
     first_like: dict[str, int] = {}
     for row, digest in enumerate(digests):
-        earlier = first_at.setdefault(images.location(row), row)
+        earlier = first_at.setdefault(_spot(images, row), row)
         earlier = earlier if earlier != row else first_like.get(digest, row)
         first_like.setdefault(digest, row)
         if earlier == row or min(images.labels[row], images.labels[earlier]) < 0:
@@ -749,6 +751,11 @@ def _note_copies(draft: _Draft, problems: _Problems) -> list[str]:
     return repeated
 
 
+def _spot(images: ImageSet, row: int) -> Hashable:
+    """The same for two rows of a set if they are one sample: links can make two files one, rows of an array are themselves."""
+    return images.location(row) if isinstance(images.store, Files) else images.positions[row]
+
+
 def _summary(draft: _Draft, repeated: list[str], relabelled: int) -> list[str]:
     found = []
     if repeated:
@@ -763,9 +770,10 @@ def _summary(draft: _Draft, repeated: list[str], relabelled: int) -> list[str]:
 def _holds_all(draft: _Draft, data: ImageSet, in_data: Sequence[int]) -> bool:
     """Whether every row that ``--data`` has of these labels is among the images, by location or by content."""
     wanted = set(draft.images.labels)
-    here = {draft.images.location(row) for row in range(len(draft.images))}
+    spot = _spot if draft.images.store is data.store else ImageSet.location
+    here = {spot(draft.images, row) for row in range(len(draft.images))}
     rows = [row for row, label in enumerate(in_data) if label in wanted]
-    left = [row for row in rows if data.location(row) not in here]
+    left = [row for row in rows if spot(data, row) not in here]
     if {in_data[row] for row in rows} != wanted:
         return False
     # Images that are no rows of the data set may be copies of what is left; too few cannot be all.

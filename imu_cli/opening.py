@@ -33,7 +33,7 @@ from . import (
 from .architecture import Loaded
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import ForgetConfig, ModelConfig
-from .dataset import ClassNames, ImageSet, class_names, in_model_ids, overlap
+from .dataset import ClassNames, ImageSet, class_names, in_model_ids, is_selector, overlap
 from .errors import ImuError, InvalidRowsError
 from .events import Events
 from .featurefile import Vectors
@@ -431,7 +431,8 @@ def forget_info(opened: Opened, folder: Path) -> ForgetInfo:
     for label in forget.images.labels:
         name = opened.classes.name(label)
         counts[name] = counts.get(name, 0) + 1
-    manifest = Path(config.forget[0])
+    listed = not is_selector(config.forget[0])
+    manifest = Path(config.forget[0] if listed else "")
     return ForgetInfo(
         given=options.relative_to(config.forget, "forget", folder),
         label=config.label,
@@ -440,7 +441,7 @@ def forget_info(opened: Opened, folder: Path) -> ForgetInfo:
         per_class=counts,
         whole_classes=bool(forget.whole_classes),
         sha256=forget.sha256,
-        manifest=file_hash_of(manifest, folder) if manifest.is_file() else None,
+        manifest=file_hash_of(manifest, folder) if listed and manifest.is_file() else None,
         relabelled=forget.relabelled,
     )
 

@@ -39,6 +39,10 @@ def _samples(opened: Opened) -> Iterator[dict[str, Any]]:
 def forget_features(opened: Opened) -> Rows:
     """H (n, d+1) of the forget set: from the feature cache if asked for and there, else from its file or from one pass."""
     h, source = _forget_features(opened)
+    if opened.network is not None and opened.precision != "float32":
+        opened.note(
+            f"features are computed in {opened.precision}: every number that follows from them carries its error"
+        )
     streamed = isinstance(h, Mapped)
     opened.taken = Taken(source, streamed, len(h) * h.shape[1] * (4 if streamed else 8))
     return h

@@ -41,6 +41,13 @@ def test_inspect_needs_only_torch(job: Path) -> None:
     assert imported("inspect", "model.safetensors", "--config", "imu.yaml") == (0, set())
 
 
+def test_listing_the_cache_needs_no_torch(job: Path) -> None:
+    """``imu cache ls`` reads JSON alone."""
+    code = "import sys\nfrom imu_cli.cli import main\nmain(['cache', 'ls'])\nprint('torch' in sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "False"
+
+
 def test_held_out_data_need_an_interval_and_no_torchvision(job: Path, digits: Path) -> None:
     """Even sample unlearning to a held-out target imports no torchvision, no sklearn, and no scipy.stats."""
     given = [*COMMAND[:-1], "index=0:30", "--test", str(digits / "data/test"), "--until", "forget.accuracy<=0.9"]

@@ -366,6 +366,33 @@ def test_a_lower_precision_says_what_it_does_to_the_scores(job: Path, capsys: py
     assert not plain["scores"]["from_cache"]
 
 
+def test_unlearning_in_a_lower_precision_is_replayed_and_recorded(
+    job: Path, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The written model is replayed within that precision; the record says in what features were computed."""
+    command = ["unlearn", *COMMON, "--forget", "class=3", "--precision", "bfloat16", "-o", "low.safetensors", "-q"]
+    run(capsys, *command)
+    record = json.loads(Path("low.record.json").read_text())
+    assert record["run"]["precision"] == "bfloat16"
+    assert record["scores"]["precision_error"]["n"] == 128
+    run(capsys, "evaluate", "low.safetensors", "--config", "imu.yaml", "--test", str(digits / "data/test"), "-q")
+    assert json.loads(Path("low.evaluation.json").read_text())["run"]["precision"] == "float32"
+    shown, _ = run(capsys, "report", "low.record.json")
+    assert "bfloat16, from model, 256 images at a time" in shown
+
+
+def test_an_evaluation_takes_features_in_place_of_the_records_images(
+    job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--features given to evaluate replaces the forget list and data set of the record."""
+    run(capsys, "unlearn", *COMMON, "--forget", "class=3", "-o", "a.safetensors", "-q")
+    extract(capsys, "--forget", "class=3", output="threes.safetensors")
+    run(capsys, "evaluate", "a.safetensors", "--features", "threes.safetensors", "-q")
+    found = json.loads(Path("a.evaluation.json").read_text())
+    assert found["run"]["source"] == "threes.safetensors"
+    assert next(item for item in found["metrics"] if item["name"] == "forget.accuracy")["value"] <= 0.005
+
+
 def test_rows_that_were_promised_have_to_come(tmp_path: Path) -> None:
     """Too few rows are no file."""
     with pytest.raises(ImuError, match="1 rows of features came, 2 were promised"):

@@ -146,6 +146,23 @@ def preprocessing(result: Record | Evaluation | Influence) -> str:
     return f"{compact(result.preprocess)} ({result.preprocess_source})"
 
 
+def features(result: Record | Evaluation) -> list[tuple[str, str]]:
+    """How the features of D_f came about, and what memory it took; nothing for files from before that was recorded."""
+    run = result.run
+    if run is None:
+        return []
+    came = f"{run.precision}, from {run.source}"
+    if run.batch_size is not None:
+        came += f", {run.batch_size} images at a time, {run.folded} batch norms folded"
+    held = "streamed from a file" if run.streamed else "held in memory"
+    return [
+        (
+            "features",
+            f"{came}; {run.feature_bytes / 1e6:,.1f} MB, {held}; largest memory of the process {run.peak_bytes / 1e6:,.0f} MB",
+        )
+    ]
+
+
 def outcome(result: Record) -> list[tuple[str, str, str]]:
     """The few numbers that a run ends with: what, before, after."""
     first, last = result.start, result.end
@@ -168,6 +185,7 @@ def run_facts(result: Record) -> list[tuple[str, str]]:
         ("changed tensors", f"{', '.join(result.changed)}; {result.unchanged} others are bit-identical"),
         ("architecture", architecture(result)),
         ("preprocessing", preprocessing(result)),
+        *features(result),
     ]
 
 
@@ -200,6 +218,7 @@ def evaluation_facts(result: Evaluation) -> list[tuple[str, str]]:
         ("changed tensors", changed + ("; head only" if result.head_only else "")),
         ("head", head(result)),
         ("preprocessing", preprocessing(result)),
+        *features(result),
     ]
 
 
