@@ -193,7 +193,7 @@ def alternate(network: Network, command: str, source: str, data: str, repeats: i
         found.stages.append(stages)
         found.bare.append(spent(bare)[0])
         found.decoding.append(spent(decode)[0])
-    if repeats > 1:
+    if network.images == SMALL_IMAGES or source == ARRAYS:
         found.fast.extend(spent(forward)[0] for forward in fast)
     return found
 

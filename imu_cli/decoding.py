@@ -1,8 +1,8 @@
 """Images decoded ahead of the model: batches in order, made by threads, or beside an accelerator by processes.
 
 Pillow's decoders work beside each other in threads, but what Python itself does to each image does not: small images
-come two to three times quicker from processes. Where the model runs on the same cores, that brings nothing, since they
-are busy anyway (benchmarks/decoding.py).
+come about twice as quickly from processes. Where the model runs on the same cores, that brings nothing, since they
+are busy anyway (benchmarks/images.py).
 """
 
 import itertools
