@@ -27,10 +27,9 @@ from torch import Tensor
 
 from imu_cli import decoding, features, opening, pipeline
 from imu_cli.config import InfluenceConfig, UnlearnConfig
-from imu_cli.dataset import ImageSet
 from imu_cli.events import Silent
 from imu_cli.manifest import open_source
-from imu_cli.preprocess import Preprocessing
+from imu_cli.opening import Opened
 
 SMALL_IMAGES = 5_000
 RATIO, DISK_RATIO, REPEAT_SECONDS = 1.05, 1.10, 1.0
@@ -131,25 +130,37 @@ def bare_passes(network: Network, data: str) -> tuple[list[Callable[[], None]], 
     """
     opened = opening.open_all(network.checkpoint, network.config(data), Silent())
     assert opened.network is not None
-    images, size, steps = opened.forget.images, opened.engine.batch_size, opened.network.preprocess
-    parts = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
-    ready = [features.batch(images, rows, steps, opened.device) for rows in parts]
-    assert all(batch.is_contiguous(memory_format=torch.channels_last) for batch in ready)
-    loaded = opened.network.model
+    ready, loaded = ready_batches(opened), opened.network.model
     assert not loaded.training
     models = [loaded] if opened.engine.model is loaded else [loaded, opened.engine.model]
-    decode = functools.partial(_drain, images, steps, size)
-    return [functools.partial(_forward, model, ready) for model in models], decode, size
+    return (
+        [functools.partial(forward, model, ready) for model in models],
+        functools.partial(decode, opened),
+        opened.engine.batch_size,
+    )
 
 
-def _forward(model: torch.nn.Module, ready: Sequence[Tensor]) -> None:
+def ready_batches(opened: Opened) -> list[Tensor]:
+    """The forget set decoded and normalised in memory, in the tool's own batches."""
+    assert opened.network is not None
+    images, size = opened.forget.images, opened.engine.batch_size
+    parts = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
+    ready = [features.batch(images, rows, opened.network.preprocess, opened.device) for rows in parts]
+    assert all(batch.is_contiguous(memory_format=torch.channels_last) for batch in ready)
+    return ready
+
+
+def forward(model: torch.nn.Module, ready: Sequence[Tensor]) -> None:
+    """The forward pass alone."""
     with torch.inference_mode():
         for batch in ready:
             model(batch)
 
 
-def _drain(images: ImageSet, steps: Preprocessing, size: int) -> None:
-    for _ in decoding.batches(images, steps, size):
+def decode(opened: Opened) -> None:
+    """The forget set decoded and shaped by the tool's own code, without a model."""
+    assert opened.network is not None
+    for _ in decoding.batches(opened.forget.images, opened.network.preprocess, opened.engine.batch_size):
         pass
 
 
@@ -181,8 +192,8 @@ COMMANDS: dict[str, Callable[[Network, str], tuple[Spent, dict[str, float]]]] = 
 
 def alternate(network: Network, command: str, source: str, data: str, repeats: int) -> Timed:
     """Bare, whole, bare, whole, … , bare, after a decoding, and for the small network a bare pass, that warm up."""
-    (bare, *fast), decode, size = bare_passes(network, data)
-    decode()
+    (bare, *fast), decoded, size = bare_passes(network, data)
+    decoded()
     if network.images == SMALL_IMAGES:  # half a minute of the large one does not notice its first batches
         bare()
     run = COMMANDS[command]
@@ -192,9 +203,9 @@ def alternate(network: Network, command: str, source: str, data: str, repeats: i
         found.whole.append(taken)
         found.stages.append(stages)
         found.bare.append(spent(bare)[0])
-        found.decoding.append(spent(decode)[0])
+        found.decoding.append(spent(decoded)[0])
     if network.images == SMALL_IMAGES or source == ARRAYS:
-        found.fast.extend(spent(forward)[0] for forward in fast)
+        found.fast.extend(spent(quick)[0] for quick in fast)
     return found
 
 

@@ -6,6 +6,7 @@ forward of the same images in memory and with decoding alone by the tool's own c
 and by processes, of these JPEGs and of 32 x 32 PNGs.
 """
 
+import functools
 import itertools
 import os
 import statistics
@@ -18,12 +19,12 @@ import common
 import numpy as np
 import torch
 from common import Criterion
-from floor import Spent, spent
+from floor import Spent, decode, forward, ready_batches, spent
 from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 
-from imu_cli import decoding, features, opening, pipeline, preprocess
+from imu_cli import decoding, opening, pipeline, preprocess
 from imu_cli.config import InfluenceConfig
 from imu_cli.dataset import ImageSet
 from imu_cli.events import Silent
@@ -69,28 +70,16 @@ def alternate(folder: Path, repeats: int) -> dict[str, Any]:
         model = checkpoint(place)
         opened = opening.open_all(model, config(folder), Silent())
         assert opened.network is not None
-        images, size, steps = opened.forget.images, opened.engine.batch_size, opened.network.preprocess
-        parts = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
-        ready = [features.batch(images, rows, steps, opened.device) for rows in parts]
-
-        def bare() -> None:
-            with torch.inference_mode():
-                for batch in ready:
-                    opened.network.model(batch)  # type: ignore[union-attr]
-
-        def decode() -> None:
-            for _ in decoding.batches(images, steps, size):
-                pass
-
+        bare = functools.partial(forward, opened.network.model, ready_batches(opened))
         bare()
         found: dict[str, list[Spent]] = {"bare": [spent(bare)[0]], "decoding": [], "whole": []}
         for _ in range(repeats):
-            found["decoding"].append(spent(decode)[0])
+            found["decoding"].append(spent(functools.partial(decode, opened))[0])
             found["whole"].append(spent(lambda: pipeline.run_influence(model, config(folder), {}, Silent()))[0])
             found["bare"].append(spent(bare)[0])
     return {
-        "images": len(images),
-        "batch_size": size,
+        "images": len(opened.forget.images),
+        "batch_size": opened.engine.batch_size,
         **{name: [asdict(one) for one in runs] for name, runs in found.items()},
     }
 

@@ -154,8 +154,10 @@ def find(kind: Kind, fields: Mapping[str, Any]) -> Lookup:
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
+def scratch(remedy: str = "set IMU_CACHE_DIR or --no-cache") -> Iterator[Path]:
     """A temporary file in the cache's folder that only its owner can read; removed at the end, if it is still there.
+
+    ``remedy`` is what the message advises where it cannot be written.
 
     Raises:
         ImuError: the folder cannot be written, or the disk is full.
@@ -168,18 +170,18 @@ def scratch() -> Iterator[Path]:
         handle, name = tempfile.mkstemp(dir=made, prefix=".tmp-")
         os.close(handle)
     except OSError as error:
-        raise _cannot_write(error) from error
+        raise _cannot_write(error, remedy) from error
     try:
         yield Path(name)
     except OSError as error:
-        raise _cannot_write(error) from error
+        raise _cannot_write(error, remedy) from error
     finally:
         with suppress(OSError):
             Path(name).unlink(missing_ok=True)
 
 
-def _cannot_write(error: OSError) -> ImuError:
-    return ImuError(f"{folder()}: the cache cannot be written ({error.strerror}); set IMU_CACHE_DIR or --no-cache")
+def _cannot_write(error: OSError, remedy: str) -> ImuError:
+    return ImuError(f"{folder()}: the cache cannot be written ({error.strerror}); {remedy}")
 
 
 def write(

@@ -268,7 +268,7 @@ def features(
     form: TableOrJson = "table",
     quiet: Quiet = False,
 ) -> None:
-    """Write the features of a data set to a file that influence, unlearn and evaluate read; also under torchrun."""
+    """Write the features of --data, or of what --forget lists, for influence, unlearn and evaluate; also under torchrun."""
     from . import extracting
     from .views import machine, terminal
 

@@ -117,8 +117,8 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForgetConfig(ModelConfig):
-    """What is to be forgotten, and the data it comes from."""
+class SamplesConfig(ModelConfig):
+    """Which samples, and the data they come from."""
 
     forget: Annotated[
         list[str],
@@ -141,6 +141,12 @@ class ForgetConfig(ModelConfig):
             group=DATA,
         ),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgetConfig(SamplesConfig):
+    """What is to be forgotten, what it is held against, and how it is scored."""
+
     features: Annotated[
         str | None,
         Option(
@@ -195,28 +201,9 @@ class ForgetConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeaturesConfig(ModelConfig):
-    """Options of ``imu features``."""
+class FeaturesConfig(SamplesConfig):
+    """Options of ``imu features``: the features of ``--data``, or of what must go alone."""
 
-    data: Annotated[
-        str | None,
-        Option(
-            "The data set whose features are written; with --forget what that points into.",
-            metavar="DATA",
-            path="data",
-            group=DATA,
-        ),
-    ] = None
-    forget: Annotated[
-        list[str],
-        Option(
-            "Only what must go: a list, folder or selectors as for unlearn.",
-            metavar="FORGET",
-            path="forget",
-            group=DATA,
-        ),
-    ] = field(default_factory=list)
-    label: Annotated[str | None, Option("Class of the images of a forget folder.", metavar="CLASS", group=DATA)] = None
     output: Annotated[
         str | None,
         Option("The file of features.", metavar="FILE", short="-o", default="features.safetensors", group=OUTPUT),

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from . import __version__, decoding, featurefile, memory, opening, vectors, writing
-from .config import FeaturesConfig, ForgetConfig, ModelConfig
+from .config import FeaturesConfig, ForgetConfig, SamplesConfig
 from .errors import ImuError
 from .events import Events, Silent
 from .features import Seen
@@ -40,7 +40,6 @@ class Ranks:
 
     rank: int
     count: int
-    here: int
 
     @property
     def first(self) -> bool:
@@ -53,14 +52,14 @@ def _ranks() -> Iterator[Ranks]:
     """The process group while the context lasts, where torchrun made one."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1 or "RANK" not in os.environ:
-        yield Ranks(0, 1, 1)
+        yield Ranks(0, 1)
         return
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     # torchrun gives each process one thread, whatever the cores.
     torch.set_num_threads(max(1, decoding.workers() // here))
     torch.distributed.init_process_group("gloo")
     try:
-        yield Ranks(torch.distributed.get_rank(), count, here)
+        yield Ranks(torch.distributed.get_rank(), count)
     finally:
         torch.distributed.destroy_process_group()
 
@@ -99,7 +98,7 @@ def _plan(opened: Opened) -> Plan:
     rows = size * -(-batches // BLOCKS)
     said = {
         "samples": opened.forget.sha256,
-        "backbone": opened.outside_sha256,
+        "backbone_sha256": opened.outside_sha256,
         "head": opened.head.module,
         **{name: value for name, value in opened.described().items() if name != "preprocess_source"},
         "precision": opened.config.precision,
@@ -108,7 +107,8 @@ def _plan(opened: Opened) -> Plan:
         "device": opened.device.type,
         "torch": str(torch.__version__),
     }
-    return Plan(said, tuple(range(start, min(start + rows, n)) for start in range(0, n, rows)))
+    # As the plan's file has it, so that both can be compared.
+    return Plan(json.loads(json.dumps(said)), tuple(range(start, min(start + rows, n)) for start in range(0, n, rows)))
 
 
 def _prepare(folder: Path, plan: Plan, force: bool) -> None:
@@ -128,11 +128,7 @@ def _prepare(folder: Path, plan: Plan, force: bool) -> None:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ImuError(f"{folder}: is there and was not left by imu features; choose another --output") from error
-    differs = [
-        name
-        for name in plan.said
-        if not isinstance(found, dict) or found.get(name) != json.loads(json.dumps(plan.said[name]))
-    ]
+    differs = [name for name in plan.said if not isinstance(found, dict) or found.get(name) != plan.said[name]]
     if differs:
         raise ImuError(
             f"{folder}: was left by another run, which differs in {', '.join(differs)}; --force begins anew, or choose another --output"
@@ -201,7 +197,6 @@ def _join(opened: Opened, plan: Plan, folder: Path, output: Path, config: Featur
     columns["logits"] = load_file(paths[0])["logits"].numpy()
     said = {
         **plan.said,
-        "backbone_sha256": plan.said["backbone"],
         "head_sha256": vectors.head_hash(opened.head),
         "head_tensors": list(opened.head.tensors),
         "classes": list(opened.classes.names) if opened.classes.names else None,
@@ -210,7 +205,6 @@ def _join(opened: Opened, plan: Plan, folder: Path, output: Path, config: Featur
         "whole_classes": opened.forget.whole_classes,
         "imu": __version__,
     }
-    del said["backbone"]
     width = opened.head.matrix.shape[1] - opened.head.bias
     pieces = (load_file(path)["features"] for path in paths)
     with opened.clock.timed("joining"), writing.together(output, private=True) as (file,):
@@ -219,10 +213,10 @@ def _join(opened: Opened, plan: Plan, folder: Path, output: Path, config: Featur
 
 
 def _forget_config(config: FeaturesConfig) -> ForgetConfig:
-    shared = {item.name: getattr(config, item.name) for item in fields(ModelConfig)}
     if not config.forget and config.data is None:
         raise ImuError("--data: not given; name the data set whose features are wanted, or --forget")
-    return ForgetConfig(**shared, forget=config.forget or ["index=:"], label=config.label, data=config.data)
+    shared = {item.name: getattr(config, item.name) for item in fields(SamplesConfig)}
+    return ForgetConfig(**{**shared, "forget": config.forget or opening.EVERYTHING})
 
 
 def _output(config: FeaturesConfig) -> Path:

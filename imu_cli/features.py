@@ -1,7 +1,7 @@
 """Features: what enters the head, for every image, from one batched pass of the frozen backbone."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +13,7 @@ from . import decoding, folding
 from .config import Precision
 from .dataset import ImageSet
 from .errors import ImuError
-from .head import REPLAY_TOLERANCE, Head, check_replay, logits_of, replay_error, rows_of, tapped
+from .head import PRECISIONS, REPLAY_TOLERANCE, Head, check_replay, hooked, logits_of, replay_error, rows_of, tapped
 from .preprocess import Preprocessing
 
 PROBE = 8
@@ -29,18 +29,6 @@ SMALLEST, LARGEST = 4, 256
 LARGEST_ON_GPU = 1024
 GPU_SHARE = 0.5
 """Share of an accelerator's free memory that a batch's activations may take."""
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-Progress = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Features:
-    """Features (n, d) float32 on the CPU of a set of images, in its order, and the largest replay error on the way."""
-
-    rows: Tensor
-    replay_error: float
 
 
 def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
@@ -63,7 +51,8 @@ def prepare(model: nn.Module, device: torch.device) -> nn.Module:
 
 def batch(images: ImageSet, rows: Sequence[int], preprocess: Preprocessing, device: torch.device) -> Tensor:
     """Some rows as one preprocessed (n, channels, height, width) float32 batch, channels_last, on the device."""
-    return _place(torch.cat(list(decoding.batches(images, preprocess, max(len(rows), 1), rows))), preprocess, device)
+    (stacked,) = decoding.batches(images, preprocess, len(rows), rows)
+    return _place(stacked, preprocess, device)
 
 
 def _place(stacked: Tensor, preprocess: Preprocessing, device: torch.device) -> Tensor:
@@ -128,7 +117,7 @@ class Engine:
     def _casting(self) -> AbstractContextManager[Any]:
         if self.precision == "float32":
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, DTYPES[self.precision])
+        return torch.autocast(self.device.type, PRECISIONS[self.precision])
 
 
 def engine(
@@ -145,18 +134,23 @@ def engine(
     """
     probe = probe[:FEW]
     size = batch_size or _batch_size(model, probe)
-    plain = Engine(model, layer, probe.device, size, precision)
+    plain = Engine(model, layer, probe.device, size, "float32")
     quick, count = folding.folded(model, probe)
-    if not count:
-        return plain
-    made = replace(plain, model=quick, folded=count)
-    exact = replace(plain, precision="float32")
+    chosen = replace(plain, model=quick, folded=count)
+    if count and not _alike(plain, chosen, probe):
+        chosen = plain
+    return replace(chosen, precision=precision)
+
+
+def _alike(one: Engine, other: Engine, probe: Tensor) -> bool:
+    """Whether both give the probe the same features to the replay tolerance, where they are finite."""
     with torch.inference_mode():
-        expected, found = exact.forward(probe)[0], replace(made, precision="float32").forward(probe)[0]
+        expected, found = one.forward(probe)[0], other.forward(probe)[0]
     finite = torch.isfinite(expected).all(dim=1)
-    scale = max(float(expected[finite].abs().max()) if bool(finite.any()) else 0.0, 1e-30)
-    error = float((expected[finite] - found[finite]).abs().max()) / scale if bool(finite.any()) else 0.0
-    return made if error <= REPLAY_TOLERANCE[torch.float32] else plain
+    if not bool(finite.any()):
+        return True
+    error = float((expected[finite] - found[finite]).abs().max())
+    return error <= REPLAY_TOLERANCE[torch.float32] * max(float(expected[finite].abs().max()), 1e-30)
 
 
 def _batch_size(model: nn.Module, probe: Tensor) -> int:
@@ -183,12 +177,8 @@ def _outputs(model: nn.Module, images: Tensor) -> list[int]:
             found.append(output.numel())
 
     handles = [module.register_forward_hook(keep) for module in model.modules()]
-    try:
-        with torch.inference_mode():
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.inference_mode():
+        model(images)
     return found
 
 
@@ -272,22 +262,9 @@ def stream(
         yield seen
 
 
-def extract(
-    model: nn.Module,
-    head: Head,
-    images: ImageSet,
-    preprocess: Preprocessing,
-    *,
-    device: torch.device,
-    batch_size: int,
-    progress: Progress = lambda count: None,
-) -> Features:
-    """Features of all images in one batched pass in ``eval()`` mode, the model as it is; see ``stream``."""
-    plain = Engine(model, head.module, device, batch_size, "float32")
-    made = torch.empty(len(images), head.matrix.shape[1] - head.bias)
-    worst = 0.0
-    for seen in stream(plain, head, images, preprocess):
-        made[seen.start : seen.start + len(seen.rows)] = seen.rows
-        worst = max(worst, seen.head.replay_error)
-        progress(len(seen.rows))
-    return Features(made, worst)
+def gather(stream: Iterable[Seen], n: int, head: Head) -> Tensor:
+    """H (n, d+1) float64 on the CPU, from the batches of a pass over n samples."""
+    made = torch.ones(n, head.matrix.shape[1], dtype=torch.float64)
+    for seen in stream:
+        made[seen.start : seen.start + len(seen.rows), : seen.rows.shape[1]] = seen.rows
+    return made

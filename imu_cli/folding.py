@@ -5,10 +5,13 @@ nothing else reads that tensor cannot be seen, so the folded copy has to reprodu
 """
 
 import copy
+from collections import Counter
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
+
+from .head import hooked
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -23,22 +26,18 @@ def pairs(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
     """Names of each convolution and the batch norm that reads its output; both run once in a pass."""
     made: dict[int, tuple[str, Tensor]] = {}
     found: list[tuple[str, str]] = []
-    runs: dict[str, int] = {}
-    names: dict[nn.Module, str] = {}
-    for name, module in model.named_modules(remove_duplicate=True):
-        names[module] = name
+    runs: Counter[str] = Counter()
+    names = {module: name for name, module in model.named_modules()}
 
     def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        name = names[module]
-        runs[name] = runs.get(name, 0) + 1
+        runs[names[module]] += 1
         source = made.get(id(inputs[0])) if inputs else None
         if source is not None:
-            found.append((source[0], name))
+            found.append((source[0], names[module]))
 
     def after(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
-        name = names[module]
-        runs[name] = runs.get(name, 0) + 1
-        made[id(output)] = (name, output)  # kept, so that no later tensor gets its id
+        runs[names[module]] += 1
+        made[id(output)] = (names[module], output)  # kept, so that no later tensor gets its id
 
     handles = []
     for module in names:
@@ -46,12 +45,8 @@ def pairs(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
             handles.append(module.register_forward_hook(after))
         elif _plain(module, NORMS) and module.running_mean is not None:
             handles.append(module.register_forward_pre_hook(before))
-    try:
-        with torch.inference_mode():
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.inference_mode():
+        model(images)
     return [(conv, norm) for conv, norm in found if runs[conv] == runs[norm] == 1]
 
 

@@ -10,10 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from . import diagnosis
 from .checkpoint import DTYPES, Checkpoint
 from .errors import ImuError, RefusedError
+
+PRECISIONS = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""What a backbone computes in, by the names that options and files have for it."""
 
 REPLAY_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 """Largest error of the replayed logits, relative to the largest logit, by the dtype that the backbone computes in."""
@@ -102,14 +111,21 @@ def rows_of(features: Tensor) -> Tensor | None:
 
 
 @contextmanager
+def hooked(handles: Sequence[RemovableHandle]) -> Iterator[None]:
+    """Hooks that were registered hold while the context lasts, and are taken off at its end."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def tapped(module: nn.Module) -> Iterator[list[Tensor]]:
     """The inputs that the module is called with while the context lasts, detached."""
     seen: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
-    try:
+    with hooked([module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))]):
         yield seen
-    finally:
-        handle.remove()
 
 
 @dataclass(frozen=True)
@@ -150,11 +166,8 @@ def _executed(model: nn.Module, images: Tensor) -> tuple[list[Call], Tensor]:
         module.register_forward_hook(lambda _, inputs, made, name=name: keep(name, inputs[0], made))
         for name, module in affine_layers(model).items()
     ]
-    try:
+    with hooked(handles):
         logits = logits_of(model(images))
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls, logits
 
 

@@ -46,6 +46,9 @@ from .record import Environment, FileHash, ForgetInfo, HeadInfo, HeldOutInfo, Op
 from .rows import Mapped, Rows, refuse_not_finite
 from .sidecar import Said
 
+EVERYTHING = ["index=:"]
+"""The selector of every row of a data set."""
+
 
 @dataclass
 class Clock:
@@ -160,28 +163,23 @@ class Opened:
             ImuError: features are not finite or not this model's, or images come where there is no model to run.
         """
         if isinstance(images.store, Vectors):
-            return self.held_if_small(self._mapped(images.store, images))
+            return self._from_file(images.store, images)
         if self.network is None:
             raise ImuError(
                 f"{images.source}: images, where the forget samples are features of {self.config.data}; "
                 "extract them too (imu features), or give the forget samples as images"
             )
-        shape = (len(images), self.head.matrix.shape[1] - self.head.bias)
-        if self._fits(shape[0]):
-            return self._extracted(images, what, shape)
+        n = len(images)
+        if self._fits(n):
+            return features.gather(self.stream(images, what), n, self.head).to(self.math_device)
         self.note(
-            f"features of {what}: {_gigabytes(self._bytes(shape[0]))} do not fit --max-memory, they are streamed from a file"
+            f"features of {what}: {self._bytes(n) / 1e9:.3g} GB do not fit --max-memory, they are streamed from a file"
         )
-        with cache.scratch() as path:
+        shape = (n, self.head.matrix.shape[1] - self.head.bias)
+        with cache.scratch("set IMU_CACHE_DIR to a folder with room, or raise --max-memory") as path:
             featurefile.write(path, shape, (seen.rows for seen in self.stream(images, what)))
             # The mapping holds on to the file when its name is gone: nothing of it is left behind.
-            return self._map(load_file(path)["features"])
-
-    def _extracted(self, images: ImageSet, what: str, shape: tuple[int, int]) -> Tensor:
-        made = torch.ones(shape[0], self.head.matrix.shape[1], dtype=torch.float64)
-        for seen in self.stream(images, what):
-            made[seen.start : seen.start + len(seen.rows), : shape[1]] = seen.rows
-        return made.to(self.math_device)
+            return Mapped(load_file(path)["features"], self.head.bias, self.math_device)
 
     def stream(self, images: ImageSet, what: str, rows: Sequence[int] | None = None) -> Iterator[Seen]:
         """One pass of the backbone over a set, timed, batch by batch."""
@@ -199,31 +197,23 @@ class Opened:
     def _fits(self, n: int) -> bool:
         return self._bytes(n) <= memory.limit(self.config.max_memory)
 
-    def _map(self, found: Tensor, order: Tensor | None = None) -> Mapped:
-        return Mapped(found, self.head.bias, self.math_device, order)
-
-    def held_if_small(self, h: Mapped) -> Rows:
-        """Mapped features in memory, where there is room for them."""
-        return h.held() if self._fits(len(h)) else h
-
-    def mapped(self, found: Tensor, images: ImageSet) -> Rows:
-        """Features (n, d) of a set that lie in a file, checked.
+    def read(self, found: Tensor, images: ImageSet, order: Tensor | None = None) -> Rows:
+        """H of a set whose features (N, d) lie in a file, all of them or those of ``order``; held where there is room.
 
         Raises:
             ImuError: a row is not finite; names the image.
         """
-        made = self._map(found)
-        refuse_not_finite(made, images.where)
-        return self.held_if_small(made)
+        mapped = Mapped(found, self.head.bias, self.math_device, order)
+        h = mapped.held() if self._fits(len(mapped)) else mapped
+        refuse_not_finite(h, images.where)
+        return h
 
-    def _mapped(self, store: Vectors, images: ImageSet) -> Mapped:
+    def _from_file(self, store: Vectors, images: ImageSet) -> Rows:
         with self.clock.timed("reading features"):
             self.head = vectors.require(store, self.head, self.outside_sha256, self.note)
-            whole = list(images.positions) == list(range(store.entry.shape[0]))
-            order = None if whole else torch.tensor(list(images.positions), dtype=torch.int64)
-            made = self._map(store.mapped(), order)
-            refuse_not_finite(made, images.where)
-        return made
+            rows = list(images.positions)
+            whole = rows == list(range(store.entry.shape[0]))
+            return self.read(store.mapped(), images, None if whole else torch.tensor(rows, dtype=torch.int64))
 
     def matrix(self) -> Tensor:
         """W (c, d+1) float64 where the head's arithmetic runs."""
@@ -232,10 +222,6 @@ class Opened:
     def labels(self) -> Tensor:
         """Labels of the forget set (n,), in the model's ids."""
         return torch.tensor(list(self.forget.images.labels), dtype=torch.int64, device=self.math_device)
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.3g} GB"
 
 
 def load_model(path: Path, config: ModelConfig, known: Said | None = None) -> tuple[Checkpoint, Loaded]:
@@ -256,7 +242,7 @@ def with_features(config: ForgetConfig) -> ForgetConfig:
         raise ImuError(f"--features {config.features}: stands in place of --data; leave one of them out")
     if not featurefile.is_features(config.features):
         raise ImuError(f"--features {config.features}: not a .safetensors file; imu features writes one")
-    return replace(config, data=config.features, forget=config.forget or ["index=:"])
+    return replace(config, data=config.features, forget=config.forget or EVERYTHING)
 
 
 def open_all(path: Path, config: ForgetConfig, events: Events, known: Said | None = None) -> Opened:
@@ -278,7 +264,7 @@ def open_all(path: Path, config: ForgetConfig, events: Events, known: Said | Non
     influence.Damping.parse(config.damping)
     if config.max_memory is not None:
         memory.parse(config.max_memory)
-    on_features = any(featurefile.is_features(spec) for spec in (config.data or "", *config.forget))
+    on_features = config.data is not None and featurefile.is_features(config.data)
     with clock.timed("loading"):
         opened = (_open_on_features if on_features else _open_on_images)(path, config, events, known, clock)
     data = opened.data

@@ -19,6 +19,8 @@ from .errors import ImuError
 Config = TypeVar("Config")
 Origins = dict[str, str]
 
+CONFIGS = (InfluenceConfig, UnlearnConfig, EvaluateConfig, FeaturesConfig)
+"""Whose options one imu.yaml holds."""
 SCHEMES = ("imagefolder", "cifar10", "cifar100", "mnist", "fashion-mnist", "svhn")
 SELECTORS = ("class", "index", "id", "coarse")
 
@@ -32,18 +34,10 @@ YamlFile = Annotated[
         rich_help_panel="Output",
     ),
 ]
-OutputFormat = Annotated[
-    Literal["table", "json", "csv"],
-    typer.Option("--format", envvar="IMU_FORMAT", help="What is printed on stdout.", rich_help_panel="Output"),
-]
-TableOrJson = Annotated[
-    Literal["table", "json"],
-    typer.Option("--format", envvar="IMU_FORMAT", help="What is printed on stdout.", rich_help_panel="Output"),
-]
-ReportFormat = Annotated[
-    Literal["table", "json", "csv", "markdown"],
-    typer.Option("--format", envvar="IMU_FORMAT", help="What is printed on stdout.", rich_help_panel="Output"),
-]
+_FORMAT = typer.Option("--format", envvar="IMU_FORMAT", help="What is printed on stdout.", rich_help_panel="Output")
+OutputFormat = Annotated[Literal["table", "json", "csv"], _FORMAT]
+TableOrJson = Annotated[Literal["table", "json"], _FORMAT]
+ReportFormat = Annotated[Literal["table", "json", "csv", "markdown"], _FORMAT]
 Quiet = Annotated[
     bool,
     typer.Option(
@@ -177,12 +171,7 @@ def path_kinds(config: type[Any]) -> dict[str, PathKind | None]:
 
 def _known_keys() -> dict[str, PathKind | None]:
     """Every key that imu.yaml may hold: one file serves all commands."""
-    return (
-        path_kinds(InfluenceConfig)
-        | path_kinds(UnlearnConfig)
-        | path_kinds(EvaluateConfig)
-        | path_kinds(FeaturesConfig)
-    )
+    return {name: kind for config in CONFIGS for name, kind in path_kinds(config).items()}
 
 
 def _yaml(value: Any) -> str:
@@ -197,8 +186,7 @@ def _takes_text(annotation: Any) -> bool:
 
 def _text_keys() -> set[str]:
     """Keys whose value is text, where YAML reads ``label: 3`` and ``damping: 0.01`` as numbers."""
-    hints = _hints(InfluenceConfig) | _hints(UnlearnConfig) | _hints(EvaluateConfig) | _hints(FeaturesConfig)
-    return {name for name, annotation in hints.items() if _takes_text(annotation)}
+    return {name for config in CONFIGS for name, annotation in _hints(config).items() if _takes_text(annotation)}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

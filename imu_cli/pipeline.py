@@ -31,7 +31,7 @@ from .config import PAPER, InfluenceConfig, TargetConfig, UnlearnConfig
 from .dataset import ImageSet
 from .errors import ImuError
 from .events import Events
-from .head import check_replay, logits_of
+from .head import PRECISIONS, check_replay, logits_of
 from .metrics import binomial_range
 from .opening import Opened
 from .options import relative_to
@@ -238,7 +238,7 @@ def _replay(opened: Opened, matrix: Tensor, written: Path, h: Rows) -> str:
     expected = (h[slice(len(rows))].cpu() @ matrix.T).to(torch.float64)
     error = float((logits - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
     # The written model runs in float32: features of a lower precision are as far off as that precision is.
-    check_replay(opened.head.with_matrix(matrix), error, features.DTYPES[opened.config.precision])
+    check_replay(opened.head.with_matrix(matrix), error, PRECISIONS[opened.config.precision])
     return made.sha256
 
 

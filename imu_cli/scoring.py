@@ -56,7 +56,7 @@ def _forget_features(opened: Opened) -> tuple[Rows, str]:
     if opened.config.cache_features:
         found = cache.find("features", fields)
         if found.tensors is not None:
-            return opened.mapped(found.tensors["features"], images), "cache"
+            return opened.read(found.tensors["features"], images), "cache"
         if found.why:
             opened.note(f"feature cache: {found.why}")
     h = opened.features_of(images, "forget")
@@ -170,14 +170,13 @@ def _precision_error(opened: Opened, found: influence.Influence) -> PrecisionErr
     """What less than float32 did to the scores, on a random part of the set; None in float32, or where no model can run."""
     if opened.network is None or opened.config.precision == "float32":
         return None
-    images, width = opened.forget.images, opened.head.matrix.shape[1]
+    images = opened.forget.images
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(opened.config.seed))
     rows = sorted(order[:EXACT_ROWS].tolist())
     exact = replace(opened.engine, precision="float32")
-    h = torch.ones(len(rows), width, dtype=torch.float64)
     with opened.clock.timed("precision check"):
-        for seen in features.stream(exact, opened.head, images, opened.network.preprocess, rows):
-            h[seen.start : seen.start + len(seen.rows), : width - opened.head.bias] = seen.rows
+        again = features.stream(exact, opened.head, images, opened.network.preprocess, rows)
+        h = features.gather(again, len(rows), opened.head)
     labels, device = opened.labels()[rows], opened.math_device
     wanted = influence.along(h.to(device), labels, opened.matrix(), found.preconditioned)
     got = found.scores[rows]

@@ -8,11 +8,8 @@ import torch
 
 from .errors import ImuError, RefusedError
 from .featurefile import Vectors, logits_of
-from .head import REPLAY_TOLERANCE, Head, replay_error
+from .head import PRECISIONS, REPLAY_TOLERANCE, Head, replay_error
 from .manifest import ForgetSet
-from .rows import homogeneous
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 def head_hash(head: Head) -> str:
@@ -59,9 +56,8 @@ def _replay(store: Vectors, head: Head, note: Callable[[str], None]) -> Head:
         return head
     if store.said.get("head_sha256") != head_hash(head):  # an unlearned head gives other logits, and should
         return head
-    h = homogeneous(store.mapped()[: len(expected)], head.bias)[:, : head.matrix.shape[1] - head.bias]
-    allowed = REPLAY_TOLERANCE[DTYPES.get(str(store.said.get("precision")), torch.float32)]
-    error = replay_error(h, head.matrix, head.bias, expected)
+    allowed = REPLAY_TOLERANCE[PRECISIONS.get(str(store.said.get("precision")), torch.float32)]
+    error = replay_error(store.mapped()[: len(expected)], head.matrix, head.bias, expected)
     if not error <= allowed:
         raise RefusedError(
             f"{store.shown}: the replay check failed, h Wᵀ + b differs from the logits in it by {error:.2g} of the largest "

@@ -1,7 +1,7 @@
 """Features: one batched pass that does not depend on batches, order or threads, and stops at what it cannot vouch for."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from imu_cli import decoding, features
 from imu_cli.checkpoint import open_checkpoint
 from imu_cli.dataset import ImageSet
 from imu_cli.errors import ImuError, RefusedError
-from imu_cli.features import Features, batch, extract, pick_device, prepare, refuse_if_random
+from imu_cli.features import Engine, Seen, batch, gather, pick_device, prepare, refuse_if_random, stream
 from imu_cli.head import Head, find_head
 from imu_cli.preprocess import Preprocess, parse, stack
 from imu_cli.sources import open_flat
@@ -80,9 +80,25 @@ def head_of(model: nn.Module, images: ImageSet, folder: Path, rows: Sequence[int
     return find_head(model, batch(images, rows, STEPS, CPU), open_checkpoint(folder / "m.safetensors"), "")
 
 
+@dataclass(frozen=True)
+class Features:
+    """Features (n, d) float32 of a set of images, in its order, and the largest replay error on the way."""
+
+    rows: Tensor
+    replay_error: float
+
+
+def passed(model: nn.Module, head: Head, images: ImageSet, size: int, steps: Preprocess = STEPS) -> list[Seen]:
+    """The batches of a pass of the model as it is."""
+    return list(stream(Engine(model, head.module, CPU, size, "float32"), head, images, steps))
+
+
 def run(model: nn.Module, head: Head, images: ImageSet, size: int, steps: Preprocess = STEPS) -> Features:
     """Features of all images in batches of a size."""
-    return extract(model, head, images, steps, device=CPU, batch_size=size)
+    seen = passed(model, head, images, size, steps)
+    rows = torch.cat([torch.empty(0, head.matrix.shape[1] - head.bias), *(part.rows for part in seen)])
+    assert torch.equal(gather(seen, len(images), head)[:, : rows.shape[1]], rows.double())
+    return Features(rows, max((part.head.replay_error for part in seen), default=0.0))
 
 
 def alone(model: nn.Sequential, images: ImageSet) -> Tensor:
@@ -150,9 +166,7 @@ def test_the_model_is_left_as_it_was(images: ImageSet, tmp_path: Path) -> None:
 def test_progress_counts_every_image_once(images: ImageSet, tmp_path: Path) -> None:
     """The listener hears of each batch, uneven last one included."""
     model = network()
-    heard: list[int] = []
-    head = head_of(model, images, tmp_path)
-    extract(model, head, images, STEPS, device=CPU, batch_size=5, progress=heard.append)
+    heard = [len(part.rows) for part in passed(model, head_of(model, images, tmp_path), images, 5)]
     assert heard == [5, 5, 5, 5, 3]
 
 
@@ -287,7 +301,7 @@ def test_batch_norm_is_folded_into_the_convolution_before_it(images: ImageSet, t
     assert not any(isinstance(module, nn.BatchNorm2d) for module in made.model.modules())
     assert isinstance(model.get_submodule("1"), nn.BatchNorm2d)
     head = head_of(model, images, tmp_path)
-    found = torch.cat([seen.rows for seen in features.stream(made, head, images, STEPS)])
+    found = torch.cat([seen.rows for seen in stream(made, head, images, STEPS)])
     torch.testing.assert_close(found, alone(model, images), rtol=1e-4, atol=1e-5)
 
 
