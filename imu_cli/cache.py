@@ -1,18 +1,19 @@
 """Scores, and on request features, kept on disk under a key of everything they depend on.
 
-One entry is ``<kind>-<key>.safetensors`` beside ``<kind>-<key>.json``; the JSON holds what the key was made of, the
-samples' names, and the hash of the tensors. The folder is readable by its owner only.
+One entry is ``<kind>-<key>.safetensors`` beside ``<kind>-<key>.json``; the JSON holds what the key was made of on its
+first line, the samples' names on a line each, and on its last line their number and the hash of both files. So entries are
+listed by their ends, and a million samples pass by line by line. The folder is readable by its owner only.
 """
 
 import hashlib
 import json
 import os
+import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from io import BufferedReader
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,20 +24,23 @@ from .errors import ImuError
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
 STALE = 3600
 """Age in seconds from which a temporary file is taken to be left over by a process that was killed."""
 Kind = Literal["scores", "features"]
+_TAIL = re.compile(rb'\], "count": ([0-9]{1,18}), "sha256": "([0-9a-f]{64})"\}\n')
+_TAIL_BYTES = 120
+"""More than the last line can have."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry: its kind and key, the fields that the key was made of, and the samples it belongs to."""
+    """One entry: its kind and key, the fields that the key was made of, and how many samples it belongs to."""
 
     kind: Kind
     key: str
     fields: Mapping[str, Any]
-    samples: Sequence[Mapping[str, Any]] = field(repr=False)
+    count: int
     sha256: str
     folder: Path
 
@@ -49,6 +53,18 @@ class Entry:
     def size(self) -> int:
         """Bytes on disk."""
         return sum(path.stat().st_size for path in self.paths if path.exists())
+
+    def samples(self) -> Iterator[dict[str, str]]:
+        """Name, label and content hash of each sample.
+
+        Raises:
+            ValueError: the file was edited.
+            OSError: it is gone.
+        """
+        with self.paths[1].open("rb") as file:
+            for line in file:
+                if line.startswith(b'{"name": '):
+                    yield json.loads(line.rstrip(b",\n"))
 
 
 def folder() -> Path:
@@ -67,13 +83,15 @@ def _parse(path: Path) -> Entry | None:
     if kind not in ("scores", "features"):
         return None
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        entry = Entry(kind, key, plain["fields"], plain["samples"], plain["sha256"], path.parent)  # type: ignore[arg-type]
-        whole = plain["format"] == FORMAT and key_of(entry.kind, entry.fields) == key
-        whole = whole and all(isinstance(sample["digest"], str) for sample in entry.samples)
+        with path.open("rb") as file:
+            head = json.loads(file.readline().rstrip(b",\n") + b"}")
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            tail = _TAIL.fullmatch(b"]" + file.read().rpartition(b"\n]")[2])
+        if tail is None or head["format"] != FORMAT or key_of(kind, head["fields"]) != key:  # type: ignore[arg-type]
+            return None
+        return Entry(kind, key, head["fields"], int(tail[1]), tail[2].decode(), path.parent)  # type: ignore[arg-type]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return entry if whole else None
 
 
 def _written(path: Path) -> float:
@@ -99,10 +117,13 @@ def entries() -> tuple[list[Entry], list[Path]]:
     return [entry for _, entry in parsed if entry], sorted(torn + _left_over())
 
 
-def _checksum(file: BufferedReader, samples: Sequence[Mapping[str, Any]]) -> str:
-    """SHA-256 over an entry's tensors and its samples."""
-    digest = hashlib.file_digest(file, "sha256")
-    digest.update(json.dumps(list(samples), sort_keys=True).encode())
+def _checksum(tensors: Path, described: Path) -> str:
+    """SHA-256 over an entry's tensors and its JSON file up to the hash itself."""
+    with tensors.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    with described.open("rb") as file:
+        for line in file:
+            digest.update(line.partition(b', "sha256": ')[0] if line.startswith(b"], ") else line)
     return digest.hexdigest()
 
 
@@ -111,9 +132,7 @@ def read(entry: Entry) -> "dict[str, Tensor] | None":
     from safetensors.torch import load_file  # listing entries needs no torch
 
     try:
-        with entry.paths[0].open("rb") as file:
-            whole = _checksum(file, entry.samples) == entry.sha256
-        return load_file(entry.paths[0]) if whole else None
+        return load_file(entry.paths[0]) if _checksum(*entry.paths) == entry.sha256 else None
     except OSError:
         return None
 
@@ -194,13 +213,17 @@ def write(
     Raises:
         ImuError: the folder cannot be written.
     """
-    rows = list(samples)
+    key, count = key_of(kind, fields), 0
     with scratch() as tensors, scratch() as described:
         save(tensors)
-        with tensors.open("rb") as file:
-            entry = Entry(kind, key_of(kind, fields), fields, rows, _checksum(file, rows), folder())
-        plain = {"format": FORMAT, "fields": fields, "sha256": entry.sha256, "samples": rows}
-        described.write_text(json.dumps(plain, indent=1), encoding="utf-8")
+        with described.open("w", encoding="ascii") as file:
+            file.write(json.dumps({"format": FORMAT, "fields": fields})[:-1] + ',\n"samples": [')
+            for count, sample in enumerate(samples, 1):
+                file.write(("\n" if count == 1 else ",\n") + json.dumps(sample))
+            file.write(f'\n], "count": {count}')
+        with described.open("a", encoding="ascii") as file:
+            file.write(f', "sha256": "{_checksum(tensors, described)}"}}\n')
+        entry = Entry(kind, key, fields, count, "", folder())
         for temporary, path in zip((tensors, described), entry.paths, strict=True):
             temporary.chmod(0o600)
             temporary.replace(path)
@@ -231,4 +254,11 @@ def named(prefix: str) -> Entry:
 
 def belonging(digests: set[str]) -> list[Entry]:
     """Entries that hold any of the samples with these content digests."""
-    return [entry for entry in entries()[0] if any(sample["digest"] in digests for sample in entry.samples)]
+    return [entry for entry in entries()[0] if _holds(entry, digests)]
+
+
+def _holds(entry: Entry, digests: set[str]) -> bool:
+    try:
+        return any(sample["digest"] in digests for sample in entry.samples())
+    except (OSError, ValueError, KeyError, TypeError):  # an edited one is found by its checksum, and removed as broken
+        return False

@@ -365,7 +365,7 @@ def cache_ls(form: OutputFormat = "table") -> None:
         [
             entry.key[:12],
             entry.kind,
-            len(entry.samples),
+            entry.count,
             entry.size(),
             entry.fields.get("damping", ""),
             entry.fields.get("model", ""),
@@ -379,7 +379,7 @@ def cache_ls(form: OutputFormat = "table") -> None:
     else:
         _show(terminal.plain_table(f"{cache.folder()}: {len(rows)} entries", header, rows))
     for path in broken:
-        typer.echo(f"{path}: torn or edited; imu cache rm --broken removes it", err=True)
+        typer.echo(f"{path}: torn, edited, or of another version; imu cache rm --broken removes it", err=True)
 
 
 @cache_app.command("show")
@@ -394,8 +394,8 @@ def cache_show(
     tensors = cache.read(entry)
     if tensors is None:
         raise ImuError(f"{entry.paths[0]}: missing or edited (checksum); imu cache rm {entry.key[:12]}")
-    scores = tensors["scores"].tolist() if entry.kind == "scores" else [None] * len(entry.samples)
-    rows = [[sample["name"], sample["label"], score] for sample, score in zip(entry.samples, scores, strict=True)]
+    scores = tensors["scores"].tolist() if entry.kind == "scores" else [None] * entry.count
+    rows = [[sample["name"], sample["label"], score] for sample, score in zip(entry.samples(), scores, strict=True)]
     if form == "json":
         plain = {"kind": entry.kind, "key": entry.key, "fields": entry.fields, "rows": rows}
         sys.stdout.write(json.dumps(plain, indent=1, ensure_ascii=False) + "\n")

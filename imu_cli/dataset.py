@@ -8,8 +8,9 @@ import hashlib
 import os
 import re
 import warnings
+from array import array
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from .compact import Digests, as_array, numbers, take
 from .errors import ImuError, InvalidRowsError
 
 UNKNOWN = -1
@@ -44,7 +46,7 @@ class Store(Protocol):
     """What holds the samples of a set, by position: files, an array, or features without images."""
 
     @property
-    def digests(self) -> MutableMapping[int, str]:
+    def digests(self) -> Digests:
         """sha256 by position, filled as they are asked for."""
 
     def where(self, at: int) -> str:
@@ -72,14 +74,17 @@ class Files:
         shown: the folder as the user named it, for messages.
         names: of the files, relative to ``root``, ``/`` between the parts.
         real: where a name that is a link, or lies below one, really is; other names are where they say.
-        digests: sha256 by position, filled as they are asked for.
     """
 
     root: Path
     shown: str
     names: Sequence[str]
     real: Mapping[str, str] = field(default_factory=dict)
-    digests: dict[int, str] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def digests(self) -> Digests:
+        """sha256 by position, filled as they are asked for."""
+        return Digests.unknown(len(self.names))
 
     def where(self, at: int) -> str:
         """The file as the user would name it."""
@@ -119,7 +124,11 @@ class Pixels:
 
     identity: str
     values: NDArray[np.uint8]
-    digests: dict[int, str] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def digests(self) -> Digests:
+        """sha256 by position, filled as they are asked for."""
+        return Digests.unknown(len(self.values))
 
     def where(self, at: int) -> str:
         """The array and the index in it."""
@@ -222,6 +231,13 @@ class ImageSet:
                 f"{self.where(row)}: truncated or damaged image ({error}); replace it or leave it out"
             ) from error
 
+    def pixels(self, rows: Sequence[int]) -> NDArray[np.uint8] | None:
+        """Images (k, height, width, channels) that lie in an array, as they are; None where there are files."""
+        if not isinstance(self.store, Pixels):
+            return None
+        found = self.store.values[as_array(take(self.positions, rows))]
+        return found if found.ndim == 4 else found[..., None]
+
     def digest(self, row: int) -> str:
         """sha256 of the stored bytes, computed once.
 
@@ -229,31 +245,48 @@ class ImageSet:
             ImuError: the file cannot be read.
         """
         known, at = self.store.digests, self.positions[row]
-        if at not in known:
-            known[at] = hashlib.sha256(self.stored(row)).hexdigest()
+        if not known.known[at]:
+            known.put(at, hashlib.sha256(self.stored(row)).digest())
         return known[at]
 
-    def digests(self, rows: Iterable[int] | None = None) -> list[str]:
-        """``digest`` of many rows (all by default), read and hashed by a few threads.
+    def digest_bytes(self, rows: Iterable[int] | None = None) -> NDArray[np.uint8]:
+        """``digest`` of many rows (all by default) as bytes (k, 32); files are read and hashed by a few threads.
 
         Raises:
             ImuError: a file cannot be read.
         """
-        wanted = list(range(len(self))) if rows is None else list(rows)
-        chunks = [wanted[start : start + _DIGEST_CHUNK] for start in range(0, len(wanted), _DIGEST_CHUNK)]
-        with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 2)) as pool:
-            parts = pool.map(lambda chunk: [self.digest(row) for row in chunk], chunks)
-            return [digest for part in parts for digest in part]
+        wanted = range(len(self)) if rows is None else rows if isinstance(rows, range | array) else numbers(rows)
+        positions = as_array(take(self.positions, wanted))
+        missing = as_array(wanted)[~self.store.digests.known[positions]]
+        chunks = [missing[start : start + _DIGEST_CHUNK] for start in range(0, len(missing), _DIGEST_CHUNK)]
+        # Files wait for the disk; what is in memory is hashed quicker by one thread.
+        threads = min(8, (os.cpu_count() or 1) + 2) if isinstance(self.store, Files) else 1
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(self._hash, chunks):
+                pass
+        return self.store.digests.raw[positions]
+
+    def _hash(self, rows: NDArray[np.int64]) -> None:
+        for row in rows.tolist():
+            self.digest(row)
+
+    def digests(self, rows: Iterable[int] | None = None) -> list[str]:
+        """The same as text.
+
+        Raises:
+            ImuError: a file cannot be read.
+        """
+        return [digest.tobytes().hex() for digest in self.digest_bytes(rows)]
 
     def subset(self, rows: Sequence[int]) -> "ImageSet":
         """The given rows in the given order; a row may be named twice. Digests stay shared."""
         return replace(
             self,
-            names=[self.names[row] for row in rows],
-            labels=[self.labels[row] for row in rows],
-            positions=[self.positions[row] for row in rows],
-            columns={name: [values[row] for row in rows] for name, values in self.columns.items()},
-            origins=None if self.origins is None else [self.origins[row] for row in rows],
+            names=take(self.names, rows),
+            labels=take(self.labels, rows),
+            positions=take(self.positions, rows),
+            columns={name: take(values, rows) for name, values in self.columns.items()},
+            origins=None if self.origins is None else take(self.origins, rows),
         )
 
     def _reached(self, row: int, ask: Callable[[int], Answer]) -> Answer:
@@ -360,20 +393,21 @@ def class_names(
     return ClassNames(num_classes, None, "not known")
 
 
-def mapped(images: ImageSet, classes: ClassNames) -> tuple[list[int], dict[int, str]]:
+def mapped(images: ImageSet, classes: ClassNames) -> tuple[Sequence[int], dict[int, str]]:
     """Each row's label in the model's ids, mapped by name; and what is wrong with classes that have none, by own id.
 
     Rows of such a class, and those without a label, are ``UNKNOWN``.
     """
-    ids, wrong = {UNKNOWN: UNKNOWN}, {}
-    for own in sorted(set(images.labels) - {UNKNOWN}):
+    ids, wrong = {}, {}
+    own_ids, which = np.unique(as_array(images.labels), return_inverse=True)
+    for own in own_ids[own_ids != UNKNOWN].tolist():
         text = str(own) if images.classes is None else images.classes[own]
         try:
             ids[own] = classes.parse(text)
         except ImuError as error:
             named_by = images.source if images.origins is None else images.origins[list(images.labels).index(own)]
             wrong[own] = f"{named_by}: {error}"
-    return [ids.get(label, UNKNOWN) for label in images.labels], wrong
+    return numbers(np.array([ids.get(own, UNKNOWN) for own in own_ids.tolist()], np.int64)[which]), wrong
 
 
 def in_model_ids(images: ImageSet, classes: ClassNames) -> ImageSet:
@@ -400,7 +434,7 @@ def is_selector(spec: str) -> bool:
     return spec.partition("=")[0] in SELECTORS and "=" in spec
 
 
-def select_rows(images: ImageSet, selectors: Sequence[str], classes: ClassNames | None = None) -> list[int]:
+def select_rows(images: ImageSet, selectors: Sequence[str], classes: ClassNames | None = None) -> Sequence[int]:
     """Rows that the selectors name, each once: all of one kind, their union, in the order of the data set.
 
     ``index`` keeps the order it is written in. Classes are those of ``images``, or the model's if they are given.
@@ -413,23 +447,24 @@ def select_rows(images: ImageSet, selectors: Sequence[str], classes: ClassNames 
         raise ImuError(f"{' '.join(selectors)}: no selector; write {'=…, '.join(SELECTORS)}=…")
     if len(kinds) > 1:
         raise ImuError(f"{' '.join(selectors)}: different kinds of selectors; use one, or a list from imu select")
-    picks: dict[int, None] = {}
-    for selector in selectors:
-        picks |= dict.fromkeys(_pick(images, selector, classes))
-    return list(picks) if kinds == {"index"} else sorted(picks)
+    picks = [part for selector in selectors for part in _pick(images, selector, classes)]
+    if len(picks) == 1 and isinstance(picks[0], range):
+        return picks[0]
+    rows, first = np.unique(np.concatenate([as_array(part) for part in picks]), return_index=True)
+    return numbers(rows[np.argsort(first)] if kinds == {"index"} else rows)
 
 
-def _pick(images: ImageSet, selector: str, classes: ClassNames | None) -> list[int]:
+def _pick(images: ImageSet, selector: str, classes: ClassNames | None) -> list[Sequence[int]]:
     kind, _, value = selector.partition("=")
     if not value:
         raise ImuError(f"{selector}: names nothing; write for example {kind}={'0:500' if kind == 'index' else 'NAME'}")
     if kind == "index":
-        rows = [row for part in value.split(",") for row in _slice(selector, part.strip(), len(images))]
+        rows = [_slice(selector, part.strip(), len(images)) for part in value.split(",")]
     elif kind == "class":
         rows = _of_classes(images, selector, value, classes)
     else:
         rows = _of_column(images, selector, kind, value)
-    if not rows:
+    if not any(rows):
         raise ImuError(f"{selector}: selects no row of {images.source}")
     return rows
 
@@ -455,36 +490,36 @@ def _parts(value: str, known: Mapping[str, object]) -> list[str]:
     return [value] if value in known else [part.strip() for part in value.split(",")]
 
 
-def _of_classes(images: ImageSet, selector: str, value: str, classes: ClassNames | None) -> list[int]:
+def _of_classes(images: ImageSet, selector: str, value: str, classes: ClassNames | None) -> list[Sequence[int]]:
     if classes is None:
         count = len(images.classes) if images.classes is not None else max(images.labels, default=UNKNOWN) + 1
         classes = ClassNames(count, images.classes, images.source)
-    labels, _ = mapped(images, classes)
-    rows = []
+    labels = as_array(mapped(images, classes)[0])
+    rows: list[Sequence[int]] = []
     for part in _parts(value, dict.fromkeys(classes.names or ())):
         try:
             wanted = classes.parse(part)
         except ImuError as error:
             raise ImuError(f"{selector}: {error}") from error
-        found = [row for row, label in enumerate(labels) if label == wanted]
+        found = numbers(np.flatnonzero(labels == wanted))
         if not found:
             raise ImuError(f"{selector}: {images.source} has no row of class '{part}'")
-        rows += found
+        rows.append(found)
     return rows
 
 
-def _of_column(images: ImageSet, selector: str, kind: str, value: str) -> list[int]:
+def _of_column(images: ImageSet, selector: str, kind: str, value: str) -> list[Sequence[int]]:
     if kind not in images.columns:
         whose = "cifar100:DIR" if kind == "coarse" else "a manifest with an id column"
         raise ImuError(f"{selector}: {images.source} has no '{kind}'; it needs --data {whose}")
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, text in enumerate(images.columns[kind]):
         rows_of[text].append(row)
-    rows = []
+    rows: list[Sequence[int]] = []
     for part in _parts(value, rows_of):
         if part not in rows_of:
             raise ImuError(f"{selector}: {images.source} has no {kind} '{part}'{nearest(part, rows_of)}")
-        rows += rows_of[part]
+        rows.append(rows_of[part])
     return rows
 
 

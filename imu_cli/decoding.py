@@ -42,6 +42,9 @@ def _by_processes(images: int, beside: bool) -> bool:
 
 
 def _shaped(images: ImageSet, rows: Sequence[int], preprocess: Preprocessing) -> Piece:
+    stored = images.pixels(rows)
+    if stored is not None and preprocess.takes(stored):
+        return stored
     arrays = [preprocess.shape(images.read(row)) for row in rows]
     for row, array in zip(rows, arrays, strict=True):
         _refuse_shape(images, row, array.shape, arrays[0].shape)

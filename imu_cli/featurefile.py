@@ -5,7 +5,7 @@ head's name, the backbone's hash where the file has it, and the first rows' logi
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
+from .compact import Digests, RowNames, Texts, as_array, numbers
 from .dataset import UNKNOWN, ImageSet
 from .errors import ImuError
 from .layout import Entry, Shard, parse_json, read_header
@@ -30,22 +31,6 @@ TEXTS = ("name", "id", "group")
 CODES = {"float64": "F64", "float32": "F32", "int64": "I64", "uint8": "U8"}
 
 
-# --- text in tensors
-
-
-def packed(texts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Strings as the bytes of all of them, and the end (n,) of each."""
-    parts = [text.encode("utf-8", "surrogateescape") for text in texts]
-    ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-    return np.frombuffer(b"".join(parts), np.uint8), ends
-
-
-def unpacked(data: NDArray[np.uint8], ends: NDArray[np.int64]) -> list[str]:
-    """The strings again."""
-    raw, starts = data.tobytes(), [0, *ends[:-1].tolist()]
-    return [raw[a:b].decode("utf-8", "surrogateescape") for a, b in zip(starts, ends.tolist(), strict=True)]
-
-
 def columns_of(
     images: ImageSet, weights: Sequence[float] | None = None, true_labels: Sequence[int] | None = None
 ) -> dict[str, NDArray[Any]]:
@@ -54,10 +39,10 @@ def columns_of(
     for column in TEXTS:
         texts = images.names if column == "name" else images.columns.get(column)
         if texts is not None:
-            made[column], made[f"{column}.end"] = packed(texts)
-    digests = b"".join(bytes.fromhex(digest) for digest in images.digests())
-    made["digest"] = np.frombuffer(digests, np.uint8).reshape(len(images), 32)
-    made["size"] = np.array([images.size(row) for row in range(len(images))], np.int64)
+            packed = Texts.of(texts)
+            made[column], made[f"{column}.end"] = packed.data, packed.ends
+    made["digest"] = images.digest_bytes()
+    made["size"] = as_array(numbers(images.size(row) for row in range(len(images))))
     if weights is not None:
         made["weight"] = np.asarray(weights, np.float64)
     if true_labels is not None:
@@ -120,32 +105,6 @@ def _sized(array: NDArray[Any]) -> tuple[int, str]:
 # --- reading
 
 
-class Digests(MutableMapping[int, str]):
-    """sha256 by position in 32 bytes each, where as text in a dictionary a million of them would take 200 MB."""
-
-    def __init__(self, raw: NDArray[np.uint8] | None, n: int) -> None:
-        self._raw = np.zeros((n, 32), np.uint8) if raw is None else raw
-        self._known = np.full(n, raw is not None)
-
-    def __getitem__(self, at: int) -> str:
-        if not self._known[at]:
-            raise KeyError(at)
-        return bytes(self._raw[at]).hex()
-
-    def __setitem__(self, at: int, digest: str) -> None:
-        self._raw[at] = np.frombuffer(bytes.fromhex(digest), np.uint8)
-        self._known[at] = True
-
-    def __delitem__(self, at: int) -> None:
-        self._known[at] = False
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._known.nonzero()[0].tolist())
-
-    def __len__(self) -> int:
-        return int(self._known.sum())
-
-
 @dataclass(frozen=True, eq=False)
 class Vectors:
     """Features in a file, as what holds the samples of an ``ImageSet``: there is no image to decode.
@@ -159,10 +118,10 @@ class Vectors:
     width: int
     entry: Entry
     said: Mapping[str, Any]
-    sizes: Sequence[int] | None = None
-    weights: Sequence[float] | None = None
-    true_labels: Sequence[int] | None = None
-    digests: MutableMapping[int, str] = field(default_factory=dict, repr=False)
+    digests: Digests = field(repr=False)
+    sizes: NDArray[np.int64] | None = None
+    weights: NDArray[np.float64] | None = None
+    true_labels: NDArray[np.int64] | None = None
 
     def where(self, at: int) -> str:
         """The file and the row in it."""
@@ -174,7 +133,7 @@ class Vectors:
 
     def size(self, at: int) -> int:
         """Bytes of the image the row was made from; of the row where that is not known."""
-        return self._row_bytes if self.sizes is None else self.sizes[at]
+        return self._row_bytes if self.sizes is None else int(self.sizes[at])
 
     @property
     def _row_bytes(self) -> int:
@@ -222,16 +181,15 @@ def open_features(spec: str) -> ImageSet:
     with safetensors.safe_open(str(path), framework="np") as file:
         arrays = {name: file.get_tensor(name) for name in shard.entries if name not in ("features", "logits")}
     _refuse_lengths(path, arrays, n)
-    texts = {name: unpacked(arrays[name], arrays[f"{name}.end"]) for name in TEXTS if name in arrays}
-    digests = Digests(arrays.get("digest"), n)
-    sizes = None if "size" not in arrays else arrays["size"].tolist()
+    texts = {name: Texts(arrays[name], arrays[f"{name}.end"]) for name in TEXTS if name in arrays}
+    digests = Digests.given(arrays["digest"]) if "digest" in arrays else Digests.unknown(n)
     classes = said.get("classes")
-    weights, true = (None if name not in arrays else arrays[name].tolist() for name in ("weight", "true_label"))
-    store = Vectors(path.resolve(), spec, width, shard.entries["features"], said, sizes, weights, true, digests)
+    numbered = (arrays.get(name) for name in ("size", "weight", "true_label"))
+    store = Vectors(path.resolve(), spec, width, shard.entries["features"], said, digests, *numbered)
     return ImageSet(
         spec,
-        texts.get("name", [str(row) for row in range(n)]),
-        arrays["labels"].tolist(),
+        texts.get("name", RowNames(range(n))),
+        numbers(arrays["labels"]),
         tuple(classes) if classes else None,
         store,
         range(n),

@@ -16,10 +16,10 @@ from .errors import ImuError
 from .head import PRECISIONS, REPLAY_TOLERANCE, Head, check_replay, hooked, logits_of, replay_error, rows_of, tapped
 from .preprocess import Preprocessing
 
-PROBE = 8
+PROBE = 4
 """Images used to find the head and to try whether two passes agree."""
 
-FEW = 4
+FEW = 2
 """Images of the probe that the way a model runs is tried on."""
 
 CACHED_BYTES = 16 * 2**20

@@ -174,7 +174,7 @@ class _Models:
         before = None if original is None else _features_by(original, h, images, f"{what}, original")
         again = None if self.retrained is None else _features_by(self.retrained, h, images, f"{what}, retrained")
         return Split(
-            labels=torch.tensor(list(images.labels), dtype=torch.int64, device=h.device),
+            labels=opened.labels(images),
             before=None if before is None or original is None else rows.logits(before, original.matrix()),
             after=rows.logits(h, opened.matrix()),
             features=rows.features_of(h, opened.head.bias),

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO, TypeVar
 from weakref import WeakKeyDictionary
 
+from .compact import alike, members, numbers, take
 from .dataset import (
     SELECTORS,
     UNKNOWN,
@@ -471,8 +472,8 @@ class _Draft:
 
     images: ImageSet
     description: str
-    declared: list[int]
-    rows: list[int | None]
+    declared: Sequence[int]
+    rows: Sequence[int | None]
     lines: list[int] | None = None
     written: bool = False
     notes: list[str] = field(default_factory=list)
@@ -572,7 +573,7 @@ def _selected(specs: list[str], data: ImageSet | None, label: str | None, classe
     if label is not None:
         raise ImuError(f"--label {label}: selectors take the labels of --data; list the images in a forget.csv instead")
     rows = select_rows(data, specs, classes)
-    return _Draft(data.subset(rows), " ".join(specs), [UNKNOWN] * len(rows), list(rows))
+    return _Draft(data.subset(rows), " ".join(specs), numbers([UNKNOWN]) * len(rows), rows)
 
 
 def _from_folder(spec: str, data: ImageSet | None, label: str | None, classes: ClassNames) -> _Draft:
@@ -670,9 +671,9 @@ def _ambiguous(table: Table, classes: ClassNames) -> list[str]:
 
 def _settle(draft: _Draft, data: ImageSet | None, classes: ClassNames, problems: _Problems) -> ForgetSet:
     """Labels from the list or the data set, contradictions and repetitions found, or everything wrong refused."""
-    in_data, unmapped = ([], {}) if data is None else mapped(data, classes)
-    theirs = [UNKNOWN if row is None else in_data[row] for row in draft.rows]
-    labels = [own if own != UNKNOWN else other for own, other in zip(draft.declared, theirs, strict=True)]
+    in_data, unmapped = (numbers([]), {}) if data is None else mapped(data, classes)
+    theirs = numbers(UNKNOWN if row is None else in_data[row] for row in draft.rows)
+    labels = numbers(own if own != UNKNOWN else other for own, other in zip(draft.declared, theirs, strict=True))
     draft.images = replace(draft.images, labels=labels, classes=classes.names)
     _note_missing(draft, data, unmapped, problems)
     repeated = _note_copies(draft, problems)
@@ -723,16 +724,16 @@ def _note_copies(draft: _Draft, problems: _Problems) -> list[str]:
     """
     images = draft.images
     try:
-        digests = images.digests()
+        if not alike(images.digest_bytes()):
+            return []
     except ImuError as error:
         problems.add(0, str(error))
-        return []
-    if len(set(digests)) == len(digests) == len(set(images.positions)):
         return []
     repeated, conflicts = [], 0
     first_at: dict[Hashable, int] = {}
     first_like: dict[str, int] = {}
-    for row, digest in enumerate(digests):
+    for row in range(len(images)):
+        digest = images.digest(row)
         earlier = first_at.setdefault(_spot(images, row), row)
         earlier = earlier if earlier != row else first_like.get(digest, row)
         first_like.setdefault(digest, row)
@@ -769,23 +770,30 @@ def _summary(draft: _Draft, repeated: list[str], relabelled: int) -> list[str]:
 
 def _holds_all(draft: _Draft, data: ImageSet, in_data: Sequence[int]) -> bool:
     """Whether every row that ``--data`` has of these labels is among the images, by location or by content."""
-    wanted = set(draft.images.labels)
-    spot = _spot if draft.images.store is data.store else ImageSet.location
-    here = {spot(draft.images, row) for row in range(len(draft.images))}
-    rows = [row for row, label in enumerate(in_data) if label in wanted]
-    left = [row for row in rows if spot(data, row) not in here]
-    if {in_data[row] for row in rows} != wanted:
+    images = draft.images
+    rows = members(in_data, images.labels)
+    if set(take(in_data, rows)) != set(images.labels):
         return False
+    left = _left(images, data, rows)
     # Images that are no rows of the data set may be copies of what is left; too few cannot be all.
     if len(left) > sum(row is None for row in draft.rows):
         return False
-    return set(data.digests(left)) <= set(draft.images.digests())
+    return not left or set(data.digests(left)) <= set(images.digests())
+
+
+def _left(images: ImageSet, data: ImageSet, rows: Sequence[int]) -> Sequence[int]:
+    """Those of the data set's rows that are not among the images, as samples, whatever their content."""
+    if images.store is data.store and not isinstance(data.store, Files):
+        return take(rows, members(take(data.positions, rows), images.positions, inside=False))
+    spot = _spot if images.store is data.store else ImageSet.location
+    here = {spot(images, row) for row in range(len(images))}
+    return numbers(row for row in rows if spot(data, row) not in here)
 
 
 def _content(images: ImageSet) -> str:
     summed = hashlib.sha256()
-    for name, label, digest in zip(images.names, images.labels, images.digests(), strict=True):
-        summed.update(json.dumps([name, label, digest]).encode() + b"\n")
+    for row, (name, label) in enumerate(zip(images.names, images.labels, strict=True)):
+        summed.update(json.dumps([name, label, images.digest(row)]).encode() + b"\n")
     return summed.hexdigest()
 
 

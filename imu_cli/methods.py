@@ -59,7 +59,7 @@ def _held_out(opened: Opened, config: UnlearnConfig, plan: Plan) -> tuple[HeldOu
     if found is None:
         return None, None
     images, info = found
-    labels = torch.tensor(list(images.labels), dtype=torch.int64, device=opened.math_device)
+    labels = opened.labels(images)
     return scenario.held_out(opened.features_of(images, "held-out"), labels, plan.forgotten), info
 
 

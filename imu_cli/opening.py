@@ -32,6 +32,7 @@ from . import (
 )
 from .architecture import Loaded
 from .checkpoint import Checkpoint, open_checkpoint
+from .compact import as_array
 from .config import ForgetConfig, ModelConfig
 from .dataset import ClassNames, ImageSet, class_names, in_model_ids, is_selector, overlap
 from .errors import ImuError, InvalidRowsError
@@ -211,17 +212,17 @@ class Opened:
     def _from_file(self, store: Vectors, images: ImageSet) -> Rows:
         with self.clock.timed("reading features"):
             self.head = vectors.require(store, self.head, self.outside_sha256, self.note)
-            rows = list(images.positions)
-            whole = rows == list(range(store.entry.shape[0]))
-            return self.read(store.mapped(), images, None if whole else torch.tensor(rows, dtype=torch.int64))
+            whole = images.positions == range(store.entry.shape[0])
+            return self.read(store.mapped(), images, None if whole else torch.tensor(as_array(images.positions)))
 
     def matrix(self) -> Tensor:
         """W (c, d+1) float64 where the head's arithmetic runs."""
         return self.head.matrix.to(self.math_device)
 
-    def labels(self) -> Tensor:
-        """Labels of the forget set (n,), in the model's ids."""
-        return torch.tensor(list(self.forget.images.labels), dtype=torch.int64, device=self.math_device)
+    def labels(self, images: ImageSet | None = None) -> Tensor:
+        """Labels (n,) of the forget set, or of another set in the model's ids, where the head's arithmetic runs."""
+        labelled = self.forget.images if images is None else images
+        return torch.tensor(as_array(labelled.labels), device=self.math_device)
 
 
 def load_model(path: Path, config: ModelConfig, known: Said | None = None) -> tuple[Checkpoint, Loaded]:
@@ -342,7 +343,12 @@ def half(images: ImageSet, seed: int) -> list[int]:
 
 def rows_hash(images: ImageSet) -> str:
     """SHA-256 over names and labels of the rows, in order."""
-    return hashlib.sha256(repr(list(zip(images.names, images.labels, strict=True))).encode()).hexdigest()
+    summed, between = hashlib.sha256(b"["), ""
+    for pair in zip(images.names, images.labels, strict=True):
+        summed.update(f"{between}{pair!r}".encode())
+        between = ", "
+    summed.update(b"]")
+    return summed.hexdigest()
 
 
 def reference_of(opened: Opened, test: str | None, reference: str | None) -> tuple[ImageSet, HeldOutInfo] | None:

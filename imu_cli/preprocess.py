@@ -45,6 +45,9 @@ class Preprocessing(Protocol):
     def shape(self, image: Image.Image) -> NDArray[Any]:
         """One image to a (height, width, channels) array."""
 
+    def takes(self, images: NDArray[np.uint8]) -> bool:
+        """Whether ``shape`` would leave every image of such an (n, height, width, channels) array as it is."""
+
     def scale(self, images: Tensor) -> Tensor:
         """A (n, channels, height, width) batch of such arrays to what the model takes, float32."""
 
@@ -109,6 +112,10 @@ class Preprocess:
         pixels: NDArray[np.uint8] = np.asarray(image)
         return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
+    def takes(self, images: NDArray[np.uint8]) -> bool:
+        """Whether the images have these channels and are neither resized nor cropped."""
+        return self.size is None and self.crop is None and images.shape[3] == len(self.mode)
+
     def scale(self, images: Tensor) -> Tensor:
         """A (n, channels, height, width) uint8 batch to normalised float32."""
         if self.mean is not None and self.std is not None:
@@ -138,6 +145,10 @@ class TimmTransform:
         """One image to a (height, width, channels) uint8 array."""
         pixels: Tensor = self._transform(image if image.mode == self.mode else image.convert(self.mode))
         return pixels.permute(1, 2, 0).numpy()
+
+    def takes(self, images: NDArray[np.uint8]) -> bool:
+        """Never: the library decides what it does."""
+        return False
 
     def scale(self, images: Tensor) -> Tensor:
         """A uint8 batch to normalised float32."""
@@ -171,6 +182,10 @@ class ProcessorTransform:
             )
         pixels: Tensor = found[0].to(torch.float32).permute(1, 2, 0)
         return pixels.numpy()
+
+    def takes(self, images: NDArray[np.uint8]) -> bool:
+        """Never: the library decides what it does."""
+        return False
 
     def scale(self, images: Tensor) -> Tensor:
         """Nothing is left to do."""

@@ -32,8 +32,8 @@ def _cache_fields(opened: Opened) -> dict[str, Any]:
 
 def _samples(opened: Opened) -> Iterator[dict[str, Any]]:
     images = opened.forget.images
-    for row, digest in enumerate(images.digests()):
-        yield {"name": images.names[row], "label": opened.classes.name(images.labels[row]), "digest": digest}
+    for row, (name, label) in enumerate(zip(images.names, images.labels, strict=True)):
+        yield {"name": name, "label": opened.classes.name(label), "digest": images.digest(row)}
 
 
 def forget_features(opened: Opened) -> Rows:

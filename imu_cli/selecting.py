@@ -40,12 +40,12 @@ def clear_cache(
         chosen |= {entry.paths[1]: entry for entry in readable}
     for entry in chosen.values():
         cache.remove(entry)
-    said = [f"removed {entry.kind} {entry.key[:12]} ({len(entry.samples)} samples)" for entry in chosen.values()]
+    said = [f"removed {entry.kind} {entry.key[:12]} ({entry.count} samples)" for entry in chosen.values()]
     if broken or everything:
         for path in torn:
             path.with_suffix(".safetensors").unlink(missing_ok=True)
             path.unlink(missing_ok=True)
-            said.append(f"removed {path.name} (torn or edited)")
+            said.append(f"removed {path.name} (torn, edited, or of another version)")
     return said or ["nothing in the cache belongs to that"]
 
 

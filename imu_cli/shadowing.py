@@ -142,7 +142,7 @@ def _held(opened: Opened, wanted: UnlearnConfig, e: Evidence) -> scenario.HeldOu
     if reference is None:
         return None
     images, _ = reference
-    labels = torch.tensor(list(images.labels), dtype=torch.int64, device=opened.math_device)
+    labels = opened.labels(images)
     return scenario.held_out(opened.features_of(images, "held-out"), labels, e.forgotten)
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .compact import RowNames, numbers
 from .dataset import UNKNOWN, Files, ImageSet, Pixels, nearest
 from .errors import ImuError, InvalidRowsError
 from .featurefile import is_features, open_features
@@ -270,17 +271,15 @@ def _of_array(
     classes: tuple[str, ...],
     columns: Mapping[str, list[str]] | None = None,
 ) -> ImageSet:
-    odd = next(
-        (r for r, label in enumerate(labels) if not isinstance(label, int) or not 0 <= label < len(classes)), None
-    )
     if len(values) != len(labels):
         raise ImuError(f"{source}: holds {len(values)} images and {len(labels)} labels; the files are damaged")
-    if odd is not None:
+    if not set(map(type, labels)) <= {int} or not 0 <= min(labels, default=0) <= max(labels, default=0) < len(classes):
+        odd = next(r for r, label in enumerate(labels) if type(label) is not int or not 0 <= label < len(classes))
         raise ImuError(f"{source}: row {odd} has label {labels[odd]}, classes are 0 to {len(classes) - 1}")
     return ImageSet(
         source,
-        [str(row) for row in range(len(labels))],
-        labels,
+        RowNames(range(len(labels))),
+        numbers(labels),
         classes,
         Pixels(identity, values),
         range(len(labels)),
@@ -383,7 +382,12 @@ def _cifar_images(source: str, path: Path, batch: Mapping[str, Any]) -> NDArray[
     found = batch.get("data")
     if not isinstance(found, _Array) or found.values.dtype != np.uint8 or found.values.shape[1:] != (3072,):
         raise ImuError(f"{source}: {path} has no uint8 array 'data' of 3,072 columns; get the file again")
-    return found.values.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return found.values
+
+
+def _cifar_pixels(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Rows of 3,072 bytes, one channel after the other, as images with the channels last."""
+    return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
 
 
 def open_cifar10(path: Path, source: str, split: str) -> ImageSet:
@@ -395,7 +399,7 @@ def open_cifar10(path: Path, source: str, split: str) -> ImageSet:
     home = _home(source, path, ("cifar-10-batches-py",), ("data_batch_1", "test_batch"))
     parts = [home / f"data_batch_{i}" for i in range(1, 6)] if split == "train" else [home / "test_batch"]
     batches = [(part, _batch(source, part)) for part in parts]
-    values = np.concatenate([_cifar_images(source, part, batch) for part, batch in batches])
+    values = _cifar_pixels(np.concatenate([_cifar_images(source, part, batch) for part, batch in batches]))
     labels = [label for part, batch in batches for label in _listed(source, part, batch, "labels")]
     names = _listed(source, home / "batches.meta", _batch(source, home / "batches.meta"), "label_names")
     return _of_array(source, f"cifar10:{home}#{split}", values, labels, tuple(names))
@@ -415,7 +419,8 @@ def open_cifar100(path: Path, source: str, split: str) -> ImageSet:
     if not all(isinstance(label, int) and 0 <= label < len(coarse) for label in above):
         raise ImuError(f"{source}: {part} has coarse labels beyond its {len(coarse)} names; get the file again")
     columns = {"coarse": [coarse[label] for label in above]}
-    values, labels = _cifar_images(source, part, batch), _listed(source, part, batch, "fine_labels")
+    values = _cifar_pixels(_cifar_images(source, part, batch))
+    labels = _listed(source, part, batch, "fine_labels")
     return _of_array(source, f"cifar100:{home}#{split}", values, labels, tuple(fine), columns)
 
 

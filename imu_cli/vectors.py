@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from .compact import as_array
 from .errors import ImuError, RefusedError
 from .featurefile import Vectors, logits_of
 from .head import PRECISIONS, REPLAY_TOLERANCE, Head, replay_error
@@ -72,13 +73,13 @@ def settled(forget: ForgetSet, store: Vectors) -> ForgetSet:
     A file of forget samples alone holds every row of its labels, which says nothing: only one of a whole data set, or
     the list that it was made from, tells.
     """
-    rows = list(forget.images.positions)
+    rows = as_array(forget.images.positions)
     every = len(rows) == store.entry.shape[0]
     if store.said.get("complete") is not True:
         whole = store.said.get("whole_classes") if every else None
         forget = replace(forget, whole_classes=whole if isinstance(whole, bool) else None)
     if forget.weights is None and store.weights is not None:
-        forget = replace(forget, weights=tuple(store.weights[row] for row in rows))
+        forget = replace(forget, weights=tuple(store.weights[rows].tolist()))
     if forget.true_labels is None and store.true_labels is not None:
-        forget = replace(forget, true_labels=tuple(store.true_labels[row] for row in rows))
+        forget = replace(forget, true_labels=tuple(store.true_labels[rows].tolist()))
     return forget

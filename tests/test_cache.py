@@ -181,7 +181,10 @@ def test_an_entry_comes_back_as_it_was_written() -> None:
     assert found is not None
     assert torch.equal(found["scores"], tensors()["scores"])
     assert entry.fields == FIELDS
-    assert entry.samples == samples
+    assert list(entry.samples()) == samples
+    assert entry.count == 3
+    plain = json.loads(entry.paths[1].read_text())
+    assert (plain["fields"], plain["samples"]) == (FIELDS, samples)
     assert cache.entries() == ([entry], [])
     assert entry.size() == sum(path.stat().st_size for path in cache.folder().iterdir())
 
@@ -252,17 +255,24 @@ def test_every_cut_is_noticed() -> None:
 
 EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
     "a field": lambda plain: plain["fields"].update(damping="0.02"),
-    "no fields": lambda plain: plain.pop("fields"),
+    "no fields": lambda plain: plain.update(fields=None),
     "fields are a list": lambda plain: plain.update(fields=[1]),
     "a sample's label": lambda plain: plain["samples"][0].update(label="4"),
     "a sample less": lambda plain: plain["samples"].pop(),
-    "samples without digests": lambda plain: plain.update(samples=[{"name": "a", "label": "3"}]),
+    "a sample less, and counted": lambda plain: plain.update(samples=plain["samples"][:1], count=1),
+    "samples without digests": lambda plain: plain.update(samples=[{"name": "a", "label": "3"}] * 2),
     "samples are names": lambda plain: plain.update(samples=["a", "b"]),
-    "samples are a number": lambda plain: plain.update(samples=3),
+    "the number of samples": lambda plain: plain.update(count=3),
     "the checksum": lambda plain: plain.update(sha256="0" * 64),
     "another format": lambda plain: plain.update(format=cache.FORMAT + 1),
-    "an empty object": lambda plain: plain.clear(),
 }
+
+
+def laid_out(plain: dict[str, Any]) -> str:
+    """JSON on the lines that an entry has."""
+    head = json.dumps({"format": plain["format"], "fields": plain["fields"]})[:-1]
+    rows = ",\n".join(map(json.dumps, plain["samples"]))
+    return f'{head},\n"samples": [\n{rows}\n], "count": {plain["count"]}, "sha256": "{plain["sha256"]}"}}\n'
 
 
 @pytest.mark.parametrize("name", EDITS)
@@ -270,12 +280,21 @@ def test_edited_json_is_noticed(name: str) -> None:
     """Whatever is edited in the JSON file, the entry is not used, and no listing breaks on it."""
     entry = write()
     plain = json.loads(entry.paths[1].read_text())
+    assert entry.paths[1].read_text() == laid_out(plain)
     EDITS[name](plain)
-    entry.paths[1].write_text(json.dumps(plain))
+    entry.paths[1].write_text(laid_out(plain))
     assert stored() is None
     readable, broken = cache.entries()
     assert broken == [entry.paths[1]] or [cache.read(item) for item in readable] == [None]
     cache.belonging({"d0"})
+
+
+def test_json_on_other_lines_is_a_broken_entry() -> None:
+    """The same content on one line, as another tool may write it, was edited."""
+    entry = write()
+    entry.paths[1].write_text(json.dumps(json.loads(entry.paths[1].read_text())))
+    assert stored() is None
+    assert cache.entries() == ([], [entry.paths[1]])
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "3", '"text"', "{", "\xff"])

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from imu_cli import extracting, featurefile
+from imu_cli import compact, extracting, featurefile
 from imu_cli.cli import main
 from imu_cli.errors import ImuError
 
@@ -104,9 +104,13 @@ def test_columns_of_the_list_travel_with_the_features(
     extract(capsys, "--forget", "forget.csv", output="four.safetensors")
     found = featurefile.open_features("four.safetensors")
     assert list(found.names) == [f"3/{name}" for name in names]
-    assert found.columns == {"id": ["0", "1", "2", "3"], "group": ["g"] * 4}
+    assert {name: list(texts) for name, texts in found.columns.items()} == {
+        "id": ["0", "1", "2", "3"],
+        "group": ["g"] * 4,
+    }
     assert isinstance(found.store, featurefile.Vectors)
-    assert (found.store.weights, found.store.true_labels) == ([1.0, 2.0, 3.0, 4.0], [8] * 4)
+    assert np.array_equal(found.store.weights, [1.0, 2.0, 3.0, 4.0])
+    assert np.array_equal(found.store.true_labels, [8] * 4)
     extract(capsys)
     by_name = scores(capsys, "model.safetensors", "--features", "train.safetensors", "--forget", "forget.csv")
     own = scores(capsys, "model.safetensors", "--features", "four.safetensors")
@@ -402,4 +406,4 @@ def test_rows_that_were_promised_have_to_come(tmp_path: Path) -> None:
 def test_text_survives_any_name() -> None:
     """Names with accents, line ends and undecodable bytes come back as they were."""
     texts = ["a/é.png", "", "b\n.png", "c\udcff.png"]
-    assert featurefile.unpacked(*featurefile.packed(texts)) == texts
+    assert list(compact.Texts.of(texts)) == texts

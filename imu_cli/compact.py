@@ -1,0 +1,136 @@
+"""What is known of each sample, in few bytes a sample: whole numbers, text and SHA-256 of millions of them.
+
+A Python list takes 36 bytes for a number, and 60 and more for a short name. Here a number takes 8, a text its own bytes
+and 8 more, a row's number as its name nothing, and a SHA-256 32. numpy alone: lists of samples are read without torch.
+"""
+
+import io
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+SHA256 = 32
+"""Bytes of a digest."""
+
+Item = TypeVar("Item")
+
+
+def numbers(values: Iterable[int]) -> "array[int]":
+    """Whole numbers in 8 bytes each; single ones are Python's own."""
+    if isinstance(values, np.ndarray):
+        return array("q", np.ascontiguousarray(values, np.int64).tobytes())
+    return array("q", values)
+
+
+def as_array(values: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
+    """The same numbers (n,) int64 for arithmetic; those of an array are shared, not copied."""
+    if isinstance(values, range):
+        return np.arange(values.start, values.stop, values.step, dtype=np.int64)
+    return np.asarray(values, np.int64)
+
+
+def members(values: Sequence[int], of: Sequence[int], *, inside: bool = True) -> "array[int]":
+    """Where in ``values`` stand numbers that are among those of another sequence, or that are not."""
+    return numbers(np.flatnonzero(np.isin(as_array(values), as_array(of), invert=not inside)))
+
+
+class RowNames(Sequence[str]):
+    """Names of samples that have none but their rows' numbers."""
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> "RowNames": ...
+    def __getitem__(self, at: int | slice) -> "str | RowNames":
+        return RowNames(self.rows[at]) if isinstance(at, slice) else str(self.rows[at])
+
+    def __iter__(self) -> Iterator[str]:
+        return map(str, self.rows)
+
+
+class Texts(Sequence[str]):
+    """Strings as the UTF-8 bytes of all of them and where each ends; ``rows`` are those that are meant, in order."""
+
+    def __init__(self, data: NDArray[np.uint8], ends: NDArray[np.int64], rows: Sequence[int] | None = None) -> None:
+        self.data, self.ends = data, ends
+        self.rows: Sequence[int] = range(len(ends)) if rows is None else rows
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> "Texts":
+        """The strings, one after the other; what is not UTF-8 in a file's name stays as it is."""
+        data, ends = io.BytesIO(), array("q")
+        for text in texts:
+            data.write(text.encode("utf-8", "surrogateescape"))
+            ends.append(data.tell())
+        return cls(np.frombuffer(data.getbuffer(), np.uint8), as_array(ends))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> "Texts": ...
+    def __getitem__(self, at: int | slice) -> "str | Texts":
+        if isinstance(at, slice):
+            return Texts(self.data, self.ends, self.rows[at])
+        row = self.rows[at]
+        start = int(self.ends[row - 1]) if row else 0
+        return self.data[start : self.ends[row]].tobytes().decode("utf-8", "surrogateescape")
+
+
+def take(values: Sequence[Item], rows: Sequence[int]) -> Sequence[Item]:
+    """The values of some rows, in their order, as compact as they were."""
+    if rows == range(len(values)):
+        return values
+    if isinstance(values, range | array):
+        return numbers(as_array(values)[as_array(rows)])  # type: ignore[return-value]
+    if isinstance(values, RowNames):
+        return RowNames(take(values.rows, rows))  # type: ignore[return-value]
+    if isinstance(values, Texts):
+        return Texts(values.data, values.ends, take(values.rows, rows))  # type: ignore[return-value]
+    return [values[row] for row in rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Digests:
+    """SHA-256 by position, as far as they are known: ``raw`` (n, 32) bytes, and which of them are, (n,)."""
+
+    raw: NDArray[np.uint8]
+    known: NDArray[np.bool_]
+
+    @classmethod
+    def unknown(cls, n: int) -> "Digests":
+        """None of n is known yet."""
+        return cls(np.zeros((n, SHA256), np.uint8), np.zeros(n, np.bool_))
+
+    @classmethod
+    def given(cls, raw: NDArray[np.uint8]) -> "Digests":
+        """All are known."""
+        return cls(raw, np.ones(len(raw), np.bool_))
+
+    def put(self, at: int, digest: bytes) -> None:
+        """Keep one."""
+        self.raw[at] = np.frombuffer(digest, np.uint8)
+        self.known[at] = True
+
+    def __getitem__(self, at: int) -> str:
+        return bytes(self.raw[at]).hex()
+
+
+def alike(digests: NDArray[np.uint8]) -> bool:
+    """Whether any two of the digests (n, 32) are equal."""
+    first = np.sort(np.ascontiguousarray(digests[:, :8]).view(np.int64)[:, 0])
+    if bool((first[1:] != first[:-1]).all()):
+        return False
+    return len(np.unique(np.ascontiguousarray(digests).view(f"V{SHA256}"))) < len(digests)
