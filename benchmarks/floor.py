@@ -1,20 +1,25 @@
 """How much more do ``imu unlearn`` and ``imu influence`` cost than the one forward pass that any method must make?
 
 A small network (the ResNet-20 of ../shared, 5,000 airplanes of CIFAR-10) and a ResNet-18 for 32 x 32 images (``resnet18.py``:
-random weights, speed only; 4,500 airplanes), imports aside, in one process: the whole of ``run_unlearn`` from image files on disk
-to a written and replayed checkpoint with an empty cache, against the bare batched ``eval()`` forward (channels_last, float32) of
-the same images, decoded and normalised in memory beforehand, in the same batches. Bare and whole runs alternate; each whole
-run is divided by the mean of the bare runs around it. Where images come from files, also by bare plus decoding alone. Then
+random weights, speed only; 4,500 airplanes), imports aside: the whole of ``run_unlearn`` from image files on disk to a written and
+replayed checkpoint with an empty cache, against the bare batched ``eval()`` forward (channels_last, float32) of the same images,
+decoded and normalised in memory beforehand, in the same batches, in a process of its own in which nothing else is done: what
+``imu`` does with its process's memory (``memory.kept``) must not speed up its yardstick. Bare and whole runs alternate; each
+whole run is divided by the mean of the bare runs around it. Where images come from files, also by bare plus decoding alone. Then
 the repeat from ``--cache-features``. The image files have been read before: the disk is not what is measured. This machine's
 processors are shared with others, so that the same work varies twofold: processor time stands beside wall time.
 """
 
 import functools
 import itertools
+import json
 import os
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +30,7 @@ import torch
 from common import Criterion
 from torch import Tensor
 
-from imu_cli import decoding, features, opening, pipeline
+from imu_cli import decoding, features, memory, opening, pipeline
 from imu_cli.config import InfluenceConfig, UnlearnConfig
 from imu_cli.events import Silent
 from imu_cli.manifest import open_source
@@ -123,21 +128,42 @@ def spent(work: Callable[[], Made]) -> tuple[Spent, Made]:
     return Spent(time.perf_counter() - wall, time.process_time() - cpu), made
 
 
-def bare_passes(network: Network, data: str) -> tuple[list[Callable[[], None]], Callable[[], None], int]:
-    """The forward pass alone on batches that are ready in memory: the loaded model, then the tool's if it is another.
+@contextmanager
+def plain(network: Network, source: str, threads: int) -> Iterator[Callable[[str], Spent]]:
+    """A process that has the images ready in memory, and makes a pass when it is told which: see ``serve``."""
+    command = [sys.executable, __file__, "--serve", network.name, source, "--threads", str(threads)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        telling, hearing = process.stdin, process.stdout
+        assert hearing.readline() == "ready\n"
 
-    Then decoding alone, and the batch size.
-    """
+        def ask(which: str) -> Spent:
+            telling.write(which + "\n")
+            telling.flush()
+            return Spent(**json.loads(hearing.readline()))
+
+        yield ask
+        telling.close()
+
+
+def serve(network: Network, data: str) -> None:
+    """The passes: ``bare`` the forward alone, ``fast`` that of the model as imu runs it, ``decoding`` images without a model."""
     opened = opening.open_all(network.checkpoint, network.config(data), Silent())
     assert opened.network is not None
     ready, loaded = ready_batches(opened), opened.network.model
     assert not loaded.training
-    models = [loaded] if opened.engine.model is loaded else [loaded, opened.engine.model]
-    return (
-        [functools.partial(forward, model, ready) for model in models],
-        functools.partial(decode, opened),
-        opened.engine.batch_size,
-    )
+
+    def fast() -> None:
+        with memory.kept():
+            forward(opened.engine.model, ready)
+
+    passes: dict[str, Callable[[], None]] = {
+        "bare": functools.partial(forward, loaded, ready), "fast": fast, "decoding": functools.partial(decode, opened),
+    }  # fmt: skip
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(json.dumps(asdict(spent(passes[line.strip()])[0])), flush=True)
 
 
 def ready_batches(opened: Opened) -> list[Tensor]:
@@ -190,23 +216,29 @@ COMMANDS: dict[str, Callable[[Network, str], tuple[Spent, dict[str, float]]]] = 
 }
 
 
-def alternate(network: Network, command: str, source: str, data: str, repeats: int) -> Timed:
-    """Bare, whole, bare, whole, … , bare, after a decoding, and for the small network a bare pass, that warm up."""
-    (bare, *fast), decoded, size = bare_passes(network, data)
-    decoded()
-    if network.images == SMALL_IMAGES:  # half a minute of the large one does not notice its first batches
-        bare()
-    run = COMMANDS[command]
-    found = Timed(network.name, command, source, [spent(bare)[0]], [], [], [], [], size)
-    for _ in range(repeats):
-        taken, stages = run(network, data)
-        found.whole.append(taken)
-        found.stages.append(stages)
-        found.bare.append(spent(bare)[0])
-        found.decoding.append(spent(decoded)[0])
-    if network.images == SMALL_IMAGES or source == ARRAYS:
-        found.fast.extend(spent(quick)[0] for quick in fast)
+def alternate(network: Network, command: str, source: str, repeats: int, threads: int) -> Timed:
+    """Bare, whole, bare, whole, … , bare, after a decoding and a bare pass that warm up."""
+    run, data = COMMANDS[command], sources(source)
+    found = Timed(network.name, command, source, [], [], [], [], [], batch_size(network, data))
+    with plain(network, source, threads) as ask:
+        ask("decoding")
+        if network.images == SMALL_IMAGES:  # half a minute of the large one does not notice its first batches
+            ask("bare")
+        found.bare.append(ask("bare"))
+        for _ in range(repeats):
+            taken, stages = run(network, data)
+            found.whole.append(taken)
+            found.stages.append(stages)
+            found.bare.append(ask("bare"))
+            found.decoding.append(ask("decoding"))
+        # Last: what it leaves of the memory would help the bare pass.
+        found.fast.extend([ask("fast")] if network.images == SMALL_IMAGES or source == ARRAYS else [])
     return found
+
+
+def batch_size(network: Network, data: str) -> int:
+    """Images at a time."""
+    return opening.open_all(network.checkpoint, network.config(data), Silent()).engine.batch_size
 
 
 def repeated(network: Network, data: str, repeats: int) -> dict[str, Any]:
@@ -248,15 +280,24 @@ def show(timed: Timed) -> None:
 ARRAYS, FILES = "batch files", "PNG class folders, 50,000 files"
 
 
+def sources(source: str) -> str:
+    """``--data`` of the images in one form or the other."""
+    return common.batches() if source == ARRAYS else str(common.png_folders())
+
+
 def main() -> None:
     """Measure, print and keep."""
     parser = common.parser(__doc__, threads=os.cpu_count() or 1)
     parser.add_argument("--repeats", type=int, default=3, help="whole runs (default: 3)")
+    parser.add_argument("--serve", nargs=2, metavar=("NETWORK", "SOURCE"), help="the process of the bare passes")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.serve:
+        name, source = options.serve
+        serve(next(network for network in networks() if network.name == name), sources(source))
+        return
     repeats = 1 if options.quick else options.repeats
     started = common.environment()
-    sources = {ARRAYS: common.batches(), FILES: str(common.png_folders())}
     large, small = networks()
     jobs = [(small, "unlearn", FILES), (small, "unlearn", ARRAYS)]
     if not options.quick:
@@ -264,9 +305,9 @@ def main() -> None:
     found = []
     for network, command, source in jobs:
         times = max(1, repeats - (network is large and (command, source) != ("unlearn", ARRAYS)))
-        found.append(alternate(network, command, source, sources[source], times))
+        found.append(alternate(network, command, source, times, options.threads))
         show(found[-1])
-    again = repeated(small, sources[FILES], 3)
+    again = repeated(small, sources(FILES), 3)
     print(f"\nrepeat with --cache-features, {small.name}: {' '.join(f'{taken:.3f}' for taken in again['whole'])} s")
     checked = [] if options.quick else criteria(found, again["whole"])
     kept = {

@@ -242,7 +242,7 @@ def written(place: Path, n: int, d: int, c: int) -> tuple[Path, Path]:
 
 def unlearning(place: Path, features: Path, model: Path, *more: str) -> list[str]:
     """The command line that unlearns all rows of a file, as samples, to a target."""
-    imu = [sys.executable, "-m", "imu_cli", "unlearn", str(model), "--features", str(features), "--no-cache", "--quiet"]
+    imu = [sys.executable, "-m", "imu_cli", "unlearn", str(model), "--features", str(features), "--quiet"]
     target = ["--method", "imu", "--until", "forget.accuracy<=0.5", "--max-steps", "20"]
     return [*imu, *target, "-o", str(place / "out.safetensors"), "--force", *more]
 
@@ -251,6 +251,7 @@ def memory(quick: bool) -> list[dict[str, Any]]:
     """Memory of whole runs: a small one is what the program itself takes, the others are counted beyond it."""
     d, c, found = 512, 100, []
     with common.folder("scaling") as place:
+        os.environ["IMU_CACHE_DIR"] = str(place / "cache")
         few = watched(unlearning(place, *written(place, 200, d, c)))
         for n in (20_000, 50_000) if quick else (20_000, 100_000, 300_000):
             files = written(place, n, d, c)

@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import os
+import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -150,7 +151,8 @@ def scaling_table() -> str:
 def sizes_table() -> str:
     """Seconds along classes and features, from the raw results."""
     lines = ["| n | d | c | scores | step | look |", "|---|---|---|---|---|---|"]
-    for one in _results("scaling")["sweep"]:
+    axes = ("small n", "n", "c", "d")
+    for one in sorted(_results("scaling")["sweep"], key=lambda one: axes.index(one["along"])):
         taken = (statistics.median(one["stages"][stage]["seconds"]) for stage in ("scores", "step", "look"))
         lines.append(
             f"| {one['n']:,} | {one['d']:,} | {one['c']:,} | " + " | ".join(f"{value:.3g} s" for value in taken) + " |"
@@ -436,6 +438,10 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "models.md": {"summary": models_summary, "models": models_table},
     "performance.md": {
         "floor": floor_table,
+        "images": images_table,
+        "scaling": scaling_table,
+        "sizes": sizes_table,
+        "memory": memory_table,
         "published": published_table,
         "evaluation": evaluation_table,
         "coldstart": coldstart_table,
@@ -456,11 +462,16 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
 def made() -> dict[Path, str]:
     """Every generated file with what it should hold."""
     pages: dict[Path, str] = {DOCS / "cli.md": reference()}
-    for page, blocks in BLOCKS.items():
-        text = (DOCS / page).read_text(encoding="utf-8")
+    for path in sorted(DOCS.glob("*.md")):
+        page, blocks = path.name, BLOCKS.get(path.name, {})
+        text = path.read_text(encoding="utf-8")
+        marked = re.findall("<!-- begin (.*) -->", text)
+        if sorted(marked) != sorted(blocks):  # a table that nobody makes stays empty without a word
+            raise ValueError(f"{page}: has the blocks {sorted(marked)}, made are {sorted(blocks)}")
         for name, body in blocks.items():
             text = with_block(text, name, body())
-        pages[DOCS / page] = text
+        if blocks:
+            pages[path] = text
     return pages
 
 

@@ -175,6 +175,8 @@ def open_features(spec: str) -> ImageSet:
         ImuError: missing, not a safetensors file, or not laid out as docs/files.md says.
     """
     path = Path(spec).expanduser()
+    if not path.exists():
+        raise ImuError(f"{spec}: no such file; name a file of features, which imu features writes")
     shard = read_header(path)
     said = _said(shard)
     n, width = _shape(shard)

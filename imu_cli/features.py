@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import decoding, folding
+from . import decoding, folding, memory
 from .config import Precision
 from .dataset import ImageSet
 from .errors import ImuError
@@ -247,15 +247,17 @@ def stream(
         replayed = check_replay(checked, replay_error(h, head.matrix, head.bias, logits), logits.dtype)
         return Seen(first, h.to("cpu", torch.float32), logits, replayed)
 
-    for stacked in decoding.batches(images, preprocess, run.batch_size, wanted, beside=run.device.type != "cpu"):
-        with torch.inference_mode():
-            made = _halving(run, _place(stacked, preprocess, run.device))
+    on_cpu = run.device.type == "cpu"
+    with memory.kept() if on_cpu else contextlib.nullcontext():
+        for stacked in decoding.batches(images, preprocess, run.batch_size, wanted, beside=not on_cpu):
+            with torch.inference_mode():
+                made = _halving(run, _place(stacked, preprocess, run.device))
+                if behind is not None:
+                    seen = finish(*behind)
+                    checked = seen.head
             if behind is not None:
-                seen = finish(*behind)
-                checked = seen.head
-        if behind is not None:
-            yield seen
-        behind, start = (start, *made), start + len(stacked)
+                yield seen
+            behind, start = (start, *made), start + len(stacked)
     if behind is not None:
         with torch.inference_mode():
             seen = finish(*behind)

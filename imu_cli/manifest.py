@@ -34,7 +34,7 @@ from .dataset import (
     select_rows,
 )
 from .errors import ImuError, InvalidRowsError
-from .featurefile import Vectors
+from .featurefile import Vectors, is_features
 from .sources import Role, inside, open_flat, open_named
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -508,7 +508,9 @@ def load_forget(
     if specs[0] == "-" or _is_table(specs[0]):
         return _from_table(specs[0], data, label, classes, stdin)
     if Path(specs[0]).is_file():
-        raise ImuError(f"{specs[0]}: no kind of list; name it .csv, .tsv or .jsonl, or name a folder of images")
+        features = is_features(specs[0])
+        remedy = "give it as --features" if features else "name it .csv, .tsv or .jsonl, or name a folder of images"
+        raise ImuError(f"{specs[0]}: no kind of list; {remedy}")
     return _settle(_from_folder(specs[0], data, label, classes), data, classes, _Problems(specs[0]))
 
 

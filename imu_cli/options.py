@@ -248,6 +248,19 @@ def build(config: type[Config], values: Mapping[str, Any], origins: Mapping[str,
         raise ImuError("\n".join(dict.fromkeys(problems))) from error
 
 
+STRENGTH = ("file", "environment", "flag")
+INSTEAD = ("features", "data")
+"""Options that stand in each other's place: two given at one place contradict each other."""
+
+
+def _drop_weaker(values: dict[str, Any], origins: Origins) -> None:
+    """Of ``--features`` and ``--data``, the flag wins over the environment, and that over the file."""
+    found = sorted((STRENGTH.index(origins[name]), name) for name in INSTEAD if name in values)
+    if len(found) == len(INSTEAD) and found[0][0] < found[1][0]:
+        weaker = found[0][1]
+        del values[weaker], origins[weaker]
+
+
 def merge(config: type[Config], given: Mapping[str, tuple[Any, str]], yaml_file: str | None) -> tuple[Config, Origins]:
     """One config from flags and environment (value, origin), then YAML; and where each option came from.
 
@@ -261,6 +274,7 @@ def merge(config: type[Config], given: Mapping[str, tuple[Any, str]], yaml_file:
     for name, (value, origin) in given.items():
         if value is not None and value != []:
             values[name], origins[name] = value, origin
+    _drop_weaker(values, origins)
     empty = next((name for name, value in values.items() if value == ""), None)
     if empty is not None:
         raise ImuError(f"{_where(empty, origins)}: is empty; leave it out, or give a value")

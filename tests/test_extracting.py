@@ -208,6 +208,23 @@ def test_features_of_something_else_are_refused(
     assert not Path("model.unlearned.safetensors").exists()
 
 
+def test_features_and_data_win_over_each_other_by_where_they_are_given(
+    job: Path, digits: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flag replaces what imu.yaml or the environment says in its place; the environment replaces the file's."""
+    extract(capsys)
+    Path("imu.yaml").write_text(f"data: {digits / 'data/train'}\nforget: index=0:30\n")
+    command = ["influence", "model.safetensors", "--config", "imu.yaml", "--format", "json"]
+    on_features = [*command, "--features", "train.safetensors"]
+    made = json.loads(run(capsys, *on_features)[0])
+    assert (made["forget"]["data"], made["forget"]["n"]) == ("train.safetensors", 30)
+    monkeypatch.setenv("IMU_FEATURES", "train.safetensors")
+    assert json.loads(run(capsys, *command)[0])["rows"] == made["rows"]
+    assert "stands in place of --data" in run(capsys, *on_features, "--data", "x", code=2)[1]
+    Path("imu.yaml").write_text("features: gone.safetensors\nforget: index=0:30\n")
+    assert json.loads(run(capsys, *on_features)[0])["rows"] == made["rows"]
+
+
 def test_wrong_calls(job: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A checkpoint given as features, images beside features, two data sets: each says what to write."""
     extract(capsys)
@@ -215,6 +232,9 @@ def test_wrong_calls(job: Path, digits: Path, capsys: pytest.CaptureFixture[str]
     assert "so it is not a file of features" in run(capsys, *base, "model.safetensors", code=2)[1]
     assert "stands in place of --data" in run(capsys, *base, "train.safetensors", "--data", "x", code=2)[1]
     assert "not a .safetensors file" in run(capsys, *base, "train.csv", code=2)[1]
+    assert "name a file of features" in run(capsys, *base, "gone.safetensors", code=2)[1]
+    listed = ["influence", "model.safetensors", "--data", "train.safetensors", "--forget", "train.safetensors"]
+    assert "give it as --features" in run(capsys, *listed, code=2)[1]
     command = ["unlearn", "model.safetensors", "--features", "train.safetensors", "--forget", "index=0:30"]
     assert "extract them too (imu features)" in run(capsys, *command, "--test", str(digits / "data/test"), code=2)[1]
     assert "exists; choose another --output" in run(capsys, "features", *COMMON, "-o", "train.safetensors", code=2)[1]

@@ -1,5 +1,8 @@
 """Features: one batched pass that does not depend on batches, order or threads, and stops at what it cannot vouch for."""
 
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -394,3 +397,35 @@ def test_processes_decode_what_threads_do(images: ImageSet, monkeypatch: pytest.
     place(images, order[60]).write_bytes(b"no image")
     with pytest.raises(ImuError, match=f"{order[60]:02d}.png: not an image that can be read"):
         list(decoding.batches(many, STEPS, size, beside=True))
+
+
+FAULTS = """
+import resource, torch
+from imu_cli import memory
+
+def resident():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) // 1024
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        del [torch.ones(2**22) for _ in range(8)][:]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+before = resident()
+usual = faults()
+with memory.kept():
+    faults()
+    kept, during = faults(), resident()
+print(usual, kept, during - before, resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc gives memory back; others are left as they are")
+def test_freed_memory_is_kept_during_a_pass_and_given_back_after_it() -> None:
+    """Blocks taken again and again come from the process itself, and at the end the system has them again."""
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    usual, kept, during, after = map(int, done.stdout.split())
+    assert kept < usual / 10
+    assert during >= 100  # of 128 MB in all
+    assert after <= 40
