@@ -5,7 +5,8 @@ random weights, speed only; 4,500 airplanes), imports aside: the whole of ``run_
 replayed checkpoint with an empty cache, against the bare batched ``eval()`` forward (channels_last, float32) of the same images,
 decoded and normalised in memory beforehand, in the same batches, in a process of its own in which nothing else is done: what
 ``imu`` does with its process's memory (``memory.kept``) must not speed up its yardstick. Bare and whole runs alternate; each
-whole run is divided by the mean of the bare runs around it. Where images come from files, also by bare plus decoding alone. Then
+whole run is divided by the mean of the bare runs around it. Straight before each comes a small one of its kind: this system
+takes the pages of a process that waits for half a minute from it. Where images come from files, also by bare plus decoding alone. Then
 the repeat from ``--cache-features``. The image files have been read before: the disk is not what is measured. This machine's
 processors are shared with others, so that the same work varies twofold: processor time stands beside wall time.
 """
@@ -20,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +38,8 @@ from imu_cli.manifest import open_source
 from imu_cli.opening import Opened
 
 SMALL_IMAGES = 5_000
+FEW = 64
+"""Images of the small run before a timed one."""
 RATIO, DISK_RATIO, REPEAT_SECONDS = 1.05, 1.10, 1.0
 Made = TypeVar("Made")
 
@@ -163,6 +166,7 @@ def serve(network: Network, data: str) -> None:
     }  # fmt: skip
     print("ready", flush=True)
     for line in sys.stdin:
+        forward(loaded, ready[:2])
         print(json.dumps(asdict(spent(passes[line.strip()])[0])), flush=True)
 
 
@@ -218,7 +222,7 @@ COMMANDS: dict[str, Callable[[Network, str], tuple[Spent, dict[str, float]]]] = 
 
 def alternate(network: Network, command: str, source: str, repeats: int, threads: int) -> Timed:
     """Bare, whole, bare, whole, … , bare, after a decoding and a bare pass that warm up."""
-    run, data = COMMANDS[command], sources(source)
+    run, data, little = COMMANDS[command], sources(source), replace(network, images=FEW)
     found = Timed(network.name, command, source, [], [], [], [], [], batch_size(network, data))
     with plain(network, source, threads) as ask:
         ask("decoding")
@@ -226,6 +230,7 @@ def alternate(network: Network, command: str, source: str, repeats: int, threads
             ask("bare")
         found.bare.append(ask("bare"))
         for _ in range(repeats):
+            run(little, data)
             taken, stages = run(network, data)
             found.whole.append(taken)
             found.stages.append(stages)
