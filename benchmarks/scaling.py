@@ -127,7 +127,7 @@ def measured(made: Case, repeats: int) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-ROUNDS = 6
+ROUNDS = 12
 
 
 def along_n(quick: bool) -> list[dict[str, Any]]:
