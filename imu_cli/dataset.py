@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import os
 import re
+import time
 import warnings
 from array import array
 from collections import defaultdict
@@ -32,6 +33,8 @@ SELECTORS = ("class", "index", "id", "coarse")
 # EPS is left out on purpose: Pillow hands it to Ghostscript, and a file's extension does not say what is inside.
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "GIF", "TIFF", "WEBP", "JPEG2000", "DIB")
 _DIGEST_CHUNK = 256
+_QUICK = 1e-4
+"""Seconds to read and hash one, up to which more threads only get into each other's way."""
 
 MAX_PIXELS = 89_478_485
 """Pixels of an image that is still decoded: where Pillow begins to warn. Twice as many are an error of its own."""
@@ -250,7 +253,7 @@ class ImageSet:
         return known[at]
 
     def digest_bytes(self, rows: Iterable[int] | None = None) -> NDArray[np.uint8]:
-        """``digest`` of many rows (all by default) as bytes (k, 32); files are read and hashed by a few threads.
+        """``digest`` of many rows (all by default) as bytes (k, 32); large or distant files are read and hashed by a few threads.
 
         Raises:
             ImuError: a file cannot be read.
@@ -259,10 +262,13 @@ class ImageSet:
         positions = as_array(take(self.positions, wanted))
         missing = as_array(wanted)[~self.store.digests.known[positions]]
         chunks = [missing[start : start + _DIGEST_CHUNK] for start in range(0, len(missing), _DIGEST_CHUNK)]
-        # Files wait for the disk; what is in memory is hashed quicker by one thread.
-        threads = min(8, (os.cpu_count() or 1) + 2) if isinstance(self.store, Files) else 1
-        with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(self._hash, chunks):
+        started = time.perf_counter()
+        for chunk in chunks[:1]:
+            self._hash(chunk)
+        # A few small files at hand are quicker one by one: threads would wait for each other, not for the disk.
+        quick = time.perf_counter() - started < _QUICK * _DIGEST_CHUNK
+        with ThreadPoolExecutor(1 if quick else min(8, (os.cpu_count() or 1) + 2)) as pool:
+            for _ in pool.map(self._hash, chunks[1:]):
                 pass
         return self.store.digests.raw[positions]
 
