@@ -132,21 +132,21 @@ def spent(work: Callable[[], Made]) -> tuple[Spent, Made]:
 
 
 @contextmanager
-def plain(network: Network, source: str, threads: int) -> Iterator[Callable[[str], Spent]]:
-    """A process that has the images ready in memory, and makes a pass when it is told which: see ``serve``."""
+def plain(network: Network, source: str, threads: int) -> Iterator[tuple[int, Callable[[str], Spent]]]:
+    """A process that has the images ready in memory, so many at a time, and makes a pass when it is told which: see ``serve``."""
     command = [sys.executable, __file__, "--serve", network.name, source, "--threads", str(threads)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         telling, hearing = process.stdin, process.stdout
-        assert hearing.readline() == "ready\n"
+        size = int(hearing.readline())
 
         def ask(which: str) -> Spent:
             telling.write(which + "\n")
             telling.flush()
             return Spent(**json.loads(hearing.readline()))
 
-        yield ask
+        yield size, ask
         telling.close()
 
 
@@ -164,7 +164,7 @@ def serve(network: Network, data: str) -> None:
     passes: dict[str, Callable[[], None]] = {
         "bare": functools.partial(forward, loaded, ready), "fast": fast, "decoding": functools.partial(decode, opened),
     }  # fmt: skip
-    print("ready", flush=True)
+    print(opened.engine.batch_size, flush=True)
     for line in sys.stdin:
         forward(loaded, ready[:2])
         print(json.dumps(asdict(spent(passes[line.strip()])[0])), flush=True)
@@ -223,8 +223,8 @@ COMMANDS: dict[str, Callable[[Network, str], tuple[Spent, dict[str, float]]]] = 
 def alternate(network: Network, command: str, source: str, repeats: int, threads: int) -> Timed:
     """Bare, whole, bare, whole, … , bare, after a decoding and a bare pass that warm up."""
     run, data, little = COMMANDS[command], sources(source), replace(network, images=FEW)
-    found = Timed(network.name, command, source, [], [], [], [], [], batch_size(network, data))
-    with plain(network, source, threads) as ask:
+    with plain(network, source, threads) as (size, ask):
+        found = Timed(network.name, command, source, [], [], [], [], [], size)
         ask("decoding")
         if network.images == SMALL_IMAGES:  # half a minute of the large one does not notice its first batches
             ask("bare")
@@ -239,11 +239,6 @@ def alternate(network: Network, command: str, source: str, repeats: int, threads
         # Last: what it leaves of the memory would help the bare pass.
         found.fast.extend([ask("fast")] if network.images == SMALL_IMAGES or source == ARRAYS else [])
     return found
-
-
-def batch_size(network: Network, data: str) -> int:
-    """Images at a time."""
-    return opening.open_all(network.checkpoint, network.config(data), Silent()).engine.batch_size
 
 
 def repeated(network: Network, data: str, repeats: int) -> dict[str, Any]:

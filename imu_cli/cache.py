@@ -6,6 +6,7 @@ listed by their ends, and a million samples pass by line by line. The folder is 
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 2
+BROKEN = "torn, edited, or of another version"
+"""What is said of an entry that is not used."""
 STALE = 3600
 """Age in seconds from which a temporary file is taken to be left over by a process that was killed."""
 Kind = Literal["scores", "features"]
@@ -47,8 +50,7 @@ class Entry:
     @property
     def paths(self) -> tuple[Path, Path]:
         """The tensors' file and the JSON file."""
-        stem = f"{self.kind}-{self.key}"
-        return self.folder / f"{stem}.safetensors", self.folder / f"{stem}.json"
+        return files_of(self.kind, self.key, self.folder)
 
     def size(self) -> int:
         """Bytes on disk."""
@@ -62,14 +64,20 @@ class Entry:
             OSError: it is gone.
         """
         with self.paths[1].open("rb") as file:
-            for line in file:
-                if line.startswith(b'{"name": '):
-                    yield json.loads(line.rstrip(b",\n"))
+            for line in itertools.islice(file, 2, None):
+                if line.startswith(b"]"):
+                    return
+                yield json.loads(line.rstrip(b",\n"))
 
 
 def folder() -> Path:
     """``IMU_CACHE_DIR``, else the user's cache folder; made with mode 0700 when first written to."""
     return Path(os.environ.get("IMU_CACHE_DIR") or platformdirs.user_cache_path("imu"))
+
+
+def files_of(kind: Kind, key: str, place: Path) -> tuple[Path, Path]:
+    """Where an entry's tensors and its JSON lie in a folder."""
+    return place / f"{kind}-{key}.safetensors", place / f"{kind}-{key}.json"
 
 
 def key_of(kind: Kind, fields: Mapping[str, Any]) -> str:
@@ -162,7 +170,7 @@ def _nearest(kind: Kind, fields: Mapping[str, Any]) -> str:
 def find(kind: Kind, fields: Mapping[str, Any]) -> Lookup:
     """Look an entry up by everything it depends on; a torn or edited one counts as missing and is said to be so."""
     key = key_of(kind, fields)
-    path = folder() / f"{kind}-{key}.json"
+    _, path = files_of(kind, key, folder())
     if not path.exists():
         return Lookup(None, {}, _nearest(kind, fields))
     entry = _parse(path)
@@ -213,7 +221,7 @@ def write(
     Raises:
         ImuError: the folder cannot be written.
     """
-    key, count = key_of(kind, fields), 0
+    paths, count = files_of(kind, key_of(kind, fields), folder()), 0
     with scratch() as tensors, scratch() as described:
         save(tensors)
         with described.open("w", encoding="ascii") as file:
@@ -221,13 +229,12 @@ def write(
             for count, sample in enumerate(samples, 1):
                 file.write(("\n" if count == 1 else ",\n") + json.dumps(sample))
             file.write(f'\n], "count": {count}')
-        with described.open("a", encoding="ascii") as file:
+            file.flush()
             file.write(f', "sha256": "{_checksum(tensors, described)}"}}\n')
-        entry = Entry(kind, key, fields, count, "", folder())
-        for temporary, path in zip((tensors, described), entry.paths, strict=True):
+        for temporary, path in zip((tensors, described), paths, strict=True):
             temporary.chmod(0o600)
             temporary.replace(path)
-    return entry.paths[1]
+    return paths[1]
 
 
 def remove(entry: Entry) -> None:

@@ -379,7 +379,7 @@ def cache_ls(form: OutputFormat = "table") -> None:
     else:
         _show(terminal.plain_table(f"{cache.folder()}: {len(rows)} entries", header, rows))
     for path in broken:
-        typer.echo(f"{path}: torn, edited, or of another version; imu cache rm --broken removes it", err=True)
+        typer.echo(f"{path}: {cache.BROKEN}; imu cache rm --broken removes it", err=True)
 
 
 @cache_app.command("show")
@@ -432,7 +432,7 @@ def cache_verify() -> None:
     entries, broken = cache.entries()
     bad = [*broken, *(entry.paths[0] for entry in entries if cache.read(entry) is None)]
     for path in bad:
-        typer.echo(f"{path}: torn or edited")
+        typer.echo(f"{path}: {cache.BROKEN}")
     typer.echo(f"{len(entries) + len(broken)} entries, {len(bad)} torn or edited", err=True)
     raise typer.Exit(3 if bad else 0)
 

@@ -5,10 +5,11 @@ and 8 more, a row's number as its name nothing, and a SHA-256 32. numpy alone: l
 """
 
 import io
+from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,11 +39,19 @@ def members(values: Sequence[int], of: Sequence[int], *, inside: bool = True) ->
     return numbers(np.flatnonzero(np.isin(as_array(values), as_array(of), invert=not inside)))
 
 
-class RowNames(Sequence[str]):
-    """Names of samples that have none but their rows' numbers."""
+class Names(Sequence[str], ABC):
+    """A text for each of some rows; ``of_row`` makes it, and ``over`` the same for other rows."""
 
     def __init__(self, rows: Sequence[int]) -> None:
         self.rows = rows
+
+    @abstractmethod
+    def of_row(self, row: int) -> str:
+        """The row's text."""
+
+    @abstractmethod
+    def over(self, rows: Sequence[int]) -> Self:
+        """The texts of these rows."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -50,23 +59,32 @@ class RowNames(Sequence[str]):
     @overload
     def __getitem__(self, at: int) -> str: ...
     @overload
-    def __getitem__(self, at: slice) -> "RowNames": ...
-    def __getitem__(self, at: int | slice) -> "str | RowNames":
-        return RowNames(self.rows[at]) if isinstance(at, slice) else str(self.rows[at])
-
-    def __iter__(self) -> Iterator[str]:
-        return map(str, self.rows)
+    def __getitem__(self, at: slice) -> Self: ...
+    def __getitem__(self, at: int | slice) -> str | Self:
+        return self.over(self.rows[at]) if isinstance(at, slice) else self.of_row(self.rows[at])
 
 
-class Texts(Sequence[str]):
+class RowNames(Names):
+    """Names of samples that have none but their rows' numbers."""
+
+    def of_row(self, row: int) -> str:
+        """The number."""
+        return str(row)
+
+    def over(self, rows: Sequence[int]) -> Self:
+        """The numbers of these rows."""
+        return type(self)(rows)
+
+
+class Texts(Names):
     """Strings as the UTF-8 bytes of all of them and where each ends; ``rows`` are those that are meant, in order."""
 
     def __init__(self, data: NDArray[np.uint8], ends: NDArray[np.int64], rows: Sequence[int] | None = None) -> None:
+        super().__init__(range(len(ends)) if rows is None else rows)
         self.data, self.ends = data, ends
-        self.rows: Sequence[int] = range(len(ends)) if rows is None else rows
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> "Texts":
+    def of(cls, texts: Iterable[str]) -> Self:
         """The strings, one after the other; what is not UTF-8 in a file's name stays as it is."""
         data, ends = io.BytesIO(), array("q")
         for text in texts:
@@ -74,19 +92,14 @@ class Texts(Sequence[str]):
             ends.append(data.tell())
         return cls(np.frombuffer(data.getbuffer(), np.uint8), as_array(ends))
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @overload
-    def __getitem__(self, at: int) -> str: ...
-    @overload
-    def __getitem__(self, at: slice) -> "Texts": ...
-    def __getitem__(self, at: int | slice) -> "str | Texts":
-        if isinstance(at, slice):
-            return Texts(self.data, self.ends, self.rows[at])
-        row = self.rows[at]
+    def of_row(self, row: int) -> str:
+        """The string."""
         start = int(self.ends[row - 1]) if row else 0
         return self.data[start : self.ends[row]].tobytes().decode("utf-8", "surrogateescape")
+
+    def over(self, rows: Sequence[int]) -> Self:
+        """The strings of these rows; the bytes are shared."""
+        return type(self)(self.data, self.ends, rows)
 
 
 def take(values: Sequence[Item], rows: Sequence[int]) -> Sequence[Item]:
@@ -95,10 +108,8 @@ def take(values: Sequence[Item], rows: Sequence[int]) -> Sequence[Item]:
         return values
     if isinstance(values, range | array):
         return numbers(as_array(values)[as_array(rows)])  # type: ignore[return-value]
-    if isinstance(values, RowNames):
-        return RowNames(take(values.rows, rows))  # type: ignore[return-value]
-    if isinstance(values, Texts):
-        return Texts(values.data, values.ends, take(values.rows, rows))  # type: ignore[return-value]
+    if isinstance(values, Names):
+        return values.over(take(values.rows, rows))  # type: ignore[return-value]
     return [values[row] for row in rows]
 
 

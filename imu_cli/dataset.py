@@ -9,7 +9,6 @@ import os
 import re
 import time
 import warnings
-from array import array
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -252,23 +251,22 @@ class ImageSet:
             known.put(at, hashlib.sha256(self.stored(row)).digest())
         return known[at]
 
-    def digest_bytes(self, rows: Iterable[int] | None = None) -> NDArray[np.uint8]:
+    def digest_bytes(self, rows: Sequence[int] | None = None) -> NDArray[np.uint8]:
         """``digest`` of many rows (all by default) as bytes (k, 32); large or distant files are read and hashed by a few threads.
 
         Raises:
             ImuError: a file cannot be read.
         """
-        wanted = range(len(self)) if rows is None else rows if isinstance(rows, range | array) else numbers(rows)
-        positions = as_array(take(self.positions, wanted))
-        missing = as_array(wanted)[~self.store.digests.known[positions]]
-        chunks = [missing[start : start + _DIGEST_CHUNK] for start in range(0, len(missing), _DIGEST_CHUNK)]
+        wanted = as_array(range(len(self)) if rows is None else rows)
+        positions = as_array(self.positions)[wanted]
+        missing = wanted[~self.store.digests.known[positions]]
         started = time.perf_counter()
-        for chunk in chunks[:1]:
-            self._hash(chunk)
+        self._hash(missing[:_DIGEST_CHUNK])
+        chunks = [missing[at : at + _DIGEST_CHUNK] for at in range(_DIGEST_CHUNK, len(missing), _DIGEST_CHUNK)]
         # A few small files at hand are quicker one by one: threads would wait for each other, not for the disk.
         quick = time.perf_counter() - started < _QUICK * _DIGEST_CHUNK
         with ThreadPoolExecutor(1 if quick else min(8, (os.cpu_count() or 1) + 2)) as pool:
-            for _ in pool.map(self._hash, chunks[1:]):
+            for _ in pool.map(self._hash, chunks):
                 pass
         return self.store.digests.raw[positions]
 
@@ -276,7 +274,7 @@ class ImageSet:
         for row in rows.tolist():
             self.digest(row)
 
-    def digests(self, rows: Iterable[int] | None = None) -> list[str]:
+    def digests(self, rows: Sequence[int] | None = None) -> list[str]:
         """The same as text.
 
         Raises:

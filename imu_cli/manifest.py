@@ -787,9 +787,8 @@ def _left(images: ImageSet, data: ImageSet, rows: Sequence[int]) -> Sequence[int
     """Those of the data set's rows that are not among the images, as samples, whatever their content."""
     if images.store is data.store and not isinstance(data.store, Files):
         return take(rows, members(take(data.positions, rows), images.positions, inside=False))
-    spot = _spot if images.store is data.store else ImageSet.location
-    here = {spot(images, row) for row in range(len(images))}
-    return numbers(row for row in rows if spot(data, row) not in here)
+    here = {images.location(row) for row in range(len(images))}
+    return numbers(row for row in rows if data.location(row) not in here)
 
 
 def _content(images: ImageSet) -> str:

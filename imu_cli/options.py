@@ -21,6 +21,9 @@ Origins = dict[str, str]
 
 CONFIGS = (InfluenceConfig, UnlearnConfig, EvaluateConfig, FeaturesConfig)
 """Whose options one imu.yaml holds."""
+STRENGTH = ("file", "environment", "flag")
+INSTEAD = ("features", "data")
+"""Options that stand in each other's place: two given at one place contradict each other."""
 SCHEMES = ("imagefolder", "cifar10", "cifar100", "mnist", "fashion-mnist", "svhn")
 SELECTORS = ("class", "index", "id", "coarse")
 
@@ -246,11 +249,6 @@ def build(config: type[Config], values: Mapping[str, Any], origins: Mapping[str,
             name = str(item["loc"][0]) if item["loc"] else "options"
             problems.append(f"{_where(name, origins)} {item['input']!r}: {item['msg'].lower()}")
         raise ImuError("\n".join(dict.fromkeys(problems))) from error
-
-
-STRENGTH = ("file", "environment", "flag")
-INSTEAD = ("features", "data")
-"""Options that stand in each other's place: two given at one place contradict each other."""
 
 
 def _drop_weaker(values: dict[str, Any], origins: Origins) -> None:

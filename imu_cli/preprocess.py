@@ -46,7 +46,8 @@ class Preprocessing(Protocol):
         """One image to a (height, width, channels) array."""
 
     def takes(self, images: NDArray[np.uint8]) -> bool:
-        """Whether ``shape`` would leave every image of such an (n, height, width, channels) array as it is."""
+        """Whether ``shape`` leaves every image of such an (n, height, width, channels) array as it is; no, unless it is known."""
+        return False
 
     def scale(self, images: Tensor) -> Tensor:
         """A (n, channels, height, width) batch of such arrays to what the model takes, float32."""
@@ -123,7 +124,7 @@ class Preprocess:
         return _scaled(images)
 
 
-class TimmTransform:
+class TimmTransform(Preprocessing):
     """timm's own evaluation transform of a model's data config: its resize, crop and border, then mean and std."""
 
     def __init__(self, config: Mapping[str, Any], where: str) -> None:
@@ -146,16 +147,12 @@ class TimmTransform:
         pixels: Tensor = self._transform(image if image.mode == self.mode else image.convert(self.mode))
         return pixels.permute(1, 2, 0).numpy()
 
-    def takes(self, images: NDArray[np.uint8]) -> bool:
-        """Never: the library decides what it does."""
-        return False
-
     def scale(self, images: Tensor) -> Tensor:
         """A uint8 batch to normalised float32."""
         return _normalised(images, self.mean, self.std)
 
 
-class ProcessorTransform:
+class ProcessorTransform(Preprocessing):
     """The image processor that was saved with a transformers model; all of it runs in the decoding threads."""
 
     def __init__(self, config: Mapping[str, Any], where: str) -> None:
@@ -182,10 +179,6 @@ class ProcessorTransform:
             )
         pixels: Tensor = found[0].to(torch.float32).permute(1, 2, 0)
         return pixels.numpy()
-
-    def takes(self, images: NDArray[np.uint8]) -> bool:
-        """Never: the library decides what it does."""
-        return False
 
     def scale(self, images: Tensor) -> Tensor:
         """Nothing is left to do."""

@@ -121,7 +121,7 @@ def cached_scores(opened: Opened) -> Scored | None:
             opened.note(f"score cache: not used, {found.why}")
         return None
     t = {name: tensor.to(opened.math_device) for name, tensor in found.tensors.items()}
-    path = str(cache.folder() / f"scores-{cache.key_of('scores', fields)}.json")
+    path = str(cache.files_of("scores", cache.key_of("scores", fields), cache.folder())[1])
     return Scored(
         t["scores"], t["confidence"], t["right"].bool(), float(t["damping"]), float(t["mean_fisher"]), True, path,
         _unpacked(t["precision_error"]) if "precision_error" in t else None,

@@ -45,7 +45,7 @@ def clear_cache(
         for path in torn:
             path.with_suffix(".safetensors").unlink(missing_ok=True)
             path.unlink(missing_ok=True)
-            said.append(f"removed {path.name} (torn, edited, or of another version)")
+            said.append(f"removed {path.name} ({cache.BROKEN})")
     return said or ["nothing in the cache belongs to that"]
 
 
