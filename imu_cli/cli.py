@@ -433,7 +433,7 @@ def cache_verify() -> None:
     bad = [*broken, *(entry.paths[0] for entry in entries if cache.read(entry) is None)]
     for path in bad:
         typer.echo(f"{path}: {cache.BROKEN}")
-    typer.echo(f"{len(entries) + len(broken)} entries, {len(bad)} torn or edited", err=True)
+    typer.echo(f"{len(entries) + len(broken)} entries, {len(bad)} {cache.BROKEN}", err=True)
     raise typer.Exit(3 if bad else 0)
 
 
