@@ -3,9 +3,9 @@
 Nothing here imports torch at its top: ``imu --help`` and ``imu report`` start at once.
 """
 
-import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import __version__
+from . import __version__, writing
 from .config import EvaluateConfig, FeaturesConfig, InfluenceConfig, ModelConfig, UnlearnConfig
-from .errors import ImuError
+from .errors import ImuError, StoppedError
 from .options import ModelPath, Origins, OutputFormat, Quiet, ReportFormat, TableOrJson, takes
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ imu unlearn model.safetensors --forget forget.csv
 
 EPILOG = (
     "Exit codes: 0 done; 1 a bug; 2 wrong usage, input or environment, nothing written; 3 a target or requirement was not met; "
-    "4 refused, this checkpoint cannot be handled; 5 inconclusive, too few samples; 130 interrupted."
+    "4 refused, this checkpoint cannot be handled; 5 inconclusive, too few samples; 130 interrupted, 143 terminated."
 )
 
 app = typer.Typer(
@@ -84,7 +84,7 @@ def _show(renderable: "RenderableType") -> None:
     if sys.stdout.isatty():
         Console(highlight=False).print(renderable)
     else:
-        sys.stdout.write(text_of(renderable, width=int(os.environ.get("COLUMNS", PIPED_WIDTH))))
+        writing.to_stdout(text_of(renderable, width=int(os.environ.get("COLUMNS", PIPED_WIDTH))))
 
 
 def _show_version(wanted: bool) -> None:
@@ -119,7 +119,7 @@ def influence(
     if form == "table":
         _show(terminal.influence(result, config.show))
     else:
-        sys.stdout.write(machine.as_json([result]) if form == "json" else machine.influence_csv(result))
+        writing.to_stdout(machine.as_json([result]) if form == "json" else machine.influence_csv(result))
     if config.images and not quiet:
         typer.echo(
             f"wrote {config.images}: it holds images from the forget list, delete it when you have seen it", err=True
@@ -143,7 +143,7 @@ def unlearn(
     if form == "table":
         _show(terminal.record(result.record, notes=False))
     else:
-        sys.stdout.write(machine.as_json([result.record]) if form == "json" else machine.record_csv(result.record))
+        writing.to_stdout(machine.as_json([result.record]) if form == "json" else machine.record_csv(result.record))
     if not quiet:
         typer.echo(f"wrote {result.output} and {result.record_path}", err=True)
         typer.echo(f"next: imu evaluate {result.output} --test DATA", err=True)
@@ -182,13 +182,13 @@ def _print_results(results: "Sequence[Record | Evaluation]", names: Sequence[str
     if form == "table":
         _show(terminal.report(results, names))
     elif form == "markdown":
-        sys.stdout.write(markdown.report(results, names))
+        writing.to_stdout(markdown.report(results, names))
     elif form == "json":
-        sys.stdout.write(machine.as_json(results))
+        writing.to_stdout(machine.as_json(results))
     elif evaluations:
-        sys.stdout.write(machine.evaluation_csv([item for item, _ in evaluations], [name for _, name in evaluations]))
+        writing.to_stdout(machine.evaluation_csv([item for item, _ in evaluations], [name for _, name in evaluations]))
     else:
-        sys.stdout.write("".join(machine.record_csv(item) for item in results if isinstance(item, Record)))
+        writing.to_stdout("".join(machine.record_csv(item) for item in results if isinstance(item, Record)))
 
 
 @app.command()
@@ -218,7 +218,7 @@ def report(
     from . import reporting
 
     if schema:
-        sys.stdout.write(json.dumps(files.schema(), indent=1, ensure_ascii=False) + "\n")
+        writing.to_stdout(json.dumps(files.schema(), indent=1, ensure_ascii=False) + "\n")
         return
     if not records:
         raise ImuError("report: no RECORD; name a .record.json or .evaluation.json that unlearn or evaluate wrote")
@@ -278,7 +278,7 @@ def features(
     if form == "table":
         _show(terminal.extracted(result))
     else:
-        sys.stdout.write(machine.as_json([result]))
+        writing.to_stdout(machine.as_json([result]))
     if not quiet:
         typer.echo(
             f"wrote {result.output}: features of people's images are personal data, it is readable by you alone",
@@ -311,7 +311,7 @@ def inspect(
     if form == "table":
         _show(terminal.inspection(result, show))
     else:
-        sys.stdout.write(machine.as_json([result]) if form == "json" else machine.inspection_csv(result))
+        writing.to_stdout(machine.as_json([result]) if form == "json" else machine.inspection_csv(result))
 
 
 @app.command()
@@ -373,9 +373,9 @@ def cache_ls(form: OutputFormat = "table") -> None:
         for entry in entries
     ]
     if form == "json":
-        sys.stdout.write(json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=1) + "\n")
+        writing.to_stdout(json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=1) + "\n")
     elif form == "csv":
-        sys.stdout.write(machine.rows_csv(header, rows))
+        writing.to_stdout(machine.rows_csv(header, rows))
     else:
         _show(terminal.plain_table(f"{cache.folder()}: {len(rows)} entries", header, rows))
     for path in broken:
@@ -398,9 +398,9 @@ def cache_show(
     rows = [[sample["name"], sample["label"], score] for sample, score in zip(entry.samples(), scores, strict=True)]
     if form == "json":
         plain = {"kind": entry.kind, "key": entry.key, "fields": entry.fields, "rows": rows}
-        sys.stdout.write(json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+        writing.to_stdout(json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
     elif form == "csv":
-        sys.stdout.write(machine.rows_csv(["path", "label", "score"], rows))
+        writing.to_stdout(machine.rows_csv(["path", "label", "score"], rows))
     else:
         _show(terminal.cache_entry(entry.kind, entry.key, entry.fields, rows))
 
@@ -432,7 +432,7 @@ def cache_verify() -> None:
     entries, broken = cache.entries()
     bad = [*broken, *(entry.paths[0] for entry in entries if cache.read(entry) is None)]
     for path in bad:
-        typer.echo(f"{path}: {cache.BROKEN}")
+        writing.to_stdout(f"{path}: {cache.BROKEN}\n")
     typer.echo(f"{len(entries) + len(broken)} entries, {len(bad)} {cache.BROKEN}", err=True)
     raise typer.Exit(3 if bad else 0)
 
@@ -443,22 +443,27 @@ def _usage(message: str) -> int:
     return 2
 
 
+def _stopped(number: int, placed: Sequence[Path]) -> int:
+    """What a run that was stopped leaves behind, said; and its exit code, 128 and the number of the signal."""
+    how = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+    left = f"written before that, whole: {', '.join(map(str, placed))}" if placed else "no output was written"
+    typer.echo(f"imu: {how}; {left}", err=True)
+    return 128 + number
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; errors become one message on stderr."""
+    before, signals = len(writing.PLACED), len(StoppedError.received)
     try:
         result = app(args=None if argv is None else list(argv), prog_name="imu", standalone_mode=False)
-    except ImuError as error:
-        typer.echo(f"imu: {error}", err=True)
-        return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        typer.echo("imu: interrupted; nothing was written", err=True)
-        return 130
-    except BrokenPipeError:
-        # The reader of a pipe has gone (imu ... | head); what is left has nowhere to go.
-        with contextlib.suppress(OSError):
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 stays open until the process ends
-        return 0
-    except Exception as error:
+    except (Exception, StoppedError) as error:
+        placed = writing.PLACED[before:]
+        if len(StoppedError.received) > signals:
+            return _stopped(StoppedError.received[signals], placed)
+        if isinstance(error, ImuError):
+            left = f"; written before that: {', '.join(map(str, placed))}" if placed else ""
+            typer.echo(f"imu: {error}{left}", err=True)
+            return error.exit_code
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):
             return _usage(error.format_message())
         raise

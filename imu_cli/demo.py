@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import typer
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from . import demo_model
+from . import demo_model, writing
 from .errors import ImuError
 
 MARKER = ".imu-demo"
@@ -119,12 +118,14 @@ def run(folder: Path, force: bool, seed: int, main: Callable[[Sequence[str]], in
         ImuError: the folder holds something else, or a command failed.
     """
     _clear(folder, force)
-    typer.echo(f"# scikit-learn's digits as class folders in {folder}, and a network trained on them (seed {seed})")
+    writing.to_stdout(
+        f"# scikit-learn's digits as class folders in {folder}, and a network trained on them (seed {seed})\n"
+    )
     make(folder, seed)
-    typer.echo(f"$ cd {shlex.quote(os.fspath(folder))}")
+    writing.to_stdout(f"$ cd {shlex.quote(os.fspath(folder))}\n")
     with contextlib.chdir(folder):
         for command in COMMANDS:
-            typer.echo(f"\n$ imu {shlex.join(command)}")
+            writing.to_stdout(f"\n$ imu {shlex.join(command)}\n")
             code = main(command)
             if code != 0:
                 raise ImuError(f"imu {command[0]}: ended with exit code {code}; the demo stops here")

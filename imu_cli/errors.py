@@ -20,6 +20,21 @@ class RefusedError(ImuError):
     exit_code = 4
 
 
+class StoppedError(BaseException):
+    """SIGINT (Ctrl-C), SIGTERM or SIGHUP came: everything is unwound, so that temporary files go and outputs are whole.
+
+    No ``Exception``, so that nothing that catches those goes on; no ``KeyboardInterrupt``, which typer keeps to itself.
+    """
+
+    received: "list[int]" = []  # noqa: RUF012 of the process, as signals are
+    """Numbers of the signals that came: an import that is stopped ends in whatever error its C code makes of it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.received.append(number)
+        super().__init__(number)
+
+
 class InvalidRowsError(ImuError):
     """Several problems found in one validation; all are kept, the first twenty are shown."""
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from . import __version__, decoding, featurefile, memory, opening, vectors, writing
 from .config import FeaturesConfig, ForgetConfig, SamplesConfig
-from .errors import ImuError
+from .errors import ImuError, StoppedError
 from .events import Events, Silent
 from .features import Seen
 from .opening import Opened
@@ -249,7 +249,11 @@ def run_features(model: Path, config: FeaturesConfig, events: Events) -> Extract
         if ranks.first:
             _prepare(folder, plan, config.force)
         _wait(ranks)
-        _compute(opened, plan, folder, ranks)
+        try:
+            _compute(opened, plan, folder, ranks)
+        except StoppedError:
+            opened.note(f"{folder}: the blocks that are done stay; the same command goes on from there")
+            raise
         _wait(ranks)
         if not ranks.first:
             return None

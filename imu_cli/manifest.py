@@ -12,14 +12,14 @@ import os
 import re
 import stat
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO, TextIO, TypeVar
+from typing import BinaryIO, TypeVar
 from weakref import WeakKeyDictionary
 
+from . import writing
 from .compact import alike, members, numbers, take
 from .dataset import (
     SELECTORS,
@@ -833,40 +833,20 @@ def _separated(rows: list[list[str]], delimiter: str) -> str:
     return text.getvalue()
 
 
-def write_manifest(data: ImageSet, rows: Sequence[int], out: Path | TextIO, *, force: bool = False) -> None:
-    """``manifest_text`` to a file, whole or not at all, in the format of its suffix; or to a stream, as CSV.
+def write_manifest(data: ImageSet, rows: Sequence[int], out: Path, *, force: bool = False) -> None:
+    """``manifest_text`` to a file, whole or not at all, in the format of its suffix.
 
     Raises:
         ImuError: the file exists and ``force`` is not set, or cannot be written; a name is not UTF-8.
     """
-    if not isinstance(out, Path):
-        out.write(manifest_text(data, rows))
-        return
     if out.suffix.lower() not in SUFFIXES:
         raise ImuError(f"{out}: no kind of list; name it .csv, .tsv or .jsonl")
     if out.exists() and not force:
         raise ImuError(f"{out}: exists; choose another name, or --force to replace it")
     try:
-        _replace(out, manifest_text(data, rows, out.suffix.lower()).encode())
+        content = manifest_text(data, rows, out.suffix.lower()).encode()
     except UnicodeEncodeError as error:
         line = error.object[: error.start].rpartition("\n")[2] + error.object[error.start :].partition("\n")[0]
         raise ImuError(f"{out}: a file name is not UTF-8 ({line!r}); rename the file") from error
-    except OSError as error:
-        raise ImuError(f"{out}: cannot be written ({error.strerror}); choose another place") from error
-
-
-def _replace(out: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
-    try:
-        with open(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp gives 0600 whatever the umask; reading the umask means setting it.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, out)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with writing.together(out) as (file,):
+        file.write_bytes(content)

@@ -1,6 +1,5 @@
 """The commands' work: paths and a config in, a result out. Nothing here prints; ``Events`` hears what goes on."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -188,10 +187,7 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
         checkpoint.patch(opened.checkpoint, opened.head.parts(outcome.head.cpu()), weights)
         made.after.sha256 = _replay(opened, outcome.head.cpu(), weights, h)
         made.seconds = opened.clock.seconds
-        with record_file.open("w", encoding="utf-8") as file:
-            file.write(record.dump(made))
-            file.flush()
-            os.fsync(file.fileno())
+        record_file.write_text(record.dump(made), encoding="utf-8")
     return Unlearned(made, place.output, place.record)
 
 

@@ -1,6 +1,5 @@
 """``imu report --markdown`` and ``--html``: pages from records, into files that are written together or not at all."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -39,5 +38,5 @@ def write(results: Sequence[Record | Evaluation], names: Sequence[str], wanted: 
             part.write_text(text, encoding="utf-8")
     for form, file in targets.items():
         if file == STDOUT:
-            sys.stdout.write(texts[form])
+            writing.to_stdout(texts[form])
     return list(targets.values())

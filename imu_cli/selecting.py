@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import dataset, manifest
+from . import dataset, manifest, writing
 from .errors import ImuError
 
 
@@ -16,7 +16,10 @@ def run(selectors: Sequence[str], data: str, output: str, force: bool) -> None:
     """
     images = manifest.open_source(data, "data")
     rows = dataset.select_rows(images, list(selectors))
-    manifest.write_manifest(images, rows, sys.stdout if output == "-" else Path(output), force=force)
+    if output == "-":
+        writing.to_stdout(manifest.manifest_text(images, rows))
+    else:
+        manifest.write_manifest(images, rows, Path(output), force=force)
 
 
 def clear_cache(

@@ -1,7 +1,8 @@
-"""Files written whole or not at all, and replaced only where they may be."""
+"""Files written whole or not at all, and replaced only where they may be; and standard output."""
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,11 +14,23 @@ from .errors import ImuError
 LOOKED_AT = 1000
 """Characters at the start of a file in which the mark of its writer must stand."""
 
+PLACED: list[Path] = []
+"""Outputs that this process has put in their places, in order: what a run that is stopped must say is there."""
+
 
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def refuse_foreign(path: Path, mark: str, option: str) -> None:
@@ -52,13 +65,21 @@ def _undo(output: Path, kept: Path) -> Callable[[], object]:
     return partial(kept.replace, output) if os.path.lexists(kept) else lambda: None
 
 
+def _placed(outputs: Sequence[Path], undo: ExitStack) -> None:
+    """The moment from which the outputs stay: they are said to be there if, and only if, nothing undoes them any more."""
+    length = len(PLACED)
+    undo.callback(lambda: PLACED.__delitem__(slice(length, None)))
+    PLACED.extend(outputs)
+    undo.pop_all()
+
+
 def _swap(temporary: Sequence[Path], outputs: Sequence[Path]) -> None:
     """Put every file in its output's place; if one of them cannot, the others are put back as they were."""
     with ExitStack() as undo:
         for path, output in zip(temporary, outputs, strict=True):
             undo.callback(_undo(output, path.with_suffix(".old")))
             path.replace(output)
-        undo.pop_all()
+        _placed(outputs, undo)
 
 
 @contextmanager
@@ -66,7 +87,7 @@ def together(*outputs: Path, private: bool = False) -> Iterator[list[Path]]:
     """Temporary files beside the outputs that replace them all at the end, or leave nothing behind.
 
     On leaving normally each file gets the mode the umask asks for (``private``: only its owner may read it) and takes its
-    output's place by ``os.replace``; after any exception, Ctrl-C included, the temporary files are removed and the outputs
+    output's place once it is on the disk; after any exception, Ctrl-C included, the temporary files are removed and the outputs
     are as they were.
 
     Raises:
@@ -81,6 +102,7 @@ def together(*outputs: Path, private: bool = False) -> Iterator[list[Path]]:
         yield temporary
         for path in temporary:
             path.chmod(0o600 if private else 0o666 & ~_umask())
+            _sync(path)
         _swap(temporary, outputs)
     except OSError as error:
         raise ImuError(f"{outputs[0].parent}: cannot write ({error.strerror}); nothing was written") from error
@@ -106,21 +128,13 @@ def folder(output: Path) -> Iterator[Path]:
         made = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".part", dir=output.parent))
         yield made
         made.chmod(0o777 & ~_umask())
-        _sync_folder(made)
+        _sync(made)
         _replace_folder(made, output)
     except OSError as error:
         raise ImuError(f"{output.parent}: cannot write ({error.strerror}); nothing was written") from error
     finally:
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _replace_folder(made: Path, output: Path) -> None:
@@ -130,5 +144,21 @@ def _replace_folder(made: Path, output: Path) -> None:
             output.rename(kept)
             undo.callback(kept.rename, output)
         made.rename(output)
-        undo.pop_all()
+        _placed([output], undo)
     shutil.rmtree(kept, ignore_errors=True)
+
+
+def to_stdout(text: str) -> None:
+    """Text to standard output; where nobody reads it any more (imu ... | head) the command goes on to its exit code.
+
+    Raises:
+        ImuError: standard output cannot be written, a full disk for instance.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 stays open until the process ends
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 what is buffered would fail again at the end
+        raise ImuError(f"standard output: cannot be written ({error.strerror})") from error

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load, save_file
 
 from imu_cli.cli import main
+from imu_cli.errors import StoppedError
 
 BASE = ["--config", "imu.yaml"]
 GO = ["unlearn", "model.safetensors", *BASE, "--forget", "class=3"]
@@ -262,20 +263,97 @@ def test_full_disk_for_the_record_alone(job: Path) -> None:
     assert listing(job) == before
 
 
-@pytest.mark.parametrize("delay", [0.5, 2.5, 3.5, 4.5])
-def test_interrupted(job: Path, delay: float) -> None:
-    """Ctrl-C at any moment ends with 130 and no half file; or the run had already ended, with both files whole."""
+LONG = [sys.executable, "-m", "imu_cli", *GO, "--no-cache", "--step", "0.00005", "--max-steps", "1000"]
+
+
+@pytest.mark.parametrize(
+    ("number", "delay"),
+    [(signal.SIGINT, 0.5), (signal.SIGINT, 2.5), (signal.SIGTERM, 3), (signal.SIGINT, 3.5), (signal.SIGINT, 4.5)],
+)
+def test_interrupted(job: Path, number: signal.Signals, delay: float) -> None:
+    """Stopped at any moment, it ends with 128 + signal and no half file, or says that both files are there, whole."""
     before = listing(job)
-    command = [sys.executable, "-m", "imu_cli", *GO, "--no-cache", "--step", "0.00005", "--max-steps", "1000"]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen(LONG, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     time.sleep(delay)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     _, err = running.communicate(timeout=60)
-    if running.returncode in (0, 3):
+    if running.returncode in (0, 3) or "written before that" in err:
         json.loads(Path("model.unlearned.record.json").read_text())
     else:
-        assert running.returncode in (130, -signal.SIGINT, 1), err
+        # Killed before it has its handlers; or an import that was interrupted ended in an error of its own.
+        assert running.returncode in (128 + number, -number, 1), err
         assert listing(job) == before
+
+
+def test_terminated_in_the_middle(job: Path) -> None:
+    """SIGTERM while both files are being made, as a cancelled CI job gets it: unwound, nothing is left."""
+    code = (
+        "import os, signal\nfrom imu_cli import __main__, record\n"
+        "record.dump = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n__main__.main()"
+    )
+    before = listing(job)
+    done = subprocess.run([sys.executable, "-c", code, *GO, "--no-cache"], capture_output=True, text=True, check=False)
+    assert done.returncode == 143
+    assert done.stderr.endswith("imu: stopped by SIGTERM; no output was written\n")
+    assert listing(job) == before
+
+
+def test_interrupt_after_writing(
+    job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C while the result is shown: both files are in their places, and it is said."""
+    from imu_cli.views import terminal
+
+    def interrupt(*_: object, **__: object) -> str:
+        raise StoppedError(signal.SIGINT)
+
+    monkeypatch.setattr(terminal, "record", interrupt)
+    assert main([*GO, "--no-cache"]) == 130
+    said = "imu: interrupted; written before that, whole: model.unlearned.safetensors, model.unlearned.record.json\n"
+    assert capsys.readouterr().err.endswith(said)
+    json.loads(Path("model.unlearned.record.json").read_text())
+    assert Path("model.unlearned.safetensors").stat().st_size == Path("model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("command", ["unlearn", "evaluate"])
+def test_a_reader_that_has_gone_changes_no_exit_code(job: Path, digits: Path, command: str) -> None:
+    """``imu unlearn ... | head -1``: under pipefail the pipeline still learns that the target was not met."""
+    wanted = ["--max-steps", "1"]
+    if command == "evaluate":
+        assert main([*GO, "--no-cache"]) == 0
+        wanted = ["--require", "forget.accuracy>=0.9"]
+    start = (
+        [*GO, "--no-cache"]
+        if command == "unlearn"
+        else ["evaluate", "model.unlearned.safetensors", *BASE, "--test", str(digits / "data/test")]
+    )
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "imu_cli", *start, *wanted], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write)
+    assert done.returncode == 3, done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_standard_output_is_full(job: Path) -> None:
+    """The result cannot be shown: an error, which says that the files are there."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "imu_cli", *GO, "--no-cache"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert (
+        "imu: standard output: cannot be written (No space left on device); written before that: model.unl"
+        in done.stderr
+    )
+    json.loads(Path("model.unlearned.record.json").read_text())
 
 
 def test_interrupt_while_writing(
@@ -285,7 +363,7 @@ def test_interrupt_while_writing(
     from imu_cli import record
 
     def interrupt(*_: object) -> str:
-        raise KeyboardInterrupt
+        raise StoppedError(signal.SIGINT)
 
     before = listing(job)
     monkeypatch.setattr(record, "dump", interrupt)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from imu_cli import compact, extracting, featurefile
 from imu_cli.cli import main
-from imu_cli.errors import ImuError
+from imu_cli.errors import ImuError, StoppedError
 
 COMMON = ["model.safetensors", "--config", "imu.yaml"]
 
@@ -257,12 +257,14 @@ def test_an_interrupted_run_goes_on(
         nonlocal count
         count += 1
         if count == 10:
-            raise KeyboardInterrupt
+            raise StoppedError(signal.SIGINT)
         write(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(extracting, "_write_block", interrupted)
-        run(capsys, "features", *COMMON, "-o", "train.safetensors", "--batch-size", "50", code=130)
+        _, told = run(capsys, "features", *COMMON, "-o", "train.safetensors", "--batch-size", "50", code=130)
+    assert "train.safetensors.parts: the blocks that are done stay; the same command goes on from there" in told
+    assert told.endswith("imu: interrupted; no output was written\n")
     parts = Path("train.safetensors.parts")
     assert len(list(parts.glob("*.safetensors"))) == 9
     torn = parts / "00003.safetensors"

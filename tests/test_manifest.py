@@ -715,7 +715,7 @@ def test_rows_of_an_array_are_written_by_index() -> None:
 
 
 def test_a_list_is_written_whole_or_not_at_all(pets: Path, tmp_path: Path) -> None:
-    """It never replaces a file unasked, follows the umask, goes to a stream as CSV, and leaves nothing beside it."""
+    """It never replaces a file unasked, follows the umask, and leaves nothing beside it."""
     data, out = open_folder(pets), tmp_path / "out" / "forget.csv"
     out.parent.mkdir()
     old = os.umask(0o027)
@@ -729,11 +729,8 @@ def test_a_list_is_written_whole_or_not_at_all(pets: Path, tmp_path: Path) -> No
         write_manifest(data, [1], out)
     write_manifest(data, [1], out, force=True)
     assert out.read_text() == "file_name,label\ncat/1.png,cat\n"
-    stream = io.StringIO()
-    write_manifest(data, [1], stream)
-    assert stream.getvalue() == out.read_text()
     assert [path.name for path in out.parent.iterdir()] == ["forget.csv"]
-    with pytest.raises(ImuError, match="cannot be written"):
+    with pytest.raises(ImuError, match="cannot write"):
         write_manifest(data, [1], tmp_path / "none" / "forget.csv")
     with pytest.raises(ImuError, match="no kind of list"):
         write_manifest(data, [1], tmp_path / "forget.txt")
