@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -188,7 +189,8 @@ def _print_results(results: "Sequence[Record | Evaluation]", names: Sequence[str
     elif evaluations:
         writing.to_stdout(machine.evaluation_csv([item for item, _ in evaluations], [name for _, name in evaluations]))
     else:
-        writing.to_stdout("".join(machine.record_csv(item) for item in results if isinstance(item, Record)))
+        records = (machine.record_csv(item) for item in results if isinstance(item, Record))
+        writing.to_stdout(chain.from_iterable(records))
 
 
 @app.command()

@@ -27,6 +27,11 @@ def numbers(values: Iterable[int]) -> "array[int]":
     return array("q", values)
 
 
+def reals(values: NDArray[Any]) -> "array[float]":
+    """Numbers in 8 bytes each; single ones are Python's own floats."""
+    return array("d", np.ascontiguousarray(values, np.float64).tobytes())
+
+
 def as_array(values: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
     """The same numbers (n,) int64 for arithmetic; those of an array are shared, not copied."""
     if isinstance(values, range):

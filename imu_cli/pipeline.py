@@ -26,6 +26,7 @@ from . import (
     writing,
 )
 from .ascent import Outcome
+from .compact import reals
 from .config import PAPER, InfluenceConfig, TargetConfig, UnlearnConfig
 from .dataset import ImageSet
 from .errors import ImuError
@@ -58,14 +59,10 @@ def run_influence(model: Path, config: InfluenceConfig, origins: Mapping[str, st
     methods.warn_if_at_chance(opened, float(scored.right.double().mean()))
     images = opened.forget.images
     ids = opened.forget.ids or images.names
-    columns = zip(scored.scores.tolist(), selection.weights.tolist(), scored.confidence.tolist(), strict=True)
-    rows = [
-        record.ScoreRow(
-            id=ids[row], path=images.names[row], label=opened.classes.name(images.labels[row]),
-            score=score, weight=weight, confidence=confidence,
-        )
-        for row, (score, weight, confidence) in enumerate(columns)
-    ]  # fmt: skip
+    rows = record.ScoreRows(
+        ids, images.names, images.labels, opened.classes.name,
+        *(reals(column.cpu().numpy()) for column in (scored.scores, selection.weights, scored.confidence)),
+    )  # fmt: skip
     here = Path()
     made = record.Influence(
         model=opening.model_hash_of(opened.checkpoint, here),

@@ -4,11 +4,14 @@ Written as JSON without NaN. The forget list's names are never in them, only cou
 ``evaluate --by``.
 """
 
+import heapq
 import json
 import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, overload
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +21,8 @@ from pydantic import (
     FiniteFloat,
     TypeAdapter,
     ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_serializer,
     model_validator,
 )
@@ -331,6 +336,43 @@ class ScoreRow(Model):
     confidence: float
 
 
+@dataclass(frozen=True, eq=False)
+class ScoreRows(Sequence[ScoreRow]):
+    """The rows of n forget samples, each made when it is asked for: a million rows are their numbers and their list's names.
+
+    ``labels`` are class ids, which ``name_of`` names.
+    """
+
+    ids: Sequence[str]
+    paths: Sequence[str]
+    labels: Sequence[int]
+    name_of: Callable[[int], str]
+    scores: Sequence[float]
+    weights: Sequence[float]
+    confidence: Sequence[float]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @overload
+    def __getitem__(self, at: int) -> ScoreRow: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[ScoreRow]: ...
+
+    def __getitem__(self, at: int | slice) -> ScoreRow | list[ScoreRow]:
+        if isinstance(at, slice):
+            return [self[row] for row in range(len(self))[at]]
+        return ScoreRow(
+            id=self.ids[at], path=self.paths[at], label=self.name_of(self.labels[at]),
+            score=self.scores[at], weight=self.weights[at], confidence=self.confidence[at],
+        )  # fmt: skip
+
+
+def _as_they_are(rows: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    return rows if isinstance(rows, ScoreRows) else validate(rows)
+
+
 class Link(Model):
     """An earlier record that this one builds on."""
 
@@ -416,7 +458,10 @@ class Evaluation(_Written):
 
 
 class Influence(Model):
-    """What ``imu influence`` found; printed, and kept in the cache rather than in a file of its own."""
+    """What ``imu influence`` found; printed, and kept in the cache rather than in a file of its own.
+
+    ``rows`` stand last in its JSON, and are written one by one.
+    """
 
     schema_: Literal["imu.influence/1"] = Field(default="imu.influence/1", alias="schema")
     model: FileHash
@@ -430,13 +475,14 @@ class Influence(Model):
     sign: str
     cached: str | None
     notes: list[str]
-    rows: list[ScoreRow]
+    rows: Annotated[Sequence[ScoreRow], WrapValidator(_as_they_are)] = Field(default=(), exclude=True)
     kernel: list[KernelRow] = Field(default_factory=list)
     run: RunInfo | None = None
 
     def largest(self, show: int) -> list[int]:
         """Rows of the samples with the largest scores in size, largest first."""
-        return sorted(range(len(self.rows)), key=lambda row: -abs(self.rows[row].score))[:show]
+        scores = self.rows.scores if isinstance(self.rows, ScoreRows) else [row.score for row in self.rows]
+        return heapq.nsmallest(show, range(len(scores)), key=lambda row: -abs(scores[row]))
 
 
 class Extracted(Model):
@@ -470,9 +516,25 @@ SCHEMAS: dict[str, type[Record] | type[Evaluation]] = {"imu.record/1": Record, "
 
 def dump(record: Model) -> str:
     """A record as JSON text: stable keys, no NaN."""
+    return "".join(dumped(record))
+
+
+def dumped(record: Model) -> Iterator[str]:
+    """The text of ``dump`` in pieces; the rows of scores, one a line and one a piece, at the end."""
     plain = record.model_dump(mode="json", by_alias=True)
     ordered = {"schema": plain.pop("schema"), **plain} if "schema" in plain else plain
-    text = json.dumps(ordered, indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+    text = _json(ordered, indent=1)
+    if not isinstance(record, Influence):
+        yield text + "\n"
+        return
+    yield text.removesuffix("\n}") + ',\n "rows": ['
+    for number, row in enumerate(record.rows):
+        yield (",\n  " if number else "\n  ") + _json(row.model_dump(mode="json"))
+    yield "\n ]\n}\n"
+
+
+def _json(plain: Any, indent: int | None = None) -> str:
+    text = json.dumps(plain, indent=indent, ensure_ascii=False, allow_nan=False, default=str)
     return text.encode("utf-8", "backslashreplace").decode()  # a path that is not UTF-8 becomes JSON's own escape
 
 

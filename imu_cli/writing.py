@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -148,17 +148,22 @@ def _replace_folder(made: Path, output: Path) -> None:
     shutil.rmtree(kept, ignore_errors=True)
 
 
-def to_stdout(text: str) -> None:
-    """Text to standard output; where nobody reads it any more (imu ... | head) the command goes on to its exit code.
+def to_stdout(text: str | Iterable[str]) -> None:
+    """Text, or its pieces, to standard output; where nobody reads it any more (imu ... | head) the command goes on.
 
     Raises:
         ImuError: standard output cannot be written, a full disk for instance.
     """
     try:
-        sys.stdout.write(text)
+        sys.stdout.writelines([text] if isinstance(text, str) else text)
         sys.stdout.flush()
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 stays open until the process ends
+        _discard_stdout()
     except OSError as error:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 what is buffered would fail again at the end
+        _discard_stdout()
         raise ImuError(f"standard output: cannot be written ({error.strerror})") from error
+
+
+def _discard_stdout() -> None:
+    """What is left in its buffer would fail once more when the process ends."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 stays open until the process ends

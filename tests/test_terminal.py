@@ -34,6 +34,7 @@ from imu_cli.record import (
     Requirement,
     ScoreInfo,
     ScoreRow,
+    ScoreRows,
     Target,
 )
 from imu_cli.views import machine, markdown, page, tables, terminal, words
@@ -441,7 +442,7 @@ def read_csv(text: str) -> list[dict[str, str]]:
 def test_influence_as_csv_parses_back() -> None:
     """Every sample in its order, every number to the last digit."""
     made = influence()
-    rows = read_csv(machine.influence_csv(made))
+    rows = read_csv("".join(machine.influence_csv(made)))
     assert len(rows) == 30
     for row, item in zip(rows, made.rows, strict=True):
         assert (row["id"], row["path"], row["label"]) == (item.id, item.path, item.label)
@@ -455,7 +456,7 @@ def test_influence_as_csv_parses_back() -> None:
 def test_evaluations_as_csv_parse_back() -> None:
     """One line a metric and model: value, interval and n as they are, the reason where there is no value."""
     made = [evaluation(), evaluation()]
-    rows = read_csv(machine.evaluation_csv(made, ["a, b.json", 'c".json']))
+    rows = read_csv("".join(machine.evaluation_csv(made, ["a, b.json", 'c".json'])))
     metrics = [
         (name, item) for result, name in zip(made, ["a, b.json", 'c".json'], strict=True) for item in result.metrics
     ]
@@ -469,7 +470,7 @@ def test_evaluations_as_csv_parse_back() -> None:
 def test_a_record_as_csv_parses_back() -> None:
     """One line a look, numbers to the last digit, empty where nothing was measured."""
     made = record()
-    for row, look in zip(read_csv(machine.record_csv(made)), made.trajectory, strict=True):
+    for row, look in zip(read_csv("".join(machine.record_csv(made))), made.trajectory, strict=True):
         for name, text in row.items():
             value = getattr(look, name)
             assert text == "" if value is None else float(text) == value
@@ -478,15 +479,37 @@ def test_a_record_as_csv_parses_back() -> None:
 @given(st.lists(st.lists(st.text(), min_size=2, max_size=2), max_size=4))
 def test_any_text_survives_csv(rows: list[list[str]]) -> None:
     """Commas, quotes and line ends in names are quoted so that any reader gets them back."""
-    parsed = list(csv.reader(io.StringIO(machine.rows_csv(["a", "b"], rows), newline="")))
+    parsed = list(csv.reader(io.StringIO("".join(machine.rows_csv(["a", "b"], rows)), newline="")))
     assert parsed == [["a", "b"], *rows]
+
+
+def test_rows_made_when_asked_for_are_written_as_a_list_of_them_is() -> None:
+    """A run keeps columns and no rows: table, CSV and JSON are those of the rows themselves."""
+    listed = influence()
+    ids, paths, scores, weights, confidence = (
+        [getattr(row, name) for row in listed.rows] for name in ("id", "path", "score", "weight", "confidence")
+    )
+    columns = ScoreRows(
+        ids, paths, [int(row.label[6:]) for row in listed.rows], "class {}".format, scores, weights, confidence
+    )
+    made = listed.model_copy(update={"rows": columns})
+    assert made.rows[2:5] == listed.rows[2:5]
+    assert Influence(**{**dict(listed.model_copy(update={"schema_": None})), "rows": columns}).rows is columns
+    for show in (0, 1, 7, 100):
+        assert made.largest(show) == sorted(range(30), key=lambda row: -abs(scores[row]))[:show] == listed.largest(show)
+    assert terminal.text_of(terminal.influence(made, 7)) == terminal.text_of(terminal.influence(listed, 7))
+    assert list(machine.influence_csv(made)) == list(machine.influence_csv(listed))
+    text = "".join(machine.as_json([made]))
+    assert text == "".join(machine.as_json([listed]))
+    assert [ScoreRow(**row) for row in json.loads(text)["rows"]] == listed.rows
+    assert json.loads("".join(machine.as_json([influence(rows=0)])))["rows"] == []
 
 
 def test_json_parses_back() -> None:
     """One result is its object, several are an array of the same objects; each is what the file would hold."""
     made = [evaluation(), record(), influence()]
-    texts = [machine.as_json([item]) for item in made]
-    assert json.loads(machine.as_json(made)) == [json.loads(text) for text in texts]
+    texts = ["".join(machine.as_json([item])) for item in made]
+    assert json.loads("".join(machine.as_json(made))) == [json.loads(text) for text in texts]
     assert Evaluation.model_validate(json.loads(texts[0])) == made[0]
     assert Record.model_validate(json.loads(texts[1])) == made[1]
     assert Influence.model_validate(json.loads(texts[2])) == made[2]
@@ -497,8 +520,8 @@ def test_numbers_that_are_not_finite_are_empty_or_null(value: float) -> None:
     """CSV and JSON hold no NaN and no infinity."""
     item = metric("test.accuracy", 1).model_copy(update={"value": value})
     made = evaluation(metrics=[item])
-    assert read_csv(machine.evaluation_csv([made], ["a"]))[0]["after"] == ""
-    assert json.loads(machine.as_json([made]))["metrics"][0]["value"] is None
+    assert read_csv("".join(machine.evaluation_csv([made], ["a"])))[0]["after"] == ""
+    assert json.loads("".join(machine.as_json([made])))["metrics"][0]["value"] is None
 
 
 def test_values_in_their_units() -> None:

@@ -3,15 +3,16 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from imu_cli.inspection import Inspection
-from imu_cli.record import Evaluation, Influence, Model, Record, dump
+from imu_cli.record import Evaluation, Influence, Model, Record, dump, dumped
 
 
-def rows_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """CSV text with a header line."""
-    return "".join(_csv_line(row) for row in (header, *rows))
+def rows_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    """CSV, line by line, with a header."""
+    return (_csv_line(row) for row in chain([header], rows))
 
 
 def _csv_line(row: Sequence[object]) -> str:
@@ -24,13 +25,13 @@ def _plain(value: float | None) -> object:
     return "" if value is None or not math.isfinite(value) else repr(float(value))
 
 
-def influence_csv(result: Influence) -> str:
+def influence_csv(result: Influence) -> Iterator[str]:
     """One line a forget sample."""
     header = ["id", "path", "label", "score", "weight", "confidence"]
     return rows_csv(header, ([getattr(row, name) for name in header] for row in result.rows))
 
 
-def evaluation_csv(results: Sequence[Evaluation], names: Sequence[str]) -> str:
+def evaluation_csv(results: Sequence[Evaluation], names: Sequence[str]) -> Iterator[str]:
     """One line a metric."""
     header = ["model", "metric", "before", "after", "low", "high", "method", "n", "target", "missing"]
     rows = [
@@ -42,21 +43,24 @@ def evaluation_csv(results: Sequence[Evaluation], names: Sequence[str]) -> str:
     return rows_csv(header, rows)
 
 
-def record_csv(result: Record) -> str:
+def record_csv(result: Record) -> Iterator[str]:
     """One line a look along the way."""
     header = ["step", "fraction", "loss", "forget", "head_change", "test_drop", "rho", "auc", "margin_error"]
     return rows_csv(header, ([_plain(getattr(look, name)) for name in header] for look in result.trajectory))
 
 
-def inspection_csv(result: Inspection) -> str:
+def inspection_csv(result: Inspection) -> Iterator[str]:
     """One line a tensor."""
     header = ["name", "dtype", "shape", "bytes", "file"]
     rows = ([item.name, item.dtype, "x".join(map(str, item.shape)), item.bytes, item.file] for item in result.tensors)
     return rows_csv(header, rows)
 
 
-def as_json(results: Sequence[Model]) -> str:
-    """One result as its JSON object, several as an array."""
+def as_json(results: Sequence[Model]) -> Iterator[str]:
+    """One result as its JSON object, several as an array; in pieces."""
     if len(results) == 1:
-        return dump(results[0])
-    return "[\n" + ",\n".join(dump(result).rstrip() for result in results) + "\n]\n"
+        yield from dumped(results[0])
+        return
+    for number, result in enumerate(results):
+        yield (",\n" if number else "[\n") + dump(result).rstrip()
+    yield "\n]\n"

@@ -238,15 +238,15 @@ def report(results: Sequence[Record | Evaluation], names: Sequence[str]) -> str:
 
 def gallery(result: Influence, pictures: Mapping[int, str]) -> str:
     """The samples that matter most with their images: ``pictures`` are data URIs by row, shown in that order."""
-    result = words.printable(result)
-    samples = [(result.rows[row], uri) for row, uri in pictures.items()]
+    samples, n = [(words.printable(result.rows[row]), uri) for row, uri in pictures.items()], len(result.rows)
+    result = words.printable(result)  # without its rows
     made: str = (
         _pages()
         .get_template("gallery.html")
         .render(
             version=__version__,
             model=result.model.path,
-            n=len(result.rows),
+            n=n,
             sign=words.capital(result.sign),
             samples=samples,
         )

@@ -66,16 +66,16 @@ def _histogram(scores: ScoreInfo, n: int) -> list[str]:
 
 def influence(result: Influence, show: int) -> RenderableType:
     """The samples that matter most, how the scores are spread, and what was kept."""
-    result = words.printable(result)
+    rows, n = [words.printable(result.rows[at]) for at in result.largest(show)], len(result.rows)
+    result = words.printable(result)  # without its rows
     scores = result.scores
-    title = f"The {min(show, len(result.rows))} of {len(result.rows)} forget samples with the largest influence"
+    title = f"The {len(rows)} of {n} forget samples with the largest influence"
     numbers = ("score", "weight", "confidence")
     top = _table("sample", "label", *numbers, right=numbers)
-    for row in (result.rows[at] for at in result.largest(show)):
+    for row in rows:
         top.add_row(
             Text(row.path), Text(row.label), f"{row.score:.4g}", f"{row.weight:.4g}", words.percent(row.confidence)
         )
-    n = len(result.rows)
     about = _pairs(
         "Scores",
         [
