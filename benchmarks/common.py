@@ -34,7 +34,7 @@ from imu_cli.head import Head
 from imu_cli.layout import file_hash
 from imu_cli.manifest import open_source
 from imu_cli.opening import Opened
-from imu_cli.rows import features_of, homogeneous
+from imu_cli.rows import held, homogeneous
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -156,7 +156,11 @@ def _extract(opened: Opened, path: Path) -> None:
     for split, role in (("train", "data"), ("test", "test")):
         console.print(f"features of CIFAR-10 {split} (once a machine)", style="dim")
         images = open_source(batches(), role)  # type: ignore[arg-type]
-        found[split] = features_of(opened.features_of(images, split), opened.head.bias).float().contiguous()
+        found[split] = (
+            held(opened.features_of(images, split))[:, : opened.head.matrix.shape[1] - opened.head.bias]
+            .float()
+            .contiguous()
+        )
         found[f"{split}_labels"] = torch.tensor(list(images.labels), dtype=torch.int64)
     part = path.with_suffix(".part")
     save_file(found, part)

@@ -7,7 +7,9 @@ No result here is an ε, nor a statement about the best possible attack.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -24,12 +26,13 @@ from .intervals import (
     require_classes,
     two_sided,
 )
+from .rows import Outputs, by_rows
 
 TAIL_SAMPLES = 300
 """Samples that D_f and the pool each need before a rate at 1 % is worth printing (evaluation.md, metric 7)."""
 
 
-def logit_confidence(logits: Tensor, labels: Tensor) -> Tensor:
+def logit_confidence(logits: Outputs, labels: Tensor) -> Tensor:
     """Logit-scaled confidence φ = z_y − logsumexp_{j≠y} z_j = log p_y/(1 − p_y) per row, (n,) float64.
 
     From logits, in float64: a float32 softmax is exactly 1 for margins above about 17 and ties the most memorised
@@ -42,39 +45,46 @@ def logit_confidence(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ImuError: one class, a label out of range, or a non-finite row.
     """
-    logits = _checked(logits, labels)
-    own = labels[:, None]
-    others = logits.scatter(1, own, -math.inf).logsumexp(1)
-    return logits.gather(1, own)[:, 0] - others
+
+    def phi(logits: Tensor, own: Tensor) -> Tensor:
+        return logits.gather(1, own)[:, 0] - logits.scatter(1, own, -math.inf).logsumexp(1)
+
+    return _each(logits, labels, phi)
 
 
-def modified_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def modified_entropy(logits: Outputs, labels: Tensor) -> Tensor:
     """Modified entropy −(1−p_y) log p_y − Σ_{i≠y} p_i log(1−p_i) per row, (n,) float64; 0 for a sure, right answer.
 
     log(1−p_i) is log1p(−p_i), and for the largest p_i the logsumexp of the others, so that it stays finite.
     Song and Mittal, *Systematic evaluation of privacy risks* (USENIX Security 2021), equation 8.
     """
-    logits = _checked(logits, labels)
-    log_p, top = logits.log_softmax(1), logits.argmax(1, keepdim=True)
-    rest = logits.scatter(1, top, -math.inf).logsumexp(1, keepdim=True) - logits.logsumexp(1, keepdim=True)
-    log_not = torch.log1p(-log_p.exp()).scatter(1, top, rest)
-    terms = log_p.exp() * log_not
-    own = labels[:, None]
-    return -terms.scatter(1, own, log_not.gather(1, own).exp() * log_p.gather(1, own)).sum(1)
+
+    def entropy(logits: Tensor, own: Tensor) -> Tensor:
+        log_p, top = logits.log_softmax(1), logits.argmax(1, keepdim=True)
+        rest = logits.scatter(1, top, -math.inf).logsumexp(1, keepdim=True) - logits.logsumexp(1, keepdim=True)
+        log_not = torch.log1p(-log_p.exp()).scatter(1, top, rest)
+        terms = log_p.exp() * log_not
+        return -terms.scatter(1, own, log_not.gather(1, own).exp() * log_p.gather(1, own)).sum(1)
+
+    return _each(logits, labels, entropy)
 
 
-def modified_entropy_published(logits: Tensor, labels: Tensor) -> Tensor:
+def modified_entropy_published(logits: Outputs, labels: Tensor) -> Tensor:
     """Modified entropy as the widely copied code computes it, (n,) float64, for comparison with papers only.
 
     −Σ_{k∈L} (1−p_k) log p_k − Σ_{k∉L} p_k log p_k with L the set of labels *of all rows*, and log p where log(1−p)
     belongs: permuting the labels does not change it. ``m_entropy`` in Unlearn-Sparse, evaluation/SVC_MIA.py
     (its log 1e-30 for p = 0 included).
     """
-    p = _checked(logits, labels).softmax(1)
-    log_p = torch.where(p > 0, p, 1e-30).log()
-    listed = torch.zeros(p.shape[1], dtype=torch.bool, device=p.device)
+    _check(logits, labels)
+    listed = torch.zeros(logits.shape[1], dtype=torch.bool, device=labels.device)
     listed[labels] = True
-    return -(torch.where(listed, 1 - p, p) * log_p).sum(1)
+
+    def entropy(logits: Tensor, _: Tensor) -> Tensor:
+        p = logits.softmax(1)
+        return -(torch.where(listed, 1 - p, p) * torch.where(p > 0, p, 1e-30).log()).sum(1)
+
+    return _each(logits, labels, entropy)
 
 
 def class_matched(labels_forget: Tensor, labels_pool: Tensor, generator: torch.Generator) -> Tensor:
@@ -221,20 +231,36 @@ def over_unlearned_range(
     return float(chance.ppf((1 - confidence) / 2)) / n_forget, float(chance.ppf((1 + confidence) / 2)) / n_forget
 
 
-def _checked(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits in float64, or the error that says which row cannot be scored."""
-    if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
+def _check(logits: Outputs, labels: Tensor) -> None:
+    """The error that says what cannot be scored: another shape, one class, a label out of range."""
+    if len(logits.shape) != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
         raise ImuError(
             f"attack scores: logits {tuple(logits.shape)}, labels {tuple(labels.shape)}; needs (n, c ≥ 2) and (n,)"
         )
-    bad = torch.nonzero(~torch.isfinite(logits).all(1) | (labels < 0) | (labels >= logits.shape[1]))
+    bad = torch.nonzero((labels < 0) | (labels >= logits.shape[1]))
     if len(bad):
-        row = int(bad[0])
-        raise ImuError(
-            f"attack scores: row {row} has label {int(labels[row])} and logits {logits[row, :3].tolist()}…; "
-            f"logits must be finite and labels below {logits.shape[1]}"
-        )
-    return logits.detach().double()
+        _refuse(logits, labels, int(bad[0]))
+
+
+def _refuse(logits: Outputs, labels: Tensor, row: int) -> NoReturn:
+    found = logits[row : row + 1][0, :3].tolist()
+    raise ImuError(
+        f"attack scores: row {row} has label {int(labels[row])} and logits {found}…; "
+        f"logits must be finite and labels below {logits.shape[1]}"
+    )
+
+
+def _each(logits: Outputs, labels: Tensor, score: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """A score of each row (n,) from float64 logits (k, c) and labels (k, 1), block by block."""
+    _check(logits, labels)
+
+    def scored(found: Tensor, rows: slice) -> Tensor:
+        bad = torch.nonzero(~torch.isfinite(found).all(1))
+        if len(bad):
+            _refuse(logits, labels, rows.start + int(bad[0]))
+        return score(found.detach().double(), labels[rows, None])
+
+    return by_rows(logits, scored)
 
 
 def _cumulative(sample: Tensor, at: Tensor) -> Tensor:

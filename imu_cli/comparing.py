@@ -2,17 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from . import attacks, compat, heads, metrics, objective, retrained, shadows
+from . import attacks, compat, heads, metrics, retrained, shadows
 from .errors import ImuError
-from .evidence import NO_ORIGINAL, NO_RETAIN, NO_TEST, Evidence, Found, Split, forgotten_rows, metric
+from .evidence import NO_ORIGINAL, NO_RETAIN, NO_TEST, Evidence, Found, Split, forgotten_rows, metric, phi
 from .intervals import Estimate, NotMeasured, census, clopper_pearson
 from .record import Metric
-from .rows import homogeneous
+from .rows import Logits, Outputs, Rows, with_bias
 
 REFERENCES = 8
 """Heads on random halves of the retain samples that RMIA compares with."""
@@ -26,7 +27,7 @@ NO_RETRAINED, NO_COMPAT = NotMeasured("needs --retrained"), NotMeasured("needs -
 HEAD_ONLY = NotMeasured("needs a change of the head only: the features are not those of the original")
 
 
-def _hits(e: Evidence, split: Split, logits: Tensor) -> Tensor:
+def _hits(e: Evidence, split: Split, logits: Outputs) -> Tensor:
     """Which rows count as right (n,): on D_f of the class scenario those predicted as any forgotten class."""
     predicted = metrics.predictions(logits)
     if split is e.forget and e.kind == "class":
@@ -34,7 +35,7 @@ def _hits(e: Evidence, split: Split, logits: Tensor) -> Tensor:
     return predicted == split.labels
 
 
-def _gap(e: Evidence, split: Split, logits: Tensor, other: Tensor) -> Estimate:
+def _gap(e: Evidence, split: Split, logits: Outputs, other: Outputs) -> Estimate:
     return retrained.accuracy_gap(_hits(e, split, logits), _hits(e, split, other), census=split is e.forget)
 
 
@@ -59,8 +60,8 @@ class Refitted:
     l2: float
 
 
-def _wide(e: Evidence, split: Split) -> Tensor:
-    return homogeneous(split.features, e.head[1] is not None)
+def _wide(e: Evidence, split: Split) -> Rows:
+    return with_bias(split.features, e.head[1] is not None)
 
 
 def matrix_of(head: tuple[Tensor, Tensor | None]) -> Tensor:
@@ -84,8 +85,7 @@ def refit(e: Evidence) -> Refitted | NotMeasured:
             "part of them as --retain"
         )
     h, labels = _wide(e, e.retain), e.retain.labels
-    trained = torch.cat([h, _wide(e, e.forget)]), torch.cat([labels, e.forget.labels])
-    l2 = heads.own_weight_decay(*trained, head)
+    l2 = heads.own_weight_decay([(h, labels), (_wide(e, e.forget), e.forget.labels)], head)
     if l2 <= 0:
         return NotMeasured(
             "the original's head is surer of its samples than any weight decay explains, so none can be refitted"
@@ -114,7 +114,7 @@ def retrained_head_metrics(e: Evidence) -> list[Metric]:
         if split is None:
             made.append(metric(name, MISSING[split_name], split=split_name))
             continue
-        other = _wide(e, split) @ found.whole.T
+        other = Logits(_wide(e, split), found.whole)
         before = None if split.before is None else _gap(e, split, split.before, other)
         made.append(metric(name, _gap(e, split, split.after, other), before, split=split_name, target=0.0, note=note))
     return made
@@ -125,39 +125,41 @@ def _rmia(e: Evidence, found: Refitted) -> Metric:
     name, where = "rmia.auc", "forget, test"
     if e.test is None:
         return metric(name, NO_TEST, split=where)
+    test = e.test
     mixed = torch.randperm(len(e.test.labels), generator=torch.Generator().manual_seed(e.seed))
     half = len(mixed) // 2
-    population, others = e.test.only(mixed[:half].sort().values), e.test.only(mixed[half:].sort().values)
+    population, others = mixed[:half].sort().values, mixed[half:].sort().values
     try:
-        rows = attacks.class_matched(e.forget.labels, others.labels, torch.Generator().manual_seed(e.seed))
+        matched = attacks.class_matched(e.forget.labels, e.test.labels[others], torch.Generator().manual_seed(e.seed))
     except ImuError as error:
         return metric(name, NotMeasured(str(error)), split=where)
-    pool = others.only(rows)
-
-    def log_p(split: Split, logits: Tensor) -> Tensor:
-        return -objective.losses(logits.double(), objective.one_hot(split.labels, logits.shape[1]))
-
-    references = {
-        id(split): torch.stack([log_p(split, _wide(e, split) @ head.T) for head in found.halves])
-        for split in (population, e.forget, pool)
-    }
-
-    def auc_of(logits: Callable[[Split], Tensor]) -> Estimate:
-        scores = [
-            shadows.rmia_offline(
-                log_p(split, logits(split)), references[id(split)],
-                log_p(population, logits(population)), references[id(population)],
+    pool = others[matched]
+    forget_references, references = (
+        logsigmoid(
+            torch.stack(
+                [attacks.logit_confidence(Logits(_wide(e, split), head), split.labels) for head in found.halves]
             )
-            for split in (e.forget, pool)
-        ]  # fmt: skip
-        return attacks.auc(scores[0], scores[1])
+        )
+        for split in (e.forget, test)
+    )
 
-    def before(split: Split) -> Tensor:
-        assert split.before is not None
-        return split.before
+    def auc_of(which: Literal["before", "after"]) -> Estimate | None:
+        mine, theirs = phi(e.forget, which), phi(test, which)
+        if mine is None or theirs is None:
+            return None
+        # φ = log p/(1 − p), so that log p = log σ(φ).
+        mine, theirs = logsigmoid(mine), logsigmoid(theirs)
+        known = theirs[population], references[:, population]
+        scores = (
+            shadows.rmia_offline(mine, forget_references, *known),
+            shadows.rmia_offline(theirs[pool], references[:, pool], *known),
+        )
+        return attacks.auc(*scores)
 
+    after = auc_of("after")
+    assert after is not None
     return metric(
-        name, auc_of(lambda split: split.after), auc_of(before), split=where, target=0.5,
+        name, after, auc_of("before"), split=where, target=0.5,
         note=f"{REFERENCES} heads on halves of retain, {half} population samples",
     )  # fmt: skip
 
@@ -192,10 +194,10 @@ def retrained_metrics(e: Evidence) -> list[Metric]:
     return [*made, *_outputs(e, e.forget.retrained), _test_churn(e)]
 
 
-def _outputs(e: Evidence, other: Tensor) -> list[Metric]:
+def _outputs(e: Evidence, other: Outputs) -> list[Metric]:
     """Churn, KL, JS, class histogram and which model is nearer, on D_f: a census."""
     split = e.forget
-    measures: dict[str, Callable[[Tensor], Estimate]] = {
+    measures: dict[str, Callable[[Outputs], Estimate]] = {
         "retrained.churn": lambda logits: retrained.churn(logits, other, census=True),
         "retrained.kl": lambda logits: census(float(retrained.kl(logits, other).mean()), len(logits)),
         "retrained.js": lambda logits: census(float(retrained.js(logits, other).mean()), len(logits)),

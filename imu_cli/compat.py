@@ -12,12 +12,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from .attacks import class_matched, logit_confidence, modified_entropy, modified_entropy_published
 from .errors import ImuError
 from .intervals import Estimate, NotMeasured, class_counts
 from .intervals import census as counted
 from .metrics import predictions
+from .rows import Outputs, by_rows, only
 
 Score = Literal["correctness", "confidence", "entropy", "m_entropy", "prob"]
 SVC_SAMPLES = 2_000
@@ -28,7 +30,7 @@ SVC_SAMPLES = 2_000
 class Labelled:
     """Logits (n, c) and labels (n,) of one split."""
 
-    logits: Tensor
+    logits: Outputs
     labels: Tensor
 
     def only(self, rows: Tensor | slice) -> "Labelled":
@@ -37,7 +39,7 @@ class Labelled:
 
 
 def _float32_p(split: Labelled) -> Tensor:
-    return split.logits.to(torch.float32).softmax(1)
+    return by_rows(split.logits, lambda logits, _: logits.to(torch.float32).softmax(1))
 
 
 def _entropy(log_p: Tensor) -> Tensor:
@@ -54,7 +56,7 @@ def _right(split: Labelled) -> Tensor:
 
 
 def _log_p(split: Labelled) -> Tensor:
-    return split.logits.double().log_softmax(1)
+    return by_rows(split.logits, lambda logits, _: logits.double().log_softmax(1))
 
 
 PUBLISHED: dict[Score, Callable[[Labelled], Tensor]] = {
@@ -148,6 +150,10 @@ def _non_members(called: Tensor) -> Estimate:
     return counted(float(called.double().mean()), len(called))
 
 
+def _losses(logits: Outputs, labels: Tensor) -> Tensor:
+    return by_rows(logits, lambda found, rows: cross_entropy(found.float(), labels[rows], reduction="none"))
+
+
 def neurips_accuracy(forget: Labelled, test: Labelled, generator: torch.Generator) -> Estimate | NotMeasured:
     """``compat.neurips2023_accuracy``: how often logistic regression on the loss tells D_f from test samples.
 
@@ -163,10 +169,8 @@ def neurips_accuracy(forget: Labelled, test: Labelled, generator: torch.Generato
         return NotMeasured(f"needs 10 forget and 10 test samples, found {len(forget.labels)} and {len(test.labels)}")
     losses = []
     for split in (forget, test):
-        rows = torch.randperm(len(split.labels), generator=generator)[:size]
-        losses.append(
-            torch.nn.functional.cross_entropy(split.logits[rows].float(), split.labels[rows], reduction="none")
-        )
+        drawn = torch.randperm(len(split.labels), generator=generator)[:size]
+        losses.append(_losses(only(split.logits, drawn), split.labels[drawn]))
     x, y = torch.cat(losses).cpu().numpy()[:, None], [0] * size + [1] * size
     splits = StratifiedShuffleSplit(n_splits=10, random_state=0)
     found = cross_val_score(LogisticRegression(), x, y, cv=splits, scoring="accuracy")

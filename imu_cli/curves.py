@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import ImuError
-from .evidence import Evidence, Split, matched_pool, phi
+from .evidence import Evidence, matched_pool, phi
 from .intervals import clopper_pearson
 from .record import Curves, Histogram, RocCurve, Series, SplitName, When
 
@@ -31,10 +31,11 @@ def of(e: Evidence) -> Curves | None:
         rows = matched_pool(e)
     except ImuError:
         return None
-    splits: dict[SplitName, Split] = {"forget": e.forget}
-    if e.test is not None and rows is not None:
-        splits["test"] = e.test.only(rows)
-    found = {(name, when): phi(split, when) for when in WHEN for name, split in splits.items()}
+    found: dict[tuple[SplitName, When], Tensor | None] = {}
+    for when in WHEN:
+        found["forget", when] = phi(e.forget, when)
+        unseen = None if e.test is None else phi(e.test, when)
+        found["test", when] = None if unseen is None or rows is None else unseen[rows]
     return gather({at: values for at, values in found.items() if values is not None})
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,9 +28,10 @@ from .evidence import (
 )
 from .intervals import Estimate, NotMeasured
 from .record import ClassRow, Metric, PartRow
+from .rows import Outputs, Rows, only
 
 
-def _forget_hit(e: Evidence, logits: Tensor) -> Estimate:
+def _forget_hit(e: Evidence, logits: Outputs) -> Estimate:
     if e.kind == "class":
         return metrics.predicted_as(logits, e.forgotten, census=True)
     return metrics.accuracy(logits, e.forget.labels, census=True)
@@ -64,7 +66,9 @@ def forget_metrics(e: Evidence) -> list[Metric]:
     if e.true_labels is not None:
         known = e.true_labels >= 0
         truth = e.true_labels[known]
-        pair = both(e.forget, lambda logits: metrics.accuracy(logits[known], truth, census=True))
+        pair = both(
+            e.forget, lambda logits: metrics.accuracy_of(metrics.predictions(logits)[known] == truth, census=True)
+        )
         found.append(metric("forget.true_accuracy", *pair, split="forget"))
     unseen = _matched_logits(e)
     of_label = both(e.forget, lambda logits: metrics.forget_confidence(logits, e.forget.labels, e.forgotten))
@@ -81,10 +85,10 @@ def forget_metrics(e: Evidence) -> list[Metric]:
     return found
 
 
-def _matched_logits(e: Evidence) -> tuple[Tensor, Tensor] | None:
+def _matched_logits(e: Evidence) -> tuple[Outputs, Tensor] | None:
     """The original's logits and the labels of class-matched test samples."""
     rows = matched_pool(e) if e.kind != "class" else None
-    return None if rows is None or e.test is None else (reference(e.test)[rows], e.test.labels[rows])
+    return None if rows is None or e.test is None else (only(reference(e.test), rows), e.test.labels[rows])
 
 
 def _accuracies(e: Evidence, split: Split, name: str) -> list[Metric]:
@@ -166,16 +170,19 @@ def retain_metrics(e: Evidence) -> list[Metric]:
         found += _bounds(e, e.retain, "retain")
     if e.test is None:
         return [*found, metric("retain_mia.auc", NO_TEST, split="retain")]
-    kept, pool = (split.only(~forgotten_rows(e, split.labels)) for split in (e.retain, e.test))
-    after = _auc((phi(kept, "after"), phi(pool, "after")))
-    before = _auc((phi(kept, "before"), phi(pool, "before")))
+    after, before = _kept_auc(e, e.retain, e.test, "after"), _kept_auc(e, e.retain, e.test, "before")
     assert after is not None
     found.append(metric("retain_mia.auc", after, before, split="retain", note="not class-matched"))
     return found
 
 
-def _auc(pair: tuple[Tensor | None, Tensor | None]) -> Estimate | None:
-    return None if pair[0] is None or pair[1] is None else attacks.auc(pair[0], pair[1])
+def _kept_auc(e: Evidence, retain: Split, test: Split, which: Literal["before", "after"]) -> Estimate | None:
+    """Retain against test on their kept classes."""
+    sides = [phi(split, which) for split in (retain, test)]
+    if sides[0] is None or sides[1] is None:
+        return None
+    kept = [~forgotten_rows(e, split.labels) for split in (retain, test)]
+    return attacks.auc(sides[0][kept[0]], sides[1][kept[1]])
 
 
 MEMBERSHIP = (
@@ -196,8 +203,8 @@ def _confidences(e: Evidence, test: Split) -> tuple[tuple[Tensor, Tensor], tuple
     """
     rows = matched_pool(e)
     assert rows is not None
-    pairs = [(phi(e.forget, which), phi(test.only(rows), which)) for which in ("after", "before")]
-    after, before = (None if mine is None or theirs is None else (mine, theirs) for mine, theirs in pairs)
+    pairs = [(phi(e.forget, which), phi(test, which)) for which in ("after", "before")]
+    after, before = (None if mine is None or theirs is None else (mine, theirs[rows]) for mine, theirs in pairs)
     assert after is not None
     return after, before
 
@@ -241,7 +248,7 @@ def remains(e: Evidence) -> list[Metric]:
     """What the features still hold: drift, recovery from a few shots, a linear probe."""
     found = [metric("features.drift", NO_ORIGINAL if e.drift is None else e.drift, split="forget")]
     if e.kind == "class":
-        kept = None if e.test is None else e.test.features[~forgotten_rows(e, e.test.labels)]
+        kept = None if e.test is None else only(e.test.features, ~forgotten_rows(e, e.test.labels))
         for k in (1, 5, 10):
             generator = torch.Generator().manual_seed(e.seed)
             made = recovery.k_shot_recovery(
@@ -270,7 +277,7 @@ def remains(e: Evidence) -> list[Metric]:
     return [*found, metric("probe.accuracy", probe.accuracy, before, split="forget, test", note=note)]
 
 
-def _probe(e: Evidence, forget: Tensor, test: Tensor) -> recovery.Probe | NotMeasured:
+def _probe(e: Evidence, forget: Rows, test: Rows) -> recovery.Probe | NotMeasured:
     assert e.test is not None
     generator = torch.Generator().manual_seed(e.seed)
     return recovery.linear_probe(forget, e.forget.labels, test, e.test.labels, e.forgotten, generator)

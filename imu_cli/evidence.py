@@ -1,7 +1,7 @@
 """What a model is judged by, as tensors, and how a number found becomes a metric of the record."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor
 from . import attacks, scenario
 from .definitions import DEFINITIONS
 from .intervals import Estimate, NotMeasured
+from .metrics import predictions
 from .record import Interval, Metric
+from .rows import Logits, Outputs, Rows, only
 
 Found = Estimate | NotMeasured
 NO_TEST, NO_RETAIN, NO_ORIGINAL, NO_SHADOWS = (
@@ -26,22 +28,32 @@ class Split:
     """Samples with labels (n,), logits (n, c) before, after and of a retrained model, and features (n, d).
 
     ``before``, ``retrained`` and ``features_before`` are None without those models; ``features`` are of the model after.
+    Logits and features may be what makes them by rows, so that no split's logits need be in memory. ``memo`` holds φ (n,)
+    of a model by its name once it was asked for.
     """
 
     labels: Tensor
-    before: Tensor | None
-    after: Tensor
-    features: Tensor
-    features_before: Tensor | None = None
-    retrained: Tensor | None = None
+    before: Outputs | None
+    after: Outputs
+    features: Rows
+    features_before: Rows | None = None
+    retrained: Outputs | None = None
+    memo: dict[str, Tensor] = field(default_factory=dict)
 
     def only(self, rows: Tensor) -> "Split":
-        """Some rows of it."""
-        parts = (self.before, self.after, self.features, self.features_before, self.retrained)
-        before, after, features, features_before, retrained = (None if t is None else t[rows] for t in parts)
-        assert after is not None
-        assert features is not None
-        return Split(self.labels[rows], before, after, features, features_before, retrained)
+        """Some rows of it, by their numbers or a mask (n,); what was found for them stays found."""
+        for logits in (self.before, self.after, self.retrained):
+            if isinstance(logits, Logits):
+                predictions(logits)
+        return Split(
+            self.labels[rows],
+            None if self.before is None else only(self.before, rows),
+            only(self.after, rows),
+            only(self.features, rows),
+            None if self.features_before is None else only(self.features_before, rows),
+            None if self.retrained is None else only(self.retrained, rows),
+            {name: found[rows] for name, found in self.memo.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -132,12 +144,12 @@ def metric(
     return made
 
 
-def both(split: Split, measure: Callable[[Tensor], Found]) -> tuple[Found, Found | None]:
+def both(split: Split, measure: Callable[[Outputs], Found]) -> tuple[Found, Found | None]:
     """A measure of the logits, after and before."""
     return measure(split.after), None if split.before is None else measure(split.before)
 
 
-def reference(split: Split) -> Tensor:
+def reference(split: Split) -> Outputs:
     """The original's logits where known: what targets are measured on."""
     return split.after if split.before is None else split.before
 
@@ -155,6 +167,10 @@ def forgotten_rows(e: Evidence, labels: Tensor) -> Tensor:
 
 
 def phi(split: Split, which: Literal["before", "after"]) -> Tensor | None:
-    """Logit-scaled confidence (n,) of the model before or after; None without that model."""
-    logits = getattr(split, which)
-    return None if logits is None else attacks.logit_confidence(logits, split.labels)
+    """Logit-scaled confidence (n,) of the model before or after; None without that model. It is computed once a split."""
+    logits = split.before if which == "before" else split.after
+    if logits is None:
+        return None
+    if which not in split.memo:
+        split.memo[which] = attacks.logit_confidence(logits, split.labels)
+    return split.memo[which]

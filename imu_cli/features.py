@@ -264,9 +264,10 @@ def stream(
         yield seen
 
 
-def gather(stream: Iterable[Seen], n: int, head: Head) -> Tensor:
-    """H (n, d+1) float64 on the CPU, from the batches of a pass over n samples."""
-    made = torch.ones(n, head.matrix.shape[1], dtype=torch.float64)
+def gather(stream: Iterable[Seen], n: int, head: Head, *, narrow: bool = False) -> Tensor:
+    """H (n, d+1) float64 on the CPU, from the batches of a pass over n samples; ``narrow``: features (n, d) float32."""
+    width = head.matrix.shape[1]
+    made = torch.empty(n, width - head.bias) if narrow else torch.ones(n, width, dtype=torch.float64)
     for seen in stream:
         made[seen.start : seen.start + len(seen.rows), : seen.rows.shape[1]] = seen.rows
     return made

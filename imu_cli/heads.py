@@ -9,7 +9,7 @@ which is what a linear layer trained to convergence with weight decay λ minimis
 Everything is float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import objective
 from .errors import ImuError
+from .rows import Logits, Rows, blocks, by_rows
 
 CHUNK = 1 << 22
 """Logits that are held at a time."""
@@ -42,17 +43,17 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Rows:
+class Problem:
     """What is fitted: H (N, d+1), labels (N,), the share of each row in each head's mean (K, N), and λ."""
 
-    h: Tensor
+    h: Rows
     labels: Tensor
     shares: Tensor
     l2: float
 
-    def only(self, heads: Tensor) -> "Rows":
+    def only(self, heads: Tensor) -> "Problem":
         """The rows of some of the heads."""
-        return Rows(self.h, self.labels, self.shares[heads], self.l2)
+        return Problem(self.h, self.labels, self.shares[heads], self.l2)
 
     def at(self, heads: Tensor) -> tuple[Tensor, Tensor]:
         """f_k (K,) and its gradient (K, c, d+1), for all heads in one pass."""
@@ -76,7 +77,7 @@ class Rows:
 
 
 def fit(
-    h: Tensor, labels: Tensor, members: Tensor, classes: int, l2: float, *, start: Tensor | None = None,
+    h: Rows, labels: Tensor, members: Tensor, classes: int, l2: float, *, start: Tensor | None = None,
     tolerance: float = TOLERANCE,
 ) -> Fitted:  # fmt: skip
     """Fit one head on each subset of the rows by preconditioned L-BFGS, all of them at once.
@@ -96,12 +97,12 @@ def fit(
     if not l2 > 0:
         raise ImuError(f"heads: weight decay {l2}; separable classes have no finite head without a positive one")
     counts = members.sum(dim=1)
-    if not bool((counts > 0).all()) or not bool(torch.isfinite(h).all()):
+    if not bool((counts > 0).all()) or not bool(by_rows(h, _finite).all()):
         raise ImuError("heads: a subset without samples, or features that are not finite; check --retain")
-    rows = Rows(h, labels, members.to(torch.float64) / counts[:, None], l2)
-    first = h.new_zeros(classes, h.shape[1]) if start is None else start
+    rows = Problem(h, labels, members.to(torch.float64) / counts[:, None], l2)
+    first = torch.zeros(classes, h.shape[1], dtype=torch.float64, device=labels.device) if start is None else start
     state = _state(rows, first.expand(len(members), -1, -1).clone())
-    made, left = state.heads.clone(), torch.arange(len(members), device=h.device)
+    made, left = state.heads.clone(), torch.arange(len(members), device=labels.device)
     pairs: list[_Pair] = []
     over = torch.ones_like(left, dtype=torch.bool)
     for iteration in range(ITERATIONS):
@@ -123,7 +124,11 @@ def fit(
     return Fitted(made, ITERATIONS, float(slope.max()) / 2, False)
 
 
-def own_weight_decay(h: Tensor, labels: Tensor, head: Tensor) -> float:
+def _finite(h: Tensor, _: slice) -> Tensor:
+    return torch.isfinite(h).all(dim=1)
+
+
+def own_weight_decay(trained: Sequence[tuple[Rows, Tensor]], head: Tensor) -> float:
     """The λ at which a head is stationary along its own length: λ = −⟨∇L(W), W⟩ / ‖W‖², L the mean cross-entropy.
 
     A head trained to convergence with weight decay has exactly this λ on its training samples, whatever else is not
@@ -131,11 +136,14 @@ def own_weight_decay(h: Tensor, labels: Tensor, head: Tensor) -> float:
     which is surer of these samples than they warrant.
 
     Args:
-        h: H (N, d+1) of what the head was trained on.
-        labels: (N,).
+        trained: what the head was trained on, in parts of H (N, d+1) and labels (N,).
         head: W (c, d+1).
     """
-    gradient = objective.residual(h @ head.T, objective.one_hot(labels, len(head))).T @ h / len(h)
+    gradient, n = torch.zeros_like(head), sum(len(labels) for _, labels in trained)
+    for h, labels in trained:
+        for rows in blocks(len(h), max(head.shape)):
+            part = h[rows]
+            gradient += objective.residual(part @ head.T, objective.one_hot(labels[rows], len(head))).T @ part / n
     return -float((gradient * head).sum() / head.square().sum())
 
 
@@ -150,7 +158,7 @@ class _State:
         return _State(self.heads[heads], self.value[heads], self.gradient[heads])
 
 
-def _state(rows: Rows, heads: Tensor) -> _State:
+def _state(rows: Problem, heads: Tensor) -> _State:
     return _State(heads, *rows.at(heads))
 
 
@@ -183,7 +191,7 @@ def _two_loop(gradient: Tensor, pairs: list[_Pair], precondition: Callable[[Tens
     return found
 
 
-def _search(rows: Rows, state: _State, direction: Tensor, slope: Tensor) -> _State:
+def _search(rows: Problem, state: _State, direction: Tensor, slope: Tensor) -> _State:
     """The next heads: a whole step downhill, halved for those heads whose f_k would not fall enough."""
     length = torch.ones_like(slope)
     for _ in range(HALVINGS):
@@ -196,19 +204,19 @@ def _search(rows: Rows, state: _State, direction: Tensor, slope: Tensor) -> _Sta
     raise ImuError("heads: no step lowers the loss; the features are badly scaled, or weight decay is too small")
 
 
-def _preconditioner(rows: Rows, head: Tensor) -> Callable[[Tensor], Tensor]:
+def _preconditioner(rows: Problem, head: Tensor) -> Callable[[Tensor], Tensor]:
     """The inverse of (about) the heads' mean Hessian at ``head``, applied to gradients (K, c, d+1).
 
     The Hessian's curved part comes from few rows, those that the head is not sure of: exact where it is small enough to
     factorise, else one Kronecker product, class_curvature ⊗ second_moment, over the rows weighted by their uncertainty.
     """
-    p = _softmax(rows.h @ head.T)
     weight = rows.shares.mean(dim=0)
-    curved = weight * (1 - p.square().sum(dim=1))
+    curved = weight * by_rows(Logits(rows.h, head), lambda logits, _: 1 - _softmax(logits).square().sum(dim=1))
     chosen = curved.topk(min(CURVED_ROWS, len(curved))).indices
     # What the chosen rows stand for: all rows of the fits, by their share of the curvature.
     weight = weight[chosen] * (curved.sum() / curved[chosen].sum().clamp(min=torch.finfo(curved.dtype).tiny))
-    x, p, (c, width) = rows.h[chosen], p[chosen], head.shape
+    x, (c, width) = rows.h[chosen], head.shape
+    p = _softmax(x @ head.T)
     if c * width <= EXACT:
         root = weight.sqrt()[:, None]
         factor = torch.linalg.cholesky(_hessian(x * root, p) + rows.l2 * _identity(c * width, x))

@@ -20,7 +20,6 @@ from . import (
     options,
     pipeline,
     record,
-    rows,
     scenario,
     scoring,
     shadowing,
@@ -37,7 +36,7 @@ from .featurefile import is_features
 from .intervals import Estimate, census
 from .opening import Opened
 from .record import Evaluation, Record
-from .rows import Rows
+from .rows import Logits, Mapped, Rows
 from .sidecar import Said
 from .views import junit
 
@@ -170,16 +169,20 @@ class _Models:
     def split(self, images: ImageSet, what: str) -> Split:
         """Logits of every model on a set of images; features are read once where backbones agree."""
         opened, original = self.opened, self.original
-        h = scoring.forget_features(opened) if what == "forget" else opened.features_of(images, what)
+        h = (
+            scoring.forget_features(opened, narrow=True)
+            if what == "forget"
+            else opened.features_of(images, what, narrow=True)
+        )
         before = None if original is None else _features_by(original, h, images, f"{what}, original")
         again = None if self.retrained is None else _features_by(self.retrained, h, images, f"{what}, retrained")
         return Split(
             labels=opened.labels(images),
-            before=None if before is None or original is None else rows.logits(before, original.matrix()),
-            after=rows.logits(h, opened.matrix()),
-            features=rows.features_of(h, opened.head.bias),
-            features_before=None if before is None else rows.features_of(before, opened.head.bias),
-            retrained=None if again is None or self.retrained is None else rows.logits(again, self.retrained.matrix()),
+            before=None if before is None or original is None else Logits(before, original.matrix()),
+            after=Logits(h, opened.matrix()),
+            features=_alone(h),
+            features_before=None if before is None else _alone(before),
+            retrained=None if again is None or self.retrained is None else Logits(again, self.retrained.matrix()),
         )
 
     def head(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -187,8 +190,14 @@ class _Models:
         return (matrix[:, :-1], matrix[:, -1]) if self.opened.head.bias else (matrix, None)
 
 
+def _alone(h: Rows) -> Rows:
+    """The features without the column of ones."""
+    assert isinstance(h, Mapped)  # narrow ones are
+    return h.without_bias()
+
+
 def _features_by(other: _Other, h: Rows, images: ImageSet, what: str) -> Rows:
-    return h if other.same_backbone else other.opened.features_of(images, what)
+    return h if other.same_backbone else other.opened.features_of(images, what, narrow=True)
 
 
 def _drift(split: Split, original: _Other | None) -> Estimate | None:

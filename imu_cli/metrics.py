@@ -1,6 +1,6 @@
 """Metrics of a classifier on D_f, test and retain samples.
 
-Logits are (n, c), labels (n,) class ids, features (n, d) entering the head. D_f is a census: ``census=True`` counts it
+Logits are (n, c), held or computed by rows, labels (n,) class ids, features (n, d) entering the head. D_f is a census: ``census=True`` counts it
 without an interval; samples of a population get a 95 % interval. Names in double backquotes are those of gates and records.
 """
 
@@ -24,26 +24,36 @@ from .intervals import (
 from .intervals import (
     census as counted,
 )
+from .rows import Outputs, Rows, by_rows
 
 NOTHING = 1e-25
 """Probability, relative to the most likely number's, from which on a binomial tail moves no quantile."""
 
 
-def predictions(logits: Tensor) -> Tensor:
-    """Predicted class of each row, (n,); the lowest id where several tie.
+def predictions(logits: Outputs) -> Tensor:
+    """Predicted class of each row, (n,); the lowest id where several tie. Of computed logits it is found once.
 
     Raises:
         ImuError: no rows, or a row that is not finite, whose argmax would mean nothing.
     """
-    if logits.ndim != 2 or len(logits) == 0:
+    if len(logits.shape) != 2 or len(logits) == 0:
         raise ImuError(f"logits: found shape {tuple(logits.shape)}; needs (n, c) with at least one sample")
+    if isinstance(logits, Tensor):
+        return by_rows(logits, _predicted)
+    if "predicted" not in logits.memo:
+        logits.memo["predicted"] = by_rows(logits, _predicted)
+    return logits.memo["predicted"]
+
+
+def _predicted(logits: Tensor, rows: slice) -> Tensor:
     bad = torch.nonzero(~torch.isfinite(logits).all(1))
     if len(bad):
-        raise ImuError(f"logits: row {int(bad[0])} is not finite; check the model's weights and the preprocessing")
+        row = rows.start + int(bad[0])
+        raise ImuError(f"logits: row {row} is not finite; check the model's weights and the preprocessing")
     return logits.argmax(1)
 
 
-def accuracy(logits: Tensor, labels: Tensor, *, census: bool = False, confidence: float = 0.95) -> Estimate:
+def accuracy(logits: Outputs, labels: Tensor, *, census: bool = False, confidence: float = 0.95) -> Estimate:
     """``forget.accuracy``, ``test.accuracy``, ``retain.accuracy``: share of rows predicted as their label.
 
     Higher is better on test and retain; on D_f the target is the accuracy on class-matched unseen samples (0 for whole
@@ -53,7 +63,7 @@ def accuracy(logits: Tensor, labels: Tensor, *, census: bool = False, confidence
 
 
 def class_accuracy(
-    logits: Tensor, labels: Tensor, *, census: bool = False, confidence: float = 0.95
+    logits: Outputs, labels: Tensor, *, census: bool = False, confidence: float = 0.95
 ) -> dict[int, Estimate]:
     """Accuracy on the rows of each class that occurs in ``labels``, by class id; each interval holds by itself."""
     right = predictions(logits) == labels
@@ -131,7 +141,7 @@ def _binomial_quantile(tail: float, n: int, p: float) -> int:
 
 
 def predicted_as(
-    logits: Tensor, classes: Collection[int], *, census: bool = False, confidence: float = 0.95
+    logits: Outputs, classes: Collection[int], *, census: bool = False, confidence: float = 0.95
 ) -> Estimate:
     """Share of rows predicted as any of ``classes``, whatever their label.
 
@@ -140,25 +150,34 @@ def predicted_as(
     return accuracy_of(among(predictions(logits), classes), confidence, census=census)
 
 
-def forget_confidence(logits: Tensor, labels: Tensor, classes: Collection[int] = ()) -> Estimate:
+def forget_confidence(logits: Outputs, labels: Tensor, classes: Collection[int] = ()) -> Estimate:
     """``forget.confidence``: mean softmax probability of the label over D_f, a census, computed in float64.
 
     With ``classes`` (class scenario) the probabilities of all of them are summed. Target: that of unseen samples.
     """
     predictions(logits)
-    p = logits.double().softmax(1)
-    mass = p[:, sorted(set(classes))].sum(1) if classes else p.gather(1, labels[:, None])[:, 0]
+    wanted = sorted(set(classes))
+
+    def mass_of(logits: Tensor, rows: slice) -> Tensor:
+        p = logits.double().softmax(1)
+        return p[:, wanted].sum(1) if wanted else p.gather(1, labels[rows, None])[:, 0]
+
+    mass = by_rows(logits, mass_of)
     return counted(float(mass.mean()), len(mass))
 
 
-def entropy(logits: Tensor) -> Estimate:
+def entropy(logits: Outputs) -> Estimate:
     """``forget.entropy``: mean entropy −Σ p log p of the softmax over D_f, a census; nats, 0 to log c.
 
     Target: that of unseen samples. Near log c means noise where a retrained model would still have an opinion.
     """
     predictions(logits)
-    log_p = logits.double().log_softmax(1)
-    return counted(float(-(log_p.exp() * log_p).sum(1).mean()), len(logits))
+
+    def entropy_of(logits: Tensor, _: slice) -> Tensor:
+        log_p = logits.double().log_softmax(1)
+        return -(log_p.exp() * log_p).sum(1)
+
+    return counted(float(by_rows(logits, entropy_of).mean()), len(logits))
 
 
 @dataclass(frozen=True)
@@ -169,7 +188,7 @@ class Redirect:
     share: Estimate
 
 
-def redirect_share(logits: Tensor, labels: Tensor, forgotten: Collection[int] = ()) -> Redirect:
+def redirect_share(logits: Outputs, labels: Tensor, forgotten: Collection[int] = ()) -> Redirect:
     """``forget.redirect_share``: largest share of D_f predicted as one class that is neither its label nor forgotten.
 
     A census. No target of its own: a share near 1 says that the samples were moved to one class, not made unknown.
@@ -227,7 +246,7 @@ def worst_class_drop(before: Tensor, after: Tensor, labels: Tensor, confidence: 
     return ClassDrop(worst, Estimate(drops[worst].value, low, high, drops[worst].n, method))
 
 
-def mask_bound(logits: Tensor, labels: Tensor, forgotten: Collection[int], confidence: float = 0.95) -> Estimate:
+def mask_bound(logits: Outputs, labels: Tensor, forgotten: Collection[int], confidence: float = 0.95) -> Estimate:
     """``mask_bound.*``: accuracy on kept classes when the outputs of the forgotten classes are masked.
 
     Of the *original's* logits: what forgetting whole classes can reach at most by moving their rows only.
@@ -240,11 +259,12 @@ def mask_bound(logits: Tensor, labels: Tensor, forgotten: Collection[int], confi
     if not columns or not bool(kept.any()):
         raise ImuError("mask bound: no sample of a kept class; it is defined for samples of classes that stay")
     names = torch.tensor(columns, device=labels.device)
-    return accuracy_of(names[predictions(logits[kept][:, columns])] == labels[kept], confidence)
+    masked = by_rows(logits, lambda logits, rows: _predicted(logits[:, columns], rows))
+    return accuracy_of(names[masked[kept]] == labels[kept], confidence)
 
 
 def lost_to_forgotten(
-    before: Tensor, after: Tensor, labels: Tensor, forgotten: Collection[int], confidence: float = 0.95
+    before: Outputs, after: Outputs, labels: Tensor, forgotten: Collection[int], confidence: float = 0.95
 ) -> Estimate:
     """``test.lost_to_forgotten``: share of kept-class rows newly predicted as a forgotten class; target 0.
 
@@ -253,21 +273,27 @@ def lost_to_forgotten(
     kept = ~among(labels, forgotten)
     if not bool(kept.any()):
         raise ImuError("lost to forgotten: no sample of a kept class; give test or retain data with one")
-    newly = among(predictions(after[kept]), forgotten) & ~among(predictions(before[kept]), forgotten)
-    return accuracy_of(newly, confidence)
+    newly = among(predictions(after), forgotten) & ~among(predictions(before), forgotten)
+    return accuracy_of(newly[kept], confidence)
 
 
-def feature_drift(before: Tensor, after: Tensor) -> Estimate:
+def feature_drift(before: Rows, after: Rows) -> Estimate:
     """``features.drift``: ‖H' − H‖_F / ‖H‖_F over D_f, a census; 0 says that the features are as they were.
 
     ``before`` and ``after`` are (n, d) features of the same rows. Not a measure of forgetting: see ``recovery``.
     """
     if before.shape != after.shape:
         raise ImuError(f"feature drift: {tuple(before.shape)} before, {tuple(after.shape)} after; needs the same rows")
-    scale = float(before.double().norm())
+    squares = by_rows(
+        before,
+        lambda was, rows: torch.stack(
+            [was.double().square().sum(), (after[rows].double() - was.double()).square().sum()]
+        )[None],
+    ).sum(0)
+    scale, moved = squares.sqrt().tolist()
     if scale == 0 or not math.isfinite(scale):
         raise ImuError(f"feature drift: the features before have norm {scale}; check the model's weights")
-    return counted(float((after.double() - before.double()).norm()) / scale, len(before))
+    return counted(moved / scale, len(before))
 
 
 def accuracy_of(hits: Tensor, confidence: float = 0.95, *, census: bool = False) -> Estimate:

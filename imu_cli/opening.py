@@ -155,26 +155,30 @@ class Opened:
         """Where the head's float64 arithmetic runs: CUDA has float64, Apple's GPU does not."""
         return self.device if self.device.type == "cuda" else torch.device("cpu")
 
-    def features_of(self, images: ImageSet, what: str) -> Rows:
+    def features_of(self, images: ImageSet, what: str, *, narrow: bool = False) -> Rows:
         """H (n, d+1) float64 of a set: from one pass of the backbone, or from the file of features that it is.
 
-        Held in memory where that takes no more than ``--max-memory``, else read by rows from a file.
+        Held in memory where that takes no more than ``--max-memory``, else read by rows from a file. ``narrow``: for what
+        goes over the rows a few times, made from the float32 features that are held, or from the file.
 
         Raises:
             ImuError: features are not finite or not this model's, or images come where there is no model to run.
         """
         if isinstance(images.store, Vectors):
-            return self._from_file(images.store, images)
+            return self._from_file(images.store, images, narrow)
         if self.network is None:
             raise ImuError(
                 f"{images.source}: images, where the forget samples are features of {self.config.data}; "
                 "extract them too (imu features), or give the forget samples as images"
             )
         n = len(images)
-        if self._fits(n):
-            return features.gather(self.stream(images, what), n, self.head).to(self.math_device)
+        if self._fits(n, narrow):
+            made = features.gather(self.stream(images, what), n, self.head, narrow=narrow)
+            if narrow:
+                return Mapped(made, self.head.bias, self.math_device, resident=True)
+            return made.to(self.math_device)
         self.note(
-            f"features of {what}: {self._bytes(n) / 1e9:.3g} GB do not fit --max-memory, they are streamed from a file"
+            f"features of {what}: {self._bytes(n, narrow) / 1e9:.3g} GB do not fit --max-memory, they are streamed from a file"
         )
         shape = (n, self.head.matrix.shape[1] - self.head.bias)
         with cache.scratch("set IMU_CACHE_DIR to a folder with room, or raise --max-memory") as path:
@@ -192,28 +196,31 @@ class Opened:
                 yield seen
                 advance(len(seen.rows))
 
-    def _bytes(self, n: int) -> int:
-        return 8 * n * self.head.matrix.shape[1]
+    def _bytes(self, n: int, narrow: bool) -> int:
+        return (4 if narrow else 8) * n * self.head.matrix.shape[1]
 
-    def _fits(self, n: int) -> bool:
-        return self._bytes(n) <= memory.limit(self.config.max_memory)
+    def _fits(self, n: int, narrow: bool) -> bool:
+        return self._bytes(n, narrow) <= memory.limit(self.config.max_memory)
 
-    def read(self, found: Tensor, images: ImageSet, order: Tensor | None = None) -> Rows:
-        """H of a set whose features (N, d) lie in a file, all of them or those of ``order``; held where there is room.
+    def read(self, found: Tensor, images: ImageSet, order: Tensor | None = None, *, narrow: bool = False) -> Rows:
+        """H of a set whose features (N, d) lie in a file, all of them or those of ``order``.
+
+        Held in memory where there is room, unless ``narrow``.
 
         Raises:
             ImuError: a row is not finite; names the image.
         """
         mapped = Mapped(found, self.head.bias, self.math_device, order)
-        h = mapped.held() if self._fits(len(mapped)) else mapped
+        h = mapped.held() if not narrow and self._fits(len(mapped), narrow) else mapped
         refuse_not_finite(h, images.where)
         return h
 
-    def _from_file(self, store: Vectors, images: ImageSet) -> Rows:
+    def _from_file(self, store: Vectors, images: ImageSet, narrow: bool) -> Rows:
         with self.clock.timed("reading features"):
             self.head = vectors.require(store, self.head, self.outside_sha256, self.note)
             whole = images.positions == range(store.entry.shape[0])
-            return self.read(store.mapped(), images, None if whole else torch.tensor(as_array(images.positions)))
+            order = None if whole else torch.tensor(as_array(images.positions))
+            return self.read(store.mapped(), images, order, narrow=narrow)
 
     def matrix(self) -> Tensor:
         """W (c, d+1) float64 where the head's arithmetic runs."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from .errors import ImuError
 from .intervals import Estimate, NotMeasured, class_counts
 from .metrics import accuracy_of, among, class_matched_accuracy, predictions
+from .rows import Rows, by_rows, mean, only
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,14 @@ class Recovery:
 
 
 def k_shot_recovery(
-    features: Tensor,
+    features: Rows,
     weight: Tensor,
     bias: Tensor | None,
     labels: Tensor,
     k: int,
     generator: torch.Generator,
     *,
-    kept_features: Tensor | None = None,
+    kept_features: Rows | None = None,
     repeats: int = 10,
 ) -> Recovery | NotMeasured:
     """``recovery.k1|k5|k10``: put the mean feature of k forget samples back as their class's row, then classify.
@@ -61,7 +62,7 @@ def k_shot_recovery(
     """
     if min(class_counts(labels).values(), default=0) <= k:
         return NotMeasured(f"needs more than {k} forget samples of each class")
-    centre = None if kept_features is None else kept_features.double().mean(0)
+    centre = None if kept_features is None else mean(kept_features)
     right, taken, held_out = [], [], 0
     for _ in range(repeats):
         shots, held = _draw(labels, k, generator)
@@ -69,7 +70,7 @@ def k_shot_recovery(
         head = put_back(means, weight, bias, list(shots), centre)
         if isinstance(head, NotMeasured):
             return head
-        right.append(float((_predict(features[held], head) == labels[held]).double().mean()))
+        right.append(float((_predict(only(features, held), head) == labels[held]).double().mean()))
         if kept_features is not None:
             taken.append(float(among(_predict(kept_features, head), list(shots)).double().mean()))
         held_out = len(held)
@@ -77,7 +78,7 @@ def k_shot_recovery(
     return Recovery(k, _over_draws(right, held_out), lost)
 
 
-def zero_shot_recovery(features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Estimate | NotMeasured:
+def zero_shot_recovery(features: Rows, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Estimate | NotMeasured:
     """Accuracy on D_f after putting −Σ_{j≠k} w_j back as the row of the one forgotten class k; no sample is needed.
 
     Cross-entropy's gradient sums to 0 over the rows, and weight decay takes what is left of their sum: the kept rows
@@ -134,9 +135,9 @@ class Probe:
 
 
 def linear_probe(
-    forget_features: Tensor,
+    forget_features: Rows,
     forget_labels: Tensor,
-    test_features: Tensor,
+    test_features: Rows,
     test_labels: Tensor,
     forgotten: Collection[int],
     generator: torch.Generator,
@@ -169,14 +170,17 @@ def linear_probe(
     train, other = _halves(torch.nonzero(~gone)[:, 0].cpu(), generator)
     if len(train) == 0 or len(other) == 0:
         return NotMeasured("needs at least two --test samples")
-    x, y = test_features[train], test_labels[train]
-    if forgotten:
-        x, y = torch.cat([forget_features, x]), torch.cat([forget_labels, y])
+    y = torch.cat([forget_labels, test_labels[train]]) if forgotten else test_labels[train]
     rows = _at_most(y, per_class, generator)
     if len(class_counts(y[rows])) < 2:
         return NotMeasured("needs training samples of two classes")
-    asked = (test_features[gone], test_labels[gone]) if forgotten else (forget_features, forget_labels)
-    right, right_other, converged = _probe(x[rows], y[rows], asked, (test_features[other], test_labels[other]))
+    # Numbers below those of D_f's samples are theirs: only what is trained on is copied.
+    ours = rows < (len(forget_labels) if forgotten else 0)
+    x = torch.empty(len(rows), test_features.shape[1], dtype=torch.float64)
+    x[ours] = forget_features[rows[ours]].to(x)
+    x[~ours] = test_features[train[rows[~ours] - (len(forget_labels) if forgotten else 0)]].to(x)
+    asked = (only(test_features, gone), test_labels[gone]) if forgotten else (forget_features, forget_labels)
+    right, right_other, converged = _probe(x, y[rows], asked, (only(test_features, other), test_labels[other]))
     if forgotten:
         found, reference = accuracy_of(right, confidence), accuracy_of(right_other, confidence)
     else:
@@ -186,21 +190,27 @@ def linear_probe(
 
 
 def _probe(
-    x: Tensor, y: Tensor, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]
+    x: Tensor, y: Tensor, first: tuple[Rows, Tensor], second: tuple[Rows, Tensor]
 ) -> tuple[Tensor, Tensor, bool]:
-    """Fit on x, y; whether each row of two labelled sets is predicted rightly, and whether the solver converged."""
+    """Fit on x, y; whether each row of two labelled sets is predicted rightly, and whether the solver converged.
+
+    x (n, d) float64 is standardised in its place: the caller has no use for it afterwards.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    scaler, model = StandardScaler().fit(x.numpy()), LogisticRegression(max_iter=1000)
     with warnings.catch_warnings():
         # It is reported as a field of the result instead.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(x.double().cpu().numpy(), y.cpu().numpy())
-    right = [torch.from_numpy(model.predict(h.double().cpu().numpy())) == labels.cpu() for h, labels in (first, second)]
-    return right[0], right[1], bool(model[-1].n_iter_.max() < 1000)
+        model.fit(scaler.transform(x.numpy(), copy=False), y.cpu().numpy())
+
+    def called(h: Tensor, _: slice) -> Tensor:
+        return torch.from_numpy(model.predict(scaler.transform(h.double().cpu().numpy())))
+
+    right = [by_rows(h, called) == labels.cpu() for h, labels in (first, second)]
+    return right[0], right[1], bool(model.n_iter_.max() < 1000)
 
 
 def _head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -209,8 +219,8 @@ def _head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     return rows, rows.new_zeros(len(rows)) if bias is None else bias.detach().double().clone()
 
 
-def _predict(features: Tensor, head: tuple[Tensor, Tensor]) -> Tensor:
-    return predictions(features.double() @ head[0].T + head[1])
+def _predict(features: Rows, head: tuple[Tensor, Tensor]) -> Tensor:
+    return by_rows(features, lambda rows, _: predictions(rows.double() @ head[0].T + head[1]))
 
 
 def _orthonormal(rows: Tensor) -> Tensor:

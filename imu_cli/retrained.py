@@ -4,6 +4,9 @@ Two trainings of one recipe differ as well, in their random choices: no gap here
 Compare with ``*.before``, the original's gap, and with a second retraining where there is one.
 """
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -11,6 +14,7 @@ from .errors import ImuError
 from .intervals import Estimate, paired_difference
 from .intervals import census as counted
 from .metrics import accuracy_of, flips, predictions
+from .rows import Outputs, by_rows
 
 ROUNDING = 1e-14
 
@@ -35,7 +39,7 @@ def average_gap(gaps: list[Estimate]) -> float:
     return sum(abs(gap.value) for gap in gaps) / len(gaps)
 
 
-def churn(logits: Tensor, retrained: Tensor, *, census: bool = False) -> Estimate:
+def churn(logits: Outputs, retrained: Outputs, *, census: bool = False) -> Estimate:
     """``retrained.churn``: share of samples that the two models predict differently; lower is better.
 
     Milani Fard et al., *Launch and iterate: reducing prediction churn* (NeurIPS 2016).
@@ -44,30 +48,44 @@ def churn(logits: Tensor, retrained: Tensor, *, census: bool = False) -> Estimat
     return accuracy_of(predictions(logits) != predictions(retrained), census=census)
 
 
-def kl(logits: Tensor, retrained: Tensor) -> Tensor:
+def kl(logits: Outputs, retrained: Outputs) -> Tensor:
     """KL(retrained ‖ model) = Σ_j q_j log(q_j/p_j) per row (n,), nats, q the retrained model's softmax; 0 where alike."""
     same_rows(logits, retrained)
-    log_p, log_q = logits.double().log_softmax(1), retrained.double().log_softmax(1)
-    return _rounded((log_q.exp() * (log_q - log_p)).sum(1))
+
+    def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+        return (log_q.exp() * (log_q - log_p)).sum(1)
+
+    return _rounded(_each(logits, retrained, divergence))
 
 
-def js(logits: Tensor, retrained: Tensor) -> Tensor:
+def js(logits: Outputs, retrained: Outputs) -> Tensor:
     """Jensen-Shannon divergence ½ KL(p ‖ m) + ½ KL(q ‖ m), m = (p + q)/2, per row (n,), nats; 0 to log 2."""
     same_rows(logits, retrained)
-    log_p, log_q = logits.double().log_softmax(1), retrained.double().log_softmax(1)
-    log_m = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0, dtype=torch.float64))
-    halves = [(side.exp() * (side - log_m)).sum(1) / 2 for side in (log_p, log_q)]
-    return _rounded(halves[0] + halves[1])
+
+    def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+        log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+        halves = [(side.exp() * (side - log_m)).sum(1) / 2 for side in (log_p, log_q)]
+        return halves[0] + halves[1]
+
+    return _rounded(_each(logits, retrained, divergence))
 
 
-def histogram_tv(logits: Tensor, retrained: Tensor) -> float:
+def _each(logits: Outputs, retrained: Outputs, divergence: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """A divergence of each row (n,) from the log-probabilities (k, c) of both models, block by block."""
+    return by_rows(
+        logits,
+        lambda found, rows: divergence(found.double().log_softmax(1), retrained[rows].double().log_softmax(1)),
+    )
+
+
+def histogram_tv(logits: Outputs, retrained: Outputs) -> float:
     """``retrained.tv``: ½ Σ_k |share predicted as k − the same share of the retrained model|; 0 to 1, lower is better."""
     same_rows(logits, retrained)
     counts = [torch.bincount(predictions(z), minlength=z.shape[1]).double() / len(z) for z in (logits, retrained)]
     return float((counts[0] - counts[1]).abs().sum()) / 2
 
 
-def closer(logits: Tensor, original: Tensor, retrained: Tensor) -> Estimate:
+def closer(logits: Outputs, original: Outputs, retrained: Outputs) -> Estimate:
     """``retrained.closer``: share of D_f whose output is nearer (in JS) to the retrained model than to the original.
 
     A census; higher is better. A sample that neither model changed (equal distances) counts as not nearer.
@@ -80,7 +98,7 @@ def _rounded(divergence: Tensor) -> Tensor:
     return torch.where(divergence < ROUNDING, 0.0, divergence)
 
 
-def same_rows(logits: Tensor, retrained: Tensor) -> None:
+def same_rows(logits: Outputs, retrained: Outputs) -> None:
     """Refuse logits that are not of the same samples and classes.
 
     Raises:

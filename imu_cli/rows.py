@@ -1,11 +1,12 @@
-"""H (n, d+1) float64 of many samples, taken by blocks of rows: held in memory, or read from features that are mapped.
+"""H (n, d+1) float64 of many samples and their logits, taken by blocks of rows: held in memory, or made when asked for.
 
 Whatever is computed over all samples runs over ``blocks``, so that its memory does not grow with their number, and gives
 the same bits whether the features are held or mapped.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,19 +21,21 @@ LEAST_ROWS = 64
 
 @dataclass(frozen=True, eq=False)
 class Mapped:
-    """H (n, d+1) float64 of features that lie in a file; rows are read when they are asked for.
+    """H (n, d+1) float64 of features as they are, in a file or in memory; rows are made when they are asked for.
 
     Attributes:
-        features: (N, d) in any floating dtype, memory-mapped.
+        features: (N, d) in any floating dtype, memory-mapped or held.
         bias: whether H has a column of ones.
         device: where rows are put.
         order: rows of ``features`` that are meant (n,), in this order; None for all.
+        resident: whether the features are in this process's memory.
     """
 
     features: Tensor
     bias: bool
     device: torch.device
     order: Tensor | None = None
+    resident: bool = False
 
     def __len__(self) -> int:
         return len(self.features) if self.order is None else len(self.order)
@@ -55,9 +58,68 @@ class Mapped:
             made[rows] = self[rows]
         return made
 
+    def only(self, rows: Tensor) -> "Mapped":
+        """Some rows of it, by their numbers or a mask (n,); nothing is read."""
+        wanted = _numbers(rows).cpu()
+        return replace(self, order=wanted if self.order is None else self.order[wanted])
+
+    def without_bias(self) -> "Mapped":
+        """The features alone, float64."""
+        return replace(self, bias=False)
+
 
 Rows = Tensor | Mapped
 """H (n, d+1) float64: a tensor, or what reads it by rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Logits:
+    """H Wᵀ (n, c) float64 of a head on many samples; rows are computed when they are asked for, and none is kept.
+
+    Logits of a million samples of a thousand classes would take 8 GB. ``memo`` holds what was found for every row, such as
+    its predicted class, by name.
+    """
+
+    h: Rows
+    head: Tensor
+    memo: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.h)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, c)."""
+        return len(self.h), len(self.head)
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        """Logits of some rows, by a slice, their numbers or a mask."""
+        return self.h[rows if isinstance(rows, slice) else _numbers(rows)] @ self.head.T
+
+    def only(self, rows: Tensor) -> "Logits":
+        """Some rows of it, by their numbers or a mask (n,); nothing is computed."""
+        return Logits(only(self.h, rows), self.head, {name: found[rows] for name, found in self.memo.items()})
+
+
+Outputs = Tensor | Logits
+"""Logits (n, c): a tensor, or what computes them by rows."""
+Part = TypeVar("Part", Rows, Outputs)
+
+
+def only(whole: Part, rows: Tensor) -> Part:
+    """Some rows of H or of logits, by their numbers or a mask (n,): of a tensor a copy, else nothing is made."""
+    return whole[rows] if isinstance(whole, Tensor) else whole.only(rows)
+
+
+def _numbers(rows: Tensor) -> Tensor:
+    return rows.nonzero().squeeze(1) if rows.dtype == torch.bool else rows
+
+
+def by_rows(whole: Outputs | Rows, found: Callable[[Tensor, slice], Tensor]) -> Tensor:
+    """What a function of some rows, and of where these stand, gives for all of them (n, …), block by block."""
+    width = max(whole.head.shape) if isinstance(whole, Logits) else whole.shape[1]
+    made = [found(whole[rows], rows) for rows in blocks(len(whole), width)]
+    return torch.cat(made) if made else found(whole[:0], slice(0, 0))
 
 
 def homogeneous(features: Tensor, bias: bool) -> Tensor:
@@ -67,11 +129,20 @@ def homogeneous(features: Tensor, bias: bool) -> Tensor:
     return made
 
 
-def features_of(h: Rows, bias: bool) -> Tensor:
-    """The features (n, d) in H without its column of ones, without a copy where they are not reordered."""
-    if isinstance(h, Mapped):
-        return h.features if h.order is None else h.features[h.order]
-    return h[:, : h.shape[1] - bias]
+def held(h: Rows) -> Tensor:
+    """All of H in memory."""
+    return h if isinstance(h, Tensor) else h.held()
+
+
+def with_bias(features: Rows, bias: bool) -> Rows:
+    """H of features (n, d): a column of ones beside them where the head has a bias."""
+    return homogeneous(features, bias) if isinstance(features, Tensor) else replace(features, bias=bias)
+
+
+def mean(h: Rows) -> Tensor:
+    """Mean of all rows (d,), float64."""
+    total = by_rows(h, lambda rows, _: rows.double().sum(dim=0, keepdim=True)).sum(dim=0)
+    return total / len(h)
 
 
 def refuse_not_finite(h: Rows, where: Callable[[int], str]) -> None:

@@ -36,30 +36,34 @@ def _samples(opened: Opened) -> Iterator[dict[str, Any]]:
         yield {"name": name, "label": opened.classes.name(label), "digest": images.digest(row)}
 
 
-def forget_features(opened: Opened) -> Rows:
-    """H (n, d+1) of the forget set: from the feature cache if asked for and there, else from its file or from one pass."""
-    h, source = _forget_features(opened)
+def forget_features(opened: Opened, *, narrow: bool = False) -> Rows:
+    """H (n, d+1) of the forget set: from the feature cache if asked for and there, else from its file or from one pass.
+
+    ``narrow`` as for ``Opened.features_of``.
+    """
+    h, source = _forget_features(opened, narrow)
     if opened.network is not None and opened.precision != "float32":
         opened.note(
             f"features are computed in {opened.precision}: every number that follows from them carries its error"
         )
-    streamed = isinstance(h, Mapped)
-    opened.taken = Taken(source, streamed, len(h) * h.shape[1] * (4 if streamed else 8))
+    opened.taken = Taken(
+        source, isinstance(h, Mapped) and not h.resident, len(h) * h.shape[1] * (4 if isinstance(h, Mapped) else 8)
+    )
     return h
 
 
-def _forget_features(opened: Opened) -> tuple[Rows, str]:
+def _forget_features(opened: Opened, narrow: bool) -> tuple[Rows, str]:
     images = opened.forget.images
     if opened.vectors is not None:
-        return opened.features_of(images, "forget"), opened.vectors.shown
+        return opened.features_of(images, "forget", narrow=narrow), opened.vectors.shown
     fields = _cache_fields(opened)
     if opened.config.cache_features:
         found = cache.find("features", fields)
         if found.tensors is not None:
-            return opened.read(found.tensors["features"], images), "cache"
+            return opened.read(found.tensors["features"], images, narrow=narrow), "cache"
         if found.why:
             opened.note(f"feature cache: {found.why}")
-    h = opened.features_of(images, "forget")
+    h = opened.features_of(images, "forget", narrow=narrow)
     if opened.config.cache_features:
         _keep(opened, h, fields)
     return h, "model"

@@ -23,7 +23,7 @@ from .influence import Damping, influence
 from .intervals import NotMeasured
 from .opening import Clock, Opened
 from .record import Record
-from .rows import homogeneous
+from .rows import held, with_bias
 
 FEWEST = 8
 
@@ -109,13 +109,11 @@ def run(
             "has no meaning in the mislabelled scenario: unseen samples with these wrong labels are not there"
         )
     wanted = frozen(found, folder)
-    wide = [homogeneous(split.features, opened.head.bias) for split in (e.forget, e.test, e.retain)]
+    wide = [held(with_bias(split.features, opened.head.bias)) for split in (e.forget, e.test, e.retain)]
     try:
         candidates = _candidates(e, wide[0], wide[1])
-        held = _held(opened, wanted, e)
-        l2 = heads.own_weight_decay(
-            torch.cat([wide[2], wide[0]]), torch.cat([e.retain.labels, e.forget.labels]), original
-        )
+        chosen_by = _held(opened, wanted, e)
+        l2 = heads.own_weight_decay([(wide[2], e.retain.labels), (wide[0], e.forget.labels)], original)
         if l2 <= 0:
             return NotMeasured("no weight decay explains the original's head, so none can be fitted like it")
         inside = shadows.balanced_members(config.shadows, len(candidates.labels), torch.Generator().manual_seed(e.seed))
@@ -126,7 +124,7 @@ def run(
         ):
             unlearned = []
             for head, mine in zip(fitted[:-1], inside, strict=True):
-                unlearned.append(_unlearn(opened, wanted, candidates, mine, head, held, e))
+                unlearned.append(_unlearn(opened, wanted, candidates, mine, head, chosen_by, e))
                 advance(1)
     except ImuError as error:
         return NotMeasured(str(error))

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from imu_cli import comparing, evaluation, heads, summary
+from imu_cli import comparing, curves, evaluation, heads, rows, summary
 from imu_cli.definitions import DEFINITIONS
 from imu_cli.evidence import Evidence, Split
 from imu_cli.intervals import census
 from imu_cli.record import Metric
+from imu_cli.rows import Logits, Mapped
 
 CLASSES, WIDTH, L2 = 4, 12, 1e-3
 
@@ -119,6 +120,47 @@ def test_every_metric_is_there_once_and_says_why_it_has_no_number(kind: str, giv
     assert by_name(found)["retrained.kl"].missing == "needs --retrained"
     assert by_name(found)["compat.svc_prob"].missing == "needs --compat"
     assert by_name(found)["shadow.auc"].missing == "needs --attack shadow-heads"
+
+
+@pytest.mark.parametrize("kind", ["sample", "class", "mislabelled"])
+def test_no_number_knows_whether_logits_are_held(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits computed by rows from mapped float32 features give every metric and curve that held ones give."""
+    monkeypatch.setattr(rows, "ROWS_AT_ONCE", 97)
+    after, again = ascended(0.3), fitted(RETAIN)
+
+    def narrowed(split: Split) -> Split:
+        features = split.features
+        assert isinstance(features, Tensor)
+        return replace(split, features=features.float().double())
+
+    def by_rows(split: Split, *, lazily: bool) -> Split:
+        features = split.features
+        assert isinstance(features, Tensor)
+        mapped = Mapped(features.float(), True, features.device)
+        before, now, other = (Logits(mapped, head) for head in (ORIGINAL, after, again))
+        alone = mapped.without_bias()
+        if lazily:
+            return Split(split.labels, before, now, alone, alone, other)
+        return Split(split.labels, before[:], now[:], alone[:], alone[:], other[:])
+
+    e = evidence(after, kind, again, compat=True)
+    if kind == "mislabelled":
+        e = replace(e, true_labels=(e.forget.labels + 1) % CLASSES)
+    made = []
+    for lazily in (False, True):
+        splits = (by_rows(narrowed(split), lazily=lazily) for split in (e.forget, e.test, e.retain) if split)
+        forget, test, retain = splits
+        parts = {"one": torch.arange(5), "other": torch.arange(5, 9)}
+        one = replace(e, forget=forget, test=test, retain=retain, parts=parts)
+        made.append([evaluation.measure(one), evaluation.per_class(one), evaluation.per_part(one), curves.of(one)])
+    (found, *others), (lazy, *same) = made
+    assert [item.name for item in found] == [item.name for item in lazy]
+    for item, other in zip(found, lazy, strict=True):
+        for name in ("value", "before", "target"):
+            ours, theirs = getattr(item, name), getattr(other, name)
+            assert ours == (None if theirs is None else pytest.approx(theirs, rel=1e-9, abs=1e-12)), item.name
+        assert (item.n, item.note, item.missing, item.interval) == (other.n, other.note, other.missing, other.interval)
+    assert others == same
 
 
 def test_a_retrained_head_has_no_gap_to_a_retrained_head() -> None:

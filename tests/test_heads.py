@@ -60,7 +60,7 @@ def test_chunks_of_rows_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     (gradient,) = torch.autograd.grad(value.sum(), head)
     for chunk in (1, 8 * 7, 10**6):
         monkeypatch.setattr(heads, "CHUNK", chunk)
-        found = heads.Rows(h, labels, shares, 0.1).at(head.detach())
+        found = heads.Problem(h, labels, shares, 0.1).at(head.detach())
         assert torch.allclose(found[0], value.detach(), rtol=1e-12)
         assert torch.allclose(found[1], gradient, rtol=1e-9, atol=1e-12)
 
@@ -79,8 +79,8 @@ def test_a_fitted_head_tells_its_weight_decay(l2: float) -> None:
     """λ comes back from the head alone, and a head longer than any minimum tells none."""
     h, labels = problem()
     head = heads.fit(h, labels, torch.ones(1, len(h), dtype=torch.bool), 4, l2, tolerance=1e-16).heads[0]
-    assert heads.own_weight_decay(h, labels, head) == pytest.approx(l2, rel=1e-4)
-    assert heads.own_weight_decay(h, labels, 100 * head) < 0
+    assert heads.own_weight_decay([(h, labels)], head) == pytest.approx(l2, rel=1e-4)
+    assert heads.own_weight_decay([(h, labels)], 100 * head) < 0
 
 
 def test_what_cannot_be_fitted_is_refused() -> None:

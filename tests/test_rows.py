@@ -8,9 +8,9 @@ import torch
 from cases import Case
 from safetensors.torch import load_file, save_file
 
-from imu_cli import ascent, influence, memory, objective, rows
+from imu_cli import ascent, influence, memory, metrics, objective, rows
 from imu_cli.errors import ImuError
-from imu_cli.rows import Mapped
+from imu_cli.rows import Logits, Mapped
 from imu_cli.scenario import held_out
 
 CASE = Case(40, 10, 7, True, 5.0)
@@ -84,7 +84,7 @@ def test_rows_in_another_order_are_those_rows(tmp_path: Path) -> None:
     assert some.shape == (4, held.shape[1])
     assert torch.equal(some[:], held[order])
     assert torch.equal(some[torch.tensor([3, 0])], held[[39, 5]])
-    assert torch.equal(rows.features_of(some, bias=True), mapped.features[order])
+    assert torch.equal(some.without_bias()[:], mapped.features[order].double())
 
 
 def test_held_out_predictions_are_those_of_kept_classes(tmp_path: Path) -> None:
@@ -157,3 +157,27 @@ def test_the_limit_is_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch, tmp_
     (tmp_path / "max").write_text("max\n")
     assert memory.limit(None) > 1_000_000
     assert memory.peak() > 10**7
+
+
+def test_logits_are_computed_where_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By slices, numbers and masks, of a part as of the whole, they are H Wᵀ; what was found for a row goes with it."""
+    monkeypatch.setattr(rows, "ROWS_AT_ONCE", 7)
+    held, mapped, _, head = setting(tmp_path)
+    whole, mask = held @ head.T, torch.arange(40) % 3 == 0
+    for h in (held, mapped):
+        made = Logits(h, head)
+        assert (len(made), made.shape) == (40, (40, 10))
+        torch.testing.assert_close(made[5:9], whole[5:9], rtol=1e-12, atol=1e-13)
+        for some in (torch.tensor([3, 39, 3]), mask):
+            torch.testing.assert_close(made[some], whole[some], rtol=1e-12, atol=1e-13)
+            torch.testing.assert_close(rows.only(made, some)[:], whole[some], rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(rows.by_rows(made, lambda part, _: part), whole, rtol=1e-12, atol=1e-13)
+        assert torch.equal(rows.by_rows(made, lambda part, at: torch.arange(at.start, at.stop)), torch.arange(40))
+        assert torch.equal(metrics.predictions(made), whole.argmax(1))
+        part = rows.only(rows.only(made, mask), torch.tensor([4, 0]))
+        assert torch.equal(part.memo["predicted"], whole[mask][[4, 0]].argmax(1))
+        torch.testing.assert_close(part[:], whole[mask][[4, 0]], rtol=1e-12, atol=1e-13)
+        assert rows.by_rows(rows.only(made, mask & ~mask), lambda part, _: part).shape == (0, 10)
+        torch.testing.assert_close(rows.mean(h), held.mean(0), rtol=1e-12, atol=0)
+    assert torch.equal(rows.held(mapped.without_bias()), held[:, :-1])
+    assert torch.equal(rows.held(rows.with_bias(mapped.without_bias(), True)), held)
