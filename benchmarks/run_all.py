@@ -12,6 +12,7 @@ SCRIPTS = (
     "floor.py",
     "images.py",
     "scaling.py",
+    "scaling.py --memory",
     "published.py",
     "evaluation.py",
     "quality_classes.py",
@@ -26,7 +27,8 @@ SCRIPTS = (
 def run(script: str, options: list[str]) -> int:
     """Run a script in a process of its own; returns its exit code."""
     print(f"\n$ python benchmarks/{script} {' '.join(options)}".rstrip(), flush=True)
-    return subprocess.run([sys.executable, str(Path(__file__).parent / script), *options], check=False).returncode
+    name, *own = script.split()
+    return subprocess.run([sys.executable, str(Path(__file__).parent / name), *own, *options], check=False).returncode
 
 
 def main() -> None:

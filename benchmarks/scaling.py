@@ -7,12 +7,15 @@ Synthetic features and heads, float64 on the CPU: no model runs here. Four quest
 * Each against its own matrix products: the same ``torch.mm`` calls over the same blocks and nothing else (scores: logits
   twice, the gradient, the Fisher diagonal and the product with the direction; a step: logits and gradient; a look: logits).
   Both alternate, in one process; the median of the ratios counts.
-* Memory of ``imu unlearn --features`` beyond an import of what it needs: a process of its own for each n, its largest
-  resident memory that no file backs, against the bound 2·n·(d+1)·4 bytes + 64 MB; and once streamed.
+* ``--memory``: ``imu unlearn``, ``influence`` and ``evaluate`` of files of features, beyond a run on few samples: a process of
+  its own for each n, its largest resident memory that no file backs, against the bound 2·n·(d+1)·4 bytes + 64 MB held, and
+  64 MB streamed. ``evaluate`` reads its three splits by rows, never holds them, and fits a probe to at most 500 test samples
+  a class, whose matrix is allowed for.
 * ``--huge``: a file of 1,000,000 x 2,048 features with 1,000 classes (8.2 GB, removed afterwards), scored by ``imu influence``.
 """
 
 import argparse
+import itertools
 import os
 import re
 import statistics
@@ -28,7 +31,7 @@ from typing import Any
 import common
 import numpy as np
 import torch
-from common import Criterion
+from common import Criterion, console
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -41,6 +44,12 @@ JUDGED = (100_000, 512, 100)
 """n, d and c at which the steps are held against their matrix products."""
 FIT_FROM, FIT_WITHIN, RATIO = 10_000, 0.10, 1.5
 SLACK = 64 * 10**6
+WIDE = (512, 100)
+"""d and c of the runs whose memory is watched."""
+FEW = {"unlearn": 200, "influence": 200, "evaluate": 3_000}
+"""Samples of the run that stands for the program itself; an evaluation needs every class in each of its splits."""
+PROBED = 500
+"""Test samples of a class that the evaluation's probe is trained on at most, half of the test samples besides."""
 HUGE, HUGE_LIMIT = (1_000_000, 2_048, 1_000), 8 * 10**9
 DAMPING = influence.Damping(0.01)
 
@@ -222,7 +231,7 @@ def _status(pid: int) -> Iterator[str]:
     yield from (line for line in lines if line.startswith("RssAnon"))
 
 
-def written(place: Path, n: int, d: int, c: int) -> tuple[Path, Path]:
+def written(place: Path, n: int, d: int, c: int, name: str = "features", shift: float = 0.0) -> tuple[Path, Path]:
     """A file of features, repeated with a change so that no two rows are the same, and a checkpoint with its head."""
     generator = torch.Generator().manual_seed(0)
     head = torch.randn(c, d, generator=generator)
@@ -232,37 +241,72 @@ def written(place: Path, n: int, d: int, c: int) -> tuple[Path, Path]:
     def pieces() -> Iterator[Tensor]:
         for start in range(0, n, len(noise)):
             rows = labels[start : start + len(noise)]
-            yield noise[: len(rows)].roll(start // len(noise), 1) + head[rows] * (5 / d**0.5)
+            yield noise[: len(rows)].roll(start // len(noise), 1) + head[rows] * (5 / d**0.5) + shift
 
-    features, model = place / "features.safetensors", place / "model.safetensors"
+    features, model = place / f"{name}.safetensors", place / "model.safetensors"
     featurefile.write(features, (n, d), pieces(), {"labels": labels.numpy()}, {"head": "fc", "precision": "float32"})
     save_file({"fc.weight": head, "fc.bias": torch.zeros(c)}, model)
     return features, model
 
 
-def unlearning(place: Path, features: Path, model: Path, *more: str) -> list[str]:
-    """The command line that unlearns all rows of a file, as samples, to a target."""
-    imu = [sys.executable, "-m", "imu_cli", "unlearn", str(model), "--features", str(features), "--quiet"]
+def unlearning(place: Path, n: int, how: Sequence[str]) -> list[str]:
+    """The command line that unlearns n rows of a file, as samples, to a target."""
+    features, model = written(place, n, *WIDE)
     target = ["--method", "imu", "--until", "forget.accuracy<=0.5", "--max-steps", "20"]
-    return [*imu, *target, "-o", str(place / "out.safetensors"), "--force", *more]
+    return [
+        "unlearn",
+        str(model),
+        "--features",
+        str(features),
+        *target,
+        "-o",
+        str(place / "out.safetensors"),
+        "--force",
+        *how,
+    ]
+
+
+def scoring(place: Path, n: int, how: Sequence[str]) -> list[str]:
+    """The command line that scores n rows of a file and lists them all."""
+    features, model = written(place, n, *WIDE)
+    return ["influence", str(model), "--features", str(features), "--format", "csv", *how]
+
+
+def evaluating(place: Path, n: int, how: Sequence[str]) -> list[str]:
+    """The command line that evaluates a third of n forget, test and retain samples each, as samples."""
+    features, model = written(place, n // 3, *WIDE)
+    more = [
+        text
+        for name, shift in (("test", 0.001), ("retain", 0.002))
+        for text in (f"--{name}", str(written(place, n // 3, *WIDE, name, shift)[0]))
+    ]
+    return ["evaluate", str(model), "--features", str(features), *more, "--original", str(model), *how]
 
 
 def memory(quick: bool) -> list[dict[str, Any]]:
     """Memory of whole runs: a small one is what the program itself takes, the others are counted beyond it."""
-    d, c, found = 512, 100, []
+    (d, c), found = WIDE, []
+    imu, sizes = [sys.executable, "-m", "imu_cli"], (20_000, 50_000) if quick else (20_000, 100_000, 300_000)
+    held, streamed = ["--max-memory", "100GB"], ["--max-memory", "1MB"]
+    kinds: dict[str, tuple[Callable[[Path, int, Sequence[str]], list[str]], dict[str, list[str]]]] = {
+        "unlearn": (unlearning, {"held": held, "streamed": streamed}),
+        "influence": (scoring, {"held": held, "streamed": streamed}),
+        "evaluate": (evaluating, {"read from files": []}),
+    }
     with common.folder("scaling") as place:
         os.environ["IMU_CACHE_DIR"] = str(place / "cache")
-        few = watched(unlearning(place, *written(place, 200, d, c)))
-        for n in (20_000, 50_000) if quick else (20_000, 100_000, 300_000):
-            files = written(place, n, d, c)
-            for how, more in (("held", ["--max-memory", "100GB"]), ("streamed", ["--max-memory", "1MB"])):
-                taken = watched(unlearning(place, *files, *more))
-                bound = (2 * n * (d + 1) * 4 if how == "held" else 0) + SLACK
-                row = {"n": n, "d": d, "c": c, "how": how, "beyond": taken.bytes - few.bytes, "bound": bound}
-                found.append({**row, "base": few.bytes, "seconds": taken.seconds})
-                print(
-                    f"n = {n:,} {how}: {row['beyond'] / 1e6:,.0f} MB beyond the program, allowed {bound / 1e6:,.0f} MB",
-                    flush=True,
+        for command, (line, hows) in kinds.items():
+            few = watched([*imu, *line(place, FEW[command], []), "--quiet"])
+            for n, (how, more) in itertools.product(sizes, hows.items()):
+                taken = watched([*imu, *line(place, n, more), "--quiet"])
+                bound = SLACK + (2 * n * (d + 1) * 4 if how == "held" else 0)
+                if command == "evaluate":
+                    bound += 8 * d * min(PROBED * c, n // 6)
+                row = {"command": command, "n": n, "d": d, "c": c, "how": how, "bound": bound}
+                found.append({**row, "beyond": taken.bytes - few.bytes, "base": few.bytes, "seconds": taken.seconds})
+                console.print(
+                    f"{command}, n = {n:,}, {how}: {(taken.bytes - few.bytes) / 1e6:,.0f} MB beyond a run on {FEW[command]:,} "
+                    f"samples, allowed {bound / 1e6:,.0f} MB"
                 )
     return found
 
@@ -295,14 +339,18 @@ def criteria(found: dict[str, Any]) -> list[Criterion]:
                 f"{stage} ÷ its own matrix products at n, d, c = {JUDGED}", f"≤ {RATIO}", f"{ratio:.2f}", ratio <= RATIO
             )
         )
-    for one in found["memory"]:
-        what = f"memory of unlearn, n = {one['n']:,}, {one['how']}"
-        made.append(
-            Criterion(
-                what, f"≤ {one['bound'] / 1e6:,.0f} MB", f"{one['beyond'] / 1e6:,.0f} MB", one["beyond"] <= one["bound"]
-            )
-        )
     return made
+
+
+def memory_criteria(found: Sequence[dict[str, Any]]) -> list[Criterion]:
+    """What was promised of the memory of a run."""
+    return [
+        Criterion(
+            f"memory of {one['command']}, n = {one['n']:,}, {one['how']}",
+            f"≤ {one['bound'] / 1e6:,.0f} MB", f"{one['beyond'] / 1e6:,.0f} MB", one["beyond"] <= one["bound"],
+        )
+        for one in found
+    ]  # fmt: skip
 
 
 def huge_criteria(found: dict[str, Any]) -> list[Criterion]:
@@ -336,6 +384,7 @@ def main() -> None:
     """Measure, print and keep."""
     parser: argparse.ArgumentParser = common.parser(__doc__, threads=os.cpu_count() or 1)
     parser.add_argument("--huge", action="store_true", help="the 8.2 GB file, and nothing else (ten minutes and more)")
+    parser.add_argument("--memory", action="store_true", help="the memory of whole commands, and nothing else")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     started = common.environment(with_checkpoint=False)
@@ -344,10 +393,15 @@ def main() -> None:
         checked = huge_criteria(found["huge"])
         common.keep("scaling_huge", options.quick, {**found, "criteria": common.verdicts(checked)}, started)
         common.stop(checked)
+    if options.memory:
+        taken = memory(options.quick)
+        checked = memory_criteria(taken)
+        common.keep("memory", options.quick, {"memory": taken, "criteria": common.verdicts(checked)}, started)
+        common.stop(checked)
     sweep = swept(options.quick)
     n, d, c = (20_000, 512, 100) if options.quick else JUDGED
     judged = {"n": n, "d": d, "c": c, "stages": measured(case(n, d, c), 9)}
-    found = {"sweep": sweep, "fits": fits(sweep), "judged": judged, "memory": memory(options.quick)}
+    found = {"sweep": sweep, "fits": fits(sweep), "judged": judged}
     rows = [[name, *(f"{value:.3g}" for value in one.values())] for name, one in found["fits"].items()]
     common.table("a + b·n", ("stage", "a, s", "b, s", "largest error"), rows)
     checked = criteria(found)

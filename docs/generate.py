@@ -134,7 +134,7 @@ def images_table() -> str:
 
 
 def scaling_table() -> str:
-    """Fits of a + b·n, stages against their products, and memory, from the raw results."""
+    """Fits of a + b·n, and stages against their products, from the raw results."""
     found = _results("scaling")
     judged = found["judged"]
     lines = [
@@ -163,9 +163,9 @@ def sizes_table() -> str:
 
 def memory_table() -> str:
     """Memory of whole runs, held and streamed, and of the largest file, from the raw results."""
-    lines = ["| run | memory beyond a run on 200 samples | allowed |", "|---|---|---|"]
-    for one in _results("scaling")["memory"]:
-        what = f"`unlearn --features`, {one['n']:,} x {one['d']}, {one['c']} classes, {one['how']}"
+    lines = ["| run | memory beyond a run on few samples | allowed |", "|---|---|---|"]
+    for one in _results("memory")["memory"]:
+        what = f"`{one['command']} --features`, {one['n']:,} x {one['d']}, {one['c']} classes, {one['how']}"
         lines.append(f"| {what} | {one['beyond'] / 1e6:,.0f} MB | {one['bound'] / 1e6:,.0f} MB |")
     largest = _results("scaling_huge")["huge"]
     what = f"`influence --features`, {largest['n']:,} x {largest['d']:,}, {largest['c']:,} classes, all of the process"

@@ -46,12 +46,20 @@ def _forget_target(e: Evidence) -> tuple[float | None, str]:
         return None, "needs --test"
     logits = reference(e.test)
     if e.kind == "sample":
-        right = metrics.predictions(logits) == e.test.labels
-        return metrics.class_matched_accuracy(
-            right, e.test.labels, e.forget.labels
-        ).value, "class-matched test accuracy of the original"
+        found = _matched_accuracy(e, e.test, logits)
+        if isinstance(found, NotMeasured):
+            return None, found.reason
+        return found.value, "class-matched test accuracy of the original"
     rate = scenario.confusion_share(metrics.predictions(logits), e.test.labels, e.forget.labels, e.true_labels)
     return rate, "held-out rate of these confusions in the original"
+
+
+def _matched_accuracy(e: Evidence, test: Split, logits: Outputs) -> Found:
+    """Accuracy at D_f's class proportions; not measured where test lacks one of its classes."""
+    try:
+        return metrics.class_matched_accuracy(metrics.predictions(logits) == test.labels, test.labels, e.forget.labels)
+    except ImuError as error:
+        return NotMeasured(str(error))
 
 
 def forget_metrics(e: Evidence) -> list[Metric]:
@@ -87,7 +95,9 @@ def forget_metrics(e: Evidence) -> list[Metric]:
 
 def _matched_logits(e: Evidence) -> tuple[Outputs, Tensor] | None:
     """The original's logits and the labels of class-matched test samples."""
-    rows = matched_pool(e) if e.kind != "class" else None
+    rows = None
+    with suppress(ImuError):  # test lacks a class of D_f: that is said where accuracies are matched
+        rows = matched_pool(e) if e.kind != "class" else None
     return None if rows is None or e.test is None else (only(reference(e.test), rows), e.test.labels[rows])
 
 
@@ -131,8 +141,7 @@ def test_metrics(e: Evidence) -> list[Metric]:
     test = e.test
     found = _accuracies(e, test, "test")
     if e.kind != "class":
-        pair = both(test, lambda logits: metrics.class_matched_accuracy(
-            metrics.predictions(logits) == test.labels, test.labels, e.forget.labels))  # fmt: skip
+        pair = both(test, lambda logits: _matched_accuracy(e, test, logits))
         return [*found, metric("test_matched.accuracy", *pair, split="test")]
     gone = test.only(forgotten_rows(e, test.labels))
     if len(gone.labels):

@@ -16,6 +16,8 @@ from .errors import ImuError
 
 # With fewer overlapping samples than this on a side, DeLong's variance is a guess and a binomial bound joins in.
 FEW_OVERLAPS = 5
+SHOWN_CLASSES = 10
+"""Classes that a message names."""
 
 
 @dataclass(frozen=True)
@@ -177,9 +179,11 @@ def require_classes(labels_forget: Tensor, labels_pool: Tensor) -> None:
     found = class_counts(labels_pool)
     missing = [f"{k} ({n} in D_f)" for k, n in class_counts(labels_forget).items() if k not in found]
     if missing:
+        shown = ", ".join(missing[:SHOWN_CLASSES]) + f" and {len(missing) - SHOWN_CLASSES} more" * (
+            len(missing) > SHOWN_CLASSES
+        )
         raise ImuError(
-            f"class matching: no unseen sample of class {', '.join(missing)}; give --test data with every class "
-            "of the forget set"
+            f"class matching: no unseen sample of class {shown}; give --test data with every class of the forget set"
         )
 
 

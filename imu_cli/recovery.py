@@ -185,7 +185,10 @@ def linear_probe(
         found, reference = accuracy_of(right, confidence), accuracy_of(right_other, confidence)
     else:
         found = accuracy_of(right, census=True)
-        reference = class_matched_accuracy(right_other, test_labels[other], forget_labels, confidence)
+        try:
+            reference = class_matched_accuracy(right_other, test_labels[other], forget_labels, confidence)
+        except ImuError as error:
+            return NotMeasured(str(error))
     return Probe(found, reference, converged)
 
 
@@ -202,8 +205,9 @@ def _probe(
 
     scaler, model = StandardScaler().fit(x.numpy()), LogisticRegression(max_iter=1000)
     with warnings.catch_warnings():
-        # It is reported as a field of the result instead.
+        # Reported as a field of the result instead; and that many classes have few samples each is no mistake here.
         warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
         model.fit(scaler.transform(x.numpy(), copy=False), y.cpu().numpy())
 
     def called(h: Tensor, _: slice) -> Tensor:

@@ -163,6 +163,35 @@ def test_no_number_knows_whether_logits_are_held(kind: str, monkeypatch: pytest.
     assert others == same
 
 
+@pytest.mark.parametrize("lacks", ["a class", "a class in one half"])
+def test_test_data_without_a_class_of_the_forget_set_cost_what_is_matched_and_nothing_else(lacks: str) -> None:
+    """What is compared at D_f's class proportions says that it cannot be; everything else is measured."""
+    e = evidence(ascended(0.3))
+    assert e.test is not None
+    rows = torch.nonzero(e.test.labels != 2).squeeze(1)
+    if lacks != "a class":
+        rows = torch.cat([rows, torch.nonzero(e.test.labels == 2).squeeze(1)[:1]])
+    found = by_name(evaluation.measure(replace(e, test=e.test.only(rows))))
+    matched = {"probe.accuracy"}
+    if lacks == "a class":
+        matched |= {
+            "test_matched.accuracy",
+            "mia.auc",
+            "mia.ks",
+            "forget.over_unlearned",
+            "update_leak.auc",
+            "rmia.auc",
+        }
+        assert found["forget.accuracy"].target is None
+        assert found["forget.accuracy"].target_note.startswith(
+            "class matching: no unseen sample of class 2 (100 in D_f)"
+        )
+    for name in matched:
+        assert "class 2" in (found[name].missing or ""), name
+    for name in ("forget.accuracy", "test.accuracy", "test.accuracy_drop", "retain.accuracy", "retain_mia.auc"):
+        assert found[name].missing is None, name
+
+
 def test_a_retrained_head_has_no_gap_to_a_retrained_head() -> None:
     """A head fitted on retain samples alone differs on no split from the one that the evaluation fits; RMIA is at chance."""
     found = by_name(evaluation.measure(evidence(fitted(RETAIN))))
