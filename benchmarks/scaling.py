@@ -10,7 +10,7 @@ Synthetic features and heads, float64 on the CPU: no model runs here. Four quest
 * ``--memory``: ``imu unlearn``, ``influence`` and ``evaluate`` of files of features, beyond a run on few samples: a process of
   its own for each n, its largest resident memory that no file backs, against the bound 2·n·(d+1)·4 bytes + 64 MB held, and
   64 MB streamed. ``evaluate`` reads its three splits by rows, never holds them, and fits a probe to at most 500 test samples
-  a class, whose matrix is allowed for.
+  a class: their matrix and as much for its solver are allowed for.
 * ``--huge``: a file of 1,000,000 x 2,048 features with 1,000 classes (8.2 GB, removed afterwards), scored by ``imu influence``.
 """
 
@@ -294,14 +294,17 @@ def memory(quick: bool) -> list[dict[str, Any]]:
         "evaluate": (evaluating, {"read from files": []}),
     }
     with common.folder("scaling") as place:
-        os.environ["IMU_CACHE_DIR"] = str(place / "cache")
         for command, (line, hows) in kinds.items():
+            os.environ["IMU_CACHE_DIR"] = str(place / f"cache-{command}")
             few = watched([*imu, *line(place, FEW[command], []), "--quiet"])
             for n, (how, more) in itertools.product(sizes, hows.items()):
+                os.environ["IMU_CACHE_DIR"] = str(
+                    place / f"cache-{command}-{n}-{how}"
+                )  # or scores came from the last run
                 taken = watched([*imu, *line(place, n, more), "--quiet"])
                 bound = SLACK + (2 * n * (d + 1) * 4 if how == "held" else 0)
                 if command == "evaluate":
-                    bound += 8 * d * min(PROBED * c, n // 6)
+                    bound += 2 * 8 * d * min(PROBED * c, n // 6)
                 row = {"command": command, "n": n, "d": d, "c": c, "how": how, "bound": bound}
                 found.append({**row, "beyond": taken.bytes - few.bytes, "base": few.bytes, "seconds": taken.seconds})
                 console.print(

@@ -13,7 +13,7 @@ from torch import Tensor
 from .errors import ImuError
 from .intervals import Estimate, NotMeasured, class_counts
 from .metrics import accuracy_of, among, class_matched_accuracy, predictions
-from .rows import Rows, by_rows, mean, only
+from .rows import Rows, blocks, by_rows, mean, only
 
 
 @dataclass(frozen=True)
@@ -174,11 +174,7 @@ def linear_probe(
     rows = _at_most(y, per_class, generator)
     if len(class_counts(y[rows])) < 2:
         return NotMeasured("needs training samples of two classes")
-    # Numbers below those of D_f's samples are theirs: only what is trained on is copied.
-    ours = rows < (len(forget_labels) if forgotten else 0)
-    x = torch.empty(len(rows), test_features.shape[1], dtype=torch.float64)
-    x[ours] = forget_features[rows[ours]].to(x)
-    x[~ours] = test_features[train[rows[~ours] - (len(forget_labels) if forgotten else 0)]].to(x)
+    x = _trained_on(rows, forget_features if forgotten else None, test_features, train)
     asked = (only(test_features, gone), test_labels[gone]) if forgotten else (forget_features, forget_labels)
     right, right_other, converged = _probe(x, y[rows], asked, (only(test_features, other), test_labels[other]))
     if forgotten:
@@ -190,6 +186,19 @@ def linear_probe(
         except ImuError as error:
             return NotMeasured(str(error))
     return Probe(found, reference, converged)
+
+
+def _trained_on(rows: Tensor, forget: Rows | None, test: Rows, train: Tensor) -> Tensor:
+    """Features (n, d) float64 of some ``rows`` of D_f's samples, where they are trained on, and the test samples ``train``."""
+    first = 0 if forget is None else len(forget)
+    x = torch.empty(len(rows), test.shape[1], dtype=torch.float64)
+    for part in blocks(len(rows), test.shape[1]):
+        wanted, made = rows[part], x[part]
+        ours = wanted < first
+        if forget is not None:
+            made[ours] = forget[wanted[ours]].to(x)
+        made[~ours] = test[train[wanted[~ours] - first]].to(x)
+    return x
 
 
 def _probe(
