@@ -26,6 +26,7 @@ from .intervals import (
     require_classes,
     two_sided,
 )
+from .margins import margins
 from .rows import Outputs, by_rows
 
 TAIL_SAMPLES = 300
@@ -45,11 +46,7 @@ def logit_confidence(logits: Outputs, labels: Tensor) -> Tensor:
     Raises:
         ImuError: one class, a label out of range, or a non-finite row.
     """
-
-    def phi(logits: Tensor, own: Tensor) -> Tensor:
-        return logits.gather(1, own)[:, 0] - logits.scatter(1, own, -math.inf).logsumexp(1)
-
-    return _each(logits, labels, phi)
+    return _each(logits, labels, lambda found, own: margins(found, own[:, 0]))
 
 
 def modified_entropy(logits: Outputs, labels: Tensor) -> Tensor:

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import objective
 from .errors import ImuError
-from .rows import Logits, Rows, blocks, by_rows
+from .rows import Logits, Rows, by_rows
 
 CHUNK = 1 << 22
-"""Logits that are held at a time."""
+"""Logits, or numbers of H, that are held at a time."""
 MEMORY, REFRESH = 8, 8
 """Pairs that L-BFGS remembers, and iterations after which it begins anew with the curvature at the heads' mean."""
 ITERATIONS = 200
@@ -60,10 +59,11 @@ class Problem:
         k, c, _ = heads.shape
         gradient = self.l2 * heads
         value = self.l2 / 2 * heads.square().sum(dim=(1, 2))
-        for rows in torch.arange(len(self.h)).split(max(1, CHUNK // (k * c))):
+        for rows in torch.arange(len(self.h)).split(max(1, CHUNK // max(k * c, self.h.shape[1]))):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
+            h = self.h[part]
             # Classes before samples: reductions over a few classes then run along memory.
-            logits = (heads.flatten(0, 1) @ self.h[part].T).view(k, c, -1)
+            logits = (heads.flatten(0, 1) @ h.T).view(k, c, -1)
             own = self.labels[part].expand(k, 1, -1)
             share = self.shares[:, None, part]
             picked = logits.gather(1, own)
@@ -72,7 +72,7 @@ class Problem:
             total = p.sum(dim=1, keepdim=True)
             value += ((total.log() + top - picked) * share).sum(dim=(1, 2))
             p.mul_(share / total).scatter_add_(1, own, -share)
-            gradient += (p.flatten(0, 1) @ self.h[part]).view(heads.shape)
+            gradient += (p.flatten(0, 1) @ h).view(heads.shape)
         return value, gradient
 
 
@@ -139,11 +139,11 @@ def own_weight_decay(trained: Sequence[tuple[Rows, Tensor]], head: Tensor) -> fl
         trained: what the head was trained on, in parts of H (N, d+1) and labels (N,).
         head: W (c, d+1).
     """
-    gradient, n = torch.zeros_like(head), sum(len(labels) for _, labels in trained)
+    n = sum(len(labels) for _, labels in trained)
+    gradient = torch.zeros_like(head)
     for h, labels in trained:
-        for rows in blocks(len(h), max(head.shape)):
-            part = h[rows]
-            gradient += objective.residual(part @ head.T, objective.one_hot(labels[rows], len(head))).T @ part / n
+        shares = torch.full((1, len(labels)), 1 / n, dtype=head.dtype, device=head.device)
+        gradient += Problem(h, labels, shares, 0.0).at(head[None])[1][0]
     return -float((gradient * head).sum() / head.square().sum())
 
 

@@ -36,7 +36,7 @@ from .featurefile import is_features
 from .intervals import Estimate, census
 from .opening import Opened
 from .record import Evaluation, Record
-from .rows import Logits, Mapped, Rows
+from .rows import Logits, Mapped, Rows, with_bias
 from .sidecar import Said
 from .views import junit
 
@@ -193,7 +193,7 @@ class _Models:
 def _alone(h: Rows) -> Rows:
     """The features without the column of ones."""
     assert isinstance(h, Mapped)  # narrow ones are
-    return h.without_bias()
+    return with_bias(h, False)
 
 
 def _features_by(other: _Other, h: Rows, images: ImageSet, what: str) -> Rows:

@@ -1,7 +1,8 @@
 """Metrics of a classifier on D_f, test and retain samples.
 
-Logits are (n, c), held or computed by rows, labels (n,) class ids, features (n, d) entering the head. D_f is a census: ``census=True`` counts it
-without an interval; samples of a population get a 95 % interval. Names in double backquotes are those of gates and records.
+Logits are (n, c), held or computed by rows, labels (n,) class ids, features (n, d) entering the head. D_f is a census:
+``census=True`` counts it without an interval; samples of a population get a 95 % interval. Names in double backquotes are
+those of gates and records.
 """
 
 import itertools
@@ -24,7 +25,7 @@ from .intervals import (
 from .intervals import (
     census as counted,
 )
-from .rows import Outputs, Rows, by_rows
+from .rows import Outputs, Rows, blocks, by_rows
 
 NOTHING = 1e-25
 """Probability, relative to the most likely number's, from which on a binomial tail moves no quantile."""
@@ -284,16 +285,15 @@ def feature_drift(before: Rows, after: Rows) -> Estimate:
     """
     if before.shape != after.shape:
         raise ImuError(f"feature drift: {tuple(before.shape)} before, {tuple(after.shape)} after; needs the same rows")
-    squares = by_rows(
-        before,
-        lambda was, rows: torch.stack(
-            [was.double().square().sum(), (after[rows].double() - was.double()).square().sum()]
-        )[None],
-    ).sum(0)
-    scale, moved = squares.sqrt().tolist()
+    size = change = 0.0
+    for rows in blocks(*before.shape):
+        was = before[rows].double()
+        size += float(was.square().sum())
+        change += float((after[rows].double() - was).square().sum())
+    scale = math.sqrt(size)
     if scale == 0 or not math.isfinite(scale):
         raise ImuError(f"feature drift: the features before have norm {scale}; check the model's weights")
-    return counted(moved / scale, len(before))
+    return counted(math.sqrt(change) / scale, len(before))
 
 
 def accuracy_of(hits: Tensor, confidence: float = 0.95, *, census: bool = False) -> Estimate:

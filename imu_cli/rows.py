@@ -63,10 +63,6 @@ class Mapped:
         wanted = _numbers(rows).cpu()
         return replace(self, order=wanted if self.order is None else self.order[wanted])
 
-    def without_bias(self) -> "Mapped":
-        """The features alone, float64."""
-        return replace(self, bias=False)
-
 
 Rows = Tensor | Mapped
 """H (n, d+1) float64: a tensor, or what reads it by rows."""
@@ -116,10 +112,23 @@ def _numbers(rows: Tensor) -> Tensor:
 
 
 def by_rows(whole: Outputs | Rows, found: Callable[[Tensor, slice], Tensor]) -> Tensor:
-    """What a function of some rows, and of where these stand, gives for all of them (n, …), block by block."""
-    width = max(whole.head.shape) if isinstance(whole, Logits) else whole.shape[1]
-    made = [found(whole[rows], rows) for rows in blocks(len(whole), width)]
-    return torch.cat(made) if made else found(whole[:0], slice(0, 0))
+    """What a function of some rows (k), and of where these stand, gives for each of them (k, …): for all rows (n, …).
+
+    The result is one tensor from the first block on: small parts of it, kept between what each block frees again, would
+    leave the process's memory in pieces that nothing fits into.
+    """
+    made: Tensor | None = None
+    for rows in blocks(len(whole), _width(whole)):
+        part = found(whole[rows], rows)
+        if made is None:
+            made = part.new_empty(len(whole), *part.shape[1:])
+        made[rows] = part
+    return found(whole[:0], slice(0, 0)) if made is None else made
+
+
+def _width(whole: Outputs | Rows) -> int:
+    """Numbers in a row of the widest matrix that a block takes."""
+    return max(whole.head.shape) if isinstance(whole, Logits) else whole.shape[1]
 
 
 def homogeneous(features: Tensor, bias: bool) -> Tensor:
@@ -135,13 +144,15 @@ def held(h: Rows) -> Tensor:
 
 
 def with_bias(features: Rows, bias: bool) -> Rows:
-    """H of features (n, d): a column of ones beside them where the head has a bias."""
+    """H of features (n, d), or of H that is made by rows: a column of ones beside the features where the head has a bias."""
     return homogeneous(features, bias) if isinstance(features, Tensor) else replace(features, bias=bias)
 
 
 def mean(h: Rows) -> Tensor:
     """Mean of all rows (d,), float64."""
-    total = by_rows(h, lambda rows, _: rows.double().sum(dim=0, keepdim=True)).sum(dim=0)
+    total = torch.zeros(h.shape[1], dtype=torch.float64, device=h.device)
+    for rows in blocks(*h.shape):
+        total += h[rows].double().sum(dim=0)
     return total / len(h)
 
 

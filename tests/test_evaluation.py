@@ -138,7 +138,7 @@ def test_no_number_knows_whether_logits_are_held(kind: str, monkeypatch: pytest.
         assert isinstance(features, Tensor)
         mapped = Mapped(features.float(), True, features.device)
         before, now, other = (Logits(mapped, head) for head in (ORIGINAL, after, again))
-        alone = mapped.without_bias()
+        alone = rows.with_bias(mapped, False)
         if lazily:
             return Split(split.labels, before, now, alone, alone, other)
         return Split(split.labels, before[:], now[:], alone[:], alone[:], other[:])

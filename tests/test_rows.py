@@ -84,7 +84,7 @@ def test_rows_in_another_order_are_those_rows(tmp_path: Path) -> None:
     assert some.shape == (4, held.shape[1])
     assert torch.equal(some[:], held[order])
     assert torch.equal(some[torch.tensor([3, 0])], held[[39, 5]])
-    assert torch.equal(some.without_bias()[:], mapped.features[order].double())
+    assert torch.equal(rows.with_bias(some, False)[:], mapped.features[order].double())
 
 
 def test_held_out_predictions_are_those_of_kept_classes(tmp_path: Path) -> None:
@@ -179,5 +179,5 @@ def test_logits_are_computed_where_they_are_asked_for(tmp_path: Path, monkeypatc
         torch.testing.assert_close(part[:], whole[mask][[4, 0]], rtol=1e-12, atol=1e-13)
         assert rows.by_rows(rows.only(made, mask & ~mask), lambda part, _: part).shape == (0, 10)
         torch.testing.assert_close(rows.mean(h), held.mean(0), rtol=1e-12, atol=0)
-    assert torch.equal(rows.held(mapped.without_bias()), held[:, :-1])
-    assert torch.equal(rows.held(rows.with_bias(mapped.without_bias(), True)), held)
+    assert torch.equal(rows.held(rows.with_bias(mapped, False)), held[:, :-1])
+    assert torch.equal(rows.held(rows.with_bias(rows.with_bias(mapped, False), True)), held)
