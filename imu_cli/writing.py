@@ -105,7 +105,9 @@ def together(*outputs: Path, private: bool = False) -> Iterator[list[Path]]:
             _sync(path)
         _swap(temporary, outputs)
     except OSError as error:
-        raise ImuError(f"{outputs[0].parent}: cannot write ({error.strerror}); nothing was written, choose another place") from error
+        raise ImuError(
+            f"{outputs[0].parent}: cannot write ({error.strerror}); nothing was written, choose another place"
+        ) from error
     finally:
         for path in temporary:
             for left in (path, path.with_suffix(".old")):
@@ -131,7 +133,9 @@ def folder(output: Path) -> Iterator[Path]:
         _sync(made)
         _replace_folder(made, output)
     except OSError as error:
-        raise ImuError(f"{output.parent}: cannot write ({error.strerror}); nothing was written, choose another place") from error
+        raise ImuError(
+            f"{output.parent}: cannot write ({error.strerror}); nothing was written, choose another place"
+        ) from error
     finally:
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
