@@ -21,7 +21,8 @@ import common
 import torch
 from common import Criterion
 
-from imu_cli import cli, demo
+from imu_cli import cli
+from imu_cli.commands import demo
 
 REPORT_SECONDS, UNLEARN_RATIO = 1.0, 1.3
 BASELINE = ("-c", "import torch")

@@ -26,15 +26,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import imu_cli
-from imu_cli import opening
+from imu_cli.commands import opening
+from imu_cli.commands.opening import Opened
 from imu_cli.config import InfluenceConfig, UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.events import Silent
-from imu_cli.head import Head
-from imu_cli.layout import file_hash
-from imu_cli.manifest import open_source
-from imu_cli.opening import Opened
-from imu_cli.rows import held, homogeneous
+from imu_cli.linear.rows import held, homogeneous
+from imu_cli.models.head import Head
+from imu_cli.models.layout import file_hash
+from imu_cli.samples.manifest import open_source
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"

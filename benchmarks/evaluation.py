@@ -19,10 +19,12 @@ import torch
 from common import Criterion
 from floor import Spent, ratios, spent
 
-from imu_cli import features, judging, opening, pipeline
+from imu_cli.commands import evaluate as judging
+from imu_cli.commands import opening, unlearn
 from imu_cli.config import EvaluateConfig
 from imu_cli.events import Silent
-from imu_cli.manifest import open_source
+from imu_cli.features import engine
+from imu_cli.samples.manifest import open_source
 
 FORGET, SOME = "class=airplane", "index=0:49999:100"
 RATIO, SHADOW_SECONDS, SHADOWS = 1.2, 60.0, 64
@@ -45,7 +47,7 @@ class Timed:
 def unlearned(place: Path, **options: Any) -> Path:
     """An unlearned model with its record beside it."""
     config = common.unlearn_config(output=str(place / "out.safetensors"), **options)
-    return pipeline.run_unlearn(common.checkpoint(), config, {}, Silent()).output
+    return unlearn.run_unlearn(common.checkpoint(), config, {}, Silent()).output
 
 
 def bare_pass(training: bool) -> Spent:
@@ -57,7 +59,7 @@ def bare_pass(training: bool) -> Spent:
     for images in sets:
         for start in range(0, len(images), size):
             rows = range(start, min(start + size, len(images)))
-            ready = features.batch(images, rows, opened.network.preprocess, opened.device)
+            ready = engine.batch(images, rows, opened.network.preprocess, opened.device)
             before = time.perf_counter(), time.process_time()
             with torch.inference_mode():
                 opened.network.model(ready)

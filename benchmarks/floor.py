@@ -31,11 +31,14 @@ import torch
 from common import Criterion
 from torch import Tensor
 
-from imu_cli import decoding, features, memory, opening, pipeline
+from imu_cli.commands import opening
+from imu_cli.commands import unlearn as pipeline
+from imu_cli.commands.opening import Opened
 from imu_cli.config import InfluenceConfig, UnlearnConfig
 from imu_cli.events import Silent
-from imu_cli.manifest import open_source
-from imu_cli.opening import Opened
+from imu_cli.features import engine, memory
+from imu_cli.samples.images import decoding
+from imu_cli.samples.manifest import open_source
 
 SMALL_IMAGES = 5_000
 FEW = 64
@@ -175,7 +178,7 @@ def ready_batches(opened: Opened) -> list[Tensor]:
     assert opened.network is not None
     images, size = opened.forget.images, opened.engine.batch_size
     parts = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
-    ready = [features.batch(images, rows, opened.network.preprocess, opened.device) for rows in parts]
+    ready = [engine.batch(images, rows, opened.network.preprocess, opened.device) for rows in parts]
     assert all(batch.is_contiguous(memory_format=torch.channels_last) for batch in ready)
     return ready
 

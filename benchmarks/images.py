@@ -24,11 +24,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 
-from imu_cli import decoding, opening, pipeline, preprocess
+from imu_cli.commands import opening, unlearn
 from imu_cli.config import InfluenceConfig
-from imu_cli.dataset import ImageSet
 from imu_cli.events import Silent
-from imu_cli.sources import open_flat
+from imu_cli.samples.dataset import ImageSet
+from imu_cli.samples.images import decoding, preprocessing
+from imu_cli.samples.sources import open_flat
 
 JPEG, PNG = (500, 375), (32, 32)
 RATIO = 1.10
@@ -75,7 +76,7 @@ def alternate(folder: Path, repeats: int) -> dict[str, Any]:
         found: dict[str, list[Spent]] = {"bare": [spent(bare)[0]], "decoding": [], "whole": []}
         for _ in range(repeats):
             found["decoding"].append(spent(functools.partial(decode, opened))[0])
-            found["whole"].append(spent(lambda: pipeline.run_influence(model, config(folder), {}, Silent()))[0])
+            found["whole"].append(spent(lambda: unlearn.run_influence(model, config(folder), {}, Silent()))[0])
             found["bare"].append(spent(bare)[0])
     return {
         "images": len(opened.forget.images),
@@ -91,7 +92,7 @@ def ratios(found: dict[str, Any], clock: str, with_decoding: bool) -> list[float
     return [run[clock] / (floor + extra) for run, floor, extra in zip(found["whole"], floors, more, strict=True)]
 
 
-def rates(images: ImageSet, steps: preprocess.Preprocessing, repeats: int) -> dict[str, list[float]]:
+def rates(images: ImageSet, steps: preprocessing.Preprocessing, repeats: int) -> dict[str, list[float]]:
     """Images a second that one thread, a thread a core and a process a core decode, without a model."""
     rows = list(range(len(images)))
     tasks = decoding.Tasks(images, steps, [rows[start : start + 16] for start in range(0, len(rows), 16)])
@@ -138,8 +139,8 @@ def main() -> None:
     jpeg, png = photographs("jpeg", JPEG, count), photographs("png", PNG, 5_000)
     found = alternate(jpeg, 1 if options.quick else options.repeats)
     decoded = {
-        "JPEG 500 x 375 to 224 x 224": rates(open_flat(jpeg), preprocess.parse("imagenet"), 3),
-        "PNG 32 x 32": rates(open_flat(png), preprocess.parse("none"), 3),
+        "JPEG 500 x 375 to 224 x 224": rates(open_flat(jpeg), preprocessing.parse("imagenet"), 3),
+        "PNG 32 x 32": rates(open_flat(png), preprocessing.parse("none"), 3),
     }
     show(found, decoded)
     kept = {

@@ -49,11 +49,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
-from imu_cli import pipeline
+from imu_cli.commands import unlearn as pipeline
 from imu_cli.config import InfluenceConfig, UnlearnConfig
 from imu_cli.events import Silent
-from imu_cli.layout import file_hash
-from imu_cli.manifest import open_source
+from imu_cli.models.layout import file_hash
+from imu_cli.samples.manifest import open_source
 
 LABEL = common.CLASSES.index("airplane")
 EPOCHS, BATCH, TOP = 10, 256, 0.1

@@ -17,9 +17,10 @@ from common import CLASSES, Cifar, Criterion, at_least, at_most, percent
 from safetensors.torch import load_file
 from torch import Tensor
 
-from imu_cli import metrics, pipeline
+from imu_cli.commands import unlearn as pipeline
 from imu_cli.config import CLASS_TARGET
 from imu_cli.events import Silent
+from imu_cli.statistics import metrics
 
 WEIGHTS: dict[str, dict[str, Any]] = {
     "influence": {},

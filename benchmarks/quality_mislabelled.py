@@ -18,10 +18,13 @@ from torch import Tensor
 from wide import IMAGES as KNOWN
 from wide import wide
 
-from imu_cli import ascent, heads, influence, matching, objective, opening, scenario
-from imu_cli.ascent import Limits, Look
-from imu_cli.manifest import open_source
-from imu_cli.scenario import HeldOut, Plan
+from imu_cli.commands import opening
+from imu_cli.influence import closed_form
+from imu_cli.linear import objective, refits
+from imu_cli.samples.manifest import open_source
+from imu_cli.unlearning import ascent, margin_matching, scenario
+from imu_cli.unlearning.ascent import Limits, Look
+from imu_cli.unlearning.scenario import HeldOut, Plan
 
 IMAGES, WRONG, SEEDS, WEIGHT_DECAY = 5000, 500, 5, 1e-5
 DEFAULTS = samples.DEFAULTS
@@ -73,7 +76,7 @@ def draw(data: Cifar, half: list[int], seed: int) -> Case:
         true[:WRONG] + torch.randint(1, data.head.classes, (WRONG,), generator=generator)
     ) % data.head.classes
     everything = torch.ones(1, IMAGES, dtype=torch.bool)
-    head = heads.fit(h, labels, everything, data.head.classes, WEIGHT_DECAY).heads[0]
+    head = refits.fit(h, labels, everything, data.head.classes, WEIGHT_DECAY).heads[0]
     plan = scenario.plan("mislabelled", "benchmark", labels[:WRONG], data.head.classes, "auto")
     chooses = torch.zeros(len(data.test), dtype=torch.bool)
     chooses[torch.tensor(half)] = True
@@ -111,30 +114,30 @@ def ascend(case: Case, weights: Tensor, method: str) -> Found:
 
 def uniform(case: Case) -> Found:
     """Plain gradient ascent."""
-    return ascend(case, influence.uniform(WRONG), "ascent, uniform")
+    return ascend(case, closed_form.uniform(WRONG), "ascent, uniform")
 
 
 def imu(case: Case) -> Found:
     """Ascent with influence weights."""
     residuals = objective.residual(case.h @ case.head.T, objective.one_hot(case.wrong, len(case.head)))
-    scores = influence.influence(case.h, residuals, influence.Damping.parse(DEFAULTS.damping)).scores
-    return ascend(case, influence.weigh(scores, DEFAULTS.keep, DEFAULTS.clip_quantile).weights, "ascent, IMU")
+    scores = closed_form.influence(case.h, residuals, closed_form.Damping.parse(DEFAULTS.damping)).scores
+    return ascend(case, closed_form.weigh(scores, DEFAULTS.keep, DEFAULTS.clip_quantile).weights, "ascent, IMU")
 
 
 def match(case: Case, *, knows: bool) -> Found:
     """Matched to the held-out margins of the wrong labels; true labels known or not."""
-    aim = matching.aim(
+    aim = margin_matching.aim(
         case.plan, case.h, case.wrong, case.head, case.goal, case.held, by_accuracy=False,
         true_labels=case.true if knows else None, max_auc=DEFAULTS.max_auc,
     )  # fmt: skip
-    problem = matching.prepare(
+    problem = margin_matching.prepare(
         case.h, case.wrong, case.head, aim.targets, case.held,
         damping=DEFAULTS.sigma_damping, class_factor=DEFAULTS.class_factor,
     )  # fmt: skip
-    *_, last = matching.run(
+    *_, last = margin_matching.run(
         problem, aim, case.look, Limits(case.goal, 1, None, DEFAULTS.max_drop), lambda head: head, None
     )
-    assert isinstance(last, matching.Matched)
+    assert isinstance(last, margin_matching.Matched)
     name = "matched, true labels known" if knows else "matched, only the wrong labels known"
     return judge(case, name, last.outcome.head, last.outcome.reason)
 

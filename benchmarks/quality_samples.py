@@ -18,13 +18,18 @@ import torch
 from common import Cifar, Criterion, at_least, at_most, percent
 from torch import Tensor
 
-from imu_cli import ascent, attacks, influence, matching, metrics, objective, opening, scenario
-from imu_cli.ascent import Limits, Look
+from imu_cli.commands import opening
 from imu_cli.config import UnlearnConfig
 from imu_cli.errors import ImuError
-from imu_cli.intervals import Estimate
-from imu_cli.manifest import open_source
-from imu_cli.scenario import HeldOut, Plan
+from imu_cli.evaluation import attacks
+from imu_cli.influence import closed_form
+from imu_cli.linear import objective
+from imu_cli.samples.manifest import open_source
+from imu_cli.statistics import metrics
+from imu_cli.statistics.intervals import Estimate
+from imu_cli.unlearning import ascent, margin_matching, scenario
+from imu_cli.unlearning.ascent import Limits, Look
+from imu_cli.unlearning.scenario import HeldOut, Plan
 
 SIZES = (37, 500, 5000)
 SEEDS = (0, 1, 2, 3, 4)
@@ -140,14 +145,14 @@ def ascend(case: Case, limits: Limits, weights: Tensor, method: str) -> Found:
 
 def uniform(case: Case, limits: Limits) -> Found:
     """Plain gradient ascent."""
-    return ascend(case, limits, influence.uniform(case.n), "ascent, uniform")
+    return ascend(case, limits, closed_form.uniform(case.n), "ascent, uniform")
 
 
 def imu(case: Case, limits: Limits) -> Found:
     """Ascent with influence weights, every negative score kept."""
     residuals = objective.residual(case.h @ case.data.matrix.T, objective.one_hot(case.labels, case.data.head.classes))
-    scores = influence.influence(case.h, residuals, influence.Damping.parse(DEFAULTS.damping)).scores
-    weights = influence.weigh(scores, DEFAULTS.keep, DEFAULTS.clip_quantile).weights
+    scores = closed_form.influence(case.h, residuals, closed_form.Damping.parse(DEFAULTS.damping)).scores
+    weights = closed_form.weigh(scores, DEFAULTS.keep, DEFAULTS.clip_quantile).weights
     return ascend(case, limits, weights, "ascent, IMU")
 
 
@@ -155,15 +160,15 @@ def _match(case: Case, limits: Limits, by_accuracy: bool, method: str, max_auc: 
     head, held = case.data.matrix, case.held
     goal = limits.target
     assert goal is not None
-    aim = matching.aim(
+    aim = margin_matching.aim(
         case.plan, case.h, case.labels, head, goal, held,
         by_accuracy=by_accuracy, true_labels=None, max_auc=max_auc,
     )  # fmt: skip
-    problem = matching.prepare(
+    problem = margin_matching.prepare(
         case.h, case.labels, head, aim.targets, held, damping=DEFAULTS.sigma_damping, class_factor=DEFAULTS.class_factor
     )
-    *_, last = matching.run(problem, aim, case.look, limits, case.data.head.rounded, DEFAULTS.rho)
-    assert isinstance(last, matching.Matched)
+    *_, last = margin_matching.run(problem, aim, case.look, limits, case.data.head.rounded, DEFAULTS.rho)
+    assert isinstance(last, margin_matching.Matched)
     return judge(case, method, goal, last.outcome.head, len(last.points), last.outcome.reason)
 
 

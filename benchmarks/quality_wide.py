@@ -16,8 +16,8 @@ from common import Criterion
 from quality_samples import Found
 from wide import IMAGES, wide
 
-from imu_cli import opening
-from imu_cli.manifest import open_source
+from imu_cli.commands import opening
+from imu_cli.samples.manifest import open_source
 
 SIZES = {37: 10, 128: 10, 500: 5}
 """Seeds of each size: with few samples chance moves an AUC most."""

@@ -37,13 +37,14 @@ def training_images(rows: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Some of CIFAR-10's training images (n, 3, 32, 32), decoded and normalised by the tool's own code, and labels (n,)."""
     import common
 
-    from imu_cli import features, preprocess
-    from imu_cli.manifest import open_source
+    from imu_cli.features import engine
+    from imu_cli.samples.images import preprocessing
+    from imu_cli.samples.manifest import open_source
 
     source = open_source(common.batches(), "data")
-    steps, _ = preprocess.find(common.PREPROCESS, [])
+    steps, _ = preprocessing.find(common.PREPROCESS, [])
     labels = torch.tensor([source.labels[row] for row in rows], dtype=torch.int64)
-    return features.batch(source, rows, steps, torch.device("cpu")), labels
+    return engine.batch(source, rows, steps, torch.device("cpu")), labels
 
 
 def checkpoint() -> Path:

@@ -35,8 +35,11 @@ from common import Criterion, console
 from safetensors.torch import save_file
 from torch import Tensor
 
-from imu_cli import ascent, featurefile, influence, objective
-from imu_cli.rows import blocks
+from imu_cli.influence import closed_form
+from imu_cli.linear import objective
+from imu_cli.linear.rows import blocks
+from imu_cli.samples import vectors
+from imu_cli.unlearning import ascent
 
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 CLASSES, WIDTHS = (10, 30, 100, 300, 1_000), (64, 256, 1_024, 4_096)
@@ -51,7 +54,7 @@ FEW = {"unlearn": 200, "influence": 200, "evaluate": 3_000}
 PROBED = 500
 """Test samples of a class that the evaluation's probe is trained on at most, half of the test samples besides."""
 HUGE, HUGE_LIMIT = (1_000_000, 2_048, 1_000), 8 * 10**9
-DAMPING = influence.Damping(0.01)
+DAMPING = closed_form.Damping(0.01)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Case:
         """The loss with equal weights."""
         classes = len(self.head)
         rows = torch.ones(classes, dtype=torch.bool)
-        return ascent.Objective(self.h, self.members, rows, influence.uniform(len(self.h)))
+        return ascent.Objective(self.h, self.members, rows, closed_form.uniform(len(self.h)))
 
     @property
     def members(self) -> objective.Members:
@@ -112,7 +115,7 @@ def look_products(made: Case) -> None:
 
 
 STAGES: dict[str, tuple[Callable[[Case], Any], Callable[[Case], None]]] = {
-    "scores": (lambda made: influence.influence(made.h, made.labels, made.head, DAMPING), score_products),
+    "scores": (lambda made: closed_form.influence(made.h, made.labels, made.head, DAMPING), score_products),
     "step": (lambda made: made.problem.at(made.head), step_products),
     "look": (lambda made: objective.share_in(made.h, made.head, made.members), look_products),
 }
@@ -244,7 +247,7 @@ def written(place: Path, n: int, d: int, c: int, name: str = "features", shift: 
             yield noise[: len(rows)].roll(start // len(noise), 1) + head[rows] * (5 / d**0.5) + shift
 
     features, model = place / f"{name}.safetensors", place / "model.safetensors"
-    featurefile.write(features, (n, d), pieces(), {"labels": labels.numpy()}, {"head": "fc", "precision": "float32"})
+    vectors.write(features, (n, d), pieces(), {"labels": labels.numpy()}, {"head": "fc", "precision": "float32"})
     save_file({"fc.weight": head, "fc.bias": torch.zeros(c)}, model)
     return features, model
 

@@ -18,9 +18,9 @@ from common import Cifar
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from imu_cli.head import Head
-from imu_cli.manifest import open_source
-from imu_cli.rows import homogeneous
+from imu_cli.linear.rows import homogeneous
+from imu_cli.models.head import Head
+from imu_cli.samples.manifest import open_source
 
 IMAGES, FEATURES, EPOCHS, BATCH, RATE, SEED = 10_000, 512, 15, 128, 0.1, 0
 

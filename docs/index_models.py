@@ -1,4 +1,4 @@
-"""Write ``imu_cli/models.json``: names and shapes of every torchvision and timm classifier, as hashes (see ``imu_cli.candidates``).
+"""Write ``imu_cli/models/models.json``: names and shapes of every torchvision and timm classifier, as hashes (see ``imu_cli.models.candidates``).
 
 Takes some minutes; run it when a new timm or torchvision has models that the index lacks. Everything is built on the meta device:
 no memory, no weights, no network.
@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from imu_cli import ecosystems
-from imu_cli.candidates import INDEX, names_hash, shapes_hash
-from imu_cli.factories import resolve
+from imu_cli.models import libraries
+from imu_cli.models.candidates import INDEX, names_hash, shapes_hash
+from imu_cli.models.factories import resolve
 
-OUT = Path(__file__).parent.parent / "imu_cli" / INDEX
+OUT = Path(__file__).parent.parent / "imu_cli" / "models" / INDEX
 
 
 def _built(factory: Callable[[], nn.Module]) -> nn.Module:
@@ -35,7 +35,7 @@ def _shapes(name: str, **arguments: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _torchvision() -> Iterator[tuple[str, list[str], dict[str, tuple[int, ...]]]]:
-    models = ecosystems.torchvision_models()
+    models = libraries.torchvision_models()
     for model in models.list_models(module=models):
         name = f"torchvision:{model}"
         shapes, other = _shapes(name, num_classes=11), _shapes(name, num_classes=12)
@@ -43,7 +43,7 @@ def _torchvision() -> Iterator[tuple[str, list[str], dict[str, tuple[int, ...]]]
 
 
 def _timm() -> Iterator[tuple[str, list[str], dict[str, tuple[int, ...]]]]:
-    timm = ecosystems.timm("the index")
+    timm = libraries.timm("the index")
     for model in timm.list_models():
         try:
             made = _built(functools.partial(timm.create_model, model, pretrained=False, num_classes=11))
@@ -63,7 +63,7 @@ def main() -> None:
             found.setdefault(names_hash(shapes), []).append([name, classifier, shapes_hash(shapes, classifier)])
     versions = {
         "torchvision": str(__import__("torchvision").__version__).partition("+")[0],
-        "timm": ecosystems.timm("the index").__version__,
+        "timm": libraries.timm("the index").__version__,
     }
     lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(found[key])}" for key in sorted(found))
     OUT.write_text(f'{{"made_with": {json.dumps(versions)}, "models": {{\n{lines}\n}}}}\n', encoding="utf-8")

@@ -5,8 +5,8 @@ import signal
 import sys
 from types import FrameType
 
-from .cli import main as run
-from .errors import StoppedError
+from imu_cli.cli import main as run
+from imu_cli.errors import StoppedError
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 

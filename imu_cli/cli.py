@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import __version__, writing
-from .config import EvaluateConfig, FeaturesConfig, InfluenceConfig, ModelConfig, UnlearnConfig
-from .errors import ImuError, StoppedError
-from .options import ModelPath, Origins, OutputFormat, Quiet, ReportFormat, TableOrJson, takes
+from imu_cli import __version__
+from imu_cli.config import EvaluateConfig, FeaturesConfig, InfluenceConfig, ModelConfig, UnlearnConfig
+from imu_cli.errors import ImuError, StoppedError
+from imu_cli.files import writing
+from imu_cli.options import ModelPath, Origins, OutputFormat, Quiet, ReportFormat, TableOrJson, takes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from .events import Advance
-    from .record import Evaluation, Record
+    from imu_cli.events import Advance
+    from imu_cli.records.record import Evaluation, Record
 
 HELP = """Make a trained classifier forget samples or classes, from its checkpoint and the forget set alone.
 
@@ -80,7 +81,7 @@ class Terminal:
 def _show(renderable: "RenderableType") -> None:
     from rich.console import Console
 
-    from .views.terminal import PIPED_WIDTH, text_of
+    from imu_cli.views.terminal import PIPED_WIDTH, text_of
 
     if sys.stdout.isatty():
         Console(highlight=False).print(renderable)
@@ -113,8 +114,8 @@ def influence(
     quiet: Quiet = False,
 ) -> None:
     """Score every forget sample by its classifier-level influence, cache the scores, show them."""
-    from . import pipeline
-    from .views import machine, terminal
+    from imu_cli.commands import unlearn as pipeline
+    from imu_cli.views import machine, terminal
 
     result = pipeline.run_influence(model, config, origins, Terminal(quiet))
     if form == "table":
@@ -137,8 +138,8 @@ def unlearn(
     quiet: Quiet = False,
 ) -> None:
     """Write an unlearned checkpoint and its record."""
-    from . import pipeline
-    from .views import machine, terminal
+    from imu_cli.commands import unlearn as pipeline
+    from imu_cli.views import machine, terminal
 
     result = pipeline.run_unlearn(model, config, origins, Terminal(quiet))
     if form == "table":
@@ -161,8 +162,9 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure a checkpoint before and after, and gate a pipeline on it."""
-    from . import gates, judging
-    from .views import terminal
+    from imu_cli.commands import evaluate as judging
+    from imu_cli.evaluation import gates
+    from imu_cli.views import terminal
 
     result = judging.run_evaluate(model, config, origins, Terminal(quiet))
     if form == "table":
@@ -176,8 +178,8 @@ def evaluate(
 
 
 def _print_results(results: "Sequence[Record | Evaluation]", names: Sequence[str], form: str) -> None:
-    from .record import Evaluation, Record
-    from .views import machine, markdown, terminal
+    from imu_cli.records.record import Evaluation, Record
+    from imu_cli.views import machine, markdown, terminal
 
     evaluations = [(item, name) for item, name in zip(results, names, strict=True) if isinstance(item, Evaluation)]
     if form == "table":
@@ -216,8 +218,8 @@ def report(
     ] = False,
 ) -> None:
     """Render what earlier commands measured; several evaluations are also set side by side."""
-    from . import record as files
-    from . import reporting
+    from imu_cli.commands import report as reporting
+    from imu_cli.records import record as files
 
     if schema:
         writing.to_stdout(json.dumps(files.schema(), indent=1, ensure_ascii=False) + "\n")
@@ -241,7 +243,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the training and of every other random choice.")] = 0,
 ) -> None:
     """The four commands on a small real model: scikit-learn's digits, a convolutional network trained in seconds."""
-    from . import demo as job
+    from imu_cli.commands import demo as job
 
     job.run(folder, force, seed, main)
 
@@ -256,7 +258,7 @@ def select(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a forget.csv of the rows of a data set that a selector names."""
-    from . import selecting
+    from imu_cli.commands import select as selecting
 
     selecting.run(selectors, data, output, force)
 
@@ -271,8 +273,8 @@ def features(
     quiet: Quiet = False,
 ) -> None:
     """Write the features of --data, or of what --forget lists, for influence, unlearn and evaluate; also under torchrun."""
-    from . import extracting
-    from .views import machine, terminal
+    from imu_cli.commands import features as extracting
+    from imu_cli.views import machine, terminal
 
     result = extracting.run_features(model, config, Terminal(quiet))
     if result is None:
@@ -301,13 +303,13 @@ def inspect(
     form: OutputFormat = "table",
 ) -> None:
     """Show what is in a model's files, what imu learns from them and where, and which flag is missing; needs no data."""
-    from .inspection import header
-    from .views import machine, terminal
+    from imu_cli.models.contents import header
+    from imu_cli.views import machine, terminal
 
     if only_header or form == "csv":
         result = header(model)
     else:
-        from . import inspecting
+        from imu_cli.commands import inspect as inspecting
 
         result = inspecting.run(model, config)
     if form == "table":
@@ -344,7 +346,7 @@ def convert(
     quiet: Quiet = False,
 ) -> None:
     """Write the tensors of a PyTorch pickle as safetensors, without running any code that is in it."""
-    from . import converting
+    from imu_cli.commands import convert as converting
 
     made = converting.run(
         source, output, key=key, strip_prefix=strip_prefix, arch=arch, preprocessing=preprocess, force=force
@@ -358,8 +360,8 @@ def convert(
 @cache_app.command("ls")
 def cache_ls(form: OutputFormat = "table") -> None:
     """List the entries, oldest first."""
-    from . import cache
-    from .views import machine, terminal
+    from imu_cli.features import cache
+    from imu_cli.views import machine, terminal
 
     entries, broken = cache.entries()
     header = ["key", "kind", "samples", "bytes", "damping", "model"]
@@ -389,8 +391,8 @@ def cache_show(
     key: Annotated[str, typer.Argument(help="Key of an entry, or the start of it.")], form: OutputFormat = "table"
 ) -> None:
     """Show what one entry holds and what it depends on."""
-    from . import cache
-    from .views import machine, terminal
+    from imu_cli.features import cache
+    from imu_cli.views import machine, terminal
 
     entry = cache.named(key)
     tensors = cache.read(entry)
@@ -420,7 +422,7 @@ def cache_rm(
     everything: Annotated[bool, typer.Option("--all", help="Remove every entry.")] = False,
 ) -> None:
     """Remove entries; what belongs to the people of a forget list goes with --forget."""
-    from . import selecting
+    from imu_cli.commands import select as selecting
 
     for line in selecting.clear_cache(keys or [], forget, data, broken=broken, everything=everything):
         typer.echo(line, err=True)
@@ -429,7 +431,7 @@ def cache_rm(
 @cache_app.command("verify")
 def cache_verify() -> None:
     """Check every entry against its checksum; exit code 3 if one is torn or edited."""
-    from . import cache
+    from imu_cli.features import cache
 
     entries, broken = cache.entries()
     bad = [*broken, *(entry.paths[0] for entry in entries if cache.read(entry) is None)]

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
 
-from .config import EvaluateConfig, FeaturesConfig, InfluenceConfig, Option, PathKind, UnlearnConfig
-from .errors import ImuError
+from imu_cli.config import EvaluateConfig, FeaturesConfig, InfluenceConfig, Option, PathKind, UnlearnConfig
+from imu_cli.errors import ImuError
 
 Config = TypeVar("Config")
 Origins = dict[str, str]

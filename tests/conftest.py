@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(folder) for folder in (Path(__file__).parent, *Path(__file__).parent.iterdir()) if folder.is_dir()]
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's folder: a trained network on real digits, class folders, imu.yaml. Copy it before changing it."""
-    from imu_cli import demo
+    from imu_cli.commands import demo
 
     folder = tmp_path_factory.mktemp("digits")
     demo.make(folder, seed=0)

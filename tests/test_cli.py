@@ -213,7 +213,7 @@ def test_mislabelled_images(job: Path, digits: Path, tmp_path: Path, capsys: pyt
     import numpy as np
     from safetensors.torch import save_file
 
-    from imu_cli import demo
+    from imu_cli.commands import demo
 
     images, labels = demo.digits(0)["train"]
     random = np.random.default_rng(0)
@@ -331,7 +331,7 @@ def test_cache_commands(job: Path, digits: Path, capsys: pytest.CaptureFixture[s
     key = next(row["key"] for row in listed if row["kind"] == "scores")
     assert main(["cache", "show", key, "--format", "csv"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 138
-    from imu_cli import cache
+    from imu_cli.features import cache
 
     assert cache.folder().stat().st_mode & 0o777 == 0o700
     entry = cache.named(key)

@@ -9,9 +9,9 @@ import pytest
 import torchvision
 from safetensors.torch import save_file
 
-from imu_cli import ecosystems
 from imu_cli.cli import main
-from imu_cli.demo_model import digits_net
+from imu_cli.models import libraries
+from imu_cli.models.digits import digits_net
 
 HEAVY = ("torchvision", "torch._dynamo", "sympy", "scipy", "sklearn", "jinja2", "matplotlib", "timm", "transformers")
 """Each takes from a tenth of a second to as long as torch to import."""
@@ -71,9 +71,9 @@ def test_the_record_has_torchvisions_own_version(job: Path, monkeypatch: pytest.
     """The version is the imported package's, build and all; without its file, the installed metadata's."""
     assert main(["unlearn", *COMMAND, "-q"]) == 0
     said = json.loads(Path("model.unlearned.record.json").read_text())["environment"]["torchvision"]
-    assert said == ecosystems.torchvision_version() == torchvision.__version__
-    monkeypatch.setattr(ecosystems.importlib.util, "find_spec", lambda _: None)
-    assert torchvision.__version__.startswith(ecosystems.torchvision_version())
+    assert said == libraries.torchvision_version() == torchvision.__version__
+    monkeypatch.setattr(libraries.importlib.util, "find_spec", lambda _: None)
+    assert torchvision.__version__.startswith(libraries.torchvision_version())
 
 
 def test_a_torchvision_that_does_not_fit_is_said(

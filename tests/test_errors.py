@@ -252,7 +252,7 @@ def test_disk_full(job: Path, limit: int) -> None:
 
 def test_full_disk_for_the_record_alone(job: Path) -> None:
     """If only the record does not fit, the checkpoint is not left behind without it."""
-    from imu_cli import demo
+    from imu_cli.commands import demo
 
     small = demo.train(*demo.digits(0)["train"], 0, epochs=8, width=2)
     save_file(small.state_dict(), "model.safetensors")
@@ -360,7 +360,7 @@ def test_interrupt_while_writing(
     job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ctrl-C between the two files, the worst moment, removes both."""
-    from imu_cli import record
+    from imu_cli.records import record
 
     def interrupt(*_: object) -> str:
         raise StoppedError(signal.SIGINT)

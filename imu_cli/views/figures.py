@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from imu_cli.record import WHAT, ClassRow, Evaluation, Histogram, LookInfo, Record, RocCurve, When
-
-from . import charts, words
-from .charts import Bar, Change, Line, Point
-from .tables import Table
+from imu_cli.records.record import WHAT, ClassRow, Evaluation, Histogram, LookInfo, Record, RocCurve, When
+from imu_cli.views import charts, words
+from imu_cli.views.charts import Bar, Change, Line, Point
+from imu_cli.views.tables import Table
 
 CLASSES_DRAWN = 20
 ROWS_LISTED = 40

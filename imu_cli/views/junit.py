@@ -2,9 +2,8 @@
 
 from xml.etree import ElementTree
 
-from imu_cli.record import Evaluation, Requirement
-
-from . import words
+from imu_cli.records.record import Evaluation, Requirement
+from imu_cli.views import words
 
 MARK = '<testsuites name="imu"'
 """By what a file of ours is known."""

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
-from imu_cli.inspection import Inspection
-from imu_cli.record import Evaluation, Influence, Model, Record, dump, dumped
+from imu_cli.models.contents import Inspection
+from imu_cli.records.record import Evaluation, Influence, Model, Record, dump, dumped
 
 
 def rows_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:

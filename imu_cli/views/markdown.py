@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from imu_cli.record import Evaluation, Record
-
-from . import tables, words
-from .tables import Table
+from imu_cli.records.record import Evaluation, Record
+from imu_cli.views import tables, words
+from imu_cli.views.tables import Table
 
 MARK = "<!-- imu report -->"
 """First line of every report: by it an earlier one is known and may be replaced."""

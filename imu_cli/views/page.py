@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from imu_cli import __version__
-from imu_cli.record import Evaluation, Influence, Metric, Record, Requirement
-
-from . import figures, tables, words
-from .figures import Figure
-from .tables import Table
+from imu_cli.records.record import Evaluation, Influence, Metric, Record, Requirement
+from imu_cli.views import figures, tables, words
+from imu_cli.views.figures import Figure
+from imu_cli.views.tables import Table
 
 MARK = '<meta name="generator" content="imu '
 """By it an earlier report is known and may be replaced."""

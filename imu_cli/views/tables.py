@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imu_cli.definitions import DEFINITIONS
-from imu_cli.record import Evaluation, Metric, Record
-
-from . import words
+from imu_cli.records.definitions import DEFINITIONS
+from imu_cli.records.record import Evaluation, Metric, Record
+from imu_cli.views import words
 
 LARGE_FAMILY = 4
 """Metrics of one name before the dot from which one line stands for all of them, if they lack the same."""

@@ -9,10 +9,9 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from imu_cli.inspection import Inspection
-from imu_cli.record import Evaluation, Extracted, Influence, Metric, Record, ScoreInfo
-
-from . import tables, words
+from imu_cli.models.contents import Inspection
+from imu_cli.records.record import Evaluation, Extracted, Influence, Metric, Record, ScoreInfo
+from imu_cli.views import tables, words
 
 PIPED_WIDTH = 140
 VERDICTS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}

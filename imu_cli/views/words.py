@@ -4,8 +4,19 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from imu_cli.definitions import NUMBERS
-from imu_cli.record import WHAT, Decade, Evaluation, ForgetInfo, Influence, Interval, Metric, Model, Record, as_shown
+from imu_cli.records.definitions import NUMBERS
+from imu_cli.records.record import (
+    WHAT,
+    Decade,
+    Evaluation,
+    ForgetInfo,
+    Influence,
+    Interval,
+    Metric,
+    Model,
+    Record,
+    as_shown,
+)
 
 Result = TypeVar("Result", bound=Model)
 

@@ -1,0 +1,364 @@
+"""``imu evaluate``: the model and its original on every split that was given, metrics, verdicts, one JSON file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imu_cli import options
+from imu_cli.commands import opening, scoring, unlearn
+from imu_cli.commands.opening import Opened
+from imu_cli.config import EvaluateConfig
+from imu_cli.errors import ImuError
+from imu_cli.evaluation import curves, gates, measures, shadow_heads, summary
+from imu_cli.evaluation.evidence import Evidence, Split
+from imu_cli.events import Events
+from imu_cli.features import engine
+from imu_cli.files import writing
+from imu_cli.linear.rows import Logits, Mapped, Rows, with_bias
+from imu_cli.models import checkpoint, layout
+from imu_cli.models.architecture import Architecture, Loaded
+from imu_cli.models.sidecar import Said
+from imu_cli.records import record
+from imu_cli.records.record import Evaluation, Record
+from imu_cli.samples.dataset import ImageSet
+from imu_cli.samples.vectors import is_features
+from imu_cli.statistics import metrics
+from imu_cli.statistics.intervals import Estimate, census
+from imu_cli.unlearning import scenario
+from imu_cli.views import junit
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What ``run_evaluate`` wrote."""
+
+    evaluation: Evaluation
+    path: Path
+
+
+def _from_record(
+    config: EvaluateConfig, origins: Mapping[str, str], found: Record | None, file: Path
+) -> tuple[EvaluateConfig, dict[str, str], Said | None]:
+    """The config with what the record beside the model knows, where no option says otherwise; never code."""
+    merged = dict(origins)
+    if found is None:
+        return config, merged, None
+    folder = file.parent
+    known: dict[str, Any] = {"original": options.placed(found.before.path, "file", folder), "head": found.head.module}
+    if not config.forget and config.features is None:
+        known |= {
+            "forget": options.placed(found.forget.given, "forget", folder),
+            "label": found.forget.label,
+            "data": options.placed(found.forget.data, "data", folder) if config.data is None else config.data,
+        }
+    if config.scenario == "auto":
+        known["scenario"] = found.scenario
+    values = {
+        name: value
+        for name, value in known.items()
+        if value is not None and (name == "scenario" or getattr(config, name) in (None, []))
+    }
+    merged.update(dict.fromkeys(values, "record"))
+    name = str(found.architecture["name"])
+    is_registry = not Architecture(name, "record").runs_code
+    known_of = Said(
+        source=file.name,
+        arch=name if is_registry else None,
+        arguments=found.architecture["arguments"] if is_registry else {},
+        preprocess=found.preprocess,
+        classes=tuple(found.classes) if found.classes else None,
+    )
+    on_features = config.features is not None or is_features(str(values.get("data", config.data)))
+    if config.arch is None and not is_registry and not on_features:
+        raise ImuError(
+            f"--arch: the record names {name!r}, which is code, and code runs only where you name it; add --arch {name} "
+            "or a --config that does"
+        )
+    return replace(config, **values), merged, known_of
+
+
+def _stdin_again(config: EvaluateConfig, found: Record | None) -> None:
+    if found is not None and config.forget == ["-"] and found.forget.given == ["-"] and found.forget.manifest is None:
+        raise ImuError(
+            "--forget: the record's forget list came from standard input and is gone; give it again with --forget"
+        )
+
+
+@dataclass(frozen=True)
+class _Other:
+    """Another model of the same architecture; its features are the evaluated one's where the backbones are the same."""
+
+    opened: Opened
+    same_backbone: bool
+    changed: list[str]
+
+    def matrix(self) -> Tensor:
+        """W (c, d+1) float64."""
+        return self.opened.matrix()
+
+
+def _open_other(opened: Opened, path: Path, config: EvaluateConfig) -> _Other:
+    before, loaded = _load_other(opened, path, config)
+    changed = checkpoint.differing(before, opened.checkpoint)
+    head = opened.head.with_matrix(_matrix_of(before, opened))
+    outside = before.outside_hash(set(head.tensors))
+    same, network = outside == opened.outside_sha256, opened.network
+    if network is not None and loaded is not None and not same:
+        network = replace(network, loaded=loaded, model=engine.prepare(loaded.model, opened.device))
+    return _Other(replace(opened, checkpoint=before, network=network, head=head, outside_sha256=outside), same, changed)
+
+
+def _load_other(opened: Opened, path: Path, config: EvaluateConfig) -> tuple[checkpoint.Checkpoint, Loaded | None]:
+    """The checkpoint, and its model where the evaluated one is run on images."""
+    if opened.network is None:
+        return checkpoint.open_checkpoint(path), None
+    built = opened.network.loaded.architecture
+    known = None if built.runs_code else Said("the evaluated model", built.name, built.arguments)
+    return opening.load_model(path, config, known)
+
+
+def _open_original(opened: Opened, config: EvaluateConfig, found: Record | None) -> _Other | None:
+    if config.original is None:
+        return None
+    path = Path(config.original)
+    if not path.exists() and found is not None:
+        opened.note(
+            f"the original {path} named by the record is not there; nothing is compared with it (give --original)"
+        )
+        return None
+    other = _open_other(opened, path, config)
+    if found is not None and other.opened.checkpoint.sha256 != found.before.sha256:
+        raise ImuError(
+            f"{path}: not the model that the record says was unlearned (its SHA-256 differs); give --original"
+        )
+    return other
+
+
+def _matrix_of(before: checkpoint.Checkpoint, opened: Opened) -> Tensor:
+    """The original's head as W (c, d+1) float64."""
+    names, entries = opened.head.tensors, opened.checkpoint.entries
+    if any(name not in before.entries or before.entries[name].shape != entries[name].shape for name in names):
+        raise ImuError(
+            f"{before.path}: has no head {names[0]} of the same shape; it has to be another state of the same model"
+        )
+    parts = [before.tensor(name).to(torch.float64) for name in names]
+    return torch.cat([parts[0], parts[1].unsqueeze(1)], dim=1) if len(parts) == 2 else parts[0]
+
+
+@dataclass(frozen=True)
+class _Models:
+    """The evaluated model, and those it is compared with."""
+
+    opened: Opened
+    original: _Other | None
+    retrained: _Other | None
+
+    def split(self, images: ImageSet, what: str) -> Split:
+        """Logits of every model on a set of images; features are read once where backbones agree."""
+        opened, original = self.opened, self.original
+        h = (
+            scoring.forget_features(opened, narrow=True)
+            if what == "forget"
+            else opened.features_of(images, what, narrow=True)
+        )
+        before = None if original is None else _features_by(original, h, images, f"{what}, original")
+        again = None if self.retrained is None else _features_by(self.retrained, h, images, f"{what}, retrained")
+        return Split(
+            labels=opened.labels(images),
+            before=None if before is None or original is None else Logits(before, original.matrix()),
+            after=Logits(h, opened.matrix()),
+            features=_alone(h),
+            features_before=None if before is None else _alone(before),
+            retrained=None if again is None or self.retrained is None else Logits(again, self.retrained.matrix()),
+        )
+
+    def head(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Weight (c, d), and bias (c,) where the head has one."""
+        return (matrix[:, :-1], matrix[:, -1]) if self.opened.head.bias else (matrix, None)
+
+
+def _alone(h: Rows) -> Rows:
+    """The features without the column of ones."""
+    assert isinstance(h, Mapped)  # narrow ones are
+    return with_bias(h, False)
+
+
+def _features_by(other: _Other, h: Rows, images: ImageSet, what: str) -> Rows:
+    return h if other.same_backbone else other.opened.features_of(images, what, narrow=True)
+
+
+def _drift(split: Split, original: _Other | None) -> Estimate | None:
+    if original is None or split.features_before is None:
+        return None
+    if original.same_backbone:
+        return census(0.0, len(split.labels))
+    return metrics.feature_drift(split.features_before, split.features)
+
+
+def _parts(opened: Opened, by: str | None) -> dict[str, Tensor] | None:
+    """Rows of D_f for each id or group, in the order of the list.
+
+    Raises:
+        ImuError: the forget list has no such column.
+    """
+    if by is None:
+        return None
+    column = opened.forget.ids if by == "id" else opened.forget.groups
+    if column is None:
+        raise ImuError(f"--by {by}: the forget list has no column {by!r}; add it, or leave --by out")
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(column):
+        rows.setdefault(name or f"(no {by})", []).append(row)
+    return {name: torch.tensor(found, device=opened.math_device) for name, found in rows.items()}
+
+
+def _refuse_foreign(path: Path) -> None:
+    """The evaluation's file may be replaced if it is an evaluation, and nothing else may."""
+    if path.exists():
+        try:
+            ours = isinstance(record.read(path), Evaluation)
+        except ImuError:
+            ours = False
+        if not ours:
+            raise ImuError(f"{path}: exists and is not an evaluation that imu wrote; choose another --output")
+    if not path.parent.is_dir():
+        raise ImuError(f"{path.parent}: no such folder; create it, or choose another --output")
+
+
+def _gates(config: EvaluateConfig) -> list[gates.Gate]:
+    """The requirements of the YAML file's ``gates:``, then those of ``--require``; one that stands twice counts once."""
+    found = [gates.parse(text, "gates:") for text in config.gates]
+    return list(dict.fromkeys([*found, *(gates.parse(text) for text in config.require)]))
+
+
+def _junit_file(config: EvaluateConfig, output: Path) -> Path | None:
+    """Where the JUnit file goes, beside the evaluation's ``output``.
+
+    Raises:
+        ImuError: it may not be written, or there is nothing to put into it: CI systems take an empty one for a failure,
+            or for nothing at all.
+    """
+    if config.junit is None:
+        return None
+    if not config.gates and not config.require:
+        raise ImuError(
+            "--junit: holds verdicts, and there is no requirement; add --require, or gates: in the YAML file"
+        )
+    if Path(config.junit).resolve() == output.resolve():
+        raise ImuError(f"--junit {config.junit}: is the evaluation's own file; choose another")
+    writing.refuse_foreign(Path(config.junit), junit.MARK, "--junit")
+    return Path(config.junit)
+
+
+def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str], events: Events) -> Evaluated:
+    """Measure a checkpoint on the forget set and whatever else was given, and judge the requirements.
+
+    Raises:
+        ImuError: bad input, an unknown requirement, or nothing could be written.
+        RefusedError: the checkpoint cannot be handled.
+    """
+    layout.require_file(model)
+    output = Path(config.output) if config.output else record.beside(model, "evaluation")
+    wanted, report = _gates(config), _junit_file(config, output)
+    _refuse_foreign(output)
+    found = opening.read_record(model)
+    if found is None and record.beside(model, "record").is_file():
+        events.note(f"{record.beside(model, 'record')}: describes another file than {model}; it is not used")
+    config, merged, known = _from_record(config, origins, found, record.beside(model, "record"))
+    _stdin_again(config, found)
+    opened = opening.open_all(model, config, events, known)
+    if found is not None and opened.forget.sha256 != found.forget.sha256:
+        opened.note("the forget set is not the one that the record was made with (names, labels or contents differ)")
+    parts = _parts(opened, config.by)
+    original = _open_original(opened, config, found)
+    again = None if config.retrained is None else _open_other(opened, Path(config.retrained), config)
+    head_only = None if original is None else set(original.changed) <= set(opened.head.tensors)
+    if config.attack is not None:
+        shadow_heads.require(config, found, head_only)
+    evidence = replace(_gather(_Models(opened, original, again), config, found), parts=parts)
+    if config.attack is not None and found is not None and original is not None:
+        shadow = shadow_heads.run(
+            opened, original.matrix(), evidence, found, config, record.beside(model, "record").parent
+        )
+        evidence = replace(evidence, shadow=shadow)
+    measured = measures.measure(evidence)
+    verdicts = gates.judge_all(wanted, {item.name: item for item in measured}, config.require_on == "value")
+    folder = output.parent
+    made = Evaluation(
+        model=opening.model_hash_of(opened.checkpoint, folder),
+        original=None if original is None else opening.model_hash_of(original.opened.checkpoint, folder),
+        retrained=None if again is None else opening.model_hash_of(again.opened.checkpoint, folder),
+        record=None if found is None else opening.file_hash_of(record.beside(model, "record"), folder),
+        changed=None if original is None else original.changed,
+        head_only=head_only,
+        summary=summary.of(evidence, measured, head_only, unchanged=original is not None and not original.changed),
+        metrics=measured,
+        per_class=measures.per_class(evidence),
+        by=config.by,
+        per_part=measures.per_part(evidence),
+        curves=curves.of(evidence),
+        requirements=verdicts,
+        given={name: options.relative_to(getattr(config, name), "data", folder) for name in ("data", "test", "retain")},
+        scenario=evidence.kind,
+        scenario_source=_kind(opened, config)[1] if merged.get("scenario") != "record" else "record",
+        **unlearn.common(opened, merged, folder),
+    )
+    texts = {output: record.dump(made)} | ({} if report is None else {report: junit.junit(made)})
+    with writing.together(*texts) as files:
+        for file, text in zip(files, texts.values(), strict=True):
+            file.write_text(text, encoding="utf-8")
+    return Evaluated(made, output)
+
+
+def _kind(opened: Opened, config: EvaluateConfig) -> tuple[scenario.Kind, str]:
+    return scenario.decide(config.scenario, opened.forget.whole_classes, opened.data is not None)
+
+
+def _unused(opened: Opened, images: ImageSet, found: Record | None) -> ImageSet:
+    """The test samples that the unlearning did not choose by: an evaluation is made on data that chose nothing."""
+    held = None if found is None else found.held_out
+    if held is None:
+        return images
+    rows = list(range(len(images))) if held.option == "reference" else opening.half(images, held.seed)
+    if len(images) != held.n or opening.rows_hash(images.subset(rows)) != held.sha256:
+        return images
+    if held.option == "reference":
+        opened.note(
+            "--test: is the --reference that the unlearning chose its target by; measure on other data if you can"
+        )
+        return images
+    used = set(rows)
+    opened.note(
+        f"--test: {len(rows)} of its {len(images)} samples set target and guard of the unlearning and are left out"
+    )
+    return images.subset([row for row in range(len(images)) if row not in used])
+
+
+def _gather(models: _Models, config: EvaluateConfig, found: Record | None) -> Evidence:
+    """Everything that the metrics are computed from; each split's features are read once per backbone."""
+    opened, original = models.opened, models.original
+    kind, _ = _kind(opened, config)
+    test_images = _unused(opened, opening.held_out(opened, config.test), found) if config.test else None
+    retain_images = opening.retained(opened, config.retain) if config.retain else None
+    forget = models.split(opened.forget.images, "forget")
+    plan = scenario.plan(kind, "", forget.labels, opened.head.classes, "auto")
+    true = opened.forget.true_labels
+    return Evidence(
+        kind=kind,
+        forgotten=plan.forgotten,
+        forget=forget,
+        test=models.split(test_images, "test") if test_images is not None else None,
+        retain=models.split(retain_images, "retain") if retain_images is not None else None,
+        true_labels=None if true is None else torch.tensor(list(true), dtype=torch.int64, device=forget.labels.device),
+        drift=_drift(forget, original),
+        head=models.head(opened.matrix()),
+        seed=config.seed,
+        name_of=opened.classes.name,
+        head_before=None if original is None else models.head(original.matrix()),
+        same_backbone=original is not None and original.same_backbone,
+        compat=config.compat,
+    )

@@ -1,0 +1,283 @@
+"""``imu features``: the features of a set in a file, by one process or many, in blocks that an interrupted run keeps.
+
+The set is cut into batches once, and the batches into blocks; who computes a block changes nothing. Each block is written
+whole to ``OUTPUT.parts``; when all are there they are joined in the order of the list. Under torchrun every process takes
+each N-th block, and PyTorch's process group is what they wait for each other by.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+
+from imu_cli import __version__
+from imu_cli.commands import opening
+from imu_cli.commands.opening import Opened
+from imu_cli.config import FeaturesConfig, ForgetConfig, SamplesConfig
+from imu_cli.errors import ImuError, StoppedError
+from imu_cli.events import Events, Silent
+from imu_cli.features import memory, origin
+from imu_cli.features.engine import Seen
+from imu_cli.files import writing
+from imu_cli.records.record import Extracted
+from imu_cli.samples import vectors as featurefile
+from imu_cli.samples.images import decoding
+
+BLOCKS = 256
+"""Blocks that a set is cut into at most: so much of the work is lost at most when a process dies."""
+LOGITS = 64
+"""First rows whose logits are kept, so that whoever reads the file can replay the head."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that torchrun started; one of one without it."""
+
+    rank: int
+    count: int
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that plans, joins and speaks."""
+        return self.rank == 0
+
+
+@contextmanager
+def _ranks() -> Iterator[Ranks]:
+    """The process group while the context lasts, where torchrun made one."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1 or "RANK" not in os.environ:
+        yield Ranks(0, 1)
+        return
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # torchrun gives each process one thread, whatever the cores.
+    torch.set_num_threads(max(1, decoding.workers() // here))
+    torch.distributed.init_process_group("gloo")
+    try:
+        yield Ranks(torch.distributed.get_rank(), count)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _wait(ranks: Ranks) -> None:
+    if ranks.count > 1:
+        torch.distributed.barrier()
+
+
+# --- the plan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the blocks of a run have to agree in, and the rows of each.
+
+    ``said`` is everything that the numbers depend on.
+    """
+
+    said: Mapping[str, Any]
+    blocks: tuple[range, ...]
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of all that."""
+        return hashlib.sha256(json.dumps(self.said, sort_keys=True).encode()).hexdigest()
+
+    def path(self, folder: Path, number: int) -> Path:
+        """The file of a block."""
+        return folder / f"{number:05d}.safetensors"
+
+
+def _plan(opened: Opened) -> Plan:
+    n, size = len(opened.forget.images), opened.engine.batch_size
+    batches = -(-n // size)
+    rows = size * -(-batches // BLOCKS)
+    said = {
+        "samples": opened.forget.sha256,
+        "backbone_sha256": opened.outside_sha256,
+        "head": opened.head.module,
+        **{name: value for name, value in opened.described().items() if name != "preprocess_source"},
+        "precision": opened.config.precision,
+        "batch_size": size,
+        "folded": opened.engine.folded,
+        "device": opened.device.type,
+        "torch": str(torch.__version__),
+    }
+    # As the plan's file has it, so that both can be compared.
+    return Plan(json.loads(json.dumps(said)), tuple(range(start, min(start + rows, n)) for start in range(0, n, rows)))
+
+
+def _prepare(folder: Path, plan: Plan, force: bool) -> None:
+    """The folder of the blocks, with what they agree in; one that another run left is refused, or with force removed.
+
+    Raises:
+        ImuError: the folder is another run's, is not ours, or cannot be made.
+    """
+    file = folder / "plan.json"
+    if folder.exists() and force and file.is_file():
+        shutil.rmtree(folder)
+    if not folder.exists():
+        folder.mkdir(mode=0o700)
+        file.write_text(json.dumps(plan.said, sort_keys=True), encoding="utf-8")
+        return
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ImuError(f"{folder}: is there and was not left by imu features; choose another --output") from error
+    differs = [name for name in plan.said if not isinstance(found, dict) or found.get(name) != plan.said[name]]
+    if differs:
+        raise ImuError(
+            f"{folder}: was left by another run, which differs in {', '.join(differs)}; --force begins anew, or choose another --output"
+        )
+
+
+def _is_whole(path: Path, plan: Plan, rows: range) -> bool:
+    try:
+        with safetensors.safe_open(str(path), framework="np") as file:
+            there = (file.metadata() or {}).get("plan") == plan.key
+            return there and file.get_slice("features").get_shape()[0] == len(rows)
+    except (OSError, safetensors.SafetensorError):
+        return False
+
+
+# --- the work
+
+
+def _compute(opened: Opened, plan: Plan, folder: Path, ranks: Ranks) -> None:
+    """The blocks of this process that are not there yet, one after the other."""
+    mine = [number for number in range(len(plan.blocks)) if number % ranks.count == ranks.rank]
+    missing = [number for number in mine if not _is_whole(plan.path(folder, number), plan, plan.blocks[number])]
+    if len(missing) < len(mine):
+        opened.note(f"{folder}: {len(mine) - len(missing)} of {len(mine)} blocks are there from an earlier run")
+    wanted = [row for number in missing for row in plan.blocks[number]]
+    stream = opened.stream(opened.forget.images, "the samples", wanted)
+    for number in missing:
+        made: list[Seen] = []
+        while sum(len(seen.rows) for seen in made) < len(plan.blocks[number]):
+            made.append(next(stream))
+        _write_block(plan, folder, number, made)
+    for _ in stream:  # what is after the last batch: the stage's time, and the bar's end
+        raise AssertionError("blocks are whole batches")
+
+
+def _write_block(plan: Plan, folder: Path, number: int, made: list[Seen]) -> None:
+    path = plan.path(folder, number)
+    tensors = {"features": torch.cat([seen.rows for seen in made])}
+    if number == 0:
+        logits = torch.cat([seen.logits[:LOGITS].cpu() for seen in made])
+        tensors["logits"] = logits[:LOGITS].float().contiguous()
+    worst = max(seen.head.replay_error for seen in made)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        save_file(tensors, part, {"plan": plan.key, "replay_error": repr(worst)})
+        part.replace(path)
+    except OSError as error:
+        raise ImuError(
+            f"{folder}: cannot write ({error.strerror}); what is there is kept, run again to go on"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _join(opened: Opened, plan: Plan, folder: Path, output: Path, config: FeaturesConfig) -> float:
+    """The file, from all blocks in order; returns the largest replay error."""
+    paths = [plan.path(folder, number) for number in range(len(plan.blocks))]
+    lacking = [path.name for path, rows in zip(paths, plan.blocks, strict=True) if not _is_whole(path, plan, rows)]
+    if lacking:
+        raise ImuError(f"{folder}: {len(lacking)} blocks are missing or torn ({lacking[0]}); run again to go on")
+    worst, images = 0.0, opened.forget.images
+    for path in paths:
+        with safetensors.safe_open(str(path), framework="np") as file:
+            worst = max(worst, float(file.metadata()["replay_error"]))
+    columns = featurefile.columns_of(images, opened.forget.weights, opened.forget.true_labels)
+    columns["logits"] = load_file(paths[0])["logits"].numpy()
+    said = {
+        **plan.said,
+        "head_sha256": origin.head_hash(opened.head),
+        "head_tensors": list(opened.head.tensors),
+        "classes": list(opened.classes.names) if opened.classes.names else None,
+        "replay_error": worst,
+        "complete": not config.forget,
+        "whole_classes": opened.forget.whole_classes,
+        "imu": __version__,
+    }
+    width = opened.head.matrix.shape[1] - opened.head.bias
+    pieces = (load_file(path)["features"] for path in paths)
+    with opened.clock.timed("joining"), writing.together(output, private=True) as (file,):
+        featurefile.write(file, (len(images), width), pieces, columns, said)
+    return worst
+
+
+def _forget_config(config: FeaturesConfig) -> ForgetConfig:
+    if not config.forget and config.data is None:
+        raise ImuError("--data: not given; name the data set whose features are wanted, or --forget")
+    shared = {item.name: getattr(config, item.name) for item in fields(SamplesConfig)}
+    return ForgetConfig(**{**shared, "forget": config.forget or opening.EVERYTHING})
+
+
+def _output(config: FeaturesConfig) -> Path:
+    path = Path(config.output or "features.safetensors")
+    if not featurefile.is_features(path.name):
+        raise ImuError(f"--output {path}: not a .safetensors file; that is what features are written as")
+    if not path.parent.is_dir():
+        raise ImuError(f"{path.parent}: no such folder; create it, or choose another --output")
+    if path.exists() and not config.force:
+        raise ImuError(f"{path}: exists; choose another --output, or --force to replace it")
+    if path.exists():
+        featurefile.open_features(str(path))  # force replaces features, and nothing else
+    return path
+
+
+def run_features(model: Path, config: FeaturesConfig, events: Events) -> Extracted | None:
+    """Write the features of a set; what was written, or None in a process that leaves that to another.
+
+    Raises:
+        ImuError: bad input, an output that may not be replaced, or what an interrupted run of another kind left.
+        RefusedError: the checkpoint cannot be handled.
+    """
+    output = _output(config)
+    folder, start = output.with_name(f"{output.name}.parts"), time.perf_counter()
+    with _ranks() as ranks:
+        opened = opening.open_all(model, _forget_config(config), events if ranks.first else Silent())
+        if opened.network is None:
+            raise ImuError(f"{config.data}: holds features already; name images")
+        plan = _plan(opened)
+        if ranks.first:
+            _prepare(folder, plan, config.force)
+        _wait(ranks)
+        try:
+            _compute(opened, plan, folder, ranks)
+        except StoppedError:
+            opened.note(f"{folder}: the blocks that are done stay; the same command goes on from there")
+            raise
+        _wait(ranks)
+        if not ranks.first:
+            return None
+        worst = _join(opened, plan, folder, output, config)
+        shutil.rmtree(folder)
+    opened.head = replace(opened.head, replay_error=worst)
+    return Extracted(
+        output=str(output),
+        model=opening.model_hash_of(opened.checkpoint, Path()),
+        head=opening.head_info(opened.head),
+        forget=opening.forget_info(opened, Path()),
+        complete=not config.forget,
+        precision=config.precision,
+        batch_size=opened.engine.batch_size,
+        folded=opened.engine.folded,
+        processes=ranks.count,
+        blocks=len(plan.blocks),
+        bytes=output.stat().st_size,
+        peak_bytes=memory.peak(),
+        seconds={**opened.clock.seconds, "all": round(time.perf_counter() - start, 4)},
+        notes=opened.notes,
+    )

@@ -1,0 +1,167 @@
+"""``imu inspect``: what the headers say, then what imu learns of the model by building and running it, without any data."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from imu_cli.commands import opening
+from imu_cli.config import ModelConfig
+from imu_cli.errors import ImuError, RefusedError
+from imu_cli.features import engine
+from imu_cli.models import architecture, layout, sidecar
+from imu_cli.models.checkpoint import Checkpoint
+from imu_cli.models.contents import Finding, Inspection, header
+from imu_cli.models.head import Head, find_head
+from imu_cli.samples.dataset import ClassNames, ImageSet, Pixels
+from imu_cli.samples.images import preprocessing
+
+SIDES = (224, 32, 28, 8)
+"""Sides of the synthetic images that are tried in turn, where the preprocessing does not bring them to one size."""
+IMAGES = 4
+SHOWN_CLASSES = 5
+
+What = Literal["architecture", "preprocessing", "head", "classes"]
+Found = TypeVar("Found")
+
+
+def run(model: Path, config: ModelConfig) -> Inspection:
+    """Everything that ``unlearn`` would learn of a model before it sees an image, and what it would ask for.
+
+    What cannot be learnt is a finding with its reason, not an error; a file that cannot be read is an error.
+
+    Raises:
+        RefusedError: a pickle.
+        ImuError: missing, truncated, or not safetensors.
+    """
+    made = header(model)
+    found = made.findings
+    loaded = _tried(found, "architecture", "--arch", lambda: opening.load_model(model, config))
+    if loaded is not None:
+        built = loaded[1].architecture
+        plain = {name: value for name, value in built.arguments.items() if not isinstance(value, dict)}
+        arguments = ", ".join(f"{name}={value}" for name, value in plain.items())
+        _learnt(found, "architecture", f"{built.name}{f' ({arguments})' if arguments else ''}", built.source)
+        if loaded[1].prefix:
+            made.notes.append(f"all names start with {loaded[1].prefix!r}, which is read over and kept on writing")
+    said = _said(model)
+    steps = _tried(
+        found,
+        "preprocessing",
+        "--preprocess",
+        lambda: preprocessing.find(config.preprocess, [(item.preprocess, item.source) for item in said]),
+    )
+    if steps is not None:
+        shown = ", ".join(f"{name} {value}" for name, value in steps[0].described().items() if value is not None)
+        _learnt(found, "preprocessing", shown, steps[1])
+    if loaded is not None and steps is not None:
+        head = _head(found, loaded[0], loaded[1], steps[0], config)
+        if head is not None:
+            _tell_classes(
+                found,
+                _tried(
+                    found, "classes", "--classes", lambda: opening.names_of_classes(config, said, None, head.classes)
+                ),
+            )
+    made.next = _next(model, config, found)
+    return made
+
+
+def _said(model: Path) -> list[sidecar.Said]:
+    """What the model's files say; nothing where they cannot be believed, which the architecture's finding then tells."""
+    found = layout.resolve(model)
+    try:
+        return sidecar.read(model, found.metadata, found.folder)
+    except ImuError:
+        return []
+
+
+def _tried(found: list[Finding], what: What, flag: str, step: Callable[[], Found]) -> Found | None:
+    """What the step returns; None, and a finding that says why, where it cannot."""
+    try:
+        return step()
+    except RefusedError as error:
+        found.append(Finding(what=what, problem=str(error)))
+    except ImuError as error:
+        found.append(Finding(what=what, problem=str(error), flag=flag))
+    return None
+
+
+def _learnt(found: list[Finding], what: What, value: str, source: str) -> None:
+    found.append(Finding(what=what, value=value, source=source))
+
+
+def synthetic(side: int, seed: int) -> ImageSet:
+    """A few RGB images of uniform noise, ``side`` pixels wide and high."""
+    values = np.random.default_rng(seed).integers(0, 256, (IMAGES, side, side, 3), dtype=np.uint8)
+    rows = range(IMAGES)
+    names = [str(row) for row in rows]
+    return ImageSet("synthetic", names, [0] * IMAGES, None, Pixels("synthetic", values), rows)
+
+
+def _head(
+    found: list[Finding],
+    checkpoint: Checkpoint,
+    loaded: architecture.Loaded,
+    steps: preprocessing.Preprocessing,
+    config: ModelConfig,
+) -> Head | None:
+    """The head, found and replayed on synthetic images of the first size that the model takes."""
+    device = engine.pick_device(config.device)
+    model = engine.prepare(loaded.model, device)
+
+    def attempt(side: int) -> Head:
+        batch = engine.batch(synthetic(side, config.seed), range(IMAGES), steps, device)
+        engine.refuse_if_random(model, batch)
+        return find_head(model, batch, checkpoint, loaded.prefix, config.head)
+
+    # Without --head, what can be mended is how the images come in: a head that is not there is a refusal.
+    flag = "--head" if config.head else "--preprocess"
+    tries: list[Finding] = []
+    for side in SIDES:
+        head = _tried(tries, "head", flag, lambda side=side: attempt(side))  # type: ignore[misc]
+        if head is not None:
+            images = f"{IMAGES} images of noise, {side} x {side} before preprocessing"
+            value = (
+                f"{head.module} ({head.classes} x {head.matrix.shape[1] - head.bias}{' + bias' if head.bias else ''}, {head.dtype}); "
+                f"replay error {head.replay_error:.1e} of the largest logit on {images}"
+            )
+            _learnt(found, "head", value, head.source)
+            return head
+        if tries[-1].flag is None:  # refused: another size changes nothing
+            break
+    found.append(tries[-1] if tries[-1].flag is None else tries[0])
+    return None
+
+
+def _tell_classes(found: list[Finding], classes: ClassNames | None) -> None:
+    if classes is None:
+        return
+    if classes.names is None:
+        reason = f"{classes.num_classes} outputs without names; labels are ids, or name them with --classes FILE or a --data of all classes"
+        found.append(Finding(what="classes", problem=reason, flag="--classes"))
+        return
+    more = f", +{len(classes.names) - SHOWN_CLASSES} more" if len(classes.names) > SHOWN_CLASSES else ""
+    _learnt(found, "classes", ", ".join(classes.names[:SHOWN_CLASSES]) + more, classes.source)
+
+
+PLACEHOLDERS = {"--arch": "ARCH", "--preprocess": "imagenet", "--head": "MODULE"}
+"""What stands in the line to copy for a flag that is missing and not optional."""
+
+
+def _next(model: Path, config: ModelConfig, found: Sequence[Finding]) -> str | None:
+    """The line to copy, with the flags that were given and those that are missing; None for a model that is refused."""
+    if any(item.problem and item.flag is None for item in found):
+        return None
+    wrong = {item.flag for item in found if item.problem}
+    words = ["imu", "unlearn", str(model), "--forget", "forget.csv"]
+    for flag, value in (("--arch", config.arch), ("--preprocess", config.preprocess), ("--head", config.head),
+                        ("--classes", config.classes)):  # fmt: skip
+        words += [flag, value] if isinstance(value, str) and flag not in wrong else []
+    for pair in config.arch_arg:
+        words += ["--arch-arg", pair]
+    for flag in [flag for flag in PLACEHOLDERS if flag in wrong]:
+        words += [flag, PLACEHOLDERS[flag]]
+    return shlex.join(words)

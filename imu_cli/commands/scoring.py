@@ -1,0 +1,229 @@
+"""Scores of an opened forget set: from the cache, or in closed form from its features; and what they look like in numbers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from imu_cli.commands.opening import Opened, Taken
+from imu_cli.features import cache, engine, memory, origin
+from imu_cli.influence import closed_form
+from imu_cli.linear.rows import Mapped, Rows, blocks
+from imu_cli.records.record import Decade, PrecisionError, RunInfo, ScoreInfo
+from imu_cli.samples import vectors as featurefile
+
+EXACT_ROWS = 128
+"""Samples whose features are computed again in float32, to say what a lower precision did to the scores."""
+
+
+def _cache_fields(opened: Opened) -> dict[str, Any]:
+    described = opened.described()
+    return {
+        "samples": opened.forget.sha256,
+        "backbone": opened.outside_sha256,
+        "head_module": opened.head.module,
+        "architecture": described["architecture"],
+        "preprocess": described["preprocess"],
+        "dtype": opened.precision,
+        "model": opened.checkpoint.path.name or opened.checkpoint.path.resolve().name,
+    }
+
+
+def _samples(opened: Opened) -> Iterator[dict[str, Any]]:
+    images = opened.forget.images
+    for row, (name, label) in enumerate(zip(images.names, images.labels, strict=True)):
+        yield {"name": name, "label": opened.classes.name(label), "digest": images.digest(row)}
+
+
+def forget_features(opened: Opened, *, narrow: bool = False) -> Rows:
+    """H (n, d+1) of the forget set: from the feature cache if asked for and there, else from its file or from one pass.
+
+    ``narrow`` as for ``Opened.features_of``.
+    """
+    h, source = _forget_features(opened, narrow)
+    if opened.network is not None and opened.precision != "float32":
+        opened.note(
+            f"features are computed in {opened.precision}: every number that follows from them carries its error"
+        )
+    opened.taken = Taken(
+        source, isinstance(h, Mapped) and not h.resident, len(h) * h.shape[1] * (4 if isinstance(h, Mapped) else 8)
+    )
+    return h
+
+
+def _forget_features(opened: Opened, narrow: bool) -> tuple[Rows, str]:
+    images = opened.forget.images
+    if opened.vectors is not None:
+        return opened.features_of(images, "forget", narrow=narrow), opened.vectors.shown
+    fields = _cache_fields(opened)
+    if opened.config.cache_features:
+        found = cache.find("features", fields)
+        if found.tensors is not None:
+            return opened.read(found.tensors["features"], images, narrow=narrow), "cache"
+        if found.why:
+            opened.note(f"feature cache: {found.why}")
+    h = opened.features_of(images, "forget", narrow=narrow)
+    if opened.config.cache_features:
+        _keep(opened, h, fields)
+    return h, "model"
+
+
+def _keep(opened: Opened, h: Rows, fields: dict[str, Any]) -> None:
+    """Write the features to the cache, by blocks."""
+    width = opened.head.matrix.shape[1] - opened.head.bias
+    parts = (h[rows][:, :width] for rows in blocks(len(h), h.shape[1]))
+    with opened.clock.timed("cache"):
+        cache.write("features", fields, _samples(opened), lambda path: featurefile.write(path, (len(h), width), parts))
+    opened.note(
+        "features of the forget samples, which are personal data, were cached; imu cache rm --forget removes them"
+    )
+
+
+def run_info(opened: Opened) -> RunInfo:
+    """How the features came about, and the memory that they and this process took."""
+    taken = opened.taken or Taken("cached scores", False, 0)
+    ran = taken.source == "model"
+    return RunInfo(
+        source=taken.source,
+        precision=opened.precision,
+        batch_size=opened.engine.batch_size if ran else None,
+        folded=opened.engine.folded if ran else None,
+        streamed=taken.streamed,
+        feature_bytes=taken.bytes,
+        peak_bytes=memory.peak(),
+        accelerator_peak_bytes=torch.cuda.max_memory_allocated(opened.device) if opened.device.type == "cuda" else None,
+    )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores (n,), confidences (n,) and predictions-right (n,) of the forget set, and where they came from."""
+
+    scores: Tensor
+    confidence: Tensor
+    right: Tensor
+    damping: float
+    mean_fisher: float
+    from_cache: bool
+    entry: str | None
+    precision_error: PrecisionError | None = None
+
+
+def _score_fields(opened: Opened) -> dict[str, Any]:
+    return {**_cache_fields(opened), "head": origin.head_hash(opened.head), "damping": opened.config.damping}
+
+
+def cached_scores(opened: Opened) -> Scored | None:
+    """Scores from the cache, if it is to be used and holds exactly these."""
+    if not opened.config.cache:
+        return None
+    fields = _score_fields(opened)
+    found = cache.find("scores", fields)
+    if found.tensors is None:
+        if found.why:
+            opened.note(f"score cache: not used, {found.why}")
+        return None
+    t = {name: tensor.to(opened.math_device) for name, tensor in found.tensors.items()}
+    path = str(cache.files_of("scores", cache.key_of("scores", fields), cache.folder())[1])
+    return Scored(
+        t["scores"], t["confidence"], t["right"].bool(), float(t["damping"]), float(t["mean_fisher"]), True, path,
+        _unpacked(t["precision_error"]) if "precision_error" in t else None,
+    )  # fmt: skip
+
+
+def _unpacked(numbers: Tensor) -> PrecisionError:
+    n, rms, rank, signs = numbers.tolist()
+    return PrecisionError(n=int(n), relative_rms=rms, rank_correlation=rank, sign_changed=int(signs))
+
+
+def compute_scores(opened: Opened, h: Rows) -> Scored:
+    """Scores in closed form from the features, written to the cache unless that is turned off."""
+    damping = closed_form.Damping.parse(opened.config.damping)
+    with opened.clock.timed("scores"):
+        found = closed_form.influence(h, opened.labels(), opened.matrix(), damping)
+    error = _precision_error(opened, found)
+    if error is None and opened.precision != "float32":
+        opened.note(f"features in precision {opened.precision}: what that does to the scores was not measured here")
+    entry = _write_scores(opened, found, error) if opened.config.cache else None
+    return scored(found, entry, error)
+
+
+def scored(found: closed_form.Influence, entry: str | None = None, error: PrecisionError | None = None) -> Scored:
+    """Scores as they were just computed."""
+    return Scored(found.scores, found.confidence, found.right, found.damping, found.mean_fisher, False, entry, error)
+
+
+def _write_scores(opened: Opened, found: closed_form.Influence, error: PrecisionError | None) -> str:
+    tensors = {
+        "scores": found.scores,
+        "confidence": found.confidence,
+        "right": found.right.to(torch.uint8),
+        "damping": torch.tensor([found.damping], dtype=torch.float64),
+        "mean_fisher": torch.tensor([found.mean_fisher], dtype=torch.float64),
+    }
+    if error is not None:
+        numbers = [error.n, error.relative_rms, error.rank_correlation, error.sign_changed]
+        tensors["precision_error"] = torch.tensor(numbers, dtype=torch.float64)
+    with opened.clock.timed("cache"):
+        on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        return str(cache.write("scores", _score_fields(opened), _samples(opened), lambda path: save_file(on_cpu, path)))
+
+
+def _precision_error(opened: Opened, found: closed_form.Influence) -> PrecisionError | None:
+    """What less than float32 did to the scores, on a random part of the set; None in float32, or where no model can run."""
+    if opened.network is None or opened.config.precision == "float32":
+        return None
+    images = opened.forget.images
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(opened.config.seed))
+    rows = sorted(order[:EXACT_ROWS].tolist())
+    exact = replace(opened.engine, precision="float32")
+    with opened.clock.timed("precision check"):
+        again = engine.stream(exact, opened.head, images, opened.network.preprocess, rows)
+        h = engine.gather(again, len(rows), opened.head)
+    labels, device = opened.labels()[rows], opened.math_device
+    wanted = closed_form.along(h.to(device), labels, opened.matrix(), found.preconditioned)
+    got = found.scores[rows]
+    scale = float(wanted.square().mean().sqrt())
+    made = PrecisionError(
+        n=len(rows),
+        relative_rms=float((got - wanted).square().mean().sqrt()) / scale if scale > 0 else 0.0,
+        rank_correlation=_rank_correlation(got, wanted),
+        sign_changed=int((got.sign() != wanted.sign()).sum()),
+    )
+    opened.note(
+        f"precision {opened.config.precision}: scores of {made.n} samples computed again in float32 differ by {made.relative_rms:.2%} "
+        f"(root mean square), rank correlation {made.rank_correlation:.4f}, {made.sign_changed} change their sign"
+    )
+    return made
+
+
+def _rank_correlation(one: Tensor, other: Tensor) -> float:
+    """Spearman's ρ of two (n,) without ties; 1 for fewer than two samples."""
+    ranks = torch.stack([values.argsort().argsort() for values in (one, other)]).double()
+    return float(ranks.corrcoef()[0, 1]) if len(one) > 1 else 1.0
+
+
+def sample_weights(opened: Opened) -> Tensor | None:
+    """The manifest's ``weight`` column (n,), or None."""
+    given = opened.forget.weights
+    return None if given is None else torch.tensor(list(given), dtype=torch.float64, device=opened.math_device)
+
+
+def score_info(scored: Scored, selection: closed_form.Selection) -> ScoreInfo:
+    """Scores in numbers, for records."""
+    points = {"min": 0.0, "1 %": 0.01, "median": 0.5, "99 %": 0.99, "max": 1.0}
+    ordered = scored.scores.sort().values
+    at = {name: float(ordered[round(q * (len(ordered) - 1))]) for name, q in points.items()}
+    return ScoreInfo(
+        negative=selection.negative,
+        kept=selection.kept,
+        damping=scored.damping,
+        mean_fisher=scored.mean_fisher,
+        quantiles=at,
+        from_cache=scored.from_cache,
+        precision_error=scored.precision_error,
+        decades=[Decade(power=power, count=count) for power, count in closed_form.decades(scored.scores)],
+    )

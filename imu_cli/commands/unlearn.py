@@ -1,0 +1,301 @@
+"""The commands' work: paths and a config in, a result out. Nothing here prints; ``Events`` hears what goes on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imu_cli.commands import opening, scoring
+from imu_cli.commands.opening import Opened
+from imu_cli.config import PAPER, InfluenceConfig, TargetConfig, UnlearnConfig
+from imu_cli.errors import ImuError
+from imu_cli.events import Events
+from imu_cli.features import engine
+from imu_cli.files import writing
+from imu_cli.influence import closed_form
+from imu_cli.linear import margins, objective
+from imu_cli.linear.rows import Rows, predicted
+from imu_cli.linear.rows import logits as logits_by_rows
+from imu_cli.models import checkpoint, destination, layout
+from imu_cli.models.head import PRECISIONS, check_replay, logits_of
+from imu_cli.options import relative_to
+from imu_cli.records import record
+from imu_cli.records.record import HeldOutInfo, Interval, Link, LookInfo, Record, Target
+from imu_cli.samples.columns import reals
+from imu_cli.samples.dataset import ImageSet
+from imu_cli.samples.images import thumbnails
+from imu_cli.statistics.metrics import binomial_range
+from imu_cli.unlearning import matched, methods, scenario
+from imu_cli.unlearning.ascent import Outcome
+from imu_cli.views import page
+
+REPLAYED = 64
+"""Forget samples that are replayed through the written file."""
+MOVERS = 3
+"""Forget samples shown beside each one with ``influence --kernel``."""
+
+
+def run_influence(model: Path, config: InfluenceConfig, origins: Mapping[str, str], events: Events) -> record.Influence:
+    """Score every forget sample; only the cache is written, and the page of ``--images``."""
+    if config.images is not None:
+        writing.refuse_foreign(Path(config.images), page.MARK, "--images")
+    opened = opening.open_all(model, config, events)
+    scored, h = scoring.cached_scores(opened), None
+    if scored is None or config.kernel:
+        h = scoring.forget_features(opened)
+        scored = scored or scoring.compute_scores(opened, h)
+    selection = closed_form.weigh(scored.scores, config.keep, config.clip_quantile, scoring.sample_weights(opened))
+    methods.warn_if_at_chance(opened, float(scored.right.double().mean()))
+    images = opened.forget.images
+    ids = opened.forget.ids or images.names
+    rows = record.ScoreRows(
+        ids, images.names, images.labels, opened.classes.name,
+        *(reals(column.cpu().numpy()) for column in (scored.scores, selection.weights, scored.confidence)),
+    )  # fmt: skip
+    here = Path()
+    made = record.Influence(
+        model=opening.model_hash_of(opened.checkpoint, here),
+        **opened.described(),
+        head=opening.head_info(opened.head),
+        forget=opening.forget_info(opened, here),
+        accuracy=float(scored.right.double().mean()),
+        scores=scoring.score_info(scored, selection),
+        sign=closed_form.SIGN,
+        cached=scored.entry,
+        notes=opened.notes,
+        rows=rows,
+        kernel=_kernel(opened, config, h) if config.kernel and h is not None else [],
+        run=scoring.run_info(opened),
+    )
+    if config.images is not None:
+        _gallery(made, images, Path(config.images), config.show)
+    return made
+
+
+def _gallery(made: record.Influence, images: ImageSet, path: Path, show: int) -> None:
+    """The page with the images that matter most, readable by its owner alone."""
+    pictures = {row: thumbnails.data_uri(images.read(row)) for row in made.largest(show)}
+    with writing.together(path, private=True) as (file,):
+        file.write_text(page.gallery(made, pictures), encoding="utf-8")
+
+
+def _kernel(opened: Opened, config: InfluenceConfig, h: Rows) -> list[record.KernelRow]:
+    """Matched unlearning solved but not written: strengths, self-influence, and the samples that move each most."""
+    shared = {item.name: getattr(config, item.name) for item in fields(TargetConfig)}
+    wanted = UnlearnConfig(**shared, method="matched")
+    job = methods.prepare(opened, wanted, h)
+    problem, found = methods.solve_matched(opened, wanted, job)
+    rows = matched.kernel_rows(problem, found.strengths, head=found.outcome.head, top=MOVERS)
+    names = opened.forget.images.names
+    before = margins.margins(logits_by_rows(h, opened.matrix()), job.labels)
+    return [
+        record.KernelRow(
+            path=names[row],
+            strength=float(found.strengths[row]),
+            self_influence=float(rows.self_influence[row]),
+            margin=float(before[row]),
+            target=float(found.targets[row]),
+            movers=[
+                record.Mover(path=names[other], moved=moved)
+                for other, moved in zip(rows.movers[row].tolist(), rows.moved[row].tolist(), strict=True)
+            ],
+        )
+        for row in range(len(names))
+    ]
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """What ``run_unlearn`` wrote."""
+
+    record: Record
+    output: Path
+    record_path: Path
+
+
+def with_preset(config: UnlearnConfig, origins: Mapping[str, str]) -> tuple[UnlearnConfig, dict[str, str]]:
+    """The config with ``--preset paper`` spread out; options given beside it win."""
+    changed = dict(origins)
+    if config.preset is None:
+        return config, changed
+    values = {name: value for name, value in PAPER.items() if origins.get(name, "default") == "default"}
+    changed.update(dict.fromkeys(values, "preset"))
+    return replace(config, **values), changed  # type: ignore[arg-type]
+
+
+def _refuse_contradictions(config: UnlearnConfig) -> None:
+    sgd_only = {
+        "--momentum": config.momentum, "--weight-decay": config.weight_decay, "--l1": config.l1,
+        "--minibatch": config.minibatch, "--epochs": config.epochs,
+    }  # fmt: skip
+    named = [flag for flag, value in sgd_only.items() if value]
+    if named and config.learning_rate is None:
+        raise ImuError(f"{', '.join(named)}: only with SGD; add --learning-rate, or leave out")
+    if config.weights == "uniform" and config.reweight != "once":
+        raise ImuError("--reweight: uniform weights do not change as the head moves; leave it out")
+    if config.until is not None:
+        scenario.parse_until(config.until)
+
+
+def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], events: Events) -> Unlearned:
+    """Unlearn the forget set, write the checkpoint and its record, both or neither.
+
+    Raises:
+        ImuError: bad input, a target already met, or nothing could be written; nothing was written.
+        RefusedError: the checkpoint cannot be handled.
+    """
+    place = destination.choose(layout.resolve(model), config.output, config.force)
+    config, origins = with_preset(config, origins)
+    _refuse_contradictions(config)
+    opened = opening.open_all(model, config, events)
+    if not bool(opened.head.matrix.any()):
+        raise ImuError(
+            f"head {opened.head.module}: all its weights are 0, so that no change of it can be measured; "
+            "it was never trained, give the checkpoint after training"
+        )
+    h = scoring.forget_features(opened)
+    job = methods.prepare(opened, config, h)
+    opened.note(f"method {job.method} ({job.method_source})")
+    held = 0 if job.held is None else len(job.held.h)
+    with objective.threads_for((len(h) + held) * opened.head.matrix.numel()):
+        done = (
+            methods.match_to(opened, config, job) if job.method == "matched" else methods.ascend_on(opened, config, job)
+        )
+    outcome = done.outcome
+    _tell_end(opened, job, outcome)
+    for note in place.notes():
+        opened.note(note)
+    if opened.network is None:
+        opened.note("the written model is not run: features come from a file; its bytes are compared and read back")
+    made = _record(opened, config, origins, job, done, place)
+    files = opened.checkpoint.layout
+    with opened.clock.timed("writing"), destination.opened(place, files, config.force) as (weights, record_file):
+        checkpoint.patch(opened.checkpoint, opened.head.parts(outcome.head.cpu()), weights)
+        made.after.sha256 = _replay(opened, outcome.head.cpu(), weights, h)
+        made.seconds = opened.clock.seconds
+        record_file.write_text(record.dump(made), encoding="utf-8")
+    return Unlearned(made, place.output, place.record)
+
+
+def _tell_end(opened: Opened, job: methods.Job, outcome: Outcome) -> None:
+    start, end = outcome.start.forget, outcome.end.forget
+    moved = f"from {start:.2%} to {end:.2%} of {len(job.labels)} forget samples, head changed by {outcome.end.head_change:.2%}"
+    if job.target is None:
+        opened.note(
+            f"reached: {moved}; without a target this is how far the run went, not evidence that they are forgotten"
+        )
+    elif not outcome.reached:
+        opened.note(f"NOT reached: {moved}; target at most {job.target:.2%}, stopped by {outcome.reason}")
+    if job.plan.kind == "class" and job.held is not None:
+        opened.note(_lost(opened, job, outcome.head))
+
+
+def _lost(opened: Opened, job: methods.Job, head: Tensor) -> str:
+    """How many held-out samples of kept classes went to a forgotten class."""
+    test = job.held
+    assert test is not None
+    gone = torch.tensor(job.plan.forgotten, device=head.device)
+    was, now = (torch.isin(predicted(test.h, w), gone)[test.kept] for w in (opened.matrix(), head))
+    return f"{int((now & ~was).sum())} of {len(now)} held-out samples of kept classes were lost to a forgotten class"
+
+
+def _replay(opened: Opened, matrix: Tensor, written: Path, h: Rows) -> str:
+    """Load the written model and compare its logits on up to 64 forget samples with what they should be; its SHA-256.
+
+    Raises:
+        ImuError: the file does not compute what was promised.
+    """
+    from imu_cli.models import architecture
+
+    images, network = opened.forget.images, opened.network
+    rows = list(range(min(REPLAYED, len(images))))
+    made = checkpoint.open_checkpoint(written)
+    if network is None:
+        return made.sha256
+    tensors = {name.removeprefix(network.loaded.prefix): tensor for name, tensor in made.tensors().items()}
+    architecture.load_into(network.loaded.model, tensors, str(written))
+    batch = engine.batch(images, rows, network.preprocess, opened.device)
+    with torch.inference_mode():
+        logits = logits_of(network.loaded.model(batch)).to(torch.float64).cpu()
+    expected = (h[slice(len(rows))].cpu() @ matrix.T).to(torch.float64)
+    error = float((logits - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
+    # The written model runs in float32: features of a lower precision are as far off as that precision is.
+    check_replay(opened.head.with_matrix(matrix), error, PRECISIONS[opened.config.precision])
+    return made.sha256
+
+
+def _previous(opened: Opened, folder: Path) -> Link | None:
+    """The record of the unlearning that this model came from, if it lies beside it."""
+    model = opened.checkpoint.path
+    earlier = opening.read_record(model, opened.checkpoint.sha256)
+    if earlier is None:
+        return None
+    opened.note(
+        f"{model.name} was already unlearned ({earlier.forget.n} samples); unlearning the union of both lists from "
+        f"{earlier.before.path} is better than one after the other"
+    )
+    path = record.beside(model, "record")
+    return Link(record=opening.file_hash_of(path, folder), forget_sha256=earlier.forget.sha256, n=earlier.forget.n)
+
+
+def _relative(info: HeldOutInfo | None, folder: Path) -> HeldOutInfo | None:
+    return None if info is None else info.model_copy(update={"given": relative_to(info.given, "data", folder)})
+
+
+def _record(
+    opened: Opened,
+    config: UnlearnConfig,
+    origins: Mapping[str, str],
+    job: methods.Job,
+    done: methods.Done,
+    place: destination.Destination,
+) -> Record:
+    folder, outcome = place.record.parent, done.outcome
+    spread = None
+    if job.target is not None:
+        low, high = binomial_range(job.target, len(job.labels))
+        spread = Interval(low=low, high=high, method="central 95 % of the binomial distribution")
+    has_scores = job.scored is not None and job.selection is not None
+    return Record(
+        before=opening.model_hash_of(opened.checkpoint, folder),
+        after=record.FileHash(path=opening.model_path(place.output, folder), sha256=""),
+        changed=list(opened.head.tensors),
+        unchanged=len(opened.checkpoint.entries) - len(opened.head.tensors),
+        outside_sha256=opened.outside_sha256,
+        method=job.method,
+        method_source=job.method_source,
+        rows=job.plan.moving(),
+        target=Target(value=job.target, source=job.target_source, range=spread),
+        scores=scoring.score_info(job.scored, job.selection) if has_scores else None,  # type: ignore[arg-type]
+        reason=outcome.reason,
+        reached=outcome.reached,
+        start=LookInfo(step=0, **vars(outcome.start)),
+        end=LookInfo(step=len(outcome.steps), **vars(outcome.end)),
+        trajectory=done.trajectory,
+        held_out=_relative(job.held_info, folder),
+        details=done.details,
+        previous=_previous(opened, folder),
+        scenario=job.plan.kind,
+        scenario_source=job.plan.source,
+        **common(opened, origins, folder),
+    )
+
+
+def common(opened: Opened, origins: Mapping[str, str], folder: Path) -> dict[str, Any]:
+    """What records and evaluations share."""
+    return {
+        **opened.described(),
+        "classes": list(opened.classes.names) if opened.classes.names else None,
+        "classes_source": opened.classes.source,
+        "head": opening.head_info(opened.head),
+        "forget": opening.forget_info(opened, folder),
+        "options": opening.option_values(opened.config, origins, folder),
+        "seed": opened.config.seed,
+        "environment": opening.environment(opened.device),
+        "seconds": opened.clock.seconds,
+        "notes": opened.notes,
+        "run": scoring.run_info(opened),
+    }

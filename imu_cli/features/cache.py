@@ -1,0 +1,271 @@
+"""Scores, and on request features, kept on disk under a key of everything they depend on.
+
+One entry is ``<kind>-<key>.safetensors`` beside ``<kind>-<key>.json``; the JSON holds what the key was made of on its
+first line, the samples' names on a line each, and on its last line their number and the hash of both files. So entries are
+listed by their ends, and a million samples pass by line by line. The folder is readable by its owner only.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import platformdirs
+
+from imu_cli.errors import ImuError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 2
+BROKEN = "torn, edited, or of another version"
+"""What is said of an entry that is not used."""
+STALE = 3600
+"""Age in seconds from which a temporary file is taken to be left over by a process that was killed."""
+Kind = Literal["scores", "features"]
+_TAIL = re.compile(rb'\], "count": ([0-9]{1,18}), "sha256": "([0-9a-f]{64})"\}\n')
+_TAIL_BYTES = 120
+"""More than the last line can have."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry: its kind and key, the fields that the key was made of, and how many samples it belongs to."""
+
+    kind: Kind
+    key: str
+    fields: Mapping[str, Any]
+    count: int
+    sha256: str
+    folder: Path
+
+    @property
+    def paths(self) -> tuple[Path, Path]:
+        """The tensors' file and the JSON file."""
+        return files_of(self.kind, self.key, self.folder)
+
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(path.stat().st_size for path in self.paths if path.exists())
+
+    def samples(self) -> Iterator[dict[str, str]]:
+        """Name, label and content hash of each sample.
+
+        Raises:
+            ValueError: the file was edited.
+            OSError: it is gone.
+        """
+        with self.paths[1].open("rb") as file:
+            for line in itertools.islice(file, 2, None):
+                if line.startswith(b"]"):
+                    return
+                yield json.loads(line.rstrip(b",\n"))
+
+
+def folder() -> Path:
+    """``IMU_CACHE_DIR``, else the user's cache folder; made with mode 0700 when first written to."""
+    return Path(os.environ.get("IMU_CACHE_DIR") or platformdirs.user_cache_path("imu"))
+
+
+def files_of(kind: Kind, key: str, place: Path) -> tuple[Path, Path]:
+    """Where an entry's tensors and its JSON lie in a folder."""
+    return place / f"{kind}-{key}.safetensors", place / f"{kind}-{key}.json"
+
+
+def key_of(kind: Kind, fields: Mapping[str, Any]) -> str:
+    """Hash of everything that the entry depends on."""
+    text = json.dumps({"format": FORMAT, "kind": kind, **fields}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _parse(path: Path) -> Entry | None:
+    kind, _, key = path.stem.partition("-")
+    if kind not in ("scores", "features"):
+        return None
+    try:
+        with path.open("rb") as file:
+            head = json.loads(file.readline().rstrip(b",\n") + b"}")
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            tail = _TAIL.fullmatch(b"]" + file.read().rpartition(b"\n]")[2])
+        if tail is None or head["format"] != FORMAT or key_of(kind, head["fields"]) != key:  # type: ignore[arg-type]
+            return None
+        return Entry(kind, key, head["fields"], int(tail[1]), tail[2].decode(), path.parent)  # type: ignore[arg-type]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _written(path: Path) -> float:
+    """When a file was written; now, for one that another process has just removed."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
+
+
+def _left_over() -> list[Path]:
+    """What a process that was killed while writing left: tensors without their JSON file, old temporary files."""
+    bare = [
+        path.with_suffix(".json") for path in folder().glob("*-*.safetensors") if not path.with_suffix(".json").exists()
+    ]
+    return bare + [path for path in folder().glob(".tmp-*") if time.time() - _written(path) > STALE]
+
+
+def entries() -> tuple[list[Entry], list[Path]]:
+    """All entries that can be read, oldest first, and the JSON files that are torn, edited or missing."""
+    parsed = [(path, _parse(path)) for path in sorted(folder().glob("*.json"), key=_written)]
+    torn = [path for path, entry in parsed if entry is None and path.exists()]
+    return [entry for _, entry in parsed if entry], sorted(torn + _left_over())
+
+
+def _checksum(tensors: Path, described: Path) -> str:
+    """SHA-256 over an entry's tensors and its JSON file up to the hash itself."""
+    with tensors.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    with described.open("rb") as file:
+        for line in file:
+            digest.update(line.partition(b', "sha256": ')[0] if line.startswith(b"], ") else line)
+    return digest.hexdigest()
+
+
+def read(entry: Entry) -> "dict[str, Tensor] | None":
+    """The tensors of an entry, mapped from its file, or None if they are missing, or they or the samples were changed."""
+    from safetensors.torch import load_file  # listing entries needs no torch
+
+    try:
+        return load_file(entry.paths[0]) if _checksum(*entry.paths) == entry.sha256 else None
+    except OSError:
+        return None
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """What a lookup found: the tensors, or why there are none."""
+
+    tensors: "dict[str, Tensor] | None"
+    fields: Mapping[str, Any]
+    why: str
+
+
+def _nearest(kind: Kind, fields: Mapping[str, Any]) -> str:
+    """What differs from the most similar entry for the same samples."""
+    near: list[list[str]] = [
+        [name for name in fields if entry.fields.get(name) != fields[name]]
+        for entry in entries()[0]
+        if entry.kind == kind and entry.fields.get("samples") == fields["samples"]
+    ]
+    if not near:
+        return ""
+    closest = min(near, key=len)
+    return f"differs in {', '.join(closest)}"
+
+
+def find(kind: Kind, fields: Mapping[str, Any]) -> Lookup:
+    """Look an entry up by everything it depends on; a torn or edited one counts as missing and is said to be so."""
+    key = key_of(kind, fields)
+    _, path = files_of(kind, key, folder())
+    if not path.exists():
+        return Lookup(None, {}, _nearest(kind, fields))
+    entry = _parse(path)
+    tensors = read(entry) if entry else None
+    if entry is None or tensors is None:
+        return Lookup(None, {}, f"entry {key[:8]} is torn or was edited (checksum), it is recomputed")
+    return Lookup(tensors, entry.fields, "")
+
+
+@contextmanager
+def scratch(remedy: str = "set IMU_CACHE_DIR or --no-cache") -> Iterator[Path]:
+    """A temporary file in the cache's folder that only its owner can read; removed at the end, if it is still there.
+
+    ``remedy`` is what the message advises where it cannot be written.
+
+    Raises:
+        ImuError: the folder cannot be written, or the disk is full.
+    """
+    made = folder()
+    try:
+        if not made.is_dir():  # a folder that was there keeps its mode: it may be everybody's, such as /tmp
+            made.mkdir(parents=True, exist_ok=True)
+            made.chmod(0o700)
+        handle, name = tempfile.mkstemp(dir=made, prefix=".tmp-")
+        os.close(handle)
+    except OSError as error:
+        raise _cannot_write(error, remedy) from error
+    try:
+        yield Path(name)
+    except OSError as error:
+        raise _cannot_write(error, remedy) from error
+    finally:
+        with suppress(OSError):
+            Path(name).unlink(missing_ok=True)
+
+
+def _cannot_write(error: OSError, remedy: str) -> ImuError:
+    return ImuError(f"{folder()}: the cache cannot be written ({error.strerror}); {remedy}")
+
+
+def write(
+    kind: Kind, fields: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], save: Callable[[Path], None]
+) -> Path:
+    """Write an entry, tensors first, each file atomically, so that a reader sees all of it or none.
+
+    ``save`` writes the tensors as safetensors to the path that it is given.
+
+    Raises:
+        ImuError: the folder cannot be written.
+    """
+    paths, count = files_of(kind, key_of(kind, fields), folder()), 0
+    with scratch() as tensors, scratch() as described:
+        save(tensors)
+        with described.open("w", encoding="ascii") as file:
+            file.write(json.dumps({"format": FORMAT, "fields": fields})[:-1] + ',\n"samples": [')
+            for count, sample in enumerate(samples, 1):
+                file.write(("\n" if count == 1 else ",\n") + json.dumps(sample))
+            file.write(f'\n], "count": {count}')
+            file.flush()
+            file.write(f', "sha256": "{_checksum(tensors, described)}"}}\n')
+        for temporary, path in zip((tensors, described), paths, strict=True):
+            temporary.chmod(0o600)
+            temporary.replace(path)
+    return paths[1]
+
+
+def remove(entry: Entry) -> None:
+    """Delete an entry's files, the JSON first so that nothing finds half an entry."""
+    for path in reversed(entry.paths):
+        path.unlink(missing_ok=True)
+
+
+def named(prefix: str) -> Entry:
+    """The entry whose key starts with ``prefix``.
+
+    Raises:
+        ImuError: none, or more than one.
+    """
+    found = [
+        entry
+        for entry in entries()[0]
+        if entry.key.startswith(prefix) or f"{entry.kind}-{entry.key}".startswith(prefix)
+    ]
+    if len(found) != 1:
+        raise ImuError(f"{prefix}: {len(found) or 'no'} cache entries start so; see imu cache ls")
+    return found[0]
+
+
+def belonging(digests: set[str]) -> list[Entry]:
+    """Entries that hold any of the samples with these content digests."""
+    return [entry for entry in entries()[0] if _holds(entry, digests)]
+
+
+def _holds(entry: Entry, digests: set[str]) -> bool:
+    try:
+        return any(sample["digest"] in digests for sample in entry.samples())
+    except (OSError, ValueError, KeyError, TypeError):  # an edited one is found by its checksum, and removed as broken
+        return False

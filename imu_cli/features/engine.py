@@ -1,0 +1,284 @@
+"""Features: what enters the head, for every image, from one batched pass of the frozen backbone."""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imu_cli.config import Precision
+from imu_cli.errors import ImuError
+from imu_cli.features import folding, memory
+from imu_cli.models.head import (
+    PRECISIONS,
+    REPLAY_TOLERANCE,
+    Head,
+    check_replay,
+    hooked,
+    logits_of,
+    replay_error,
+    rows_of,
+    tapped,
+)
+from imu_cli.samples.dataset import ImageSet
+from imu_cli.samples.images import decoding
+from imu_cli.samples.images.preprocessing import Preprocessing
+
+PROBE = 4
+"""Images used to find the head and to try whether two passes agree."""
+
+FEW = 2
+"""Images of the probe that the way a model runs is tried on."""
+
+CACHED_BYTES = 16 * 2**20
+"""Bytes of a layer's output for a batch on the CPU up to which it was quickest, for small and large networks alike."""
+SMALLEST, LARGEST = 4, 256
+"""Images in a batch on the CPU."""
+LARGEST_ON_GPU = 1024
+GPU_SHARE = 0.5
+"""Share of an accelerator's free memory that a batch's activations may take."""
+
+
+def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """``auto`` is CUDA where there is one, else Apple's GPU, else the CPU; of several GPUs the ``local_rank``-th.
+
+    Raises:
+        ImuError: the wanted device is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    found = next(name for name in ("cuda", "mps", "cpu") if there[name]) if wanted == "auto" else wanted
+    if not there[found]:
+        raise ImuError(f"--device {wanted}: not available to this torch; use --device auto or cpu")
+    return torch.device(found, local_rank % torch.cuda.device_count()) if found == "cuda" else torch.device(found)
+
+
+def prepare(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model where and how it runs fastest: on the device, convolutions in channels_last."""
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def batch(images: ImageSet, rows: Sequence[int], preprocess: Preprocessing, device: torch.device) -> Tensor:
+    """Some rows as one preprocessed (n, channels, height, width) float32 batch, channels_last, on the device."""
+    (stacked,) = decoding.batches(images, preprocess, len(rows), rows)
+    return _place(stacked, preprocess, device)
+
+
+def _place(stacked: Tensor, preprocess: Preprocessing, device: torch.device) -> Tensor:
+    moved = (stacked.pin_memory() if device.type == "cuda" else stacked).to(device, non_blocking=True)
+    return preprocess.scale(moved).contiguous(memory_format=torch.channels_last)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+def refuse_if_random(model: nn.Module, probe: Tensor) -> None:
+    """Run the same few images twice; a model that answers differently cannot be scored.
+
+    Raises:
+        ImuError: two passes differ, or the model cannot run on such images.
+    """
+    try:
+        with torch.inference_mode():
+            first, second = logits_of(model(probe)), logits_of(model(probe))
+    except ImuError:
+        raise
+    except Exception as error:  # models raise anything where an image does not suit them
+        raise ImuError(
+            f"model: cannot run on {tuple(probe.shape[1:])} {str(probe.dtype).removeprefix('torch.')} images "
+            f"({_first_line(error)}); check mode, size and crop of the preprocessing, and the architecture"
+        ) from error
+    if not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
+        gap = float((first - second).abs().max())
+        raise ImuError(
+            f"model: two passes over the same {len(probe)} images differ by up to {gap:.2g} in eval() mode; "
+            "its forward is random (dropout or noise that ignores eval()?), so scores would not be reproducible"
+        )
+
+
+# How the model runs
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A model as it runs over many images: folded where that can be, in a precision, so many images at a time.
+
+    ``folded`` counts the batch norms that were folded into convolutions; ``batch_size`` is the plan that results depend
+    on in their last bits.
+    """
+
+    model: nn.Module
+    layer: str
+    device: torch.device
+    batch_size: int
+    precision: Precision
+    folded: int = 0
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (n, d) and logits (n, c) of a batch, as the model makes them."""
+        with tapped(self.model.get_submodule(self.layer)) as seen, self._casting():
+            logits = logits_of(self.model(images))
+        h = rows_of(seen[0])
+        assert h is not None, "find_head saw one feature vector an image, and all images have one shape"
+        return h, logits
+
+    def _casting(self) -> AbstractContextManager[Any]:
+        if self.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, PRECISIONS[self.precision])
+
+
+def engine(
+    model: nn.Module, layer: str, probe: Tensor, *, batch_size: int | None = None, precision: Precision = "float32"
+) -> Engine:
+    """The quickest way to run a model that gives its features: batch norm folded, and a batch size that suits the device.
+
+    Args:
+        model: in ``eval()`` mode, on its device.
+        layer: path of the head.
+        probe: a few preprocessed images on the device.
+        batch_size: images at a time; found if None.
+        precision: what the backbone computes in.
+    """
+    probe = probe[:FEW]
+    size = batch_size or _batch_size(model, probe)
+    plain = Engine(model, layer, probe.device, size, "float32")
+    quick, count = folding.folded(model, probe)
+    chosen = replace(plain, model=quick, folded=count)
+    if count and not _alike(plain, chosen, probe):
+        chosen = plain
+    return replace(chosen, precision=precision)
+
+
+def _alike(one: Engine, other: Engine, probe: Tensor) -> bool:
+    """Whether both give the probe the same features to the replay tolerance, where they are finite."""
+    with torch.inference_mode():
+        expected, found = one.forward(probe)[0], other.forward(probe)[0]
+    finite = torch.isfinite(expected).all(dim=1)
+    if not bool(finite.any()):
+        return True
+    error = float((expected[finite] - found[finite]).abs().max())
+    return error <= REPLAY_TOLERANCE[torch.float32] * max(float(expected[finite].abs().max()), 1e-30)
+
+
+def _batch_size(model: nn.Module, probe: Tensor) -> int:
+    """A power of two: on the CPU what keeps a layer's output in the cache, on CUDA what its free memory holds.
+
+    On the CPU it depends on the model and the images alone, so that results are the same bits again.
+    """
+    if probe.device.type == "cuda":
+        return _batch_size_on_gpu(model, probe)
+    largest = max(_outputs(model, probe[:1])) * probe.element_size()
+    return _power_of_two(CACHED_BYTES / largest, LARGEST)
+
+
+def _power_of_two(images: float, most: int) -> int:
+    return max(SMALLEST, min(most, 1 << max(0, int(images)).bit_length() >> 1))
+
+
+def _outputs(model: nn.Module, images: Tensor) -> list[int]:
+    """Numbers in the output of every layer that runs."""
+    found: list[int] = [images.numel()]
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            found.append(output.numel())
+
+    handles = [module.register_forward_hook(keep) for module in model.modules()]
+    with hooked(handles), torch.inference_mode():
+        model(images)
+    return found
+
+
+def _batch_size_on_gpu(model: nn.Module, probe: Tensor) -> int:
+    torch.cuda.reset_peak_memory_stats(probe.device)
+    before = torch.cuda.memory_allocated(probe.device)
+    with torch.inference_mode():
+        model(probe)
+    each = max((torch.cuda.max_memory_allocated(probe.device) - before) / len(probe), 1.0)
+    free, _ = torch.cuda.mem_get_info(probe.device)
+    return _power_of_two(GPU_SHARE * free / each, LARGEST_ON_GPU)
+
+
+# The pass
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Features (k, d) float32 of the rows from ``start``, on the CPU, and the head with its largest replay error so far.
+
+    ``logits`` (k, c) are the model's, where it made them.
+    """
+
+    start: int
+    rows: Tensor
+    logits: Tensor
+    head: Head
+
+
+def _halving(run: Engine, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Features and logits of a batch, in halves where the accelerator's memory does not hold it."""
+    try:
+        return run.forward(images)
+    except torch.cuda.OutOfMemoryError:
+        if len(images) == 1:
+            raise ImuError("--batch-size: one image does not fit the accelerator's memory; use --device cpu") from None
+        torch.cuda.empty_cache()
+        parts = [_halving(run, half) for half in images.chunk(2)]
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def _refuse_not_finite(h: Tensor, images: ImageSet, rows: Sequence[int]) -> None:
+    finite = torch.isfinite(h).all(dim=1)
+    if not bool(finite.all()):
+        bad = rows[int((~finite).nonzero()[0])]
+        raise ImuError(f"{images.where(bad)}: its features are not finite; check the image and the model's weights")
+
+
+def stream(
+    run: Engine, head: Head, images: ImageSet, preprocess: Preprocessing, rows: Sequence[int] | None = None
+) -> Iterator[Seen]:
+    """Features of all images, or of the given rows, batch by batch; every batch's logits are replayed.
+
+    The next batch is handed to the device before the last one's results are fetched, so that it never waits.
+
+    Raises:
+        ImuError: an image cannot be decoded, or features are not finite.
+        RefusedError: the replay check fails on some batch.
+    """
+    wanted = range(len(images)) if rows is None else rows
+    behind: tuple[int, Tensor, Tensor] | None = None
+    start, checked = 0, head
+
+    def finish(first: int, h: Tensor, logits: Tensor) -> Seen:
+        _refuse_not_finite(h, images, wanted[first : first + len(h)])
+        replayed = check_replay(checked, replay_error(h, head.matrix, head.bias, logits), logits.dtype)
+        return Seen(first, h.to("cpu", torch.float32), logits, replayed)
+
+    on_cpu = run.device.type == "cpu"
+    with memory.kept() if on_cpu else contextlib.nullcontext():
+        for stacked in decoding.batches(images, preprocess, run.batch_size, wanted, beside=not on_cpu):
+            with torch.inference_mode():
+                made = _halving(run, _place(stacked, preprocess, run.device))
+                if behind is not None:
+                    seen = finish(*behind)
+                    checked = seen.head
+            if behind is not None:
+                yield seen
+            behind, start = (start, *made), start + len(stacked)
+    if behind is not None:
+        with torch.inference_mode():
+            seen = finish(*behind)
+        yield seen
+
+
+def gather(stream: Iterable[Seen], n: int, head: Head, *, narrow: bool = False) -> Tensor:
+    """H (n, d+1) float64 on the CPU, from the batches of a pass over n samples; ``narrow``: features (n, d) float32."""
+    width = head.matrix.shape[1]
+    made = torch.empty(n, width - head.bias) if narrow else torch.ones(n, width, dtype=torch.float64)
+    for seen in stream:
+        made[seen.start : seen.start + len(seen.rows), : seen.rows.shape[1]] = seen.rows
+    return made

@@ -1,0 +1,1 @@
+"""Classifier-level influence of every forget sample, in closed form."""

@@ -1,0 +1,1 @@
+"""From a model's files to a model that runs, and back: layout, architecture, head, destination."""

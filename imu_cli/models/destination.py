@@ -1,0 +1,184 @@
+"""Where an unlearned model goes: a file with its record beside it, or a folder with its record in it, whole or not at all.
+
+A folder carries along what describes the model, and nothing that could hold the weights as they were.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from imu_cli.errors import ImuError
+from imu_cli.files import writing
+from imu_cli.models.layout import WEIGHTS, Layout, inside, stem
+from imu_cli.records import record
+
+CARRIED = (".json", ".txt", ".md", ".yaml", ".yml")
+CARRIED_NAMES = ("LICENSE", "LICENCE", "NOTICE", "README")
+MAX_CARRIED = 10_000_000
+"""Bytes of a config, a list of labels, a tokenizer or a model card; weights in text form are larger."""
+CONFIG = "config.json"
+OWN = (".record.json", ".evaluation.json")
+"""Endings of what the tool wrote about the model that it read; the new model gets its own."""
+
+
+@dataclass(frozen=True)
+class Destination:
+    """The new model, a file or a folder, and its record.
+
+    For a folder, ``carried`` are the files that go with it and ``left`` those that do not; for a file, ``left`` is the
+    config beside the input, if the output goes elsewhere.
+    """
+
+    output: Path
+    record: Path
+    is_folder: bool
+    carried: tuple[Path, ...] = ()
+    left: tuple[str, ...] = ()
+
+    def notes(self) -> list[str]:
+        """What a user should know of the files that are not weights."""
+        if not self.left:
+            return []
+        if not self.is_folder:
+            return [
+                f"{self.left[0]} is not copied to {self.output.parent}; with the folder as MODEL it is carried along"
+            ]
+        return [
+            f"left behind: {', '.join(self.left)}; only small text files that describe the model are carried into "
+            f"{self.output}, since others may hold the weights as they were"
+        ]
+
+
+def choose(layout: Layout, output: str | None, force: bool) -> Destination:
+    """Where the result goes, refused before any work if it cannot go there.
+
+    Raises:
+        ImuError: it is the input, exists, or cannot be created.
+    """
+    if layout.is_folder:
+        return _folder(layout, output, force)
+    main = layout.main
+    path = Path(output) if output else main.with_name(f"{main.stem}.unlearned{main.suffix}")
+    config = main.with_name(CONFIG)
+    elsewhere = path.parent.resolve() != main.parent.resolve()
+    left = (str(config),) if elsewhere and config.is_file() else ()
+    made = Destination(path, path.with_name(f"{stem(path)}.record.json"), is_folder=False, left=left)
+    for file in (made.output, made.record):
+        refuse_output(file, main, force)
+    return made
+
+
+def refuse_output(output: Path, source: Path, force: bool) -> None:
+    """Refuse, before any work, an output file that is the input (also through links), exists, or cannot be created.
+
+    Raises:
+        ImuError: with what to do.
+    """
+    if output.exists() and source.exists() and output.samefile(source):
+        raise ImuError(f"{output}: is the input; choose another --output, the input is never overwritten")
+    if (output.exists() or output.is_symlink()) and not force:
+        raise ImuError(f"{output}: exists; choose another --output, or --force to replace it")
+    if output.is_dir():
+        raise ImuError(f"{output}: a folder; name a file as --output")
+    _refuse_parent(output)
+
+
+def _refuse_parent(output: Path) -> None:
+    if not output.parent.is_dir():
+        raise ImuError(f"{output.parent}: no such folder; create it, or choose another --output")
+    if not os.access(output.parent, os.W_OK):
+        raise ImuError(f"{output.parent}: not writable; choose another --output")
+
+
+def _folder(layout: Layout, output: str | None, force: bool) -> Destination:
+    source = layout.folder if layout.folder.name not in ("", "..") else layout.folder.resolve()
+    path = Path(output) if output else source.with_name(f"{source.name}.unlearned")
+    carried, left = _sidecars(layout)
+    made = Destination(path, path / f"{stem(layout.main)}.record.json", True, tuple(carried), tuple(left))
+    if path.exists() and path.samefile(source):
+        raise ImuError(f"{path}: is the input; choose another --output, the input is never overwritten")
+    if path.name.endswith(WEIGHTS) and not path.is_dir():
+        raise ImuError(f"{path}: named as a file, and {layout.model} is written as a folder; name one as --output")
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise ImuError(f"{path}: exists and is not a folder; choose another --output")
+    refuse_foreign(made, layout, force)
+    _refuse_parent(path)
+    return made
+
+
+def refuse_foreign(made: Destination, layout: Layout, force: bool) -> None:
+    """Refuse to replace a folder that holds anything but an earlier result under the same names; an empty one is free.
+
+    Raises:
+        ImuError: ``--force`` is missing, or would not be enough.
+    """
+    there = sorted(path.name for path in made.output.iterdir()) if made.output.is_dir() else []
+    if there and not force:
+        raise ImuError(f"{made.output}: exists; choose another --output, or --force to replace it")
+    evaluation = f"{stem(layout.main)}.evaluation.json"
+    ours = {path.name for path in (*layout.files, *made.carried, made.record)} | {evaluation}
+    foreign = [name for name in there if name not in ours or not (made.output / name).is_file()]
+    if foreign:
+        raise ImuError(
+            f"{made.output}: holds {foreign[0]}{f' and {len(foreign) - 1} more' if len(foreign) > 1 else ''}, which an "
+            "unlearning of this model does not write, so --force does not replace it; choose another --output"
+        )
+    if there and not _is_result(made.record):
+        raise ImuError(
+            f"{made.output}: holds a model without a record of its unlearning, so --force does not replace it; choose "
+            "another --output"
+        )
+
+
+def _is_result(path: Path) -> bool:
+    try:
+        return isinstance(record.read(path), record.Record)
+    except ImuError:
+        return False
+
+
+def _sidecars(layout: Layout) -> tuple[list[Path], list[str]]:
+    """Files beside the weights that describe the model, and the names of everything else."""
+    weights = {file.name for file in layout.files}
+    carried, left = [], []
+    for path in sorted(layout.folder.iterdir()):
+        if path.name in weights or path.name.endswith(OWN):
+            continue
+        if _describes(layout.folder, path):
+            carried.append(path)
+        else:
+            left.append(path.name + ("/" if path.is_dir() else ""))
+    return carried, left
+
+
+def _describes(folder: Path, path: Path) -> bool:
+    small_text = path.suffix.lower() in CARRIED or path.name.upper().startswith(CARRIED_NAMES)
+    if not small_text or path.name.endswith(".index.json"):  # an index of weights that are not carried
+        return False
+    try:
+        return inside(folder, path.name).stat().st_size <= MAX_CARRIED
+    except ImuError:
+        return False
+
+
+@contextmanager
+def opened(made: Destination, layout: Layout, force: bool) -> Iterator[tuple[Path, Path]]:
+    """Where to write the weights (a file, or a folder with the sidecars in it) and the record, until they take their place.
+
+    Both appear at the end, or after any exception neither does.
+
+    Raises:
+        ImuError: cannot be written, or something else has come into their place meanwhile.
+    """
+    if not made.is_folder:
+        with writing.together(made.output, made.record) as (weights, text):
+            yield weights, text
+        return
+    with writing.folder(made.output) as temporary:
+        for path in made.carried:
+            shutil.copyfile(path, temporary / path.name)
+        yield temporary, temporary / made.record.name
+        refuse_foreign(made, layout, force)

@@ -1,0 +1,179 @@
+"""``--arch``: from a name to a function that builds the architecture with random weights.
+
+Registry names (``torchvision:``, ``timm:``, ``hf:``) build what those libraries ship and may also stand in a file's metadata, in a
+``config.json`` or in a record. A file or module runs the user's code, and only the user may name it.
+"""
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from imu_cli.errors import ImuError, RefusedError
+from imu_cli.models import libraries
+from imu_cli.models.sidecar import REGISTRIES, UNUSED_KEYS, is_registry, refuse_foreign_config
+
+FROM_OUTSIDE = frozenset(
+    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights", "weights_backbone"}
+)  # fmt: skip
+"""Arguments by which a registry's factory would read another file or the network; nobody may give them."""
+Factory = Callable[..., nn.Module]
+
+
+def resolve(name: str) -> tuple[Factory, str | None]:
+    """The factory that a name stands for, and the hash of the user's file if it is one.
+
+    Raises:
+        ImuError: unknown scheme, missing file, module or factory, or a library that is not installed.
+    """
+    registry, _, model = name.partition(":")
+    if registry in REGISTRIES:
+        return SCHEMES[registry](model), None
+    where, sign, factory = name.rpartition(":")
+    if not (sign and where and factory):
+        raise ImuError(
+            f"--arch {name}: give torchvision:NAME, timm:NAME, hf: (with config.json beside the weights), file.py:factory or "
+            "package.module:factory"
+        )
+    if where.endswith(".py"):
+        made = _from_file(Path(where), factory)
+        return made, hashlib.sha256(Path(where).read_bytes()).hexdigest()
+    if not re.fullmatch(r"[\w.]+", where):
+        raise ImuError(f"--arch {name}: {where!r} is neither a registry, a .py file nor a module")
+    return _from_package(where, factory), None
+
+
+def accepts_num_classes(factory: Factory, name: str) -> bool:
+    """Whether the factory takes ``num_classes``, to be read off the file's head."""
+    if is_registry(name):
+        return not name.startswith("hf:")
+    try:
+        return "num_classes" in inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def near(name: str, names: Sequence[str]) -> str:
+    """``(did you mean 'x'?)`` for the most similar of the names, "" where none is."""
+    match = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def _inside(arch: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments, if none of them makes the library read something else."""
+    outside = sorted(FROM_OUTSIDE & set(arguments))
+    if outside:
+        raise ImuError(f"--arch {arch}: argument {outside[0]!r} would read other weights; leave it out")
+    return dict(arguments)
+
+
+def _torchvision(model: str) -> Factory:
+    models = libraries.torchvision_models()
+    arch = f"torchvision:{model}"
+    if model not in models.list_models():
+        raise ImuError(f"--arch {arch}: torchvision has no such model{near(model, models.list_models())}")
+    # Segmentation and detection models take a second argument by which they would download.
+    takes = inspect.signature(models.get_model_builder(model)).parameters
+    none = {key: None for key in ("weights", "weights_backbone") if key in takes}
+
+    def build(**arguments: Any) -> nn.Module:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of initial weights, which are not used
+            made: nn.Module = models.get_model(model, **_inside(arch, arguments), **none)
+        return made
+
+    return build
+
+
+def _timm(model: str) -> Factory:
+    arch = f"timm:{model}"
+    timm = libraries.timm(f"--arch {arch}")
+    if not re.fullmatch(r"[\w.\-]+", model) or not timm.is_model(model):
+        raise ImuError(f"--arch {arch}: timm has no such model{near(model, timm.list_models())}")
+
+    def build(**arguments: Any) -> nn.Module:
+        made: nn.Module = timm.create_model(model, pretrained=False, **_inside(arch, arguments))
+        return made
+
+    return build
+
+
+def _hf(model: str) -> Factory:
+    transformers = libraries.transformers(f"--arch hf:{model}")
+
+    def build(config: Mapping[str, Any] | None = None, **arguments: Any) -> nn.Module:
+        if config is None:
+            raise ImuError(
+                f"--arch hf:{model}: no transformers config; put the config.json that was saved with the weights beside them"
+            )
+        return _image_classifier(transformers, {**config, **arguments})
+
+    return build
+
+
+def _image_classifier(transformers: Any, config: Mapping[str, Any]) -> nn.Module:
+    """The library's own image classifier of this config, in float32; never code that came with the config.
+
+    Raises:
+        RefusedError: the config names code of its own, is quantised, or is not an image classifier's.
+    """
+    refuse_foreign_config(config, "config.json")
+    kind = config.get("model_type")
+    auto = transformers.AutoModelForImageClassification
+    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+    if kind not in known:
+        raise RefusedError(
+            f"config.json: model_type {kind!r} is not one of this transformers ({transformers.__version__})"
+        )
+    made = transformers.AutoConfig.for_model(**{key: value for key, value in config.items() if key not in UNUSED_KEYS})
+    named = [str(name) for name in config.get("architectures") or []]
+    if type(made) not in auto._model_mapping or any("ImageClassification" not in name for name in named):
+        what = ", ".join(named) or kind
+        raise RefusedError(f"config.json: {what} is not an image classifier; imu changes image classifiers")
+    model: nn.Module = auto.from_config(made, trust_remote_code=False)
+    return model.float()
+
+
+SCHEMES: dict[str, Callable[[str], Factory]] = {"torchvision": _torchvision, "timm": _timm, "hf": _hf}
+
+
+def _from_module(module: Any, where: str, name: str) -> Factory:
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ImuError(f"--arch {where}:{name}: has no factory of that name{near(name, names)}")
+    return factory  # type: ignore[no-any-return]
+
+
+def _from_file(path: Path, name: str) -> Factory:
+    if not path.is_file():
+        raise ImuError(f"--arch {path}:{name}: no such file; give the path of the Python file with the factory")
+    module_name = f"imu_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise ImuError(f"--arch {path}:{name}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses and pickling inside the user's file look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ImuError(f"--arch {path}: cannot be imported ({type(error).__name__}: {error})") from error
+    return _from_module(module, str(path), name)
+
+
+def _from_package(package: str, name: str) -> Factory:
+    try:
+        module = importlib.import_module(package)
+    except Exception as error:  # the user's own code may raise anything
+        said = f"{type(error).__name__}: {error}"
+        raise ImuError(f"--arch {package}:{name}: cannot be imported ({said}); is it installed here?") from error
+    return _from_module(module, package, name)

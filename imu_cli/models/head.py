@@ -1,0 +1,353 @@
+"""The head: the last linear layer, found by running the model and proved by replaying its logits.
+
+A 1x1 convolution on pooled features is a linear layer too: its weight (c, d, 1, 1) is W with two dimensions of one element.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from imu_cli.errors import ImuError, RefusedError
+from imu_cli.models import diagnosis
+from imu_cli.models.checkpoint import DTYPES, Checkpoint
+
+PRECISIONS = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""What a backbone computes in, by the names that options and files have for it."""
+
+REPLAY_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+"""Largest error of the replayed logits, relative to the largest logit, by the dtype that the backbone computes in."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear head that was found and replayed.
+
+    Attributes:
+        module: its path in the model.
+        matrix: W (c, d+1) float64, the bias as last column where there is one; (c, d) otherwise.
+        tensors: names of its weight and, if it has one, its bias in the checkpoint file.
+        dtype: the weight's dtype in the file, as safetensors names it.
+        bias_dtype: the bias's, "" without a bias.
+        source: where the choice came from.
+        replay_error: largest |h Wᵀ + b − logits| relative to the largest |logit| seen so far.
+        trailing: dimensions of one element that the weight has in the file after (c, d): (1, 1) for a convolution.
+    """
+
+    module: str
+    matrix: Tensor = field(repr=False)
+    tensors: tuple[str, ...]
+    dtype: str
+    bias_dtype: str
+    source: str
+    replay_error: float
+    trailing: tuple[int, ...] = ()
+
+    @property
+    def bias(self) -> bool:
+        """Whether the head has a bias, the last column of ``matrix``."""
+        return bool(self.bias_dtype)
+
+    @property
+    def classes(self) -> int:
+        """Number of outputs."""
+        return len(self.matrix)
+
+    def rounded(self, matrix: Tensor) -> Tensor:
+        """The values that the file's dtypes can hold, as float64: what the written checkpoint will compute with."""
+        weight = matrix[:, : matrix.shape[1] - self.bias].to(DTYPES[self.dtype]).to(matrix.dtype)
+        if not self.bias:
+            return weight
+        return torch.cat([weight, matrix[:, -1:].to(DTYPES[self.bias_dtype]).to(matrix.dtype)], dim=1)
+
+    def parts(self, matrix: Tensor) -> dict[str, Tensor]:
+        """The file's tensors for this matrix, by name and in the file's shapes."""
+        weight = matrix[:, : matrix.shape[1] - self.bias]
+        parts = (weight.reshape(*weight.shape, *self.trailing), matrix[:, -1])
+        return dict(zip(self.tensors, parts, strict=False))
+
+    def with_matrix(self, matrix: Tensor) -> "Head":
+        """The same head with other values."""
+        return replace(self, matrix=matrix)
+
+
+def logits_of(output: Any) -> Tensor:
+    """The (n, c) logits in a model's output: the tensor itself, its ``logits`` field, or the value under that key.
+
+    Raises:
+        RefusedError: anything else.
+    """
+    found = output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if not isinstance(found, Tensor) or found.ndim != 2:
+        raise RefusedError(
+            f"model: returned {_in_words(found)}, not one (images, classes) tensor of logits; this is not a classifier, "
+            "or it returns more than logits: then name a factory of your own that returns them alone (--arch file.py:factory)"
+        )
+    return found
+
+
+def _in_words(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return str(tuple(output.shape))
+    if isinstance(output, Mapping):
+        return f"a {type(output).__name__} with {', '.join(map(str, output)) or 'nothing in it'}"
+    if isinstance(output, tuple | list):
+        return f"a {type(output).__name__} of {', '.join(map(_in_words, output)) or 'nothing'}"
+    return type(output).__name__
+
+
+def rows_of(features: Tensor) -> Tensor | None:
+    """What enters a head as (n, d), from (n, d), (n, d, 1, 1) or (n, 1, d); None where it is more than a vector each."""
+    return features.flatten(1) if features.ndim > 1 and features[0].numel() == max(features.shape[1:]) else None
+
+
+@contextmanager
+def hooked(handles: Sequence[RemovableHandle]) -> Iterator[None]:
+    """Hooks that were registered hold while the context lasts, and are taken off at its end."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def tapped(module: nn.Module) -> Iterator[list[Tensor]]:
+    """The inputs that the module is called with while the context lasts, detached."""
+    seen: list[Tensor] = []
+    with hooked([module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))]):
+        yield seen
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an affine layer: its path, the input's shape, and input and output as (n, d) and (n, c) rows, if they are."""
+
+    name: str
+    shape: tuple[int, ...]
+    features: Tensor | None
+    output: Tensor | None
+
+
+def affine_layers(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Linear layers and 1x1 convolutions, which are linear layers where they run on pooled features, by path."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1)
+    }
+
+
+def outputs_of(layer: nn.Linear | nn.Conv2d) -> int:
+    """Number of outputs, c."""
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+
+
+def _executed(model: nn.Module, images: Tensor) -> tuple[list[Call], Tensor]:
+    """Calls of affine layers in the order they finished, and the logits of these images."""
+    calls: list[Call] = []
+
+    def keep(name: str, h: Tensor, made: Tensor) -> None:
+        # A copy of the output: what acts on it in place afterwards must not hide.
+        flat = rows_of(made.detach())
+        calls.append(Call(name, tuple(h.shape), rows_of(h.detach()), None if flat is None else flat.clone()))
+
+    handles = [
+        module.register_forward_hook(lambda _, inputs, made, name=name: keep(name, inputs[0], made))
+        for name, module in affine_layers(model).items()
+    ]
+    with hooked(handles):
+        logits = logits_of(model(images))
+    return calls, logits
+
+
+def replay_error(features: Tensor, matrix: Tensor, bias: bool, logits: Tensor) -> float:
+    """Largest |h Wᵀ + b − logits|, relative to the largest |logit|, over a batch."""
+    h, wide = features.to(torch.float64), logits.to(torch.float64)
+    weight = matrix.to(h.device)
+    replayed = h @ weight[:, :-1].T + weight[:, -1] if bias else h @ weight.T
+    scale = max(float(wide.abs().max()), 1e-30)
+    return float((replayed - wide).abs().max()) / scale
+
+
+def _matrix(checkpoint: Checkpoint, names: Sequence[str]) -> Tensor:
+    """W as the file holds it, so that rows which do not move are written back bit by bit in any dtype."""
+    parts = [checkpoint.tensor(name).to(torch.float64) for name in names]
+    return torch.cat([parts[0].flatten(1), *(part.unsqueeze(1) for part in parts[1:])], dim=1)
+
+
+def _refuse_tied(model: nn.Module, name: str, layer: nn.Module) -> None:
+    own = {parameter.data_ptr() for parameter in layer.parameters()}
+    shared = [
+        other
+        for other, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter.data_ptr() in own and not other.startswith(f"{name}.")
+    ]
+    if shared:
+        raise RefusedError(
+            f"head {name}: its weight or bias is tied to {shared[0]}; changing it would change that layer too"
+        )
+
+
+def _hints(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Paths that the model's library says its head has, and who says so; of several, the first."""
+    said = getattr(model, "pretrained_cfg", None)
+    named = said.get("classifier") if isinstance(said, Mapping) else getattr(said, "classifier", None)
+    for path in (named,) if isinstance(named, str) else (named or ())[:1]:
+        yield path, "timm's pretrained_cfg"
+    if hasattr(getattr(model, "config", None), "model_type"):
+        yield "classifier", "transformers' name for it"
+
+
+def _choose(model: nn.Module, path: str | None, calls: Sequence[Call], outputs: int) -> tuple[str, str]:
+    layers = affine_layers(model)
+    if path is not None:
+        if path not in layers:
+            fitting = [name for name, layer in layers.items() if outputs_of(layer) == outputs]
+            raise ImuError(
+                f"--head {path}: not a linear layer of this model; it has {', '.join(fitting[-8:]) or 'none'}"
+                + f" with {outputs} outputs" * bool(fitting)
+            )
+        return path, "--head"
+    fitting = [call.name for call in calls if outputs_of(layers[call.name]) == outputs]
+    if not fitting:
+        raise RefusedError(f"head: {diagnosis.no_layer(model, outputs)}")
+    for hint, source in _hints(model):
+        inside = [name for name in fitting if name == hint or name.startswith(f"{hint}.")]
+        if inside:
+            return inside[-1], source
+    return fitting[-1], "last linear layer that runs"
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    return REPLAY_TOLERANCE.get(dtype, REPLAY_TOLERANCE[torch.float32])
+
+
+def check_replay(head: Head, error: float, dtype: torch.dtype, why: str = diagnosis.UNKNOWN) -> Head:
+    """The head with the larger of its replay errors.
+
+    Raises:
+        RefusedError: the head's own product with its input is not what the model returns; ``why`` is the reason.
+    """
+    if not error <= _tolerance(dtype):
+        raise RefusedError(
+            f"head {head.module}: the replay check failed, h Wᵀ + b differs from the model's logits by {error:.2g} of "
+            f"the largest logit (allowed: {_tolerance(dtype):g}); {why}"
+        )
+    return replace(head, replay_error=max(head.replay_error, error))
+
+
+def _refuse_calls(name: str, calls: Sequence[Call], outputs: int, wanted: int) -> None:
+    """The layer runs once in a pass, on one vector an image, with as many outputs as there are logits; or it is refused."""
+    if len(calls) != 1:
+        raise RefusedError(
+            f"head {name}: runs {len(calls)} times in one forward pass, on inputs of shape "
+            f"{[call.shape for call in calls]}; name another with --head"
+        )
+    if calls[0].features is None:
+        raise RefusedError(
+            f"head {name}: runs on inputs of shape {calls[0].shape}, on many places of an image, and is pooled afterwards; "
+            "imu changes heads that run on one feature vector an image; name another with --head"
+        )
+    if outputs != wanted:
+        raise RefusedError(f"head {name}: has {outputs} outputs, the model {wanted} logits; name another with --head")
+
+
+def find_head(model: nn.Module, images: Tensor, checkpoint: Checkpoint, prefix: str, path: str | None = None) -> Head:
+    """Find the head by running the model on a few images, and prove it by replaying their logits.
+
+    Args:
+        model: in ``eval()`` mode, on the images' device.
+        images: a preprocessed batch.
+        checkpoint: the file, for the tensors' names and dtypes.
+        prefix: what the file's names carry before the model's.
+        path: ``--head``.
+
+    Raises:
+        RefusedError: none found, called more than once or on many places, tied, quantised, computed from other tensors,
+            or the replay check fails.
+        ImuError: ``path`` is not a linear layer, or no image has finite features.
+    """
+    with torch.inference_mode():
+        calls, logits = _executed(model, images)
+    name, source = _choose(model, path, calls, logits.shape[1])
+    layer = affine_layers(model)[name]
+    _refuse_tied(model, name, layer)
+    own = [call for call in calls if call.name == name]
+    _refuse_calls(name, own, outputs_of(layer), logits.shape[1])
+    # From a second pass: a forward that is random (dropout that ignores eval()) must not replay.
+    with torch.inference_mode(), tapped(layer) as seen:
+        model(images)
+    features = rows_of(seen[0])
+    assert features is not None
+    finite = torch.isfinite(features).all(dim=1)
+    if not bool(finite.any()):
+        raise ImuError(
+            "features: not finite for any image that was tried; check the preprocessing and the model's weights"
+        )
+    head = _read(checkpoint, prefix, name, layer.bias is not None, source)
+    # Rows that are not finite are named with their image when the features are taken.
+    error = replay_error(features[finite], head.matrix, head.bias, logits[finite])
+    outputs = {call.name: call.output[finite] for call in calls if _fits(call, logits)}  # type: ignore[index]
+    return check_replay(head, error, logits.dtype, diagnosis.why(name, outputs, logits[finite]))
+
+
+def _read(checkpoint: Checkpoint, prefix: str, name: str, bias: bool, source: str) -> Head:
+    """The head of that name as the file has it, not yet replayed."""
+    names = [f"{prefix}{name}.weight"] + ([f"{prefix}{name}.bias"] if bias else [])
+    dtypes = _file_dtypes(checkpoint.entries, names, f"{prefix}{name}.")
+    trailing = checkpoint.entries[names[0]].shape[2:]
+    matrix, bias_dtype = _matrix(checkpoint, names), dtypes[1] if bias else ""
+    return Head(name, matrix, tuple(names), dtypes[0], bias_dtype, source, 0.0, trailing)
+
+
+def named_head(checkpoint: Checkpoint, name: str, source: str) -> Head:
+    """A head by its path alone, without the model: for features that an engine says enter it. Nothing is replayed here.
+
+    Raises:
+        ImuError: the file has no such layer, or it is no (c, d) matrix.
+        RefusedError: its dtype cannot be written.
+    """
+    prefix = checkpoint.prefix({f"{name}.weight"})
+    weight = checkpoint.entries.get(f"{prefix}{name}.weight")
+    if weight is None or len(weight.shape) not in (2, 4) or any(size != 1 for size in weight.shape[2:]):
+        ends = [
+            entry.removesuffix(".weight")
+            for entry, item in checkpoint.entries.items()
+            if entry.endswith(".weight") and len(item.shape) == 2
+        ]
+        raise ImuError(
+            f"{source}: names the head {name!r}, and {checkpoint.path} has no matrix of that name; it has "
+            f"{', '.join(ends[-5:]) or 'none'}: the features are another model's, or --head is wrong"
+        )
+    return _read(checkpoint, prefix, name, f"{prefix}{name}.bias" in checkpoint.entries, source)
+
+
+def _fits(call: Call, logits: Tensor) -> bool:
+    return call.output is not None and call.output.shape == logits.shape
+
+
+def _file_dtypes(entries: Mapping[str, Any], names: Sequence[str], own: str) -> list[str]:
+    for name in names:
+        if name not in entries:
+            there = ", ".join(other for other in entries if other.startswith(own)) or "nothing of this layer"
+            raise RefusedError(
+                f"head {name}: is not in the file, which has {there}; the layer computes it (weight or spectral norm, "
+                "quantisation), and imu changes plain weights only: fold it into a weight and save again"
+            )
+        if entries[name].dtype not in DTYPES:
+            raise RefusedError(
+                f"head {name}: is {entries[name].dtype} in the file, quantised or not a number with a fraction; imu writes "
+                f"{', '.join(DTYPES)}: give the checkpoint from before quantisation"
+            )
+    return [entries[name].dtype for name in names]

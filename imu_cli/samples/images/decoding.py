@@ -1,0 +1,141 @@
+"""Images decoded ahead of the model: batches in order, made by threads, or beside an accelerator by processes.
+
+Pillow's decoders work beside each other in threads, but what Python itself does to each image does not: small images
+come about twice as quickly from processes. Where the model runs on the same cores, that brings nothing, since they
+are busy anyway (benchmarks/images.py).
+"""
+
+import itertools
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from imu_cli.errors import ImuError
+from imu_cli.samples.dataset import ImageSet
+from imu_cli.samples.images.preprocessing import Preprocessing
+
+ROWS_A_TASK = 16
+"""Images that a worker takes at a time: handing over single small images would cost as much as decoding them."""
+PROCESSES_FROM = 512
+"""Images from which processes are started: they cost about a tenth of a second."""
+
+Piece = NDArray[Any]
+"""Shaped images of one task, (rows, height, width, channels)."""
+
+
+def workers() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _by_processes(images: int, beside: bool) -> bool:
+    """Whether processes decode: many images beside an accelerator, where they can be forked (a spawned one imports torch)."""
+    return beside and images >= PROCESSES_FROM and sys.platform == "linux"
+
+
+def _shaped(images: ImageSet, rows: Sequence[int], preprocess: Preprocessing) -> Piece:
+    stored = images.pixels(rows)
+    if stored is not None and preprocess.takes(stored):
+        return stored
+    arrays = [preprocess.shape(images.read(row)) for row in rows]
+    for row, array in zip(rows, arrays, strict=True):
+        _refuse_shape(images, row, array.shape, arrays[0].shape)
+    return np.stack(arrays)
+
+
+def _refuse_shape(images: ImageSet, row: int, shape: tuple[int, ...], first: tuple[int, ...]) -> None:
+    if shape != first:
+        this, others = ((channels, height, width) for height, width, channels in (shape, first))
+        raise ImuError(
+            f"{images.where(row)}: is {this} after preprocessing, others are {others}; add size and crop to the preprocessing"
+        )
+
+
+class Tasks:
+    """Pieces by number, for a loader's processes. An error is an answer: raised there it would come back as a traceback."""
+
+    def __init__(self, images: ImageSet, preprocess: Preprocessing, tasks: Sequence[Sequence[int]]) -> None:
+        self.images, self.preprocess, self.tasks = images, preprocess, tasks
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __getitem__(self, number: int) -> Piece | ImuError:
+        try:
+            return _shaped(self.images, self.tasks[number], self.preprocess)
+        except ImuError as error:
+            return error
+
+
+def _same(answer: Any) -> Any:
+    return answer
+
+
+def from_processes(tasks: Tasks, count: int, ahead: int) -> Iterator[Piece]:
+    """The pieces in order, from so many forked processes, so many of them made ahead."""
+    from torch.utils.data import DataLoader
+
+    # Arrays, not tensors: those would go through shared memory, of which a container has little.
+    loader: DataLoader[Any] = DataLoader(
+        tasks,  # type: ignore[arg-type]
+        batch_size=None, collate_fn=_same, num_workers=count, prefetch_factor=max(2, -(-ahead // count)),
+        multiprocessing_context="fork",
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        # Forking beside threads is safe here: the children only decode, on one thread each.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        answers = iter(loader)
+    for answer in answers:
+        if isinstance(answer, ImuError):
+            raise answer
+        yield answer
+
+
+def from_threads(tasks: Tasks, count: int, ahead: int) -> Iterator[Piece]:
+    """The pieces in order, from so many threads, so many of them made ahead."""
+    with ThreadPoolExecutor(count) as pool:
+        numbers = iter(range(len(tasks)))
+        pending = [pool.submit(tasks.__getitem__, number) for number in itertools.islice(numbers, max(ahead, count))]
+        while pending:
+            answer = pending.pop(0).result()
+            if isinstance(answer, ImuError):
+                for task in pending:
+                    task.cancel()
+                raise answer
+            pending += [pool.submit(tasks.__getitem__, number) for number in itertools.islice(numbers, 1)]
+            yield answer
+
+
+def batches(
+    images: ImageSet, preprocess: Preprocessing, size: int, rows: Sequence[int] | None = None, *, beside: bool = False
+) -> Iterator[Tensor]:
+    """The images, or the given rows of them, decoded and shaped: (size, channels, height, width), channels_last, in order.
+
+    About two batches are decoded ahead of the one that is asked for. ``beside``: the model runs on an accelerator, so that
+    the cores are free to decode.
+
+    Raises:
+        ImuError: an image cannot be decoded, or its shape is not that of the others.
+    """
+    wanted = range(len(images)) if rows is None else rows
+    parts = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+    tasks = [part[start : start + ROWS_A_TASK] for part in parts for start in range(0, len(part), ROWS_A_TASK)]
+    make = from_processes if _by_processes(len(wanted), beside) else from_threads
+    count = workers() if beside else max(1, workers() - 1)
+    pieces = make(Tasks(images, preprocess, tasks), count, 2 * -(-size // ROWS_A_TASK))
+    first: tuple[int, ...] | None = None
+    for part in parts:
+        taken = list(itertools.islice(pieces, -(-len(part) // ROWS_A_TASK)))
+        for number, piece in enumerate(taken):
+            first = first or piece.shape[1:]
+            _refuse_shape(images, part[number * ROWS_A_TASK], piece.shape[1:], first)
+        stacked = taken[0] if len(taken) == 1 else np.concatenate(taken)
+        yield torch.from_numpy(stacked).permute(0, 3, 1, 2)

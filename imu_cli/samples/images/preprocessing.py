@@ -1,0 +1,281 @@
+"""Evaluation preprocessing: what an image goes through before the model sees it, by the ecosystem's own transforms.
+
+torchvision's for what the user writes, timm's and transformers' for models that come with their configs. torchvision takes as
+long to import as torch itself, so it is imported where an image is resized or cropped; scaling and normalising are the same
+two lines of torch, to the bit.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+import torch
+import yaml
+from annotated_types import Gt, MinLen
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch import Tensor
+
+from imu_cli.errors import ImuError, RefusedError
+from imu_cli.models import libraries
+
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "imagenet": {"size": 256, "crop": 224, **IMAGENET},
+    "cifar10": {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2470, 0.2435, 0.2616]},
+    "cifar100": {"mean": [0.5071, 0.4865, 0.4409], "std": [0.2673, 0.2564, 0.2762]},
+    "mnist": {"mode": "L", "mean": [0.1307], "std": [0.3081]},
+    "none": {},
+}
+
+PositiveInt = Annotated[int, Gt(0)]
+
+
+class Preprocessing(Protocol):
+    """What an image goes through, in two parts: what a decoding thread does, and what the model's device does."""
+
+    def described(self) -> dict[str, Any]:
+        """As it stands in the record and the cache key, and as ``parse`` reads it again."""
+
+    def shape(self, image: Image.Image) -> NDArray[Any]:
+        """One image to a (height, width, channels) array."""
+
+    def takes(self, images: NDArray[np.uint8]) -> bool:
+        """Whether ``shape`` leaves every image of such an (n, height, width, channels) array as it is; no, unless it is known."""
+        return False
+
+    def scale(self, images: Tensor) -> Tensor:
+        """A (n, channels, height, width) batch of such arrays to what the model takes, float32."""
+
+
+def stack(images: Sequence[NDArray[Any]]) -> Tensor:
+    """Shaped images as one (n, channels, height, width) batch, channels_last without a copy."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+
+def _scaled(images: Tensor) -> Tensor:
+    """A uint8 batch scaled to [0, 1], float32: torchvision's ``to_dtype`` multiplies too, dividing would round otherwise."""
+    return images.to(torch.float32).mul_(1.0 / 255)
+
+
+def _normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """A uint8 batch scaled to [0, 1], less mean, over std, as float32: torchvision's ``normalize``."""
+    scaled = _scaled(images)
+    less, over = (torch.tensor(values, dtype=scaled.dtype, device=scaled.device) for values in (mean, std))
+    return scaled.sub_(less.view(-1, 1, 1)).div_(over.view(-1, 1, 1))
+
+
+def _sides(given: int | tuple[int, int]) -> list[int]:
+    """As torchvision wants a size: one side, or height and width."""
+    return [given] if isinstance(given, int) else list(given)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Convert to ``mode``, resize, centre-crop, scale to [0, 1], normalise; each only where given.
+
+    Attributes:
+        size: an int for the shorter side, or [height, width].
+        crop: side of the central square, or [height, width].
+        interpolation: of the resize, antialiased as torchvision does it on PIL images.
+        mean, std: per channel, of values in [0, 1].
+        mode: the PIL mode that images are converted to.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    crop: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    mean: Annotated[tuple[float, ...], MinLen(1)] | None = None
+    std: Annotated[tuple[Annotated[float, Gt(0)], ...], MinLen(1)] | None = None
+    mode: Literal["RGB", "L"] = "RGB"
+
+    def described(self) -> dict[str, Any]:
+        """As it stands in the record and the cache key."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def shape(self, image: Image.Image) -> NDArray[np.uint8]:
+        """One image to a (height, width, channels) uint8 array: everything but scaling and normalising."""
+        if image.mode != self.mode:
+            image = image.convert(self.mode)
+        if self.size is not None:
+            transforms, size = libraries.torchvision_transforms(), _sides(self.size)
+            mode = transforms.InterpolationMode(self.interpolation)
+            image = transforms.v2.functional.resize(image, size, interpolation=mode, antialias=True)
+        if self.crop is not None:
+            image = libraries.torchvision_transforms().v2.functional.center_crop(image, _sides(self.crop))
+        pixels: NDArray[np.uint8] = np.asarray(image)
+        return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+    def takes(self, images: NDArray[np.uint8]) -> bool:
+        """Whether the images have these channels and are neither resized nor cropped."""
+        return self.size is None and self.crop is None and images.shape[3] == len(self.mode)
+
+    def scale(self, images: Tensor) -> Tensor:
+        """A (n, channels, height, width) uint8 batch to normalised float32."""
+        if self.mean is not None and self.std is not None:
+            return _normalised(images, self.mean, self.std)
+        return _scaled(images)
+
+
+class TimmTransform(Preprocessing):
+    """timm's own evaluation transform of a model's data config: its resize, crop and border, then mean and std."""
+
+    def __init__(self, config: Mapping[str, Any], where: str) -> None:
+        timm = libraries.timm(where)
+        data = timm.data.resolve_data_config({}, pretrained_cfg=dict(config))
+        self.mean, self.std = data["mean"], data["std"]
+        if not all(self.std):
+            raise ValueError(f"std {list(self.std)} would divide by zero")
+        self.mode = "L" if data["input_size"][0] == 1 else "RGB"
+        # Without normalising, timm ends on uint8, which is what is cheap to hand to the model's device.
+        self._transform = timm.data.create_transform(**data, is_training=False, normalize=False)
+        self._data = {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
+
+    def described(self) -> dict[str, Any]:
+        """The resolved data config."""
+        return {"library": "timm", "config": self._data}
+
+    def shape(self, image: Image.Image) -> NDArray[np.uint8]:
+        """One image to a (height, width, channels) uint8 array."""
+        pixels: Tensor = self._transform(image if image.mode == self.mode else image.convert(self.mode))
+        return pixels.permute(1, 2, 0).numpy()
+
+    def scale(self, images: Tensor) -> Tensor:
+        """A uint8 batch to normalised float32."""
+        return _normalised(images, self.mean, self.std)
+
+
+class ProcessorTransform(Preprocessing):
+    """The image processor that was saved with a transformers model; all of it runs in the decoding threads."""
+
+    def __init__(self, config: Mapping[str, Any], where: str) -> None:
+        transformers = libraries.transformers(where)
+        self._processor = _processor_class(transformers, config, where).from_dict(dict(config))
+        self._config = json.loads(self._processor.to_json_string())
+
+    def described(self) -> dict[str, Any]:
+        """The processor's config."""
+        return {"library": "transformers", "config": self._config}
+
+    def shape(self, image: Image.Image) -> NDArray[np.float32]:
+        """One image to a (height, width, channels) float32 array.
+
+        Raises:
+            RefusedError: the processor makes more than one tensor of an image, such as patches with a mask.
+        """
+        made = self._processor(images=image if image.mode == "RGB" else image.convert("RGB"), return_tensors="pt")
+        found = made.get("pixel_values")
+        if set(made) - {"pixel_values"} or found is None or found.ndim != 4:
+            raise RefusedError(
+                f"{type(self._processor).__name__}: makes {', '.join(sorted(made))} of an image; imu runs models that take one "
+                "(channels, height, width) tensor"
+            )
+        pixels: Tensor = found[0].to(torch.float32).permute(1, 2, 0)
+        return pixels.numpy()
+
+    def scale(self, images: Tensor) -> Tensor:
+        """Nothing is left to do."""
+        return images
+
+
+def _processor_class(transformers: Any, config: Mapping[str, Any], where: str) -> Any:
+    """The class in transformers that a processor's config names, by any of the names it has had."""
+    named = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
+    plain = named.removesuffix("Fast").removesuffix("FeatureExtractor").removesuffix("ImageProcessor")
+    for name in (named, f"{plain}ImageProcessor", f"{plain}ImageProcessorFast"):
+        found = getattr(transformers, name, None) if name.isidentifier() else None
+        if isinstance(found, type) and issubclass(found, transformers.image_processing_base.ImageProcessingMixin):
+            return found
+    raise ImuError(
+        f"{where}: image processor {named or '(not named)'!r} is not one of this transformers ({transformers.__version__}); "
+        "give --preprocess"
+    )
+
+
+LIBRARIES: dict[str, Callable[[Mapping[str, Any], str], Preprocessing]] = {
+    "timm": TimmTransform,
+    "transformers": ProcessorTransform,
+}
+
+
+def _of_library(values: Mapping[str, Any], where: str) -> Preprocessing:
+    library, config = values.get("library"), values.get("config", {})
+    if library not in LIBRARIES or not isinstance(config, Mapping) or set(values) - {"library", "config"}:
+        raise ImuError(
+            f"{where}: library {library!r}; write {{library: timm, config: {{...}}}} or transformers with its processor's config"
+        )
+    try:
+        return LIBRARIES[library](config, where)
+    except ImuError:
+        raise
+    except Exception as error:  # the library's own reading of values that a file gave
+        raise ImuError(
+            f"{where}: {library} cannot read it ({type(error).__name__}: {error}); give --preprocess"
+        ) from error
+
+
+def _checked(values: Mapping[str, Any], where: str) -> Preprocessing:
+    if "library" in values:
+        return _of_library(values, where)
+    try:
+        made = TypeAdapter(Preprocess).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(all)"
+        known = ", ".join(Preprocess.__dataclass_fields__)
+        raise ImuError(f"{where}: {key}: {first['msg'].lower()}; known keys are {known}") from error
+    bands = len(made.mode)
+    for name, given in (("mean", made.mean), ("std", made.std)):
+        if given is not None and len(given) not in (1, bands):
+            raise ImuError(f"{where}: {name}: has {len(given)} values for {bands} channels (mode {made.mode})")
+    if (made.mean is None) != (made.std is None):
+        raise ImuError(f"{where}: mean and std: only one of them is given; give both or neither")
+    return made
+
+
+def parse(given: str | Mapping[str, Any], where: str = "--preprocess") -> Preprocessing:
+    """A preset's name, a YAML file, or the mapping itself.
+
+    Raises:
+        ImuError: unknown preset, missing file, unknown key or impossible value.
+    """
+    if isinstance(given, Mapping):
+        return _checked(given, where)
+    if not isinstance(given, str):
+        raise ImuError(f"{where}: {given!r} is neither a preset's name, a YAML file nor a mapping")
+    if given in PRESETS:
+        return _checked(PRESETS[given], f"{where} {given}")
+    path = Path(given)
+    if not path.is_file():
+        raise ImuError(f"{where} {given}: neither a preset ({', '.join(PRESETS)}) nor a YAML file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ImuError(f"{path}: not YAML ({error})") from error
+    if not isinstance(values, dict):
+        raise ImuError(f"{path}: not a mapping; write keys such as size, crop, mean, std")
+    return _checked(values, str(path))
+
+
+def find(given: str | Mapping[str, Any] | None, others: Sequence[tuple[Any, str]]) -> tuple[Preprocessing, str]:
+    """The preprocessing and its source: the option, else the first of ``others`` (value, source) that says anything.
+
+    Raises:
+        ImuError: no source knows it; the message shows the line to add.
+    """
+    if given is not None:
+        return parse(given), "--preprocess"
+    for value, source in others:
+        if value:
+            return parse(value, source), source
+    raise ImuError(
+        "--preprocess: not known, and wrong preprocessing still gives plausible numbers; add for example "
+        "--preprocess imagenet, or a YAML file with\n  {size: 256, crop: 224, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}"
+    )
