@@ -28,7 +28,7 @@ from torch import Tensor
 import imu_cli
 from imu_cli.commands import opening
 from imu_cli.commands.opening import Opened
-from imu_cli.config import InfluenceConfig, UnlearnConfig
+from imu_cli.config.commands import InfluenceConfig, UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.events import Silent
 from imu_cli.linear.rows import held, homogeneous

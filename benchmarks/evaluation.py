@@ -21,7 +21,7 @@ from floor import Spent, ratios, spent
 
 from imu_cli.commands import evaluate as judging
 from imu_cli.commands import opening, unlearn
-from imu_cli.config import EvaluateConfig
+from imu_cli.config.commands import EvaluateConfig
 from imu_cli.events import Silent
 from imu_cli.features import engine
 from imu_cli.samples.manifest import open_source

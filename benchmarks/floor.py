@@ -34,7 +34,7 @@ from torch import Tensor
 from imu_cli.commands import opening
 from imu_cli.commands import unlearn as pipeline
 from imu_cli.commands.opening import Opened
-from imu_cli.config import InfluenceConfig, UnlearnConfig
+from imu_cli.config.commands import InfluenceConfig, UnlearnConfig
 from imu_cli.events import Silent
 from imu_cli.features import engine, memory
 from imu_cli.samples.images import decoding

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torchvision.models import resnet18
 
 from imu_cli.commands import opening, unlearn
-from imu_cli.config import InfluenceConfig
+from imu_cli.config.commands import InfluenceConfig
 from imu_cli.events import Silent
 from imu_cli.samples.dataset import ImageSet
 from imu_cli.samples.images import decoding, preprocessing

@@ -22,8 +22,8 @@ from wide import wide
 
 from imu_cli.commands import opening
 from imu_cli.samples.manifest import open_source
-from imu_cli.unlearning import margin_matching
 from imu_cli.unlearning.ascent import Limits
+from imu_cli.unlearning.matched import fit
 
 SECONDS, GIBIBYTES = 30.0, 8.0
 
@@ -51,17 +51,17 @@ def solve(job: Job) -> dict[str, Any]:
     half = opening.half(open_source(common.batches(), "test"), 0)
     case = samples.draw(data, half, job.n, 0)
     wall, cpu = time.perf_counter(), time.process_time()
-    aim = margin_matching.aim(
+    aim = fit.aim(
         case.plan, case.h, case.labels, data.matrix, case.goal, case.held, by_accuracy=False, true_labels=None,
         max_auc=job.max_auc,
     )  # fmt: skip
-    problem = margin_matching.prepare(
+    problem = fit.prepare(
         case.h, case.labels, data.matrix, aim.targets, case.held,
         damping=samples.DEFAULTS.sigma_damping, class_factor=samples.DEFAULTS.class_factor,
     )  # fmt: skip
     limits = Limits(case.goal, 1, None, job.max_drop)
-    *points, last = margin_matching.run(problem, aim, case.look, limits, data.head.rounded, None)
-    assert isinstance(last, margin_matching.Matched)
+    *points, last = fit.run(problem, aim, case.look, limits, data.head.rounded, None)
+    assert isinstance(last, fit.Matched)
     return {
         **asdict(job),
         "points": len(points),

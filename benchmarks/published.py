@@ -50,7 +50,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 
 from imu_cli.commands import unlearn as pipeline
-from imu_cli.config import InfluenceConfig, UnlearnConfig
+from imu_cli.config.commands import InfluenceConfig, UnlearnConfig
 from imu_cli.events import Silent
 from imu_cli.models.layout import file_hash
 from imu_cli.samples.manifest import open_source

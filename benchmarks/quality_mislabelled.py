@@ -22,8 +22,9 @@ from imu_cli.commands import opening
 from imu_cli.influence import closed_form
 from imu_cli.linear import objective, refits
 from imu_cli.samples.manifest import open_source
-from imu_cli.unlearning import ascent, margin_matching, scenario
+from imu_cli.unlearning import ascent, scenario
 from imu_cli.unlearning.ascent import Limits, Look
+from imu_cli.unlearning.matched import fit
 from imu_cli.unlearning.scenario import HeldOut, Plan
 
 IMAGES, WRONG, SEEDS, WEIGHT_DECAY = 5000, 500, 5, 1e-5
@@ -126,18 +127,16 @@ def imu(case: Case) -> Found:
 
 def match(case: Case, *, knows: bool) -> Found:
     """Matched to the held-out margins of the wrong labels; true labels known or not."""
-    aim = margin_matching.aim(
+    aim = fit.aim(
         case.plan, case.h, case.wrong, case.head, case.goal, case.held, by_accuracy=False,
         true_labels=case.true if knows else None, max_auc=DEFAULTS.max_auc,
     )  # fmt: skip
-    problem = margin_matching.prepare(
+    problem = fit.prepare(
         case.h, case.wrong, case.head, aim.targets, case.held,
         damping=DEFAULTS.sigma_damping, class_factor=DEFAULTS.class_factor,
     )  # fmt: skip
-    *_, last = margin_matching.run(
-        problem, aim, case.look, Limits(case.goal, 1, None, DEFAULTS.max_drop), lambda head: head, None
-    )
-    assert isinstance(last, margin_matching.Matched)
+    *_, last = fit.run(problem, aim, case.look, Limits(case.goal, 1, None, DEFAULTS.max_drop), lambda head: head, None)
+    assert isinstance(last, fit.Matched)
     name = "matched, true labels known" if knows else "matched, only the wrong labels known"
     return judge(case, name, last.outcome.head, last.outcome.reason)
 

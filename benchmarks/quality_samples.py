@@ -19,7 +19,7 @@ from common import Cifar, Criterion, at_least, at_most, percent
 from torch import Tensor
 
 from imu_cli.commands import opening
-from imu_cli.config import UnlearnConfig
+from imu_cli.config.commands import UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import attacks
 from imu_cli.influence import closed_form
@@ -27,8 +27,9 @@ from imu_cli.linear import objective
 from imu_cli.samples.manifest import open_source
 from imu_cli.statistics import metrics
 from imu_cli.statistics.intervals import Estimate
-from imu_cli.unlearning import ascent, margin_matching, scenario
+from imu_cli.unlearning import ascent, scenario
 from imu_cli.unlearning.ascent import Limits, Look
+from imu_cli.unlearning.matched import fit
 from imu_cli.unlearning.scenario import HeldOut, Plan
 
 SIZES = (37, 500, 5000)
@@ -160,15 +161,15 @@ def _match(case: Case, limits: Limits, by_accuracy: bool, method: str, max_auc: 
     head, held = case.data.matrix, case.held
     goal = limits.target
     assert goal is not None
-    aim = margin_matching.aim(
+    aim = fit.aim(
         case.plan, case.h, case.labels, head, goal, held,
         by_accuracy=by_accuracy, true_labels=None, max_auc=max_auc,
     )  # fmt: skip
-    problem = margin_matching.prepare(
+    problem = fit.prepare(
         case.h, case.labels, head, aim.targets, held, damping=DEFAULTS.sigma_damping, class_factor=DEFAULTS.class_factor
     )
-    *_, last = margin_matching.run(problem, aim, case.look, limits, case.data.head.rounded, DEFAULTS.rho)
-    assert isinstance(last, margin_matching.Matched)
+    *_, last = fit.run(problem, aim, case.look, limits, case.data.head.rounded, DEFAULTS.rho)
+    assert isinstance(last, fit.Matched)
     return judge(case, method, goal, last.outcome.head, len(last.points), last.outcome.reason)
 
 

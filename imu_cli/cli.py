@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imu_cli import __version__
-from imu_cli.config import EvaluateConfig, FeaturesConfig, InfluenceConfig, ModelConfig, UnlearnConfig
+from imu_cli.config.commands import EvaluateConfig, FeaturesConfig, InfluenceConfig, ModelConfig, UnlearnConfig
 from imu_cli.errors import ImuError, StoppedError
 from imu_cli.files import writing
 from imu_cli.options import ModelPath, Origins, OutputFormat, Quiet, ReportFormat, TableOrJson, takes

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
 
-from imu_cli.config import EvaluateConfig, FeaturesConfig, InfluenceConfig, Option, PathKind, UnlearnConfig
+from imu_cli.config.commands import EvaluateConfig, FeaturesConfig, InfluenceConfig, Option, PathKind, UnlearnConfig
 from imu_cli.errors import ImuError
 
 Config = TypeVar("Config")

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imu_cli.cli import main
-from imu_cli.config import EvaluateConfig, InfluenceConfig, Option, PathKind, UnlearnConfig
+from imu_cli.config.commands import EvaluateConfig, InfluenceConfig, Option, PathKind, UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.options import merge, path_kinds, placed, read_yaml, relative_to, takes
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from imu_cli import options
 from imu_cli.commands import opening, scoring, unlearn
 from imu_cli.commands.opening import Opened
-from imu_cli.config import EvaluateConfig
+from imu_cli.config.commands import EvaluateConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import curves, gates, measures, shadow_heads, summary
 from imu_cli.evaluation.evidence import Evidence, Split

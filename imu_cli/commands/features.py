@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from imu_cli import __version__
 from imu_cli.commands import opening
 from imu_cli.commands.opening import Opened
-from imu_cli.config import FeaturesConfig, ForgetConfig, SamplesConfig
+from imu_cli.config.commands import FeaturesConfig, ForgetConfig, SamplesConfig
 from imu_cli.errors import ImuError, StoppedError
 from imu_cli.events import Events, Silent
 from imu_cli.features import memory, origin

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from imu_cli.commands import opening
-from imu_cli.config import ModelConfig
+from imu_cli.config.commands import ModelConfig
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.features import engine
 from imu_cli.models import architecture, layout, sidecar

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from imu_cli import __version__, options
-from imu_cli.config import ForgetConfig, ModelConfig
+from imu_cli.config.commands import ForgetConfig, ModelConfig
 from imu_cli.errors import ImuError, InvalidRowsError
 from imu_cli.events import Events
 from imu_cli.features import cache, memory, origin

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imu_cli.commands import opening, scoring
 from imu_cli.commands.opening import Opened
-from imu_cli.config import PAPER, InfluenceConfig, TargetConfig, UnlearnConfig
+from imu_cli.config.commands import PAPER, InfluenceConfig, TargetConfig, UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.events import Events
 from imu_cli.features import engine
@@ -28,8 +28,9 @@ from imu_cli.samples.columns import reals
 from imu_cli.samples.dataset import ImageSet
 from imu_cli.samples.images import thumbnails
 from imu_cli.statistics.metrics import binomial_range
-from imu_cli.unlearning import matched, methods, scenario
+from imu_cli.unlearning import methods, scenario
 from imu_cli.unlearning.ascent import Outcome
+from imu_cli.unlearning.matched import solvers
 from imu_cli.views import page
 
 REPLAYED = 64
@@ -88,7 +89,7 @@ def _kernel(opened: Opened, config: InfluenceConfig, h: Rows) -> list[record.Ker
     wanted = UnlearnConfig(**shared, method="matched")
     job = methods.prepare(opened, wanted, h)
     problem, found = methods.solve_matched(opened, wanted, job)
-    rows = matched.kernel_rows(problem, found.strengths, head=found.outcome.head, top=MOVERS)
+    rows = solvers.kernel_rows(problem, found.strengths, head=found.outcome.head, top=MOVERS)
     names = opened.forget.images.names
     before = margins.margins(logits_by_rows(h, opened.matrix()), job.labels)
     return [

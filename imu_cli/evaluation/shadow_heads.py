@@ -17,7 +17,7 @@ from torch import Tensor
 from imu_cli import options
 from imu_cli.commands import opening, scoring
 from imu_cli.commands.opening import Clock, Opened
-from imu_cli.config import EvaluateConfig, UnlearnConfig
+from imu_cli.config.commands import EvaluateConfig, UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import attacks, likelihood_ratios
 from imu_cli.evaluation.evidence import Evidence, Shadow

@@ -1,6 +1,6 @@
 """One plain paragraph about an evaluation: a warning where there is one, what was reached, at what cost, what remains."""
 
-from imu_cli.config import CLASS_TARGET
+from imu_cli.config.commands import CLASS_TARGET
 from imu_cli.evaluation.evidence import Evidence
 from imu_cli.records.record import WHAT, Metric
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imu_cli.config import Precision
+from imu_cli.config.commands import Precision
 from imu_cli.errors import ImuError
 from imu_cli.features import folding, memory
 from imu_cli.models.head import (

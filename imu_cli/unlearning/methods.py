@@ -13,7 +13,7 @@ from torch import Tensor
 from imu_cli.commands import opening, scoring
 from imu_cli.commands.opening import Opened
 from imu_cli.commands.scoring import Scored
-from imu_cli.config import HEAD_CHANGE_WITHOUT_TARGET, UnlearnConfig
+from imu_cli.config.commands import HEAD_CHANGE_WITHOUT_TARGET, UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.influence import closed_form
 from imu_cli.linear import objective
@@ -21,8 +21,9 @@ from imu_cli.linear.objective import Members
 from imu_cli.linear.rows import Rows, predicted
 from imu_cli.records.record import WHAT, HeldOutInfo, LookInfo
 from imu_cli.statistics.metrics import binomial_range
-from imu_cli.unlearning import ascent, margin_matching, matched, scenario
+from imu_cli.unlearning import ascent, scenario
 from imu_cli.unlearning.ascent import Look, Outcome, Step
+from imu_cli.unlearning.matched import fit, solvers
 from imu_cli.unlearning.scenario import HeldOut, Plan
 
 
@@ -254,17 +255,17 @@ def match_to(opened: Opened, config: UnlearnConfig, job: Job) -> Done:
     start = LookInfo(step=0, **vars(item.outcome.start))
     points = [
         LookInfo(step=number, rho=p.rho, auc=p.auc, margin_error=p.margin_error, **vars(p.look))
-        for number, p in enumerate(margin_matching.ordered(item.points), 1)
+        for number, p in enumerate(fit.ordered(item.points), 1)
     ]
     return Done(item.outcome, [start, *points], vars(item.details))
 
 
-def solve_matched(opened: Opened, config: UnlearnConfig, job: Job) -> tuple[matched.Problem, margin_matching.Matched]:
+def solve_matched(opened: Opened, config: UnlearnConfig, job: Job) -> tuple[solvers.Problem, fit.Matched]:
     """The system, and what was chosen along ρ."""
     head, held, h = opened.matrix(), job.held, job.h
     assert job.target is not None
     assert isinstance(h, Tensor), "_method refuses matched for features that are streamed"
-    goal = margin_matching.aim(
+    goal = fit.aim(
         job.plan, h, job.labels, head, job.target, held,
         by_accuracy=config.until is not None, true_labels=job.true_labels, max_auc=config.max_auc,
     )  # fmt: skip
@@ -272,17 +273,17 @@ def solve_matched(opened: Opened, config: UnlearnConfig, job: Job) -> tuple[matc
     seen = "the forget set" if held is None else f"{len(held.h)} held-out samples"
     opened.note(f"target margins: {goal.how}; Σ of {seen}{further}")
     with opened.clock.timed("matching"), opened.events.track("matched, along ρ", None) as advance:
-        problem = margin_matching.prepare(
+        problem = fit.prepare(
             h, job.labels, head, goal.targets, held, damping=config.sigma_damping, class_factor=config.class_factor
         )
-        for item in margin_matching.run(problem, goal, job.look, job.limits, opened.head.rounded, config.rho):
-            if isinstance(item, margin_matching.Matched):
+        for item in fit.run(problem, goal, job.look, job.limits, opened.head.rounded, config.rho):
+            if isinstance(item, fit.Matched):
                 return problem, item
             advance(1)
     raise AssertionError("a run ends with what was chosen")
 
 
-def _tell_matched(opened: Opened, found: margin_matching.Matched) -> None:
+def _tell_matched(opened: Opened, found: fit.Matched) -> None:
     d = found.details
     opened.note(
         f"matched: ρ {d.rho:.3g} of {len(found.points)} tried, margins miss their targets by {d.margin_error:.3g} "

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from imu_cli.config import CLASS_TARGET
+from imu_cli.config.commands import CLASS_TARGET
 from imu_cli.errors import ImuError
 from imu_cli.linear import objective
 from imu_cli.linear.objective import Members

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from imu_cli.cli import main
 from imu_cli.commands import unlearn
-from imu_cli.config import UnlearnConfig
+from imu_cli.config.commands import UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.events import Silent
 from imu_cli.records.definitions import DEFINITIONS

@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from imu_cli.linear import margins
-from imu_cli.unlearning import margin_matching as subject
-from imu_cli.unlearning import matched, scenario
+from imu_cli.unlearning import scenario
 from imu_cli.unlearning.ascent import Limits
+from imu_cli.unlearning.matched import fit as subject
+from imu_cli.unlearning.matched import solvers
 from imu_cli.unlearning.scenario import HeldOut, Plan
 
 
@@ -53,7 +54,7 @@ class Fitted:
             by_accuracy=by_accuracy, true_labels=self.true_labels, max_auc=max_auc,
         )  # fmt: skip
 
-    def problem(self, aim: subject.Aim) -> matched.Problem:
+    def problem(self, aim: subject.Aim) -> solvers.Problem:
         return subject.prepare(self.h, self.labels, self.head, aim.targets, self.held, damping=0.01, class_factor=True)
 
     def run(self, aim: subject.Aim, *, goal: float | None = None, drop: float | None = None, rho: float | None = None):
@@ -72,7 +73,7 @@ def fitted() -> Fitted:
 def test_targets_follow_the_held_out_margins_of_the_head_that_results(fitted: Fitted) -> None:
     """At the end each target is the held-out margin of its rank under the final head: a fixed point."""
     aim = fitted.aim()
-    found = matched.solve(fitted.problem(aim), 1e-3, linearisations=100, tolerance=1e-10, retarget=aim.retarget)
+    found = solvers.solve(fitted.problem(aim), 1e-3, linearisations=100, tolerance=1e-10, retarget=aim.retarget)
     assert found.converged
     logits = fitted.held.h @ found.head.T
     theirs = margins.margins(logits, fitted.held.labels)

@@ -8,7 +8,7 @@ from cases import CASES, Case
 
 from imu_cli.errors import ImuError
 from imu_cli.linear import margins
-from imu_cli.unlearning import matched as subject
+from imu_cli.unlearning.matched import solvers as subject
 
 SMALL = [case for case in CASES if case.c <= 10]
 EXACT = {"linearisations": 200, "tolerance": 1e-12, "cg_tolerance": 1e-10}

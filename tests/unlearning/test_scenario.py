@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from imu_cli.cli import main
-from imu_cli.config import CLASS_TARGET
+from imu_cli.config.commands import CLASS_TARGET
 from imu_cli.errors import ImuError
 from imu_cli.unlearning.scenario import confusion_share, decide, held_out, looker, parse_until, plan, target
 

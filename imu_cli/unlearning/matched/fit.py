@@ -9,8 +9,9 @@ from torch import Tensor
 from imu_cli.errors import ImuError
 from imu_cli.linear import margins
 from imu_cli.linear.rows import logits as logits_of
-from imu_cli.unlearning import matched, scenario
+from imu_cli.unlearning import scenario
 from imu_cli.unlearning.ascent import Limits, Look, Outcome, Reason, Step
+from imu_cli.unlearning.matched import solvers
 from imu_cli.unlearning.scenario import HeldOut, Plan
 
 CLOSE = 0.05
@@ -86,7 +87,7 @@ class Aim:
     targets: Tensor
     how: str
     unseen: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
-    retarget: matched.Retarget | None = None
+    retarget: solvers.Retarget | None = None
     max_auc: float | None = None
 
 
@@ -141,19 +142,19 @@ def aim(
 
 def prepare(
     h: Tensor, labels: Tensor, head: Tensor, wanted: Tensor, held: HeldOut | None, *, damping: float, class_factor: bool
-) -> matched.Problem:
+) -> solvers.Problem:
     """The linear system in the metric of held-out data, or of D_f where there are none."""
     seen = h if held is None else held.h
     # The forget set is fitted so well that its own probabilities hold no class curvature to speak of.
     wanted_factor = class_factor and held is not None
-    curvature = matched.class_curvature(logits_of(seen, head).softmax(dim=1)) if wanted_factor else None
-    return matched.prepare(
-        h, labels, head, wanted, matched.second_moment(seen), damping=damping, curvature=curvature,
+    curvature = solvers.class_curvature(logits_of(seen, head).softmax(dim=1)) if wanted_factor else None
+    return solvers.prepare(
+        h, labels, head, wanted, solvers.second_moment(seen), damping=damping, curvature=curvature,
         weights=margins.error_weights(wanted),
     )  # fmt: skip
 
 
-def _verdict(point: Point, limits: Limits, max_auc: float | None) -> matched.Verdict:
+def _verdict(point: Point, limits: Limits, max_auc: float | None) -> solvers.Verdict:
     if limits.exceeded(point.look) is not None:
         return "spent"
     if not limits.met(point.look):
@@ -163,7 +164,7 @@ def _verdict(point: Point, limits: Limits, max_auc: float | None) -> matched.Ver
 
 
 def run(
-    problem: matched.Problem,
+    problem: solvers.Problem,
     goal: Aim,
     look: Callable[[Tensor], Look],
     limits: Limits,
@@ -179,19 +180,19 @@ def run(
         ImuError: every solution on the path exceeds a budget.
     """
     points: list[Point] = []
-    steps: list[matched.Step] = []
+    steps: list[solvers.Step] = []
 
-    def judge(solution: matched.Solution) -> matched.Verdict:
+    def judge(solution: solvers.Solution) -> solvers.Verdict:
         head = rounded(solution.head)
         missed = _miss(problem, solution.margins - solution.targets)
         points.append(Point(solution.rho, look(head), _auc(goal, problem, head), missed))
         return _verdict(points[-1], limits, goal.max_auc)
 
-    path = matched.path(problem, judge, retarget=goal.retarget)
+    path = solvers.path(problem, judge, retarget=goal.retarget)
     for step in path if rho is None else _single(problem, judge, rho, goal.retarget):
         steps.append(step)
         yield points[-1]
-    best = matched.chosen(steps) if rho is None else steps[0]
+    best = solvers.chosen(steps) if rho is None else steps[0]
     if best is None:
         raise ImuError(
             "matched: even the smallest change on the path leaves a budget (--max-drop, --max-head-change); raise it, or "
@@ -208,17 +209,17 @@ def run(
 
 
 def _single(
-    problem: matched.Problem,
-    judge: Callable[[matched.Solution], matched.Verdict],
+    problem: solvers.Problem,
+    judge: Callable[[solvers.Solution], solvers.Verdict],
     rho: float,
-    retarget: matched.Retarget | None,
-) -> Iterator[matched.Step]:
-    solution = matched.solve(problem, rho, retarget=retarget)
-    yield matched.Step(solution, judge(solution))
+    retarget: solvers.Retarget | None,
+) -> Iterator[solvers.Step]:
+    solution = solvers.solve(problem, rho, retarget=retarget)
+    yield solvers.Step(solution, judge(solution))
 
 
 def _reason(
-    best: matched.Step, steps: list[matched.Step], points: list[Point], limits: Limits, rho: float | None
+    best: solvers.Step, steps: list[solvers.Step], points: list[Point], limits: Limits, rho: float | None
 ) -> Reason:
     if best.verdict == "met":
         return "target"
@@ -228,19 +229,19 @@ def _reason(
     return over[0] or "path" if over else "path"
 
 
-def _miss(problem: matched.Problem, missed: Tensor) -> float:
+def _miss(problem: solvers.Problem, missed: Tensor) -> float:
     """Root mean square of φ − t, weighted by what an error of each margin costs; in log-odds."""
     return float(((problem.weights * missed.square()).sum() / problem.weights.sum()).sqrt())
 
 
-def _auc(goal: Aim, problem: matched.Problem, head: Tensor) -> float | None:
+def _auc(goal: Aim, problem: solvers.Problem, head: Tensor) -> float | None:
     """Membership AUC of D_f against the held-out samples under a head."""
     if goal.unseen is None:
         return None
     return margins.weighted_auc(margins.margins(problem.features @ head.T, problem.labels), *goal.unseen(head))
 
 
-def _details(problem: matched.Problem, goal: Aim, solution: matched.Solution, at: Point) -> Details:
+def _details(problem: solvers.Problem, goal: Aim, solution: solvers.Solution, at: Point) -> Details:
     before = margins.margins(problem.features @ problem.head.T, problem.labels) - problem.targets
     return Details(
         targets=goal.how,
