@@ -26,11 +26,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import imu_cli
-from imu_cli.commands import opening
-from imu_cli.commands.opening import Opened
+from imu_cli.commands import opening, provenance
 from imu_cli.config.commands import InfluenceConfig, UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.events import Silent
+from imu_cli.features.session import Opened
 from imu_cli.linear.rows import held, homogeneous
 from imu_cli.models.head import Head
 from imu_cli.models.layout import file_hash
@@ -172,7 +172,7 @@ def environment(with_checkpoint: bool = True) -> dict[str, Any]:
 
     ``with_checkpoint`` is false where ../shared plays no part.
     """
-    made = opening.environment(torch.device("cpu")).model_dump()
+    made = provenance.environment(torch.device("cpu")).model_dump()
     sources = sorted((REPOSITORY / "imu_cli").rglob("*.py"))
     return {
         **made,

@@ -31,12 +31,13 @@ import torch
 from common import Criterion
 from torch import Tensor
 
+from imu_cli.commands import influence as influence_module
 from imu_cli.commands import opening
-from imu_cli.commands import unlearn as pipeline
-from imu_cli.commands.opening import Opened
+from imu_cli.commands import unlearn as unlearn_module
 from imu_cli.config.commands import InfluenceConfig, UnlearnConfig
 from imu_cli.events import Silent
 from imu_cli.features import engine, memory
+from imu_cli.features.session import Opened
 from imu_cli.samples.images import decoding
 from imu_cli.samples.manifest import open_source
 
@@ -202,7 +203,7 @@ def unlearn(network: Network, data: str, cache: str | None = None, **options: An
     with common.folder("floor") as place:
         os.environ["IMU_CACHE_DIR"] = cache or str(place / "cache")
         config = network.config(data, output=str(place / "out.safetensors"), **options)
-        taken, done = spent(lambda: pipeline.run_unlearn(network.checkpoint, config, {}, Silent()))
+        taken, done = spent(lambda: unlearn_module.run_unlearn(network.checkpoint, config, {}, Silent()))
         return taken, done.record.seconds
 
 
@@ -213,7 +214,7 @@ def influence(network: Network, data: str) -> tuple[Spent, dict[str, float]]:
         made = network.config(data)
         names = {item.name for item in fields(InfluenceConfig)}
         config = InfluenceConfig(**{name: value for name, value in vars(made).items() if name in names})
-        taken, _ = spent(lambda: pipeline.run_influence(network.checkpoint, config, {}, Silent()))
+        taken, _ = spent(lambda: influence_module.run_influence(network.checkpoint, config, {}, Silent()))
         return taken, {}
 
 

@@ -24,12 +24,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 
-from imu_cli.commands import opening, unlearn
+from imu_cli.commands import influence, opening
 from imu_cli.config.commands import InfluenceConfig
 from imu_cli.events import Silent
 from imu_cli.samples.dataset import ImageSet
 from imu_cli.samples.images import decoding, preprocessing
-from imu_cli.samples.sources import open_flat
+from imu_cli.samples.images.folders import open_flat
 
 JPEG, PNG = (500, 375), (32, 32)
 RATIO = 1.10
@@ -76,7 +76,7 @@ def alternate(folder: Path, repeats: int) -> dict[str, Any]:
         found: dict[str, list[Spent]] = {"bare": [spent(bare)[0]], "decoding": [], "whole": []}
         for _ in range(repeats):
             found["decoding"].append(spent(functools.partial(decode, opened))[0])
-            found["whole"].append(spent(lambda: unlearn.run_influence(model, config(folder), {}, Silent()))[0])
+            found["whole"].append(spent(lambda: influence.run_influence(model, config(folder), {}, Silent()))[0])
             found["bare"].append(spent(bare)[0])
     return {
         "images": len(opened.forget.images),

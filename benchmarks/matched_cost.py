@@ -20,7 +20,7 @@ import torch
 from common import Criterion
 from wide import wide
 
-from imu_cli.commands import opening
+from imu_cli.commands import held_out
 from imu_cli.samples.manifest import open_source
 from imu_cli.unlearning.ascent import Limits
 from imu_cli.unlearning.matched import fit
@@ -48,7 +48,7 @@ JOBS = (
 def solve(job: Job) -> dict[str, Any]:
     """One path in this process: seconds on the clock and of the processor, peak memory, and what it came to."""
     data = wide(job.n if job.n > 10_000 else 10_000)
-    half = opening.half(open_source(common.batches(), "test"), 0)
+    half = held_out.half(open_source(common.batches(), "test"), 0)
     case = samples.draw(data, half, job.n, 0)
     wall, cpu = time.perf_counter(), time.process_time()
     aim = fit.aim(

@@ -49,7 +49,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
-from imu_cli.commands import unlearn as pipeline
+from imu_cli.commands import influence as influence_module
+from imu_cli.commands import unlearn as unlearn_module
 from imu_cli.config.commands import InfluenceConfig, UnlearnConfig
 from imu_cli.events import Silent
 from imu_cli.models.layout import file_hash
@@ -229,7 +230,9 @@ def lower_precision(rows: Sequence[int]) -> dict[str, Any]:
             config = InfluenceConfig(
                 **_options(place, rows), precision=precision, cache=False, scenario="class"
             )  # fmt: skip
-            found = pipeline.run_influence(resnet18.checkpoint(), config, {}, Recorder(runs.setdefault(precision, {})))
+            found = influence_module.run_influence(
+                resnet18.checkpoint(), config, {}, Recorder(runs.setdefault(precision, {}))
+            )
         scores[precision] = torch.tensor([row.score for row in found.rows], dtype=torch.float64)
     exact, low = scores["float32"], scores["bfloat16"]
     error = found.scores.precision_error
@@ -288,7 +291,7 @@ def unlearn(rows: Sequence[int], **options: Any) -> Run:
             **options,
         )
         checkpoint = resnet18.checkpoint()
-        taken, done = spent(lambda: pipeline.run_unlearn(checkpoint, config, {}, Silent()))
+        taken, done = spent(lambda: unlearn_module.run_unlearn(checkpoint, config, {}, Silent()))
     found = done.record
     return Run(taken, found.seconds, found.end.step, found.reached, found.start.forget, found.end.forget)
 

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from imu_cli.commands import unlearn as pipeline
-from imu_cli.config.commands import CLASS_TARGET
 from imu_cli.events import Silent
 from imu_cli.statistics import metrics
+from imu_cli.unlearning.scenario import CLASS_TARGET
 
 WEIGHTS: dict[str, dict[str, Any]] = {
     "influence": {},

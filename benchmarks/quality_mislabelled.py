@@ -18,7 +18,7 @@ from torch import Tensor
 from wide import IMAGES as KNOWN
 from wide import wide
 
-from imu_cli.commands import opening
+from imu_cli.commands import held_out
 from imu_cli.influence import closed_form
 from imu_cli.linear import objective, refits
 from imu_cli.samples.manifest import open_source
@@ -147,7 +147,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     started, data = common.environment(), wide(50_000)
     test = open_source(common.batches(), "test")
-    cases = [draw(data, opening.half(test, seed), seed) for seed in range(1 if options.quick else SEEDS)]
+    cases = [draw(data, held_out.half(test, seed), seed) for seed in range(1 if options.quick else SEEDS)]
     found = [judge(case, "original", case.head, "") for case in cases]
     for case in cases:
         found += [uniform(case), imu(case), match(case, knows=True), match(case, knows=False)]

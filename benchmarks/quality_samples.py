@@ -18,7 +18,7 @@ import torch
 from common import Cifar, Criterion, at_least, at_most, percent
 from torch import Tensor
 
-from imu_cli.commands import opening
+from imu_cli.commands import held_out
 from imu_cli.config.commands import UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import attacks
@@ -393,7 +393,7 @@ def main() -> None:
     started, data = common.environment(), common.cifar()
     test = open_source(common.batches(), "test")
     sizes, seeds = ((37, 500), (0,)) if options.quick else (SIZES, SEEDS)
-    cases = [draw(data, opening.half(test, seed), n, seed) for n in sizes for seed in seeds]
+    cases = [draw(data, held_out.half(test, seed), n, seed) for n in sizes for seed in seeds]
     before = [judge(case, "original", case.goal, data.matrix, 0, "") for case in cases]
     free, guarded = to_goal(cases, None), to_goal(cases, DEFAULTS.max_drop)
     show("To the held-out level, whatever it costs", free, before)

@@ -16,7 +16,7 @@ from common import Criterion
 from quality_samples import Found
 from wide import IMAGES, wide
 
-from imu_cli.commands import opening
+from imu_cli.commands import held_out
 from imu_cli.samples.manifest import open_source
 
 SIZES = {37: 10, 128: 10, 500: 5}
@@ -44,7 +44,7 @@ def main() -> None:
     started, data = common.environment(), wide()
     test = open_source(common.batches(), "test")
     sizes = {37: 1} if options.quick else SIZES
-    cases = [samples.draw(data, opening.half(test, seed), n, seed) for n in sizes for seed in range(sizes[n])]
+    cases = [samples.draw(data, held_out.half(test, seed), n, seed) for n in sizes for seed in range(sizes[n])]
     before = [samples.judge(case, "original", case.goal, data.matrix, 0, "") for case in cases]
     free, guarded = samples.to_goal(cases, None), samples.to_goal(cases, samples.DEFAULTS.max_drop)
     samples.show("To the held-out level, whatever it costs", free, before)

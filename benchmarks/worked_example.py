@@ -23,7 +23,8 @@ import yaml
 from common import Criterion
 
 from imu_cli.cli import main as imu
-from imu_cli.records.record import Evaluation, read
+from imu_cli.records.evaluation import Evaluation
+from imu_cli.records.storage import read
 
 GATES = ("forget.accuracy<=0.005", "test_forgotten.accuracy<=0.02", "test.accuracy_drop<=0.01")
 SAMPLES = {"random": 5000, "few": 37}

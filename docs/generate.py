@@ -277,7 +277,7 @@ def _worked(run: str) -> dict[str, Any]:
 
 def _cells(item: dict[str, Any], name: str) -> list[str]:
     """Before, after, interval and target of a metric as reports show them."""
-    from imu_cli.records.record import Interval
+    from imu_cli.records.parts import Interval
     from imu_cli.views import words
 
     ends = None if item["interval"] is None else Interval(**item["interval"])

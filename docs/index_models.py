@@ -1,4 +1,4 @@
-"""Write ``imu_cli/models/models.json``: names and shapes of every torchvision and timm classifier, as hashes (see ``imu_cli.models.candidates``).
+"""Write the index of candidates, ``imu_cli/models/models.json``: names and shapes of every torchvision and timm classifier, as hashes.
 
 Takes some minutes; run it when a new timm or torchvision has models that the index lacks. Everything is built on the meta device:
 no memory, no weights, no network.

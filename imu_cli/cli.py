@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imu_cli import __version__
-from imu_cli.config.commands import EvaluateConfig, FeaturesConfig, InfluenceConfig, ModelConfig, UnlearnConfig
+from imu_cli.config.commands import EvaluateConfig, FeaturesConfig, InfluenceConfig, UnlearnConfig
+from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError, StoppedError
 from imu_cli.files import writing
 from imu_cli.options import ModelPath, Origins, OutputFormat, Quiet, ReportFormat, TableOrJson, takes
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from imu_cli.events import Advance
-    from imu_cli.records.record import Evaluation, Record
+    from imu_cli.records.evaluation import Evaluation
+    from imu_cli.records.record import Record
 
 HELP = """Make a trained classifier forget samples or classes, from its checkpoint and the forget set alone.
 
@@ -114,10 +116,10 @@ def influence(
     quiet: Quiet = False,
 ) -> None:
     """Score every forget sample by its classifier-level influence, cache the scores, show them."""
-    from imu_cli.commands import unlearn as pipeline
+    from imu_cli.commands import influence as influence_module
     from imu_cli.views import machine, terminal
 
-    result = pipeline.run_influence(model, config, origins, Terminal(quiet))
+    result = influence_module.run_influence(model, config, origins, Terminal(quiet))
     if form == "table":
         _show(terminal.influence(result, config.show))
     else:
@@ -138,10 +140,10 @@ def unlearn(
     quiet: Quiet = False,
 ) -> None:
     """Write an unlearned checkpoint and its record."""
-    from imu_cli.commands import unlearn as pipeline
+    from imu_cli.commands import unlearn as unlearn_module
     from imu_cli.views import machine, terminal
 
-    result = pipeline.run_unlearn(model, config, origins, Terminal(quiet))
+    result = unlearn_module.run_unlearn(model, config, origins, Terminal(quiet))
     if form == "table":
         _show(terminal.record(result.record, notes=False))
     else:
@@ -178,7 +180,8 @@ def evaluate(
 
 
 def _print_results(results: "Sequence[Record | Evaluation]", names: Sequence[str], form: str) -> None:
-    from imu_cli.records.record import Evaluation, Record
+    from imu_cli.records.evaluation import Evaluation
+    from imu_cli.records.record import Record
     from imu_cli.views import machine, markdown, terminal
 
     evaluations = [(item, name) for item, name in zip(results, names, strict=True) if isinstance(item, Evaluation)]
@@ -219,7 +222,7 @@ def report(
 ) -> None:
     """Render what earlier commands measured; several evaluations are also set side by side."""
     from imu_cli.commands import report as reporting
-    from imu_cli.records import record as files
+    from imu_cli.records import storage as files
 
     if schema:
         writing.to_stdout(json.dumps(files.schema(), indent=1, ensure_ascii=False) + "\n")
@@ -258,9 +261,9 @@ def select(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a forget.csv of the rows of a data set that a selector names."""
-    from imu_cli.commands import select as selecting
+    from imu_cli.commands import select as select_module
 
-    selecting.run(selectors, data, output, force)
+    select_module.run(selectors, data, output, force)
 
 
 @app.command()
@@ -422,9 +425,9 @@ def cache_rm(
     everything: Annotated[bool, typer.Option("--all", help="Remove every entry.")] = False,
 ) -> None:
     """Remove entries; what belongs to the people of a forget list goes with --forget."""
-    from imu_cli.commands import select as selecting
+    from imu_cli.commands import cache as cache_module
 
-    for line in selecting.clear_cache(keys or [], forget, data, broken=broken, everything=everything):
+    for line in cache_module.clear_cache(keys or [], forget, data, broken=broken, everything=everything):
         typer.echo(line, err=True)
 
 

@@ -3,7 +3,8 @@
 Messages read *where: what was found; what to do*.
 """
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 SHOWN_PROBLEMS = 20
 
@@ -44,3 +45,11 @@ class InvalidRowsError(ImuError):
         if len(self.problems) > SHOWN_PROBLEMS:
             shown.append(f"+{len(self.problems) - SHOWN_PROBLEMS} more")
         super().__init__("\n".join(shown))
+
+
+def nearest(wrong: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'dog'?)`` for the nearest known name, or nothing where none is near."""
+    names = list(known)
+    same = [name for name in names if name.casefold() == wrong.casefold()]
+    close = same or difflib.get_close_matches(wrong, names, n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""

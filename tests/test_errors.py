@@ -288,8 +288,8 @@ def test_interrupted(job: Path, number: signal.Signals, delay: float) -> None:
 def test_terminated_in_the_middle(job: Path) -> None:
     """SIGTERM while both files are being made, as a cancelled CI job gets it: unwound, nothing is left."""
     code = (
-        "import os, signal\nfrom imu_cli import __main__, record\n"
-        "record.dump = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n__main__.main()"
+        "import os, signal\nfrom imu_cli import __main__; from imu_cli.records import storage\n"
+        "storage.dump = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n__main__.main()"
     )
     before = listing(job)
     done = subprocess.run([sys.executable, "-c", code, *GO, "--no-cache"], capture_output=True, text=True, check=False)
@@ -360,12 +360,12 @@ def test_interrupt_while_writing(
     job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ctrl-C between the two files, the worst moment, removes both."""
-    from imu_cli.records import record
+    from imu_cli.records import storage
 
     def interrupt(*_: object) -> str:
         raise StoppedError(signal.SIGINT)
 
     before = listing(job)
-    monkeypatch.setattr(record, "dump", interrupt)
+    monkeypatch.setattr(storage, "dump", interrupt)
     assert main([*GO, "--no-cache"]) == 130
     assert listing(job) == before

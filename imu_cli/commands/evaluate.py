@@ -8,22 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imu_cli import options
-from imu_cli.commands import opening, scoring, unlearn
-from imu_cli.commands.opening import Opened
+from imu_cli.commands import held_out, opening, provenance, scoring
 from imu_cli.config.commands import EvaluateConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import curves, gates, measures, shadow_heads, summary
 from imu_cli.evaluation.evidence import Evidence, Split
 from imu_cli.events import Events
 from imu_cli.features import engine
-from imu_cli.files import writing
+from imu_cli.features.session import Opened
+from imu_cli.files import paths, writing
 from imu_cli.linear.rows import Logits, Mapped, Rows, with_bias
-from imu_cli.models import checkpoint, layout
+from imu_cli.models import checkpoint, destination, layout
 from imu_cli.models.architecture import Architecture, Loaded
 from imu_cli.models.sidecar import Said
-from imu_cli.records import record
-from imu_cli.records.record import Evaluation, Record
+from imu_cli.records import storage
+from imu_cli.records.evaluation import Evaluation
+from imu_cli.records.record import Record
 from imu_cli.samples.dataset import ImageSet
 from imu_cli.samples.vectors import is_features
 from imu_cli.statistics import metrics
@@ -48,12 +48,12 @@ def _from_record(
     if found is None:
         return config, merged, None
     folder = file.parent
-    known: dict[str, Any] = {"original": options.placed(found.before.path, "file", folder), "head": found.head.module}
+    known: dict[str, Any] = {"original": paths.placed(found.before.path, "file", folder), "head": found.head.module}
     if not config.forget and config.features is None:
         known |= {
-            "forget": options.placed(found.forget.given, "forget", folder),
+            "forget": paths.placed(found.forget.given, "forget", folder),
             "label": found.forget.label,
-            "data": options.placed(found.forget.data, "data", folder) if config.data is None else config.data,
+            "data": paths.placed(found.forget.data, "data", folder) if config.data is None else config.data,
         }
     if config.scenario == "auto":
         known["scenario"] = found.scenario
@@ -220,7 +220,7 @@ def _refuse_foreign(path: Path) -> None:
     """The evaluation's file may be replaced if it is an evaluation, and nothing else may."""
     if path.exists():
         try:
-            ours = isinstance(record.read(path), Evaluation)
+            ours = isinstance(storage.read(path), Evaluation)
         except ImuError:
             ours = False
         if not ours:
@@ -262,13 +262,13 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         RefusedError: the checkpoint cannot be handled.
     """
     layout.require_file(model)
-    output = Path(config.output) if config.output else record.beside(model, "evaluation")
+    output = Path(config.output) if config.output else destination.beside(model, "evaluation")
     wanted, report = _gates(config), _junit_file(config, output)
     _refuse_foreign(output)
-    found = opening.read_record(model)
-    if found is None and record.beside(model, "record").is_file():
-        events.note(f"{record.beside(model, 'record')}: describes another file than {model}; it is not used")
-    config, merged, known = _from_record(config, origins, found, record.beside(model, "record"))
+    found = provenance.read_record(model)
+    if found is None and destination.beside(model, "record").is_file():
+        events.note(f"{destination.beside(model, 'record')}: describes another file than {model}; it is not used")
+    config, merged, known = _from_record(config, origins, found, destination.beside(model, "record"))
     _stdin_again(config, found)
     opened = opening.open_all(model, config, events, known)
     if found is not None and opened.forget.sha256 != found.forget.sha256:
@@ -282,17 +282,17 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     evidence = replace(_gather(_Models(opened, original, again), config, found), parts=parts)
     if config.attack is not None and found is not None and original is not None:
         shadow = shadow_heads.run(
-            opened, original.matrix(), evidence, found, config, record.beside(model, "record").parent
+            opened, original.matrix(), evidence, found, config, destination.beside(model, "record").parent
         )
         evidence = replace(evidence, shadow=shadow)
     measured = measures.measure(evidence)
     verdicts = gates.judge_all(wanted, {item.name: item for item in measured}, config.require_on == "value")
     folder = output.parent
     made = Evaluation(
-        model=opening.model_hash_of(opened.checkpoint, folder),
-        original=None if original is None else opening.model_hash_of(original.opened.checkpoint, folder),
-        retrained=None if again is None else opening.model_hash_of(again.opened.checkpoint, folder),
-        record=None if found is None else opening.file_hash_of(record.beside(model, "record"), folder),
+        model=provenance.model_hash_of(opened.checkpoint, folder),
+        original=None if original is None else provenance.model_hash_of(original.opened.checkpoint, folder),
+        retrained=None if again is None else provenance.model_hash_of(again.opened.checkpoint, folder),
+        record=None if found is None else provenance.file_hash_of(destination.beside(model, "record"), folder),
         changed=None if original is None else original.changed,
         head_only=head_only,
         summary=summary.of(evidence, measured, head_only, unchanged=original is not None and not original.changed),
@@ -302,12 +302,12 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         per_part=measures.per_part(evidence),
         curves=curves.of(evidence),
         requirements=verdicts,
-        given={name: options.relative_to(getattr(config, name), "data", folder) for name in ("data", "test", "retain")},
+        given={name: paths.relative_to(getattr(config, name), "data", folder) for name in ("data", "test", "retain")},
         scenario=evidence.kind,
         scenario_source=_kind(opened, config)[1] if merged.get("scenario") != "record" else "record",
-        **unlearn.common(opened, merged, folder),
+        **provenance.common(opened, merged, folder),
     )
-    texts = {output: record.dump(made)} | ({} if report is None else {report: junit.junit(made)})
+    texts = {output: storage.dump(made)} | ({} if report is None else {report: junit.junit(made)})
     with writing.together(*texts) as files:
         for file, text in zip(files, texts.values(), strict=True):
             file.write_text(text, encoding="utf-8")
@@ -323,8 +323,8 @@ def _unused(opened: Opened, images: ImageSet, found: Record | None) -> ImageSet:
     held = None if found is None else found.held_out
     if held is None:
         return images
-    rows = list(range(len(images))) if held.option == "reference" else opening.half(images, held.seed)
-    if len(images) != held.n or opening.rows_hash(images.subset(rows)) != held.sha256:
+    rows = list(range(len(images))) if held.option == "reference" else held_out.half(images, held.seed)
+    if len(images) != held.n or held_out.rows_hash(images.subset(rows)) != held.sha256:
         return images
     if held.option == "reference":
         opened.note(
@@ -342,8 +342,8 @@ def _gather(models: _Models, config: EvaluateConfig, found: Record | None) -> Ev
     """Everything that the metrics are computed from; each split's features are read once per backbone."""
     opened, original = models.opened, models.original
     kind, _ = _kind(opened, config)
-    test_images = _unused(opened, opening.held_out(opened, config.test), found) if config.test else None
-    retain_images = opening.retained(opened, config.retain) if config.retain else None
+    test_images = _unused(opened, held_out.held_out(opened, config.test), found) if config.test else None
+    retain_images = held_out.retained(opened, config.retain) if config.retain else None
     forget = models.split(opened.forget.images, "forget")
     plan = scenario.plan(kind, "", forget.labels, opened.head.classes, "auto")
     true = opened.forget.true_labels

@@ -21,15 +21,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from imu_cli import __version__
-from imu_cli.commands import opening
-from imu_cli.commands.opening import Opened
-from imu_cli.config.commands import FeaturesConfig, ForgetConfig, SamplesConfig
+from imu_cli.commands import opening, provenance
+from imu_cli.config.commands import FeaturesConfig
+from imu_cli.config.shared import ForgetConfig, SamplesConfig
 from imu_cli.errors import ImuError, StoppedError
 from imu_cli.events import Events, Silent
 from imu_cli.features import memory, origin
-from imu_cli.features.engine import Seen
+from imu_cli.features.extraction import Seen
+from imu_cli.features.session import Opened
 from imu_cli.files import writing
-from imu_cli.records.record import Extracted
+from imu_cli.records.extraction import Extracted
 from imu_cli.samples import vectors as featurefile
 from imu_cli.samples.images import decoding
 
@@ -267,9 +268,9 @@ def run_features(model: Path, config: FeaturesConfig, events: Events) -> Extract
     opened.head = replace(opened.head, replay_error=worst)
     return Extracted(
         output=str(output),
-        model=opening.model_hash_of(opened.checkpoint, Path()),
-        head=opening.head_info(opened.head),
-        forget=opening.forget_info(opened, Path()),
+        model=provenance.model_hash_of(opened.checkpoint, Path()),
+        head=provenance.head_info(opened.head),
+        forget=provenance.forget_info(opened, Path()),
         complete=not config.forget,
         precision=config.precision,
         batch_size=opened.engine.batch_size,

@@ -8,15 +8,17 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from imu_cli.commands import opening
-from imu_cli.config.commands import ModelConfig
+from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.features import engine
 from imu_cli.models import architecture, layout, sidecar
 from imu_cli.models.checkpoint import Checkpoint
 from imu_cli.models.contents import Finding, Inspection, header
 from imu_cli.models.head import Head, find_head
-from imu_cli.samples.dataset import ClassNames, ImageSet, Pixels
+from imu_cli.samples.classes import ClassNames
+from imu_cli.samples.dataset import ImageSet
 from imu_cli.samples.images import preprocessing
+from imu_cli.samples.images.stores import Pixels
 
 SIDES = (224, 32, 28, 8)
 """Sides of the synthetic images that are tried in turn, where the preprocessing does not bring them to one size."""

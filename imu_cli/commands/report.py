@@ -5,7 +5,8 @@ from pathlib import Path
 
 from imu_cli.errors import ImuError
 from imu_cli.files import writing
-from imu_cli.records.record import Evaluation, Record
+from imu_cli.records.evaluation import Evaluation
+from imu_cli.records.record import Record
 from imu_cli.views import markdown, page
 
 Page = Callable[[Sequence[Record | Evaluation], Sequence[str]], str]

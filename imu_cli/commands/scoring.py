@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from imu_cli.commands.opening import Opened, Taken
-from imu_cli.features import cache, engine, memory, origin
+from imu_cli.features import cache, extraction, memory, origin
+from imu_cli.features.session import Opened, Taken
 from imu_cli.influence import closed_form
 from imu_cli.linear.rows import Mapped, Rows, blocks
-from imu_cli.records.record import Decade, PrecisionError, RunInfo, ScoreInfo
+from imu_cli.records.parts import Decade, PrecisionError, RunInfo, ScoreInfo
 from imu_cli.samples import vectors as featurefile
 
 EXACT_ROWS = 128
@@ -181,8 +181,8 @@ def _precision_error(opened: Opened, found: closed_form.Influence) -> PrecisionE
     rows = sorted(order[:EXACT_ROWS].tolist())
     exact = replace(opened.engine, precision="float32")
     with opened.clock.timed("precision check"):
-        again = engine.stream(exact, opened.head, images, opened.network.preprocess, rows)
-        h = engine.gather(again, len(rows), opened.head)
+        again = extraction.stream(exact, opened.head, images, opened.network.preprocess, rows)
+        h = extraction.gather(again, len(rows), opened.head)
     labels, device = opened.labels()[rows], opened.math_device
     wanted = closed_form.along(h.to(device), labels, opened.matrix(), found.preconditioned)
     got = found.scores[rows]

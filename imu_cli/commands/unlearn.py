@@ -1,111 +1,34 @@
 """The commands' work: paths and a config in, a result out. Nothing here prints; ``Events`` hears what goes on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from imu_cli.commands import opening, scoring
-from imu_cli.commands.opening import Opened
-from imu_cli.config.commands import PAPER, InfluenceConfig, TargetConfig, UnlearnConfig
+from imu_cli.commands import opening, provenance, scoring
+from imu_cli.commands.provenance import common
+from imu_cli.config.commands import PAPER, UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.events import Events
 from imu_cli.features import engine
-from imu_cli.files import writing
-from imu_cli.influence import closed_form
-from imu_cli.linear import margins, objective
+from imu_cli.features.session import Opened
+from imu_cli.files.paths import relative_to
+from imu_cli.linear import objective
 from imu_cli.linear.rows import Rows, predicted
-from imu_cli.linear.rows import logits as logits_by_rows
 from imu_cli.models import checkpoint, destination, layout
+from imu_cli.models import destination as destination_module
 from imu_cli.models.head import PRECISIONS, check_replay, logits_of
-from imu_cli.options import relative_to
-from imu_cli.records import record
-from imu_cli.records.record import HeldOutInfo, Interval, Link, LookInfo, Record, Target
-from imu_cli.samples.columns import reals
-from imu_cli.samples.dataset import ImageSet
-from imu_cli.samples.images import thumbnails
+from imu_cli.records import parts, storage
+from imu_cli.records.parts import HeldOutInfo, Interval, Link
+from imu_cli.records.record import LookInfo, Record, Target
 from imu_cli.statistics.metrics import binomial_range
 from imu_cli.unlearning import methods, scenario
 from imu_cli.unlearning.ascent import Outcome
-from imu_cli.unlearning.matched import solvers
-from imu_cli.views import page
 
 REPLAYED = 64
 """Forget samples that are replayed through the written file."""
-MOVERS = 3
-"""Forget samples shown beside each one with ``influence --kernel``."""
-
-
-def run_influence(model: Path, config: InfluenceConfig, origins: Mapping[str, str], events: Events) -> record.Influence:
-    """Score every forget sample; only the cache is written, and the page of ``--images``."""
-    if config.images is not None:
-        writing.refuse_foreign(Path(config.images), page.MARK, "--images")
-    opened = opening.open_all(model, config, events)
-    scored, h = scoring.cached_scores(opened), None
-    if scored is None or config.kernel:
-        h = scoring.forget_features(opened)
-        scored = scored or scoring.compute_scores(opened, h)
-    selection = closed_form.weigh(scored.scores, config.keep, config.clip_quantile, scoring.sample_weights(opened))
-    methods.warn_if_at_chance(opened, float(scored.right.double().mean()))
-    images = opened.forget.images
-    ids = opened.forget.ids or images.names
-    rows = record.ScoreRows(
-        ids, images.names, images.labels, opened.classes.name,
-        *(reals(column.cpu().numpy()) for column in (scored.scores, selection.weights, scored.confidence)),
-    )  # fmt: skip
-    here = Path()
-    made = record.Influence(
-        model=opening.model_hash_of(opened.checkpoint, here),
-        **opened.described(),
-        head=opening.head_info(opened.head),
-        forget=opening.forget_info(opened, here),
-        accuracy=float(scored.right.double().mean()),
-        scores=scoring.score_info(scored, selection),
-        sign=closed_form.SIGN,
-        cached=scored.entry,
-        notes=opened.notes,
-        rows=rows,
-        kernel=_kernel(opened, config, h) if config.kernel and h is not None else [],
-        run=scoring.run_info(opened),
-    )
-    if config.images is not None:
-        _gallery(made, images, Path(config.images), config.show)
-    return made
-
-
-def _gallery(made: record.Influence, images: ImageSet, path: Path, show: int) -> None:
-    """The page with the images that matter most, readable by its owner alone."""
-    pictures = {row: thumbnails.data_uri(images.read(row)) for row in made.largest(show)}
-    with writing.together(path, private=True) as (file,):
-        file.write_text(page.gallery(made, pictures), encoding="utf-8")
-
-
-def _kernel(opened: Opened, config: InfluenceConfig, h: Rows) -> list[record.KernelRow]:
-    """Matched unlearning solved but not written: strengths, self-influence, and the samples that move each most."""
-    shared = {item.name: getattr(config, item.name) for item in fields(TargetConfig)}
-    wanted = UnlearnConfig(**shared, method="matched")
-    job = methods.prepare(opened, wanted, h)
-    problem, found = methods.solve_matched(opened, wanted, job)
-    rows = solvers.kernel_rows(problem, found.strengths, head=found.outcome.head, top=MOVERS)
-    names = opened.forget.images.names
-    before = margins.margins(logits_by_rows(h, opened.matrix()), job.labels)
-    return [
-        record.KernelRow(
-            path=names[row],
-            strength=float(found.strengths[row]),
-            self_influence=float(rows.self_influence[row]),
-            margin=float(before[row]),
-            target=float(found.targets[row]),
-            movers=[
-                record.Mover(path=names[other], moved=moved)
-                for other, moved in zip(rows.movers[row].tolist(), rows.moved[row].tolist(), strict=True)
-            ],
-        )
-        for row in range(len(names))
-    ]
 
 
 @dataclass(frozen=True)
@@ -177,7 +100,7 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
         checkpoint.patch(opened.checkpoint, opened.head.parts(outcome.head.cpu()), weights)
         made.after.sha256 = _replay(opened, outcome.head.cpu(), weights, h)
         made.seconds = opened.clock.seconds
-        record_file.write_text(record.dump(made), encoding="utf-8")
+        record_file.write_text(storage.dump(made), encoding="utf-8")
     return Unlearned(made, place.output, place.record)
 
 
@@ -231,15 +154,15 @@ def _replay(opened: Opened, matrix: Tensor, written: Path, h: Rows) -> str:
 def _previous(opened: Opened, folder: Path) -> Link | None:
     """The record of the unlearning that this model came from, if it lies beside it."""
     model = opened.checkpoint.path
-    earlier = opening.read_record(model, opened.checkpoint.sha256)
+    earlier = provenance.read_record(model, opened.checkpoint.sha256)
     if earlier is None:
         return None
     opened.note(
         f"{model.name} was already unlearned ({earlier.forget.n} samples); unlearning the union of both lists from "
         f"{earlier.before.path} is better than one after the other"
     )
-    path = record.beside(model, "record")
-    return Link(record=opening.file_hash_of(path, folder), forget_sha256=earlier.forget.sha256, n=earlier.forget.n)
+    path = destination_module.beside(model, "record")
+    return Link(record=provenance.file_hash_of(path, folder), forget_sha256=earlier.forget.sha256, n=earlier.forget.n)
 
 
 def _relative(info: HeldOutInfo | None, folder: Path) -> HeldOutInfo | None:
@@ -261,8 +184,8 @@ def _record(
         spread = Interval(low=low, high=high, method="central 95 % of the binomial distribution")
     has_scores = job.scored is not None and job.selection is not None
     return Record(
-        before=opening.model_hash_of(opened.checkpoint, folder),
-        after=record.FileHash(path=opening.model_path(place.output, folder), sha256=""),
+        before=provenance.model_hash_of(opened.checkpoint, folder),
+        after=parts.FileHash(path=provenance.model_path(place.output, folder), sha256=""),
         changed=list(opened.head.tensors),
         unchanged=len(opened.checkpoint.entries) - len(opened.head.tensors),
         outside_sha256=opened.outside_sha256,
@@ -283,20 +206,3 @@ def _record(
         scenario_source=job.plan.source,
         **common(opened, origins, folder),
     )
-
-
-def common(opened: Opened, origins: Mapping[str, str], folder: Path) -> dict[str, Any]:
-    """What records and evaluations share."""
-    return {
-        **opened.described(),
-        "classes": list(opened.classes.names) if opened.classes.names else None,
-        "classes_source": opened.classes.source,
-        "head": opening.head_info(opened.head),
-        "forget": opening.forget_info(opened, folder),
-        "options": opening.option_values(opened.config, origins, folder),
-        "seed": opened.config.seed,
-        "environment": opening.environment(opened.device),
-        "seconds": opened.clock.seconds,
-        "notes": opened.notes,
-        "run": scoring.run_info(opened),
-    }

@@ -23,7 +23,7 @@ from imu_cli.evaluation.evidence import (
 )
 from imu_cli.linear import refits
 from imu_cli.linear.rows import Logits, Outputs, Rows, with_bias
-from imu_cli.records.record import Metric
+from imu_cli.records.evaluation import Metric
 from imu_cli.statistics import metrics
 from imu_cli.statistics.intervals import Estimate, NotMeasured, census, clopper_pearson
 

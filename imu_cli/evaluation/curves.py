@@ -11,7 +11,7 @@ from torch import Tensor
 
 from imu_cli.errors import ImuError
 from imu_cli.evaluation.evidence import Evidence, matched_pool, phi
-from imu_cli.records.record import Curves, Histogram, RocCurve, Series, SplitName, When
+from imu_cli.records.evaluation import Curves, Histogram, RocCurve, Series, SplitName, When
 from imu_cli.statistics.intervals import clopper_pearson
 
 BINS, ROC_POINTS = 48, 60

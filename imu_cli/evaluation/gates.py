@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from imu_cli.errors import ImuError
 from imu_cli.records.definitions import DEFINITIONS
-from imu_cli.records.record import Interval, Metric, Requirement
+from imu_cli.records.evaluation import Metric, Requirement
+from imu_cli.records.parts import Interval
 
 COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,

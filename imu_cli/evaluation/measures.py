@@ -27,7 +27,7 @@ from imu_cli.evaluation.evidence import (
 )
 from imu_cli.linear.rows import Outputs, Rows, only
 from imu_cli.records.definitions import DEFINITIONS
-from imu_cli.records.record import ClassRow, Metric, PartRow
+from imu_cli.records.evaluation import ClassRow, Metric, PartRow
 from imu_cli.statistics import metrics
 from imu_cli.statistics.intervals import Estimate, NotMeasured
 from imu_cli.unlearning import scenario

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from imu_cli import options
-from imu_cli.commands import opening, scoring
-from imu_cli.commands.opening import Clock, Opened
+from imu_cli.commands import held_out, scoring
 from imu_cli.config.commands import EvaluateConfig, UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import attacks, likelihood_ratios
 from imu_cli.evaluation.evidence import Evidence, Shadow
 from imu_cli.events import Silent
+from imu_cli.features.session import Clock, Opened
+from imu_cli.files import paths
 from imu_cli.influence.closed_form import Damping, influence
 from imu_cli.linear import objective, refits
 from imu_cli.linear.rows import held, with_bias
@@ -60,7 +61,7 @@ def frozen(found: Record, folder: Path) -> UnlearnConfig:
     values: dict[str, Any] = {}
     for name in known:
         kind, value = kinds[name], found.options[name].value
-        values[name] = options.placed(value, kind, folder) if kind else value
+        values[name] = paths.placed(value, kind, folder) if kind else value
     values |= {"method": found.method, "cache": False, "cache_features": False}
     if found.method == "matched" and isinstance(found.details.get("rho"), float):
         values["rho"] = found.details["rho"]
@@ -140,7 +141,7 @@ def run(
 
 def _held(opened: Opened, wanted: UnlearnConfig, e: Evidence) -> scenario.HeldOut | None:
     """The held-out samples that the unlearning chose by, if it had any."""
-    reference = opening.reference_of(
+    reference = held_out.reference_of(
         replace(opened, config=wanted, notes=[], events=Silent()), wanted.test, wanted.reference
     )
     if reference is None:

@@ -1,8 +1,9 @@
 """One plain paragraph about an evaluation: a warning where there is one, what was reached, at what cost, what remains."""
 
-from imu_cli.config.commands import CLASS_TARGET
 from imu_cli.evaluation.evidence import Evidence
-from imu_cli.records.record import WHAT, Metric
+from imu_cli.records.evaluation import Metric
+from imu_cli.records.parts import WHAT
+from imu_cli.unlearning.scenario import CLASS_TARGET
 
 DAMAGE = "DAMAGE, not forgetting"
 MUCH = 0.05

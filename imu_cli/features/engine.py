@@ -1,7 +1,7 @@
 """Features: what enters the head, for every image, from one batched pass of the frozen backbone."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,17 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imu_cli.config.commands import Precision
 from imu_cli.errors import ImuError
-from imu_cli.features import folding, memory
+from imu_cli.features import folding
+from imu_cli.features.precision import Precision
 from imu_cli.models.head import (
     PRECISIONS,
     REPLAY_TOLERANCE,
-    Head,
-    check_replay,
     hooked,
     logits_of,
-    replay_error,
     rows_of,
     tapped,
 )
@@ -63,10 +60,11 @@ def prepare(model: nn.Module, device: torch.device) -> nn.Module:
 def batch(images: ImageSet, rows: Sequence[int], preprocess: Preprocessing, device: torch.device) -> Tensor:
     """Some rows as one preprocessed (n, channels, height, width) float32 batch, channels_last, on the device."""
     (stacked,) = decoding.batches(images, preprocess, len(rows), rows)
-    return _place(stacked, preprocess, device)
+    return to_device(stacked, preprocess, device)
 
 
-def _place(stacked: Tensor, preprocess: Preprocessing, device: torch.device) -> Tensor:
+def to_device(stacked: Tensor, preprocess: Preprocessing, device: torch.device) -> Tensor:
+    """Shaped samples (n, channels, height, width) as the model takes them, on the device, channels_last."""
     moved = (stacked.pin_memory() if device.type == "cuda" else stacked).to(device, non_blocking=True)
     return preprocess.scale(moved).contiguous(memory_format=torch.channels_last)
 
@@ -201,84 +199,3 @@ def _batch_size_on_gpu(model: nn.Module, probe: Tensor) -> int:
     each = max((torch.cuda.max_memory_allocated(probe.device) - before) / len(probe), 1.0)
     free, _ = torch.cuda.mem_get_info(probe.device)
     return _power_of_two(GPU_SHARE * free / each, LARGEST_ON_GPU)
-
-
-# The pass
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Features (k, d) float32 of the rows from ``start``, on the CPU, and the head with its largest replay error so far.
-
-    ``logits`` (k, c) are the model's, where it made them.
-    """
-
-    start: int
-    rows: Tensor
-    logits: Tensor
-    head: Head
-
-
-def _halving(run: Engine, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Features and logits of a batch, in halves where the accelerator's memory does not hold it."""
-    try:
-        return run.forward(images)
-    except torch.cuda.OutOfMemoryError:
-        if len(images) == 1:
-            raise ImuError("--batch-size: one image does not fit the accelerator's memory; use --device cpu") from None
-        torch.cuda.empty_cache()
-        parts = [_halving(run, half) for half in images.chunk(2)]
-        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-
-
-def _refuse_not_finite(h: Tensor, images: ImageSet, rows: Sequence[int]) -> None:
-    finite = torch.isfinite(h).all(dim=1)
-    if not bool(finite.all()):
-        bad = rows[int((~finite).nonzero()[0])]
-        raise ImuError(f"{images.where(bad)}: its features are not finite; check the image and the model's weights")
-
-
-def stream(
-    run: Engine, head: Head, images: ImageSet, preprocess: Preprocessing, rows: Sequence[int] | None = None
-) -> Iterator[Seen]:
-    """Features of all images, or of the given rows, batch by batch; every batch's logits are replayed.
-
-    The next batch is handed to the device before the last one's results are fetched, so that it never waits.
-
-    Raises:
-        ImuError: an image cannot be decoded, or features are not finite.
-        RefusedError: the replay check fails on some batch.
-    """
-    wanted = range(len(images)) if rows is None else rows
-    behind: tuple[int, Tensor, Tensor] | None = None
-    start, checked = 0, head
-
-    def finish(first: int, h: Tensor, logits: Tensor) -> Seen:
-        _refuse_not_finite(h, images, wanted[first : first + len(h)])
-        replayed = check_replay(checked, replay_error(h, head.matrix, head.bias, logits), logits.dtype)
-        return Seen(first, h.to("cpu", torch.float32), logits, replayed)
-
-    on_cpu = run.device.type == "cpu"
-    with memory.kept() if on_cpu else contextlib.nullcontext():
-        for stacked in decoding.batches(images, preprocess, run.batch_size, wanted, beside=not on_cpu):
-            with torch.inference_mode():
-                made = _halving(run, _place(stacked, preprocess, run.device))
-                if behind is not None:
-                    seen = finish(*behind)
-                    checked = seen.head
-            if behind is not None:
-                yield seen
-            behind, start = (start, *made), start + len(stacked)
-    if behind is not None:
-        with torch.inference_mode():
-            seen = finish(*behind)
-        yield seen
-
-
-def gather(stream: Iterable[Seen], n: int, head: Head, *, narrow: bool = False) -> Tensor:
-    """H (n, d+1) float64 on the CPU, from the batches of a pass over n samples; ``narrow``: features (n, d) float32."""
-    width = head.matrix.shape[1]
-    made = torch.empty(n, width - head.bias) if narrow else torch.ones(n, width, dtype=torch.float64)
-    for seen in stream:
-        made[seen.start : seen.start + len(seen.rows), : seen.rows.shape[1]] = seen.rows
-    return made

@@ -9,7 +9,7 @@ import torch
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.models.head import PRECISIONS, REPLAY_TOLERANCE, Head, replay_error
 from imu_cli.samples.columns import as_array
-from imu_cli.samples.manifest import ForgetSet
+from imu_cli.samples.forget import ForgetSet
 from imu_cli.samples.vectors import Vectors, logits_of
 
 

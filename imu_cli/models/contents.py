@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from imu_cli.models.layout import Layout, resolve
-from imu_cli.records.record import Model
+from imu_cli.records.parts import Model
 
 
 class TensorInfo(Model):

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from imu_cli.errors import ImuError
 from imu_cli.files import writing
-from imu_cli.models.layout import WEIGHTS, Layout, inside, stem
-from imu_cli.records import record
+from imu_cli.models.layout import WEIGHTS, Layout, inside, main_file, stem
+from imu_cli.records import record, storage
 
 CARRIED = (".json", ".txt", ".md", ".yaml", ".yml")
 CARRIED_NAMES = ("LICENSE", "LICENCE", "NOTICE", "README")
@@ -135,7 +136,7 @@ def refuse_foreign(made: Destination, layout: Layout, force: bool) -> None:
 
 def _is_result(path: Path) -> bool:
     try:
-        return isinstance(record.read(path), record.Record)
+        return isinstance(storage.read(path), record.Record)
     except ImuError:
         return False
 
@@ -182,3 +183,9 @@ def opened(made: Destination, layout: Layout, force: bool) -> Iterator[tuple[Pat
             shutil.copyfile(path, temporary / path.name)
         yield temporary, temporary / made.record.name
         refuse_foreign(made, layout, force)
+
+
+def beside(model: Path, kind: Literal["record", "evaluation"]) -> Path:
+    """Where the record or evaluation of a model lies: ``<stem>.record.json`` beside its file, or in its folder."""
+    main = main_file(model)
+    return main.with_name(f"{stem(main)}.{kind}.json")

@@ -5,7 +5,6 @@ says is checked before it is followed; nothing outside the model's own folder is
 """
 
 import hashlib
-import json
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,16 +14,14 @@ from typing import Any
 import safetensors
 
 from imu_cli.errors import ImuError, RefusedError
+from imu_cli.files.reading import parse_json, read_json
 
 PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pkl", ".tar")
 WEIGHTS = ".safetensors"
 INDEX = ".safetensors.index.json"
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
-MAX_JSON = 50_000_000
-"""Bytes of an index or a config; the index of a model with 100,000 tensors has about 10 million."""
 PREFIXES = ("module.", "_orig_mod.", "model.")
 """What DistributedDataParallel, torch.compile and trainers put before every name."""
-DEEPEST = 60
 SHOWN = 5
 
 
@@ -252,57 +249,6 @@ def inside(folder: Path, name: str, where: str | None = None) -> Path:
     if not regular:
         raise ImuError(f"{path}: not a regular file")
     return path
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in made if keys.count(key) > 1)!r} stands twice")
-    return made
-
-
-def parse_json(raw: bytes, where: str) -> dict[str, Any]:
-    """A JSON object from a file that is not trusted.
-
-    Raises:
-        ImuError: not UTF-8 JSON, not an object, nested too deeply, or a key stands twice.
-    """
-    try:
-        found = json.loads(raw.decode("utf-8"), object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        said = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise ImuError(f"{where}: not readable JSON ({said}); the file is damaged or was made to mislead") from error
-    if not isinstance(found, dict):
-        raise ImuError(f"{where}: not a JSON object; the file is damaged or of another kind")
-    if deeper(found, DEEPEST):
-        raise ImuError(f"{where}: nested too deeply to be read; the file is damaged or was made to mislead")
-    return found
-
-
-def deeper(value: Any, than: int) -> bool:
-    """Whether lists and mappings are nested further, found level by level."""
-    level = [value]
-    for _ in range(than):
-        inner = [item for item in level if isinstance(item, dict | list)]
-        level = [part for item in inner for part in (item.values() if isinstance(item, dict) else item)]
-    return bool(level)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a config or an index beside a model.
-
-    Raises:
-        ImuError: cannot be read, larger than any such file, or not as ``parse_json`` wants it.
-    """
-    try:
-        size = path.stat().st_size
-        if size > MAX_JSON:
-            raise ImuError(f"{path}: has {size:,} bytes, more than any config or index; it is not read")
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ImuError(f"{path}: cannot be read ({error.strerror})") from error
-    return parse_json(raw, str(path))
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from imu_cli.errors import ImuError, RefusedError
+from imu_cli.files import reading
 from imu_cli.models import layout
 
 REGISTRIES = ("torchvision", "timm", "hf")
@@ -78,7 +79,7 @@ def _metadata(path: Path, metadata: Mapping[str, str]) -> Said | None:
     if METADATA_KEY not in metadata:
         return None
     where = f"{path}: metadata key 'imu'"
-    said = layout.parse_json(metadata[METADATA_KEY].encode(), where)
+    said = reading.parse_json(metadata[METADATA_KEY].encode(), where)
     for key, fits in METADATA_KINDS.items():
         if said.get(key) is not None and not fits(said[key]):
             raise ImuError(f"{where}: {key!r} is {said[key]!r}, which cannot be; give --{key} and remove it")
@@ -93,7 +94,7 @@ def _metadata(path: Path, metadata: Mapping[str, str]) -> Said | None:
 
 def _json(folder: Path, name: str) -> dict[str, Any] | None:
     """A JSON object beside the weights; None where there is no such file."""
-    return layout.read_json(layout.inside(folder, name)) if (folder / name).is_file() else None
+    return reading.read_json(layout.inside(folder, name)) if (folder / name).is_file() else None
 
 
 def _config(folder: Path) -> Said | None:

@@ -16,7 +16,8 @@ import safetensors
 from numpy.typing import NDArray
 
 from imu_cli.errors import ImuError
-from imu_cli.models.layout import Entry, Shard, parse_json, read_header
+from imu_cli.files.reading import parse_json
+from imu_cli.models.layout import Entry, Shard, read_header
 from imu_cli.samples.columns import Digests, RowNames, Texts, as_array, numbers
 from imu_cli.samples.dataset import UNKNOWN, ImageSet
 

@@ -10,21 +10,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from imu_cli.commands import opening, scoring
-from imu_cli.commands.opening import Opened
+from imu_cli.commands import held_out, scoring
 from imu_cli.commands.scoring import Scored
-from imu_cli.config.commands import HEAD_CHANGE_WITHOUT_TARGET, UnlearnConfig
+from imu_cli.config.commands import UnlearnConfig
 from imu_cli.errors import ImuError
+from imu_cli.features.session import Opened
 from imu_cli.influence import closed_form
 from imu_cli.linear import objective
 from imu_cli.linear.objective import Members
 from imu_cli.linear.rows import Rows, predicted
-from imu_cli.records.record import WHAT, HeldOutInfo, LookInfo
+from imu_cli.records.parts import WHAT, HeldOutInfo
+from imu_cli.records.record import LookInfo
 from imu_cli.statistics.metrics import binomial_range
 from imu_cli.unlearning import ascent, scenario
 from imu_cli.unlearning.ascent import Look, Outcome, Step
-from imu_cli.unlearning.matched import fit, solvers
-from imu_cli.unlearning.scenario import HeldOut, Plan
+from imu_cli.unlearning.matched import fit
+from imu_cli.unlearning.matched import problem as solvers
+from imu_cli.unlearning.scenario import HEAD_CHANGE_WITHOUT_TARGET, HeldOut, Plan
 
 
 def warn_if_at_chance(opened: Opened, accuracy: float) -> None:
@@ -59,7 +61,7 @@ class Job:
 
 
 def _held_out(opened: Opened, config: UnlearnConfig, plan: Plan) -> tuple[HeldOut | None, HeldOutInfo | None]:
-    found = opening.reference_of(opened, config.test, config.reference)
+    found = held_out.reference_of(opened, config.test, config.reference)
     if found is None:
         return None, None
     images, info = found

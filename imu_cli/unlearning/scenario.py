@@ -9,13 +9,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from imu_cli.config.commands import CLASS_TARGET
 from imu_cli.errors import ImuError
 from imu_cli.linear import objective
 from imu_cli.linear.objective import Members
 from imu_cli.linear.rows import Rows, predicted
 from imu_cli.statistics import metrics
 from imu_cli.unlearning.ascent import Look
+
+HEAD_CHANGE_WITHOUT_TARGET = 0.02
+CLASS_TARGET = 0.005
 
 Kind = Literal["class", "sample", "mislabelled"]
 

@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from imu_cli.records.record import WHAT, ClassRow, Evaluation, Histogram, LookInfo, Record, RocCurve, When
+from imu_cli.records.evaluation import ClassRow, Evaluation, Histogram, RocCurve, When
+from imu_cli.records.parts import WHAT
+from imu_cli.records.record import LookInfo, Record
 from imu_cli.views import charts, words
 from imu_cli.views.charts import Bar, Change, Line, Point
 from imu_cli.views.tables import Table

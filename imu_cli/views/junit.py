@@ -2,7 +2,7 @@
 
 from xml.etree import ElementTree
 
-from imu_cli.records.record import Evaluation, Requirement
+from imu_cli.records.evaluation import Evaluation, Requirement
 from imu_cli.views import words
 
 MARK = '<testsuites name="imu"'

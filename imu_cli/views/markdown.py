@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from imu_cli.records.record import Evaluation, Record
+from imu_cli.records.evaluation import Evaluation
+from imu_cli.records.record import Record
 from imu_cli.views import tables, words
 from imu_cli.views.tables import Table
 

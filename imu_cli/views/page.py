@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from imu_cli import __version__
-from imu_cli.records.record import Evaluation, Influence, Metric, Record, Requirement
+from imu_cli.records.evaluation import Evaluation, Metric, Requirement
+from imu_cli.records.influence import Influence
+from imu_cli.records.record import Record
 from imu_cli.views import figures, tables, words
 from imu_cli.views.figures import Figure
 from imu_cli.views.tables import Table

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imu_cli.records.definitions import DEFINITIONS
-from imu_cli.records.record import Evaluation, Metric, Record
+from imu_cli.records.evaluation import Evaluation, Metric
+from imu_cli.records.record import Record
 from imu_cli.views import words
 
 LARGE_FAMILY = 4

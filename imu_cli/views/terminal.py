@@ -10,7 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from imu_cli.models.contents import Inspection
-from imu_cli.records.record import Evaluation, Extracted, Influence, Metric, Record, ScoreInfo
+from imu_cli.records.evaluation import Evaluation, Metric
+from imu_cli.records.extraction import Extracted
+from imu_cli.records.influence import Influence
+from imu_cli.records.parts import ScoreInfo
+from imu_cli.records.record import Record
 from imu_cli.views import tables, words
 
 PIPED_WIDTH = 140

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from imu_cli.evaluation import attacks, curves
 from imu_cli.influence.closed_form import decades
-from imu_cli.records.record import Curves
+from imu_cli.records.evaluation import Curves
 
 
 def scores(n: int, seed: int, shift: float = 0.0) -> torch.Tensor:

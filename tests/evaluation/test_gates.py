@@ -2,7 +2,8 @@ import pytest
 
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import gates
-from imu_cli.records.record import Interval, Metric
+from imu_cli.records.evaluation import Metric
+from imu_cli.records.parts import Interval
 
 
 def metric(value, low=None, high=None, census=False, missing=None, name="test.accuracy_drop"):
@@ -59,7 +60,7 @@ def test_malformed_requirements_are_refused(text: str) -> None:
 )
 def test_exit_codes(verdicts: list[str], code: int) -> None:
     """Any failure is 3; otherwise anything inconclusive is 5."""
-    from imu_cli.records.record import Requirement
+    from imu_cli.records.evaluation import Requirement
 
     made = [Requirement(text="", metric="", verdict=v, compared=None, reason="") for v in verdicts]
     assert gates.exit_code(made) == code

@@ -11,7 +11,7 @@ from imu_cli.evaluation.evidence import Evidence, Split
 from imu_cli.linear import refits, rows
 from imu_cli.linear.rows import Logits, Mapped
 from imu_cli.records.definitions import DEFINITIONS
-from imu_cli.records.record import Metric
+from imu_cli.records.evaluation import Metric
 from imu_cli.statistics.intervals import census
 
 CLASSES, WIDTH, L2 = 4, 12, 1e-3

@@ -7,7 +7,8 @@ import torch
 
 from imu_cli.evaluation import summary
 from imu_cli.evaluation.evidence import Evidence, Split
-from imu_cli.records.record import Interval, Metric
+from imu_cli.records.evaluation import Metric
+from imu_cli.records.parts import Interval
 
 NOTHING = Split(torch.zeros(1), None, torch.zeros(1, 2), torch.zeros(1, 2))
 

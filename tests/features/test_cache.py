@@ -344,7 +344,7 @@ def test_what_a_killed_process_left_is_listed_and_removed(capsys: pytest.Capture
 WRITER = """
 import sys, torch
 from safetensors.torch import save_file
-from imu_cli import cache
+from imu_cli.features import cache
 fields, samples, value = {fields!r}, {samples!r}, float(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()

@@ -16,13 +16,15 @@ from torch import Tensor, nn
 
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.features import engine
-from imu_cli.features.engine import Engine, Seen, batch, gather, pick_device, prepare, refuse_if_random, stream
+from imu_cli.features.engine import Engine, batch, pick_device, prepare, refuse_if_random
+from imu_cli.features.extraction import Seen, gather, stream
 from imu_cli.models.checkpoint import open_checkpoint
 from imu_cli.models.head import Head, find_head
-from imu_cli.samples.dataset import ImageSet, Pixels
+from imu_cli.samples.dataset import ImageSet
 from imu_cli.samples.images import decoding
+from imu_cli.samples.images.folders import open_flat
 from imu_cli.samples.images.preprocessing import Preprocess, parse, stack
-from imu_cli.samples.sources import open_flat
+from imu_cli.samples.images.stores import Pixels
 
 N = 23
 BATCHES = [1, 2, 7, N, 100]
@@ -402,7 +404,7 @@ def test_processes_decode_what_threads_do(images: ImageSet, monkeypatch: pytest.
 
 FAULTS = """
 import resource, torch
-from imu_cli import memory
+from imu_cli.features import memory
 
 def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) // 1024

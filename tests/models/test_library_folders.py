@@ -17,8 +17,10 @@ from test_sidecar import CLASSES, edit, picture, timm_folder, vit_folder
 from torch import Tensor, nn
 
 from imu_cli.cli import main
-from imu_cli.models.layout import MAX_JSON, resolve
-from imu_cli.records.record import Record, read
+from imu_cli.files.reading import MAX_JSON
+from imu_cli.models.layout import resolve
+from imu_cli.records.record import Record
+from imu_cli.records.storage import read
 
 IMAGES = 6
 

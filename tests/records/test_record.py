@@ -23,19 +23,12 @@ from imu_cli.commands import unlearn
 from imu_cli.config.commands import UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.events import Silent
+from imu_cli.models.destination import beside
 from imu_cli.records.definitions import DEFINITIONS
-from imu_cli.records.record import (
-    ClassRow,
-    Evaluation,
-    Interval,
-    Metric,
-    OptionValue,
-    Record,
-    Requirement,
-    beside,
-    dump,
-    read,
-)
+from imu_cli.records.evaluation import ClassRow, Evaluation, Metric, Requirement
+from imu_cli.records.parts import Interval, OptionValue
+from imu_cli.records.record import Record
+from imu_cli.records.storage import dump, read
 
 
 @pytest.fixture(autouse=True)

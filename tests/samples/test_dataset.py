@@ -16,19 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imu_cli.errors import ImuError, InvalidRowsError
-from imu_cli.samples.dataset import (
-    UNKNOWN,
-    ClassNames,
-    Files,
-    ImageSet,
-    Pixels,
-    class_names,
-    in_model_ids,
-    is_selector,
-    mapped,
-    overlap,
-    select_rows,
-)
+from imu_cli.samples.classes import ClassNames, class_names, in_model_ids, mapped
+from imu_cli.samples.dataset import UNKNOWN, ImageSet
+from imu_cli.samples.images.stores import Files, Pixels
+from imu_cli.samples.overlap import overlap
+from imu_cli.samples.selectors import is_selector, select_rows
 
 PETS = ("cat", "dog", "hen")
 

@@ -16,7 +16,9 @@ from PIL import Image
 
 from imu_cli.errors import ImuError, InvalidRowsError
 from imu_cli.samples.dataset import UNKNOWN, ImageSet
-from imu_cli.samples.sources import DIGITS, FASHION, Role, open_flat, open_folder, open_named
+from imu_cli.samples.images.arrays import DIGITS, FASHION
+from imu_cli.samples.images.folders import open_flat, open_folder
+from imu_cli.samples.sources import Role, open_named
 
 PETS = ("cat", "dog", "hen")
 

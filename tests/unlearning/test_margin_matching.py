@@ -5,6 +5,7 @@ from imu_cli.linear import margins
 from imu_cli.unlearning import scenario
 from imu_cli.unlearning.ascent import Limits
 from imu_cli.unlearning.matched import fit as subject
+from imu_cli.unlearning.matched import problem as problem_module
 from imu_cli.unlearning.matched import solvers
 from imu_cli.unlearning.scenario import HeldOut, Plan
 
@@ -54,7 +55,7 @@ class Fitted:
             by_accuracy=by_accuracy, true_labels=self.true_labels, max_auc=max_auc,
         )  # fmt: skip
 
-    def problem(self, aim: subject.Aim) -> solvers.Problem:
+    def problem(self, aim: subject.Aim) -> problem_module.Problem:
         return subject.prepare(self.h, self.labels, self.head, aim.targets, self.held, damping=0.01, class_factor=True)
 
     def run(self, aim: subject.Aim, *, goal: float | None = None, drop: float | None = None, rho: float | None = None):

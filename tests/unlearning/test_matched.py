@@ -8,37 +8,41 @@ from cases import CASES, Case
 
 from imu_cli.errors import ImuError
 from imu_cli.linear import margins
-from imu_cli.unlearning.matched import solvers as subject
+from imu_cli.unlearning.matched import kernel as kernel_module
+from imu_cli.unlearning.matched import path, solvers
+from imu_cli.unlearning.matched import problem as problem_module
 
 SMALL = [case for case in CASES if case.c <= 10]
 EXACT = {"linearisations": 200, "tolerance": 1e-12, "cg_tolerance": 1e-10}
 
 
-def problem_of(case: Case, *, class_factor: bool = False, weighted: bool = False, targets=None) -> subject.Problem:
+def problem_of(
+    case: Case, *, class_factor: bool = False, weighted: bool = False, targets=None
+) -> problem_module.Problem:
     h, head, labels = case.make()
     held_h, held_labels, held_logits = case.unseen()
     reached = margins.margins(h @ head.T, labels)
     if targets is None:
         targets = margins.coupled_targets(reached, margins.margins(held_logits, held_labels))
-    return subject.prepare(
+    return problem_module.prepare(
         h,
         labels,
         head,
         targets,
-        subject.second_moment(held_h),
-        curvature=subject.class_curvature(held_logits.softmax(1)) if class_factor else None,
+        problem_module.second_moment(held_h),
+        curvature=problem_module.class_curvature(held_logits.softmax(1)) if class_factor else None,
         weights=margins.error_weights(targets, 3.0) if weighted else None,
     )
 
 
-def metric_of(problem: subject.Problem) -> torch.Tensor:
+def metric_of(problem: problem_module.Problem) -> torch.Tensor:
     """C̃ ⊗ Σ̃ over the flattened head, from the Cholesky factors multiplied out."""
     sigma = problem.feature_factor.cholesky @ problem.feature_factor.cholesky.T
     classes = problem.class_factor.cholesky @ problem.class_factor.cholesky.T
     return torch.kron(classes.contiguous(), sigma.contiguous())
 
 
-def jacobian_of(problem: subject.Problem, head: torch.Tensor) -> torch.Tensor:
+def jacobian_of(problem: problem_module.Problem, head: torch.Tensor) -> torch.Tensor:
     """Explicit ∂φ/∂W (n, c(d+1)) by autograd."""
 
     def of_head(flat):
@@ -47,7 +51,7 @@ def jacobian_of(problem: subject.Problem, head: torch.Tensor) -> torch.Tensor:
     return torch.autograd.functional.jacobian(of_head, head.reshape(-1))
 
 
-def kernel_of(problem: subject.Problem, head: torch.Tensor) -> torch.Tensor:
+def kernel_of(problem: problem_module.Problem, head: torch.Tensor) -> torch.Tensor:
     """K = J (C̃ ⊗ Σ̃)⁻¹ Jᵀ, explicitly."""
     J = jacobian_of(problem, head)
     return J @ torch.linalg.solve(metric_of(problem), J.T)
@@ -61,22 +65,22 @@ def test_second_moment_is_the_mean_change_of_the_logits() -> None:
     generator = torch.Generator().manual_seed(0)
     h, delta = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((30, 5), (4, 5)))
     seen = sum(float((delta @ row).square().sum()) for row in h) / 30
-    assert float(torch.trace(delta @ subject.second_moment(h) @ delta.T)) == pytest.approx(seen, rel=1e-12)
+    assert float(torch.trace(delta @ problem_module.second_moment(h) @ delta.T)) == pytest.approx(seen, rel=1e-12)
 
 
 def test_class_curvature_is_the_mean_hessian_of_cross_entropy_in_the_logits() -> None:
     """C averages diag(p) − p pᵀ over samples."""
     P = torch.randn(20, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).softmax(1)
     expected = torch.stack([torch.diag(p) - torch.outer(p, p) for p in P]).mean(0)
-    torch.testing.assert_close(subject.class_curvature(P), expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(problem_module.class_curvature(P), expected, rtol=0, atol=1e-14)
 
 
 def test_damped_factor_reports_the_condition_of_what_it_factorises() -> None:
     """L Lᵀ = M + λ mean(diag M) I, and the condition number is that matrix's own."""
     h = torch.randn(30, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    moment = subject.second_moment(h)
+    moment = problem_module.second_moment(h)
     damped = moment + 0.05 * moment.diagonal().mean() * torch.eye(6, dtype=torch.float64)
-    factor = subject.damped_factor(moment, 0.05)
+    factor = problem_module.damped_factor(moment, 0.05)
     torch.testing.assert_close(factor.cholesky @ factor.cholesky.T, damped, rtol=1e-12, atol=1e-14)
     assert factor.condition == pytest.approx(float(torch.linalg.cond(damped)), rel=1e-9)
     torch.testing.assert_close(factor.inverse @ factor.cholesky, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-12)
@@ -85,7 +89,7 @@ def test_damped_factor_reports_the_condition_of_what_it_factorises() -> None:
 def test_singular_curvature_without_damping_is_refused() -> None:
     """The class factor is singular by construction; undamped it has no inverse, and the message says what to raise."""
     with pytest.raises(ImuError, match="not positive definite with damping 0; raise the damping"):
-        subject.damped_factor(torch.zeros(3, 3, dtype=torch.float64), 0.0)
+        problem_module.damped_factor(torch.zeros(3, 3, dtype=torch.float64), 0.0)
 
 
 # The solve
@@ -107,7 +111,7 @@ def test_one_linearisation_is_the_brute_force_damped_least_squares(
     stacked = torch.cat([root[:, None] * J, penalty])
     right = torch.cat([root * gap, gap.new_zeros(len(penalty))])
     expected = torch.linalg.lstsq(stacked, right[:, None], driver="gelsd").solution.view_as(problem.head)
-    found = subject.solve(problem, rho, form="dual", linearisations=1).head - problem.head
+    found = solvers.solve(problem, rho, form="dual", linearisations=1).head - problem.head
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10 * max(1.0, float(expected.abs().max())))
 
 
@@ -118,7 +122,7 @@ def test_dual_blocked_and_primal_agree(case: Case, weighted: bool, class_factor:
     """Three ways to solve one system: heads and strengths are equal to 1e-8."""
     problem = problem_of(case, class_factor=class_factor, weighted=weighted)
     dual, blocked, primal = (
-        subject.solve(problem, 0.3, form=form, linearisations=4, tolerance=0.0, cg_tolerance=1e-13)
+        solvers.solve(problem, 0.3, form=form, linearisations=4, tolerance=0.0, cg_tolerance=1e-13)
         for form in ("dual", "blocked", "primal")
     )
     for other in (blocked, primal):
@@ -131,7 +135,7 @@ def test_dual_blocked_and_primal_agree(case: Case, weighted: bool, class_factor:
 def test_the_end_is_a_stationary_point_of_the_stated_objective(case: Case) -> None:
     """Re-linearised to the end, the gradient of r tr(C̃ΔWΣ̃ΔWᵀ) + Σω(φ − t)² by autograd is 0 beside its start."""
     problem = problem_of(case, class_factor=True, weighted=True)
-    solution = subject.solve(problem, 0.3, **EXACT)
+    solution = solvers.solve(problem, 0.3, **EXACT)
     assert solution.converged
     metric, ridge = metric_of(problem), 0.3 * problem.scale
 
@@ -149,8 +153,8 @@ def test_the_end_is_a_stationary_point_of_the_stated_objective(case: Case) -> No
 def test_the_change_is_the_sum_of_what_the_samples_push(case: Case) -> None:
     """The whole ΔW, not its last increment, is Σ_i α_i C̃⁻¹B_i (Σ̃⁻¹h_i)ᵀ with the gradients of the last linearisation."""
     problem = problem_of(case, class_factor=True)
-    before = subject.solve(problem, 3.0, linearisations=2).head
-    solution = subject.solve(problem, 3.0, linearisations=1, start=before, form="dual")
+    before = solvers.solve(problem, 3.0, linearisations=2).head
+    solution = solvers.solve(problem, 3.0, linearisations=1, start=before, form="dual")
     pushed = jacobian_of(problem, before).T @ solution.strengths
     expected = torch.linalg.solve(metric_of(problem), pushed).view_as(problem.head)
     change = solution.head - problem.head
@@ -158,33 +162,35 @@ def test_the_change_is_the_sum_of_what_the_samples_push(case: Case) -> None:
 
 
 @pytest.mark.parametrize("form", ["dual", "blocked", "primal"])
-def test_permuting_samples_permutes_strengths(form: subject.Form) -> None:
+def test_permuting_samples_permutes_strengths(form: solvers.Form) -> None:
     """A strength belongs to a sample, not to a row, and the head does not change."""
     case = Case(40, 10, 7, True, 3.0)
     problem = problem_of(case)
     rows = torch.randperm(40, generator=torch.Generator().manual_seed(0))
     moment = problem.feature_factor.cholesky @ problem.feature_factor.cholesky.T
     shuffled, straight = (
-        subject.prepare(problem.features[i], problem.labels[i], problem.head, problem.targets[i], moment, damping=0.0)
+        problem_module.prepare(
+            problem.features[i], problem.labels[i], problem.head, problem.targets[i], moment, damping=0.0
+        )
         for i in (rows, torch.arange(40))
     )
     options = {"form": form, "linearisations": 3, "tolerance": 0.0, "cg_tolerance": 1e-12}
-    one, other = subject.solve(straight, 0.3, **options), subject.solve(shuffled, 0.3, **options)
+    one, other = solvers.solve(straight, 0.3, **options), solvers.solve(shuffled, 0.3, **options)
     torch.testing.assert_close(other.strengths, one.strengths[rows], rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(other.head, one.head, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("form", ["dual", "blocked", "primal"])
-def test_duplicated_samples_share_their_strength(form: subject.Form) -> None:
+def test_duplicated_samples_share_their_strength(form: solvers.Form) -> None:
     """D_f given twice, at twice the ρ: every copy has half the strength, the head is the same, copies are equal."""
     case = Case(40, 10, 7, True, 3.0)
     once = problem_of(case)
     moment = once.feature_factor.cholesky @ once.feature_factor.cholesky.T
-    twice = subject.prepare(
+    twice = problem_module.prepare(
         once.features.repeat(2, 1), once.labels.repeat(2), once.head, once.targets.repeat(2), moment, damping=0.0
     )
-    one = subject.solve(once, 0.3, form=form, **EXACT)
-    two = subject.solve(twice, 0.6, form=form, **EXACT)
+    one = solvers.solve(once, 0.3, form=form, **EXACT)
+    two = solvers.solve(twice, 0.6, form=form, **EXACT)
     torch.testing.assert_close(two.head, one.head, rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(two.strengths[:40], two.strengths[40:], rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(two.strengths[:40] * 2, one.strengths, rtol=1e-6, atol=1e-8)
@@ -199,7 +205,7 @@ def test_with_little_damping_every_margin_meets_its_target(class_factor: bool) -
     targets = reached - 2.0
     targets[::2] = reached[::2]
     problem = problem_of(case, class_factor=class_factor, targets=targets)
-    solution = subject.solve(problem, 1e-10, linearisations=100, tolerance=1e-4)
+    solution = solvers.solve(problem, 1e-10, linearisations=100, tolerance=1e-4)
     assert solution.converged
     torch.testing.assert_close(solution.margins, targets, rtol=0, atol=1e-6)
     torch.testing.assert_close(solution.margins[::2], reached[::2], rtol=0, atol=1e-6)
@@ -214,9 +220,9 @@ def test_a_sample_that_is_held_is_a_constraint_and_not_left_out() -> None:
     targets = torch.where(torch.arange(20) % 2 == 0, reached, reached - 2.0)
     held = problem_of(case, targets=targets)
     moment = held.feature_factor.cholesky @ held.feature_factor.cholesky.T
-    alone = subject.prepare(h[1::2], labels[1::2], head, targets[1::2], moment, damping=0.0)
-    with_them = subject.solve(held, 1e-10, **EXACT).head
-    without = subject.solve(alone, 1e-10, **EXACT).head
+    alone = problem_module.prepare(h[1::2], labels[1::2], head, targets[1::2], moment, damping=0.0)
+    with_them = solvers.solve(held, 1e-10, **EXACT).head
+    without = solvers.solve(alone, 1e-10, **EXACT).head
     drift = [(margins.margins(h[::2] @ w.T, labels[::2]) - reached[::2]).abs().max() for w in (with_them, without)]
     assert float(drift[0]) < 1e-6
     assert float(drift[1]) > 0.1
@@ -226,7 +232,7 @@ def test_nothing_to_push_leaves_the_head_as_it_is() -> None:
     """Targets equal to the margins: no strength, no change, converged."""
     case = Case(7, 10, 7, True, 3.0)
     h, head, labels = case.make()
-    solution = subject.solve(problem_of(case, targets=margins.margins(h @ head.T, labels)), 0.1)
+    solution = solvers.solve(problem_of(case, targets=margins.margins(h @ head.T, labels)), 0.1)
     assert torch.equal(solution.head, head)
     assert solution.converged
     assert float(solution.strengths.abs().max()) == 0
@@ -237,7 +243,7 @@ def test_less_damping_comes_nearer_and_changes_more() -> None:
     problem = problem_of(Case(40, 10, 7, True, 8.0), weighted=True)
     metric, errors, changes = metric_of(problem), [], []
     for rho in (10.0, 1.0, 0.1, 0.01):
-        solution = subject.solve(problem, rho, **EXACT)
+        solution = solvers.solve(problem, rho, **EXACT)
         change = (solution.head - problem.head).reshape(-1)
         errors.append(float((problem.weights * (solution.margins - problem.targets).square()).sum()))
         changes.append(float(change @ metric @ change))
@@ -261,7 +267,7 @@ def test_the_objective_never_rises_where_full_steps_would_diverge() -> None:
     J = jacobian_of(problem, head)
     full = torch.linalg.solve(J.T @ J + rho * problem.scale * metric, J.T @ torch.full((40,), -20.0).double())
     assert objective(head + full.view_as(head)) > objective(head)
-    values = [objective(subject.solve(problem, rho, linearisations=k, tolerance=0.0).head) for k in range(1, 8)]
+    values = [objective(solvers.solve(problem, rho, linearisations=k, tolerance=0.0).head) for k in range(1, 8)]
     assert values[0] < objective(head)
     assert all(after <= before * (1 + 1e-9) for before, after in pairwise(values))
 
@@ -269,15 +275,15 @@ def test_the_objective_never_rises_where_full_steps_would_diverge() -> None:
 def test_a_warm_start_does_not_change_the_answer() -> None:
     """ΔW is solved for as a whole from the original head: starting at another ρ's solution ends at the same head."""
     problem = problem_of(Case(40, 10, 7, True, 8.0))
-    cold = subject.solve(problem, 0.1, **EXACT)
-    warm = subject.solve(problem, 0.1, start=subject.solve(problem, 1.0).head, **EXACT)
+    cold = solvers.solve(problem, 0.1, **EXACT)
+    warm = solvers.solve(problem, 0.1, start=solvers.solve(problem, 1.0).head, **EXACT)
     torch.testing.assert_close(warm.head, cold.head, rtol=1e-8, atol=1e-9)
 
 
 def test_too_few_linearisations_are_said() -> None:
     """One step on far targets is not converged; many are, and the residuals have one entry more than steps."""
     problem = problem_of(Case(40, 10, 7, True, 25.0))
-    short, long = (subject.solve(problem, 0.01, linearisations=k) for k in (1, 100))
+    short, long = (solvers.solve(problem, 0.01, linearisations=k) for k in (1, 100))
     assert not short.converged
     assert len(short.residuals) == 2
     assert long.converged
@@ -292,7 +298,7 @@ def test_beyond_capacity_the_distance_is_reported() -> None:
     targets = targets - 3 * torch.rand(300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     problem = problem_of(case, targets=targets)
     assert problem.capacity == int(torch.linalg.matrix_rank(jacobian_of(problem, head)))
-    assert subject.solve(problem, 1e-6, linearisations=50).residuals[-1] > 0.3
+    assert solvers.solve(problem, 1e-6, linearisations=50).residuals[-1] > 0.3
 
 
 def test_condition_is_that_of_the_metric() -> None:
@@ -307,28 +313,28 @@ def test_condition_is_that_of_the_metric() -> None:
 )
 def test_form_follows_size(samples: int, unknowns: int, form: str) -> None:
     """Whichever of samples and unknowns is small is solved directly; where neither is, conjugate gradients."""
-    assert subject.choose_form(samples, unknowns) == form
+    assert solvers.choose_form(samples, unknowns) == form
 
 
 def test_wrong_use_is_refused_and_says_where() -> None:
     """Rows that do not belong together, a non-finite row, a head without margins, weights and ρ out of range."""
     case = Case(7, 10, 7, True, 3.0)
     h, head, labels = case.make()
-    moment, targets = subject.second_moment(h), margins.margins(h @ head.T, labels) - 1
+    moment, targets = problem_module.second_moment(h), margins.margins(h @ head.T, labels) - 1
     spoilt = h.clone()
     spoilt[4, 2] = math.nan
     with pytest.raises(ImuError, match="row 4: features not finite"):
-        subject.prepare(spoilt, labels, head, targets, moment)
+        problem_module.prepare(spoilt, labels, head, targets, moment)
     with pytest.raises(ImuError, match="7 features, 7 labels, 6 targets"):
-        subject.prepare(h, labels, head, targets[:6], moment)
+        problem_module.prepare(h, labels, head, targets[:6], moment)
     with pytest.raises(ImuError, match="one output"):
-        subject.prepare(h, labels, head[:1], targets, moment)
+        problem_module.prepare(h, labels, head[:1], targets, moment)
     with pytest.raises(ImuError, match="weights below 0, or all 0"):
-        subject.prepare(h, labels, head, targets, moment, weights=-torch.ones(7))
-    problem = subject.prepare(h, labels, head, targets, moment)
+        problem_module.prepare(h, labels, head, targets, moment, weights=-torch.ones(7))
+    problem = problem_module.prepare(h, labels, head, targets, moment)
     for rho in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ImuError, match="not a damping"):
-            subject.solve(problem, rho)
+            solvers.solve(problem, rho)
 
 
 # The path
@@ -339,16 +345,16 @@ def test_path_closes_in_on_the_largest_rho_that_meets_the_target() -> None:
     problem = problem_of(Case(40, 10, 7, True, 8.0))
     wanted = 0.5 * float((problem.targets - margins.margins(problem.features @ problem.head.T, problem.labels)).norm())
 
-    def look(solution: subject.Solution) -> subject.Verdict:
+    def look(solution: solvers.Solution) -> path.Verdict:
         return "met" if float((problem.targets - solution.margins).norm()) <= wanted else "more"
 
-    steps = list(subject.path(problem, look, bisections=8))
-    chosen = subject.chosen(steps)
+    steps = list(path.path(problem, look, bisections=8))
+    chosen = path.chosen(steps)
     assert chosen is not None
     assert chosen.verdict == "met"
     more = [step.solution.rho for step in steps if step.verdict == "more"]
     assert chosen.solution.rho < min(more) < chosen.solution.rho * 1.02
-    again = subject.solve(problem, chosen.solution.rho * 1.05, linearisations=50)
+    again = solvers.solve(problem, chosen.solution.rho * 1.05, linearisations=50)
     assert look(again) == "more"
 
 
@@ -356,10 +362,10 @@ def test_path_stays_within_the_budget() -> None:
     """Where the budget is spent before the target is met, the smallest ρ within it is chosen, refined the same way."""
     problem = problem_of(Case(40, 10, 7, True, 8.0))
 
-    def look(solution: subject.Solution) -> subject.Verdict:
+    def look(solution: solvers.Solution) -> path.Verdict:
         return "spent" if float((solution.head - problem.head).norm()) > 0.3 * float(problem.head.norm()) else "more"
 
-    chosen = subject.chosen(list(subject.path(problem, look, bisections=8)))
+    chosen = path.chosen(list(path.path(problem, look, bisections=8)))
     assert chosen is not None
     assert chosen.verdict == "more"
     assert 0.29 < float((chosen.solution.head - problem.head).norm() / problem.head.norm()) <= 0.3
@@ -369,10 +375,10 @@ def test_path_finds_a_target_between_budget_and_grid() -> None:
     """A grid point that overspends hides a target met at a larger ρ: the bisection finds it."""
     problem = problem_of(Case(40, 10, 7, True, 8.0))
 
-    def look(solution: subject.Solution) -> subject.Verdict:
+    def look(solution: solvers.Solution) -> path.Verdict:
         return "more" if solution.rho > 2.0 else "met" if solution.rho > 1.5 else "spent"
 
-    chosen = subject.chosen(list(subject.path(problem, look, rhos=(10.0, 1.0))))
+    chosen = path.chosen(list(path.path(problem, look, rhos=(10.0, 1.0))))
     assert chosen is not None
     assert chosen.verdict == "met"
 
@@ -380,10 +386,10 @@ def test_path_finds_a_target_between_budget_and_grid() -> None:
 def test_path_ends() -> None:
     """It stops at once where the first step is enough or too much, and walks the grid once where nothing happens."""
     problem = problem_of(Case(7, 10, 7, True, 3.0))
-    assert len(list(subject.path(problem, lambda _: "met"))) == 1
-    assert subject.chosen(subject.path(problem, lambda _: "spent")) is None
-    walked = [step.solution.rho for step in subject.path(problem, lambda _: "more")]
-    assert walked == sorted(subject.RHO_PATH, reverse=True)
+    assert len(list(path.path(problem, lambda _: "met"))) == 1
+    assert path.chosen(path.path(problem, lambda _: "spent")) is None
+    walked = [step.solution.rho for step in path.path(problem, lambda _: "more")]
+    assert walked == sorted(path.RHO_PATH, reverse=True)
 
 
 # Influence made visible
@@ -393,8 +399,8 @@ def test_path_ends() -> None:
 def test_kernel_rows_are_the_largest_entries_of_the_explicit_kernel(rows_at_once: int) -> None:
     """K_ii, and for every sample the others by |K_ij α_j| with its sign, from the kernel formed with autograd."""
     problem = problem_of(Case(40, 10, 7, True, 3.0), class_factor=True)
-    solution = subject.solve(problem, 0.3)
-    found = subject.kernel_rows(problem, solution.strengths, top=4, rows_at_once=rows_at_once)
+    solution = solvers.solve(problem, 0.3)
+    found = kernel_module.kernel_rows(problem, solution.strengths, top=4, rows_at_once=rows_at_once)
     kernel = kernel_of(problem, problem.head)
     torch.testing.assert_close(found.self_influence, kernel.diagonal(), rtol=1e-9, atol=1e-12)
     effect = (kernel * solution.strengths).fill_diagonal_(0.0)
@@ -407,7 +413,7 @@ def test_kernel_rows_are_the_largest_entries_of_the_explicit_kernel(rows_at_once
 def test_kernel_rows_of_one_sample_name_no_other() -> None:
     """A single sample is moved by itself alone."""
     problem = problem_of(Case(1, 10, 7, True, 3.0))
-    assert subject.kernel_rows(problem, torch.ones(1, dtype=torch.float64)).movers.shape == (1, 0)
+    assert kernel_module.kernel_rows(problem, torch.ones(1, dtype=torch.float64)).movers.shape == (1, 0)
 
 
 @pytest.mark.slow
@@ -420,8 +426,8 @@ def test_five_thousand_samples_take_under_thirty_seconds() -> None:
     h, head = (torch.cat([x, x.new_ones(len(x), 1)], 1) for x in (h, 0.35 * centres))
     targets = margins.margins(h @ head.T, labels) - 2
     began = time.process_time()
-    problem = subject.prepare(
-        h, labels, head, targets, subject.second_moment(h), weights=margins.error_weights(targets)
+    problem = problem_module.prepare(
+        h, labels, head, targets, problem_module.second_moment(h), weights=margins.error_weights(targets)
     )
-    assert {subject.solve(problem, rho).form for rho in (10.0, 1.0, 0.1)} == {"blocked"}
+    assert {solvers.solve(problem, rho).form for rho in (10.0, 1.0, 0.1)} == {"blocked"}
     assert time.process_time() - began < 60  # two cores

@@ -17,9 +17,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from imu_cli.cli import main
-from imu_cli.config.commands import CLASS_TARGET
 from imu_cli.errors import ImuError
-from imu_cli.unlearning.scenario import confusion_share, decide, held_out, looker, parse_until, plan, target
+from imu_cli.unlearning.scenario import (
+    CLASS_TARGET,
+    confusion_share,
+    decide,
+    held_out,
+    looker,
+    parse_until,
+    plan,
+    target,
+)
 
 C, D = 4, 6
 

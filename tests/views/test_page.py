@@ -21,7 +21,9 @@ from PIL import Image
 from test_terminal import HASH, evaluation, record
 
 from imu_cli.cli import main
-from imu_cli.records.record import Curves, Decade, FileHash, Histogram, LookInfo, RocCurve, ScoreInfo, Series
+from imu_cli.records.evaluation import Curves, Histogram, RocCurve, Series
+from imu_cli.records.parts import Decade, FileHash, ScoreInfo
+from imu_cli.records.record import LookInfo
 from imu_cli.samples.images import thumbnails
 from imu_cli.views import charts, figures, page
 

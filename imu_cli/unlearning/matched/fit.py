@@ -11,6 +11,8 @@ from imu_cli.linear import margins
 from imu_cli.linear.rows import logits as logits_of
 from imu_cli.unlearning import scenario
 from imu_cli.unlearning.ascent import Limits, Look, Outcome, Reason, Step
+from imu_cli.unlearning.matched import path as path_module
+from imu_cli.unlearning.matched import problem as problem_module
 from imu_cli.unlearning.matched import solvers
 from imu_cli.unlearning.scenario import HeldOut, Plan
 
@@ -142,19 +144,19 @@ def aim(
 
 def prepare(
     h: Tensor, labels: Tensor, head: Tensor, wanted: Tensor, held: HeldOut | None, *, damping: float, class_factor: bool
-) -> solvers.Problem:
+) -> problem_module.Problem:
     """The linear system in the metric of held-out data, or of D_f where there are none."""
     seen = h if held is None else held.h
     # The forget set is fitted so well that its own probabilities hold no class curvature to speak of.
     wanted_factor = class_factor and held is not None
-    curvature = solvers.class_curvature(logits_of(seen, head).softmax(dim=1)) if wanted_factor else None
-    return solvers.prepare(
-        h, labels, head, wanted, solvers.second_moment(seen), damping=damping, curvature=curvature,
+    curvature = problem_module.class_curvature(logits_of(seen, head).softmax(dim=1)) if wanted_factor else None
+    return problem_module.prepare(
+        h, labels, head, wanted, problem_module.second_moment(seen), damping=damping, curvature=curvature,
         weights=margins.error_weights(wanted),
     )  # fmt: skip
 
 
-def _verdict(point: Point, limits: Limits, max_auc: float | None) -> solvers.Verdict:
+def _verdict(point: Point, limits: Limits, max_auc: float | None) -> path_module.Verdict:
     if limits.exceeded(point.look) is not None:
         return "spent"
     if not limits.met(point.look):
@@ -164,7 +166,7 @@ def _verdict(point: Point, limits: Limits, max_auc: float | None) -> solvers.Ver
 
 
 def run(
-    problem: solvers.Problem,
+    problem: problem_module.Problem,
     goal: Aim,
     look: Callable[[Tensor], Look],
     limits: Limits,
@@ -180,19 +182,19 @@ def run(
         ImuError: every solution on the path exceeds a budget.
     """
     points: list[Point] = []
-    steps: list[solvers.Step] = []
+    steps: list[path_module.Step] = []
 
-    def judge(solution: solvers.Solution) -> solvers.Verdict:
+    def judge(solution: solvers.Solution) -> path_module.Verdict:
         head = rounded(solution.head)
         missed = _miss(problem, solution.margins - solution.targets)
         points.append(Point(solution.rho, look(head), _auc(goal, problem, head), missed))
         return _verdict(points[-1], limits, goal.max_auc)
 
-    path = solvers.path(problem, judge, retarget=goal.retarget)
+    path = path_module.path(problem, judge, retarget=goal.retarget)
     for step in path if rho is None else _single(problem, judge, rho, goal.retarget):
         steps.append(step)
         yield points[-1]
-    best = solvers.chosen(steps) if rho is None else steps[0]
+    best = path_module.chosen(steps) if rho is None else steps[0]
     if best is None:
         raise ImuError(
             "matched: even the smallest change on the path leaves a budget (--max-drop, --max-head-change); raise it, or "
@@ -209,17 +211,17 @@ def run(
 
 
 def _single(
-    problem: solvers.Problem,
-    judge: Callable[[solvers.Solution], solvers.Verdict],
+    problem: problem_module.Problem,
+    judge: Callable[[solvers.Solution], path_module.Verdict],
     rho: float,
     retarget: solvers.Retarget | None,
-) -> Iterator[solvers.Step]:
+) -> Iterator[path_module.Step]:
     solution = solvers.solve(problem, rho, retarget=retarget)
-    yield solvers.Step(solution, judge(solution))
+    yield path_module.Step(solution, judge(solution))
 
 
 def _reason(
-    best: solvers.Step, steps: list[solvers.Step], points: list[Point], limits: Limits, rho: float | None
+    best: path_module.Step, steps: list[path_module.Step], points: list[Point], limits: Limits, rho: float | None
 ) -> Reason:
     if best.verdict == "met":
         return "target"
@@ -229,19 +231,19 @@ def _reason(
     return over[0] or "path" if over else "path"
 
 
-def _miss(problem: solvers.Problem, missed: Tensor) -> float:
+def _miss(problem: problem_module.Problem, missed: Tensor) -> float:
     """Root mean square of φ − t, weighted by what an error of each margin costs; in log-odds."""
     return float(((problem.weights * missed.square()).sum() / problem.weights.sum()).sqrt())
 
 
-def _auc(goal: Aim, problem: solvers.Problem, head: Tensor) -> float | None:
+def _auc(goal: Aim, problem: problem_module.Problem, head: Tensor) -> float | None:
     """Membership AUC of D_f against the held-out samples under a head."""
     if goal.unseen is None:
         return None
     return margins.weighted_auc(margins.margins(problem.features @ head.T, problem.labels), *goal.unseen(head))
 
 
-def _details(problem: solvers.Problem, goal: Aim, solution: solvers.Solution, at: Point) -> Details:
+def _details(problem: problem_module.Problem, goal: Aim, solution: solvers.Solution, at: Point) -> Details:
     before = margins.margins(problem.features @ problem.head.T, problem.labels) - problem.targets
     return Details(
         targets=goal.how,

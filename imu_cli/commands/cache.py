@@ -1,0 +1,48 @@
+"""``imu cache``: what is removed from it."""
+
+import sys
+from collections.abc import Sequence
+
+from imu_cli.errors import ImuError
+from imu_cli.samples import manifest, table
+from imu_cli.samples import selectors as dataset
+
+
+def clear_cache(
+    keys: Sequence[str], forget: str | None, data: str | None, *, broken: bool, everything: bool
+) -> list[str]:
+    """Remove cache entries by key, by the samples they hold, the broken ones, or all; says what was removed.
+
+    Raises:
+        ImuError: nothing named, an unknown key, or an unreadable forget list.
+    """
+    from imu_cli.features import cache
+
+    if not (keys or forget or broken or everything):
+        raise ImuError("imu cache rm: nothing named; give keys, --forget FORGET, --broken or --all")
+    readable, torn = cache.entries()
+    torn = [*torn, *(entry.paths[1] for entry in readable if broken and cache.read(entry) is None)]
+    chosen = {entry.paths[1]: entry for entry in [cache.named(key) for key in keys]}
+    if forget is not None:
+        chosen |= {entry.paths[1]: entry for entry in cache.belonging(_digests(forget, data))}
+    if everything:
+        chosen |= {entry.paths[1]: entry for entry in readable}
+    for entry in chosen.values():
+        cache.remove(entry)
+    said = [f"removed {entry.kind} {entry.key[:12]} ({entry.count} samples)" for entry in chosen.values()]
+    if broken or everything:
+        for path in torn:
+            path.with_suffix(".safetensors").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            said.append(f"removed {path.name} ({cache.BROKEN})")
+    return said or ["nothing in the cache belongs to that"]
+
+
+def _digests(forget: str, data: str | None) -> set[str]:
+    """Content hashes of the samples of a forget list, folder or selector."""
+    images = manifest.open_source(data, "data") if data else None
+    if dataset.is_selector(forget) and images is not None:
+        return set(images.digests(dataset.select_rows(images, [forget])))
+    if images is not None and forget.lower().endswith(table.SUFFIXES):
+        return set(manifest.open_source(forget, "data", images).digests())
+    return set(manifest.peek(forget, None, sys.maxsize).digests())

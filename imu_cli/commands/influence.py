@@ -1,0 +1,97 @@
+"""``imu influence``: score every forget sample; only the cache is written, and the page of ``--images``."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+
+from imu_cli.commands import opening, provenance, scoring
+from imu_cli.config.commands import InfluenceConfig, UnlearnConfig
+from imu_cli.config.shared import TargetConfig
+from imu_cli.events import Events
+from imu_cli.features.session import Opened
+from imu_cli.files import writing
+from imu_cli.influence import closed_form
+from imu_cli.linear import margins
+from imu_cli.linear.rows import Rows
+from imu_cli.linear.rows import logits as logits_by_rows
+from imu_cli.records import influence
+from imu_cli.samples.columns import reals
+from imu_cli.samples.dataset import ImageSet
+from imu_cli.samples.images import thumbnails
+from imu_cli.unlearning import methods
+from imu_cli.unlearning.matched import kernel
+from imu_cli.views import page
+
+MOVERS = 3
+"""Forget samples shown beside each one with ``influence --kernel``."""
+
+
+def run_influence(
+    model: Path, config: InfluenceConfig, origins: Mapping[str, str], events: Events
+) -> influence.Influence:
+    """Score every forget sample; only the cache is written, and the page of ``--images``."""
+    if config.images is not None:
+        writing.refuse_foreign(Path(config.images), page.MARK, "--images")
+    opened = opening.open_all(model, config, events)
+    scored, h = scoring.cached_scores(opened), None
+    if scored is None or config.kernel:
+        h = scoring.forget_features(opened)
+        scored = scored or scoring.compute_scores(opened, h)
+    selection = closed_form.weigh(scored.scores, config.keep, config.clip_quantile, scoring.sample_weights(opened))
+    methods.warn_if_at_chance(opened, float(scored.right.double().mean()))
+    images = opened.forget.images
+    ids = opened.forget.ids or images.names
+    rows = influence.ScoreRows(
+        ids, images.names, images.labels, opened.classes.name,
+        *(reals(column.cpu().numpy()) for column in (scored.scores, selection.weights, scored.confidence)),
+    )  # fmt: skip
+    here = Path()
+    made = influence.Influence(
+        model=provenance.model_hash_of(opened.checkpoint, here),
+        **opened.described(),
+        head=provenance.head_info(opened.head),
+        forget=provenance.forget_info(opened, here),
+        accuracy=float(scored.right.double().mean()),
+        scores=scoring.score_info(scored, selection),
+        sign=closed_form.SIGN,
+        cached=scored.entry,
+        notes=opened.notes,
+        rows=rows,
+        kernel=_kernel(opened, config, h) if config.kernel and h is not None else [],
+        run=scoring.run_info(opened),
+    )
+    if config.images is not None:
+        _gallery(made, images, Path(config.images), config.show)
+    return made
+
+
+def _gallery(made: influence.Influence, images: ImageSet, path: Path, show: int) -> None:
+    """The page with the images that matter most, readable by its owner alone."""
+    pictures = {row: thumbnails.data_uri(images.read(row)) for row in made.largest(show)}
+    with writing.together(path, private=True) as (file,):
+        file.write_text(page.gallery(made, pictures), encoding="utf-8")
+
+
+def _kernel(opened: Opened, config: InfluenceConfig, h: Rows) -> list[influence.KernelRow]:
+    """Matched unlearning solved but not written: strengths, self-influence, and the samples that move each most."""
+    shared = {item.name: getattr(config, item.name) for item in fields(TargetConfig)}
+    wanted = UnlearnConfig(**shared, method="matched")
+    job = methods.prepare(opened, wanted, h)
+    problem, found = methods.solve_matched(opened, wanted, job)
+    rows = kernel.kernel_rows(problem, found.strengths, head=found.outcome.head, top=MOVERS)
+    names = opened.forget.images.names
+    before = margins.margins(logits_by_rows(h, opened.matrix()), job.labels)
+    return [
+        influence.KernelRow(
+            path=names[row],
+            strength=float(found.strengths[row]),
+            self_influence=float(rows.self_influence[row]),
+            margin=float(before[row]),
+            target=float(found.targets[row]),
+            movers=[
+                influence.Mover(path=names[other], moved=moved)
+                for other, moved in zip(rows.movers[row].tolist(), rows.moved[row].tolist(), strict=True)
+            ],
+        )
+        for row in range(len(names))
+    ]

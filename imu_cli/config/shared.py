@@ -1,0 +1,212 @@
+"""Options that several commands have: the model, the samples, the forget set, the target."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le
+
+from imu_cli.config.option import DATA, MATCHED, MODEL, OUTPUT, SCORES, STOP, Option, Scenario
+from imu_cli.features.precision import Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """How the checkpoint becomes a model that sees images as it did in training."""
+
+    arch: Annotated[
+        str | None,
+        Option(
+            "Architecture: torchvision:NAME, file.py:factory or package.module:factory. Code runs only if named here.",
+            metavar="ARCH",
+            path="arch",
+            group=MODEL,
+        ),
+    ] = None
+    arch_arg: Annotated[
+        list[str], Option("Argument of the factory; may be repeated.", metavar="KEY=VALUE", group=MODEL)
+    ] = field(default_factory=list)
+    head: Annotated[
+        str | None,
+        Option(
+            "Path of the last linear layer, or 1x1 convolution on pooled features.",
+            metavar="MODULE",
+            default="found, then replayed",
+            group=MODEL,
+        ),
+    ] = None
+    preprocess: Annotated[
+        str | dict[str, Any] | None,
+        Option(
+            "Evaluation preprocessing: imagenet, cifar10, cifar100, mnist, none, or a YAML file with size, crop, "
+            "interpolation, mean, std, mode.",
+            metavar="PRESET|FILE",
+            path="preprocess",
+            group=MODEL,
+        ),
+    ] = None
+    classes: Annotated[
+        str | None,
+        Option(
+            "File with one class name a line, in the order of the model's outputs.",
+            metavar="FILE",
+            path="file",
+            group=MODEL,
+        ),
+    ] = None
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Option("Where the backbone runs.", group=MODEL)] = "auto"
+    batch_size: Annotated[
+        int | None,
+        Gt(0),
+        Option(
+            "Images in one forward pass; halved by itself when an accelerator's memory runs out.",
+            default="found from the model and the device",
+            group=MODEL,
+        ),
+    ] = None
+    precision: Annotated[
+        Precision,
+        Option(
+            "What the backbone computes in. With bfloat16 and float16 the error of the scores is measured and said.",
+            group=MODEL,
+        ),
+    ] = "float32"
+    seed: Annotated[int, Ge(0), Option("Seed of every random choice.", group=OUTPUT)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesConfig(ModelConfig):
+    """Which samples, and the data they come from."""
+
+    forget: Annotated[
+        list[str],
+        Option(
+            "What must go: forget.csv (.tsv, .jsonl, - for stdin), a folder of images with --label, or selectors on "
+            "--data: class=cat, index=0:500, id=4711, coarse=vehicles_1. May be repeated for selectors.",
+            metavar="FORGET",
+            path="forget",
+            group=DATA,
+        ),
+    ] = field(default_factory=list)
+    label: Annotated[str | None, Option("Class of the images of a forget folder.", metavar="CLASS", group=DATA)] = None
+    data: Annotated[
+        str | None,
+        Option(
+            "The data set that the forget list points into: a class folder, cifar10:DIR, cifar100:DIR, mnist:DIR, "
+            "fashion-mnist:DIR, svhn:DIR (train split; #test for the other) or a manifest.",
+            metavar="DATA",
+            path="data",
+            group=DATA,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgetConfig(SamplesConfig):
+    """What is to be forgotten, what it is held against, and how it is scored."""
+
+    features: Annotated[
+        str | None,
+        Option(
+            "A file of imu features, or of another engine, in place of images: the data set that the forget list points "
+            "into, and without --forget all of it. Neither --arch nor --preprocess is needed then.",
+            metavar="FILE",
+            path="data",
+            group=DATA,
+        ),
+    ] = None
+    max_memory: Annotated[
+        str | None,
+        Option(
+            "Memory that the features of a set may take, such as 8GB; a larger set is streamed from a temporary file.",
+            metavar="SIZE",
+            default="half of what is free",
+            group=DATA,
+        ),
+    ] = None
+    test: Annotated[
+        str | None,
+        Option(
+            "Held-out data. unlearn takes targets, Σ and its guard from a random half of it and leaves the other half to "
+            "evaluate.",
+            metavar="DATA",
+            path="data",
+            group=DATA,
+        ),
+    ] = None
+    damping: Annotated[
+        str,
+        Option(
+            "Damping of the Fisher diagonal: a number, or relative:NUMBER times its mean.",
+            metavar="NUMBER",
+            group=SCORES,
+        ),
+    ] = "0.01"
+    keep: Annotated[
+        float, Gt(0), Le(1), Option("Fraction of the samples with a negative score that is ascended.", group=SCORES)
+    ] = 1.0
+    clip_quantile: Annotated[
+        float, Gt(0), Le(1), Option("Weights above this quantile of the weights are set to it.", group=SCORES)
+    ] = 0.93
+    cache: Annotated[bool, Option("Read and write the score cache.", group=SCORES)] = True
+    cache_features: Annotated[
+        bool,
+        Option(
+            "Also keep the forget samples' features on disk (personal data), so that a repeat skips the model.",
+            group=SCORES,
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetConfig(ForgetConfig):
+    """What the forget set is to look like, and what the solver may spend on it."""
+
+    scenario: Annotated[
+        Scenario,
+        Option(
+            "Why the samples go; auto: class if the forget set holds every row of its labels in --data, else sample.",
+            group=STOP,
+        ),
+    ] = "auto"
+    reference: Annotated[
+        str | None,
+        Option(
+            "Held-out data for targets, Σ and the guard, in place of half of --test.",
+            metavar="DATA",
+            path="data",
+            group=DATA,
+        ),
+    ] = None
+    until: Annotated[
+        str | None,
+        Option("Target in place of the scenario's own.", metavar="'forget.accuracy<=X'", group=STOP),
+    ] = None
+    max_drop: Annotated[
+        float, Ge(0), Le(1), Option("Largest fall of accuracy on held-out data, as a fraction.", group=STOP)
+    ] = 0.01
+    max_auc: Annotated[
+        float,
+        Ge(0.5),
+        Le(1),
+        Option(
+            "Membership AUC against held-out data that matched goes on to, within the budgets; 1: the share on the forget "
+            "set alone decides. Not used with --until or --rho.",
+            group=MATCHED,
+        ),
+    ] = 0.51
+    rho: Annotated[
+        float | None,
+        Gt(0),
+        Option(
+            "How much margins may miss their targets for the sake of other samples.",
+            default="the largest that meets the target, found along a path",
+            group=MATCHED,
+        ),
+    ] = None
+    sigma_damping: Annotated[
+        float, Gt(0), Option("Damping λ of the second moment Σ of features, times its mean diagonal.", group=MATCHED)
+    ] = 0.01
+    class_factor: Annotated[
+        bool,
+        Option("K-FAC's class factor in the metric, where there are held-out data; else the identity.", group=MATCHED),
+    ] = True

@@ -1,0 +1,212 @@
+"""A model that was opened with its forget set, and the features of any set by one pass of its backbone."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from imu_cli.config.shared import ForgetConfig
+from imu_cli.errors import ImuError
+from imu_cli.events import Events
+from imu_cli.features import cache, extraction, memory, origin
+from imu_cli.features import engine as engine_module
+from imu_cli.features.engine import Engine
+from imu_cli.features.extraction import Seen
+from imu_cli.linear.rows import Mapped, Rows, refuse_not_finite
+from imu_cli.models.architecture import Loaded
+from imu_cli.models.checkpoint import Checkpoint
+from imu_cli.models.head import Head
+from imu_cli.samples import vectors as featurefile
+from imu_cli.samples.classes import ClassNames
+from imu_cli.samples.columns import as_array
+from imu_cli.samples.dataset import ImageSet
+from imu_cli.samples.forget import ForgetSet
+from imu_cli.samples.images.preprocessing import Preprocessing
+from imu_cli.samples.vectors import Vectors
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each stage, for the record."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time that the context takes to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 4)
+
+
+@dataclass(frozen=True)
+class Network:
+    """The model with the weights it was given, on its device, what images go through before it, and a few that did.
+
+    ``preprocess_source`` says who knew the preprocessing; ``probe`` is a preprocessed batch.
+    """
+
+    loaded: Loaded
+    model: nn.Module
+    preprocess: Preprocessing
+    preprocess_source: str
+    probe: Tensor
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Where the forget set's features came from, ``model``, ``cache`` or a file, and what they take: in memory, or streamed."""
+
+    source: str
+    streamed: bool
+    bytes: int
+
+
+@dataclass
+class Opened:
+    """A model that was opened, its head found and replayed, and a forget set that was validated against it.
+
+    ``network`` runs on images; it is None where the forget samples come as features from a file, ``vectors``.
+    """
+
+    config: ForgetConfig
+    checkpoint: Checkpoint
+    network: Network | None
+    vectors: Vectors | None
+    device: torch.device
+    head: Head
+    outside_sha256: str
+    classes: ClassNames
+    forget: ForgetSet
+    data: ImageSet | None
+    events: Events
+    clock: Clock
+    notes: list[str] = field(default_factory=list)
+    taken: Taken | None = None
+
+    def note(self, text: str) -> None:
+        """Tell the user now, and keep it for the result; once."""
+        if text not in self.notes:
+            self.notes.append(text)
+            self.events.note(text)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The model as it runs over many images."""
+        assert self.network is not None, "features from a file need no engine"
+        return engine_module.engine(
+            self.network.model, self.head.module, self.network.probe,
+            batch_size=self.config.batch_size, precision=self.config.precision,
+        )  # fmt: skip
+
+    def described(self) -> dict[str, Any]:
+        """Architecture and preprocessing as they stand in records: the model's own, or what the features' file says."""
+        if self.network is not None:
+            return {
+                "architecture": self.network.loaded.architecture.described(),
+                "preprocess": self.network.preprocess.described(),
+                "preprocess_source": self.network.preprocess_source,
+            }
+        assert self.vectors is not None
+        said, shown = self.vectors.said, self.vectors.shown
+        unknown: dict[str, Any] = {"name": "not known", "source": shown, "arguments": {}, "code": None}
+        given = said.get("architecture")
+        return {
+            "architecture": given if isinstance(given, dict) and set(given) == set(unknown) else unknown,
+            "preprocess": dict(said.get("preprocess") or {}),
+            "preprocess_source": shown,
+        }
+
+    @property
+    def precision(self) -> str:
+        """What the features of the forget set were, or are, computed in."""
+        return self.config.precision if self.vectors is None else str(self.vectors.said.get("precision", "not known"))
+
+    @property
+    def math_device(self) -> torch.device:
+        """Where the head's float64 arithmetic runs: CUDA has float64, Apple's GPU does not."""
+        return self.device if self.device.type == "cuda" else torch.device("cpu")
+
+    def features_of(self, images: ImageSet, what: str, *, narrow: bool = False) -> Rows:
+        """H (n, d+1) float64 of a set: from one pass of the backbone, or from the file of features that it is.
+
+        Held in memory where that takes no more than ``--max-memory``, else read by rows from a file. ``narrow``: for what
+        goes over the rows a few times, made from the float32 features that are held, or from the file.
+
+        Raises:
+            ImuError: features are not finite or not this model's, or images come where there is no model to run.
+        """
+        if isinstance(images.store, Vectors):
+            return self._from_file(images.store, images, narrow)
+        if self.network is None:
+            raise ImuError(
+                f"{images.source}: images, where the forget samples are features of {self.config.data}; "
+                "extract them too (imu features), or give the forget samples as images"
+            )
+        n = len(images)
+        if self._fits(n, narrow):
+            made = extraction.gather(self.stream(images, what), n, self.head, narrow=narrow)
+            if narrow:
+                return Mapped(made, self.head.bias, self.math_device, resident=True)
+            return made.to(self.math_device)
+        self.note(
+            f"features of {what}: {self._bytes(n, narrow) / 1e9:.3g} GB do not fit --max-memory, they are streamed from a file"
+        )
+        shape = (n, self.head.matrix.shape[1] - self.head.bias)
+        with cache.scratch("set IMU_CACHE_DIR to a folder with room, or raise --max-memory") as path:
+            featurefile.write(path, shape, (seen.rows for seen in self.stream(images, what)))
+            # The mapping holds on to the file when its name is gone: nothing of it is left behind.
+            return Mapped(load_file(path)["features"], self.head.bias, self.math_device)
+
+    def stream(self, images: ImageSet, what: str, rows: Sequence[int] | None = None) -> Iterator[Seen]:
+        """One pass of the backbone over a set, timed, batch by batch."""
+        network, total = self.network, len(images) if rows is None else len(rows)
+        assert network is not None
+        with self.clock.timed(f"features of {what}"), self.events.track(f"features, {what}", total) as advance:
+            for seen in extraction.stream(self.engine, self.head, images, network.preprocess, rows):
+                self.head = seen.head
+                yield seen
+                advance(len(seen.rows))
+
+    def _bytes(self, n: int, narrow: bool) -> int:
+        return (4 if narrow else 8) * n * self.head.matrix.shape[1]
+
+    def _fits(self, n: int, narrow: bool) -> bool:
+        return self._bytes(n, narrow) <= memory.limit(self.config.max_memory)
+
+    def read(self, found: Tensor, images: ImageSet, order: Tensor | None = None, *, narrow: bool = False) -> Rows:
+        """H of a set whose features (N, d) lie in a file, all of them or those of ``order``.
+
+        Held in memory where there is room, unless ``narrow``.
+
+        Raises:
+            ImuError: a row is not finite; names the image.
+        """
+        mapped = Mapped(found, self.head.bias, self.math_device, order)
+        h = mapped.held() if not narrow and self._fits(len(mapped), narrow) else mapped
+        refuse_not_finite(h, images.where)
+        return h
+
+    def _from_file(self, store: Vectors, images: ImageSet, narrow: bool) -> Rows:
+        with self.clock.timed("reading features"):
+            self.head = origin.require(store, self.head, self.outside_sha256, self.note)
+            whole = images.positions == range(store.entry.shape[0])
+            order = None if whole else torch.tensor(as_array(images.positions))
+            return self.read(store.mapped(), images, order, narrow=narrow)
+
+    def matrix(self) -> Tensor:
+        """W (c, d+1) float64 where the head's arithmetic runs."""
+        return self.head.matrix.to(self.math_device)
+
+    def labels(self, images: ImageSet | None = None) -> Tensor:
+        """Labels (n,) of the forget set, or of another set in the model's ids, where the head's arithmetic runs."""
+        labelled = self.forget.images if images is None else images
+        return torch.tensor(as_array(labelled.labels), device=self.math_device)

@@ -1,0 +1,98 @@
+"""Records as files: written as JSON without NaN, read with suspicion, and their JSON Schema."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
+
+from imu_cli.errors import ImuError
+from imu_cli.files.reading import deeper
+from imu_cli.records.evaluation import Evaluation
+from imu_cli.records.influence import Influence
+from imu_cli.records.parts import Model
+from imu_cli.records.record import Record
+
+DEEPEST = 40
+"""Levels of nesting in a record; what the tool writes has fewer than ten."""
+
+SCHEMAS: dict[str, type[Record] | type[Evaluation]] = {"imu.record/1": Record, "imu.evaluation/1": Evaluation}
+
+
+def dump(record: Model) -> str:
+    """A record as JSON text: stable keys, no NaN."""
+    return "".join(dumped(record))
+
+
+def dumped(record: Model) -> Iterator[str]:
+    """The text of ``dump`` in pieces; the rows of scores, one a line and one a piece, at the end."""
+    plain = record.model_dump(mode="json", by_alias=True)
+    ordered = {"schema": plain.pop("schema"), **plain} if "schema" in plain else plain
+    text = _json(ordered, indent=1)
+    if not isinstance(record, Influence):
+        yield text + "\n"
+        return
+    yield text.removesuffix("\n}") + ',\n "rows": ['
+    for number, row in enumerate(record.rows):
+        yield (",\n  " if number else "\n  ") + _json(row.model_dump(mode="json"))
+    yield "\n ]\n}\n"
+
+
+def _json(plain: Any, indent: int | None = None) -> str:
+    text = json.dumps(plain, indent=indent, ensure_ascii=False, allow_nan=False, default=str)
+    return text.encode("utf-8", "backslashreplace").decode()  # a path that is not UTF-8 becomes JSON's own escape
+
+
+def as_shown(result: Model) -> Any:
+    """A result as plain values, under the names that its class reads."""
+    return result.model_dump(by_alias=True)
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of the files: a record or an evaluation, told apart by ``schema``."""
+    made = TypeAdapter(Annotated[Record | Evaluation, Field(discriminator="schema_")]).json_schema(by_alias=True)
+    for kind in (Record, Evaluation):
+        made["$defs"][kind.__name__]["required"].insert(0, "schema")  # it has a default for us, none for a file
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "What imu unlearn and imu evaluate write",
+        **made,
+    }
+
+
+def _parsed(path: Path) -> Any:
+    kinds = "name a .record.json or .evaluation.json"
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ImuError(f"{path}: cannot be read ({error.strerror}); {kinds}") from error
+    except ValueError as error:
+        raise ImuError(f"{path}: not JSON; {kinds}") from error
+    except RecursionError as error:
+        raise ImuError(f"{path}: nested too deeply to be a record; {kinds}") from error
+    if deeper(plain, DEEPEST):
+        raise ImuError(f"{path}: nested too deeply to be a record; {kinds}")
+    return plain
+
+
+def read(path: Path) -> Record | Evaluation:
+    """Read a record or an evaluation.
+
+    Raises:
+        ImuError: missing, not JSON, of an unknown schema, or not as the schema says.
+    """
+    plain = _parsed(path)
+    schema = plain.get("schema") if isinstance(plain, dict) else None
+    if not isinstance(schema, str) or schema not in SCHEMAS:
+        raise ImuError(f"{path}: schema {schema!r} is not known to this version; it reads {', '.join(SCHEMAS)}")
+    try:
+        return SCHEMAS[schema].model_validate(plain)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ImuError(f"{path}: {where}: {first['msg'].lower()}; the file was edited or cut short") from error

@@ -1,0 +1,139 @@
+"""The model's classes: their names, and labels of other sources in the model's ids."""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from imu_cli.errors import ImuError, InvalidRowsError, nearest
+from imu_cli.samples.columns import as_array, numbers
+from imu_cli.samples.dataset import UNKNOWN, ImageSet
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """The model's classes: how many, their names in id order if any source knows them, and that source."""
+
+    num_classes: int
+    names: tuple[str, ...] | None
+    source: str
+
+    @cached_property
+    def _ids(self) -> dict[str, list[int]]:
+        ids: dict[str, list[int]] = defaultdict(list)
+        for number, name in enumerate(self.names or ()):
+            ids[name].append(number)
+        return dict(ids)
+
+    def parse(self, text: str) -> int:
+        """The id of a class named by name or id; a name wins over an id that reads the same.
+
+        Raises:
+            ImuError: neither; the message has no place in it, callers put that before it.
+        """
+        ids = self._ids.get(text, [])
+        if len(ids) > 1:
+            raise ImuError(f"label '{text}' is the name of the classes {ids}; give the id")
+        if ids:
+            return ids[0]
+        if re.fullmatch(r"-?[0-9]{1,18}", text):
+            return self._in_range(int(text))
+        if self.names is None:
+            raise ImuError(f"label '{text}': the model's class names are not known; give ids, or --classes FILE")
+        raise ImuError(f"label '{text}' is not a class of this model{nearest(text, self.names)}")
+
+    def _in_range(self, number: int) -> int:
+        if 0 <= number < self.num_classes:
+            return number
+        raise ImuError(f"label {number} is out of range; the model's ids are 0 to {self.num_classes - 1}")
+
+    def ambiguous(self, text: str) -> bool:
+        """Whether the text is the name of one class and the id of another."""
+        return text in self._ids and text.isdecimal() and self._ids[text] != [int(text)]
+
+    def name(self, number: int) -> str:
+        """The class's name, or its id as text where no name is known."""
+        return self.names[number] if self.names is not None else str(number)
+
+
+def _classes_file(path: Path, num_classes: int) -> tuple[str, ...]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n")]
+    except OSError as error:
+        raise ImuError(f"--classes {path}: cannot be read ({error.strerror}); name a file of class names") from error
+    except UnicodeDecodeError as error:
+        raise ImuError(f"--classes {path}: not UTF-8; save it as UTF-8") from error
+    if "" in lines:
+        raise ImuError(f"--classes {path}:{lines.index('') + 1}: an empty line; write one class name on each")
+    if len(lines) != num_classes:
+        raise ImuError(f"--classes {path}: has {len(lines)} names; the model has {num_classes} classes")
+    return tuple(lines)
+
+
+def class_names(
+    classes_file: Path | None,
+    model_classes: Sequence[str] | None,
+    sources: Sequence[ImageSet],
+    num_classes: int,
+    model_source: str = "the model",
+) -> ClassNames:
+    """The class names in id order and where they come from: ``--classes``, the model, or a data set of c classes.
+
+    A model's placeholders (``LABEL_0``, ``LABEL_1``...) are no names. Of data sets only those whose order is one that
+    models are trained with (class folders sorted as strings, a known data set's own) can give names.
+
+    Raises:
+        ImuError: a list of names has not exactly ``num_classes`` of them, or the file cannot be read.
+    """
+    if classes_file is not None:
+        return ClassNames(num_classes, _classes_file(classes_file, num_classes), f"--classes {classes_file}")
+    if model_classes is not None and list(model_classes) != [f"LABEL_{i}" for i in range(len(model_classes))]:
+        if len(model_classes) != num_classes:
+            raise ImuError(
+                f"{model_source}: names {len(model_classes)} classes, the head has {num_classes}; give --classes FILE"
+            )
+        return ClassNames(num_classes, tuple(model_classes), model_source)
+    for images in sources:
+        if images.classes is not None and len(images.classes) == num_classes and images.class_order is not None:
+            return ClassNames(num_classes, images.classes, f"{images.source} ({images.class_order})")
+    return ClassNames(num_classes, None, "not known")
+
+
+def mapped(images: ImageSet, classes: ClassNames) -> tuple[Sequence[int], dict[int, str]]:
+    """Each row's label in the model's ids, mapped by name; and what is wrong with classes that have none, by own id.
+
+    Rows of such a class, and those without a label, are ``UNKNOWN``.
+    """
+    ids, wrong = {}, {}
+    own_ids, which = np.unique(as_array(images.labels), return_inverse=True)
+    for own in own_ids[own_ids != UNKNOWN].tolist():
+        text = str(own) if images.classes is None else images.classes[own]
+        try:
+            ids[own] = classes.parse(text)
+        except ImuError as error:
+            named_by = images.source if images.origins is None else images.origins[list(images.labels).index(own)]
+            wrong[own] = f"{named_by}: {error}"
+    return numbers(np.array([ids.get(own, UNKNOWN) for own in own_ids.tolist()], np.int64)[which]), wrong
+
+
+def in_model_ids(images: ImageSet, classes: ClassNames) -> ImageSet:
+    """The same images, labelled with the model's ids. Classes map by name: a folder of three is not renumbered.
+
+    Raises:
+        InvalidRowsError: a class that has rows is not one of the model's, or rows have no label at all.
+    """
+    labels, wrong = mapped(images, classes)
+    problems = list(wrong.values())
+    bare = [row for row, label in enumerate(images.labels) if label == UNKNOWN]
+    if bare:
+        problems.append(
+            f"{images.where(bare[0])}: has no label ({len(bare)} rows have none); "
+            "use class folders, or a manifest with labels"
+        )
+    if problems:
+        raise InvalidRowsError(problems)
+    return replace(images, labels=labels, classes=classes.names)

@@ -1,0 +1,226 @@
+"""The forget set, checked: labels settled, contradictions and repetitions found, classes seen to be whole."""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from imu_cli.errors import ImuError
+from imu_cli.samples.classes import ClassNames, mapped
+from imu_cli.samples.columns import alike, members, numbers, take
+from imu_cli.samples.dataset import UNKNOWN, ImageSet
+from imu_cli.samples.images.stores import Files
+from imu_cli.samples.table import Problems
+
+
+@dataclass(frozen=True, eq=False)
+class ForgetSet:
+    """What is to be forgotten, checked.
+
+    Attributes:
+        images: in the list's order, ``labels`` in the model's ids; ``images.where(row)`` names line and file.
+        description: how the user named it.
+        whole_classes: whether it holds every row of its labels in ``--data``; None where no ``--data`` can tell.
+        sha256: of name, label and content of every row, in order.
+        lines: physical lines of the list, None where there is no list.
+        weights: the column ``weight``, > 0, 1 where a cell is empty; None without the column.
+        true_labels: the column ``true_label`` in the model's ids, ``UNKNOWN`` where empty; None without the column.
+        manifest: the list's file, None for standard input, folders and selectors.
+        manifest_sha256: of the list's bytes, None where there is no list.
+        relabelled: rows whose label differs from the one that ``--data`` has for them.
+        duplicates: a message for each row that repeats an earlier one, by content and label.
+        notes: what the user should know; repeated rows are counted here, once.
+    """
+
+    images: ImageSet
+    description: str
+    whole_classes: bool | None
+    sha256: str
+    lines: tuple[int, ...] | None = None
+    weights: tuple[float, ...] | None = None
+    true_labels: tuple[int, ...] | None = None
+    manifest: Path | None = None
+    manifest_sha256: str | None = None
+    relabelled: int = 0
+    duplicates: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """Class ids of the model, (n,)."""
+        return self.images.labels
+
+    @property
+    def ids(self) -> Sequence[str] | None:
+        """The column ``id``: whom or which request a row belongs to."""
+        return self.images.columns.get("id")
+
+    @property
+    def groups(self) -> Sequence[str] | None:
+        """The column ``group``."""
+        return self.images.columns.get("group")
+
+    @property
+    def reasons(self) -> Sequence[str] | None:
+        """The column ``reason``."""
+        return self.images.columns.get("reason")
+
+    def where(self, row: int) -> str:
+        """The row's line and file, for messages."""
+        return self.images.where(row)
+
+
+@dataclass
+class Draft:
+    """A forget set before its labels are settled: ``declared`` says the user's, ``rows`` where ``--data`` has it."""
+
+    images: ImageSet
+    description: str
+    declared: Sequence[int]
+    rows: Sequence[int | None]
+    lines: list[int] | None = None
+    written: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    def line(self, row: int) -> int:
+        """Physical line of a row, 0 where there is no list."""
+        return 0 if self.lines is None else self.lines[row]
+
+    def place(self, row: int) -> str:
+        """What a problem's message starts with, where it is not the line itself."""
+        return "" if self.lines is not None else f"{self.images.where(row)}: "
+
+
+# --- settling
+
+
+def settle(draft: Draft, data: ImageSet | None, classes: ClassNames, problems: Problems) -> ForgetSet:
+    """Labels from the list or the data set, contradictions and repetitions found, or everything wrong refused."""
+    in_data, unmapped = (numbers([]), {}) if data is None else mapped(data, classes)
+    theirs = numbers(UNKNOWN if row is None else in_data[row] for row in draft.rows)
+    labels = numbers(own if own != UNKNOWN else other for own, other in zip(draft.declared, theirs, strict=True))
+    draft.images = replace(draft.images, labels=labels, classes=classes.names)
+    _note_missing(draft, data, unmapped, problems)
+    repeated = _note_copies(draft, problems)
+    problems.refuse()
+    relabelled = sum(UNKNOWN not in (own, other) and own != other for own, other in zip(labels, theirs, strict=True))
+    return ForgetSet(
+        draft.images,
+        draft.description,
+        whole_classes=None if data is None else _holds_all(draft, data, in_data),
+        sha256=_content(draft.images),
+        lines=None if draft.lines is None else tuple(draft.lines),
+        relabelled=relabelled,
+        duplicates=tuple(repeated),
+        notes=tuple(draft.notes + _summary(draft, repeated, relabelled)),
+    )
+
+
+def _note_missing(draft: Draft, data: ImageSet | None, unmapped: Mapping[int, str], problems: Problems) -> None:
+    """A problem for each line without a label; where there are no lines to mend, one for each cause."""
+    missing: dict[str, list[int]] = defaultdict(list)
+    for row, label in enumerate(draft.images.labels):
+        if label == UNKNOWN:
+            missing[_why_missing(draft.rows[row], data, unmapped)].append(row)
+    every = sum(len(rows) for rows in missing.values()) == len(draft.images)
+    for why, rows in missing.items():
+        if draft.written and not (every and data is None):
+            for row in rows:
+                problems.add(draft.line(row), f"the label is missing: {why}; write the class's name or id")
+        else:
+            what = "a label column or --label CLASS" if draft.written else "--label CLASS or a list with labels"
+            remedy = "" if why in unmapped.values() else f"; give {what}"
+            problems.add(0, f"the class of {len(rows)} images is not known: {why}{remedy}")
+
+
+def _why_missing(row: int | None, data: ImageSet | None, unmapped: Mapping[int, str]) -> str:
+    if data is None:
+        return "no --data is given that could know it"
+    if row is None or data.labels[row] == UNKNOWN:
+        return f"{data.source} does not know it"
+    return unmapped[data.labels[row]]
+
+
+def _note_copies(draft: Draft, problems: Problems) -> list[str]:
+    """Rows that are one image: two labels are a problem, the same label a repetition, returned as messages.
+
+    Copies in different files with different labels are a problem where a list's writer gave the labels, and a warning
+    where the data set did.
+    """
+    images = draft.images
+    try:
+        if not alike(images.digest_bytes()):
+            return []
+    except ImuError as error:
+        problems.add(0, str(error))
+        return []
+    repeated, conflicts = [], 0
+    first_at: dict[Hashable, int] = {}
+    first_like: dict[str, int] = {}
+    for row in range(len(images)):
+        digest = images.digest(row)
+        earlier = first_at.setdefault(_spot(images, row), row)
+        earlier = earlier if earlier != row else first_like.get(digest, row)
+        first_like.setdefault(digest, row)
+        if earlier == row or min(images.labels[row], images.labels[earlier]) < 0:
+            continue
+        if images.labels[row] == images.labels[earlier]:
+            repeated.append(f"{images.where(row)}: the same image as {images.where(earlier)}")
+        elif draft.written or images.location(row) == images.location(earlier):
+            problems.add(
+                draft.line(row), f"{draft.place(row)}the same image has another label at {images.where(earlier)}"
+            )
+        else:
+            conflicts += 1
+    if conflicts:
+        draft.notes.append(f"{draft.description}: {conflicts} images have a copy with another label")
+    return repeated
+
+
+def _spot(images: ImageSet, row: int) -> Hashable:
+    """The same for two rows of a set if they are one sample: links can make two files one, rows of an array are themselves."""
+    return images.location(row) if isinstance(images.store, Files) else images.positions[row]
+
+
+def _summary(draft: Draft, repeated: list[str], relabelled: int) -> list[str]:
+    found = []
+    if repeated:
+        found.append(
+            f"{draft.description}: {len(repeated)} rows repeat an image and its label; each counts ({repeated[0]})"
+        )
+    if relabelled:
+        found.append(f"{draft.description}: {relabelled} labels differ from those of --data; the list's are used")
+    return found
+
+
+def _holds_all(draft: Draft, data: ImageSet, in_data: Sequence[int]) -> bool:
+    """Whether every row that ``--data`` has of these labels is among the images, by location or by content."""
+    images = draft.images
+    rows = members(in_data, images.labels)
+    if set(take(in_data, rows)) != set(images.labels):
+        return False
+    left = _left(images, data, rows)
+    # Images that are no rows of the data set may be copies of what is left; too few cannot be all.
+    if len(left) > sum(row is None for row in draft.rows):
+        return False
+    return not left or set(data.digests(left)) <= set(images.digests())
+
+
+def _left(images: ImageSet, data: ImageSet, rows: Sequence[int]) -> Sequence[int]:
+    """Those of the data set's rows that are not among the images, as samples, whatever their content."""
+    if images.store is data.store and not isinstance(data.store, Files):
+        return take(rows, members(take(data.positions, rows), images.positions, inside=False))
+    here = {images.location(row) for row in range(len(images))}
+    return numbers(row for row in rows if data.location(row) not in here)
+
+
+def _content(images: ImageSet) -> str:
+    summed = hashlib.sha256()
+    for row, (name, label) in enumerate(zip(images.names, images.labels, strict=True)):
+        summed.update(json.dumps([name, label, images.digest(row)]).encode() + b"\n")
+    return summed.hexdigest()

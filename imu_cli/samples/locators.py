@@ -1,0 +1,148 @@
+"""Where a row of a list points: a file below a folder, or a row of the data set."""
+
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from imu_cli.errors import ImuError, nearest
+from imu_cli.samples.dataset import UNKNOWN, ImageSet
+from imu_cli.samples.images.folders import inside
+from imu_cli.samples.images.stores import Files
+from imu_cli.samples.table import FILE_COLUMNS, KNOWN_COLUMNS, TEXT_COLUMNS, Problems, Table
+from imu_cli.samples.vectors import Vectors
+
+
+@dataclass(frozen=True)
+class _Place:
+    """An image that a row names: a file, a row of the data set, or both."""
+
+    name: str
+    real: str
+    row: int | None
+
+
+@dataclass(frozen=True)
+class _Finder:
+    """Finds files below a folder; a name must not lead out of it, also not through a link."""
+
+    shown: Path
+    root: str
+    beside: Path
+    rows: Mapping[str, int]
+    parents: dict[str, str] = field(default_factory=dict)
+
+    def find(self, name: str) -> _Place:
+        """The image of that name.
+
+        Raises:
+            ImuError: no place in the message; empty, absolute, outside the folder, missing, or no regular file.
+        """
+        if not name.strip():
+            raise ImuError("the file name is empty")
+        if os.path.isabs(name) or re.match(r"[A-Za-z]:[\\/]", name):
+            raise ImuError(f"'{name}' is an absolute path; write it relative to {self.shown}")
+        if ".." in name.split("/"):
+            raise ImuError(f"'{name}' may leave the folder ('..'); write it relative to {self.shown}")
+        clean = os.path.normpath(name)
+        try:
+            real, mode = self._real(clean)
+        except (OSError, ValueError) as error:
+            raise ImuError(f"{self.shown / name} is missing{self._hint(name)}") from error
+        if not stat.S_ISREG(mode):
+            what = "is a folder, not an image" if stat.S_ISDIR(mode) else "is no regular file"
+            raise ImuError(f"{self.shown / name} {what}; name image files")
+        return _Place(clean, real, self.rows.get(real))
+
+    def _real(self, clean: str) -> tuple[str, int]:
+        """The resolved path; folders are resolved once, since that costs more than all else."""
+        above, own = os.path.split(clean)
+        if above not in self.parents:
+            self.parents[above] = os.path.realpath(os.path.join(self.root, above))
+        real = os.path.join(self.parents[above], own)
+        mode = os.lstat(real).st_mode
+        if stat.S_ISLNK(mode):
+            real = os.path.realpath(real)
+        if not inside(self.root, real):
+            raise ImuError(f"'{clean}' is a link to {real}, outside {self.shown}; copy the image in")
+        return real, os.stat(real).st_mode if stat.S_ISLNK(mode) else mode
+
+    def _hint(self, name: str) -> str:
+        if os.path.isfile(self.beside / name):
+            return f", but {self.beside / name} exists; names are relative to --data if that is given"
+        if "\\" in name:
+            return "; write / between folder names"
+        return "; correct the name or take the row out"
+
+
+def _finder(table: Table, data: ImageSet | None) -> _Finder:
+    if data is None or not isinstance(data.store, Files):
+        return _Finder(table.folder, os.path.realpath(table.folder), table.folder, {})
+    rows = {data.location(row): row for row in reversed(range(len(data)))}
+    return _Finder(Path(data.store.shown), str(data.store.root), table.folder, rows)
+
+
+def _row(text: str, data: ImageSet) -> _Place:
+    if not re.fullmatch(r"-?[0-9]{1,18}", text.strip()):
+        raise ImuError(f"index '{text}' is not a whole number")
+    row = int(text)
+    if not 0 <= row < len(data):
+        raise ImuError(f"index {row} is out of range; {data.source} has the rows 0 to {len(data) - 1}")
+    return _Place(data.names[row], data.location(row), row)
+
+
+def _named(name: str, numbers: Mapping[str, int], data: ImageSet) -> _Place:
+    """The row of a file of features that was made of a file of that name."""
+    if name not in numbers:
+        raise ImuError(
+            f"'{name}' is not in {data.source}{nearest(name, list(numbers)[:10_000])}; correct it, or extract its features"
+        )
+    row = numbers[name]
+    return _Place(name, data.location(row), row)
+
+
+def _placer(table: Table, data: ImageSet | None, problems: Problems) -> Callable[[dict[str, str]], _Place] | None:
+    """How a row of this table names its image, by the one locator column that it has."""
+    located = [name for name in table.columns if name in (*FILE_COLUMNS, "index")]
+    if len(located) > 1:
+        problems.add(0, f"has the columns {', '.join(located)}; keep exactly one that says which image is meant")
+    elif not located and table.columns:
+        near = next(
+            (nearest(name, KNOWN_COLUMNS[:5]) for name in table.columns if nearest(name, KNOWN_COLUMNS[:5])), ""
+        )
+        problems.add(0, f"has neither a file_name nor an index column in its header ({', '.join(table.columns)}){near}")
+    elif located == ["index"] and data is None:
+        problems.add(0, "has an index column, which counts rows of --data; give --data")
+    if len(located) != 1 or (located == ["index"] and data is None):
+        return None
+    if located == ["index"] and data is not None:
+        return lambda row: _row(row.get("index", ""), data)
+    if data is not None and isinstance(data.store, Vectors):
+        numbers = {name: number for number, name in reversed(list(enumerate(data.names)))}
+        return lambda row: _named(row.get(located[0], ""), numbers, data)
+    finder = _finder(table, data)
+    return lambda row: finder.find(row.get(located[0], ""))
+
+
+def places_of(table: Table, data: ImageSet | None, problems: Problems) -> list[_Place | None]:
+    """Each row's image, None where there is none (a problem is noted)."""
+    placer = _placer(table, data, problems)
+    if placer is None:
+        return [None] * len(table.rows)
+    return [problems.attempt(line, placer, row) for row, line in zip(table.rows, table.lines, strict=True)]
+
+
+def gathered(table: Table, kept: Sequence[int], places: Sequence[_Place], data: ImageSet | None) -> ImageSet:
+    """The images of the table's rows ``kept``: rows of the data set where all are, else files of their own."""
+    origins = [f"{table.name}:{table.lines[index]}" for index in kept]
+    columns = {name: [table.column(name)[index] for index in kept] for name in TEXT_COLUMNS if name in table.columns}
+    rows = [place.row for place in places if place.row is not None]
+    if data is not None and len(rows) == len(places):
+        images = data.subset(rows)
+        return replace(images, source=table.name, columns={**images.columns, **columns}, origins=origins, notes=())
+    finder, names = _finder(table, data), [place.name for place in places]
+    store = Files(Path(finder.root), str(finder.shown), names, {place.name: place.real for place in places})
+    unknown = [UNKNOWN] * len(names)
+    return ImageSet(table.name, names, unknown, None, store, range(len(names)), columns=columns, origins=origins)

@@ -1,0 +1,108 @@
+"""Rows of a data set by ``class=…``, ``index=…``, ``id=…`` or ``coarse=…``."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from imu_cli.errors import ImuError, nearest
+from imu_cli.samples.classes import ClassNames, mapped
+from imu_cli.samples.columns import as_array, numbers
+from imu_cli.samples.dataset import UNKNOWN, ImageSet
+
+SELECTORS = ("class", "index", "id", "coarse")
+
+
+def is_selector(spec: str) -> bool:
+    """Whether it reads ``class=…``, ``index=…``, ``id=…`` or ``coarse=…``; a file of such a name needs ``./``."""
+    return spec.partition("=")[0] in SELECTORS and "=" in spec
+
+
+def select_rows(images: ImageSet, selectors: Sequence[str], classes: ClassNames | None = None) -> Sequence[int]:
+    """Rows that the selectors name, each once: all of one kind, their union, in the order of the data set.
+
+    ``index`` keeps the order it is written in. Classes are those of ``images``, or the model's if they are given.
+
+    Raises:
+        ImuError: unknown or mixed selectors, an unknown name, an index out of range, or nothing selected.
+    """
+    kinds = {selector.partition("=")[0] for selector in selectors}
+    if not selectors or not all(is_selector(selector) for selector in selectors):
+        raise ImuError(f"{' '.join(selectors)}: no selector; write {'=…, '.join(SELECTORS)}=…")
+    if len(kinds) > 1:
+        raise ImuError(f"{' '.join(selectors)}: different kinds of selectors; use one, or a list from imu select")
+    picks = [part for selector in selectors for part in _pick(images, selector, classes)]
+    if len(picks) == 1 and isinstance(picks[0], range):
+        return picks[0]
+    rows, first = np.unique(np.concatenate([as_array(part) for part in picks]), return_index=True)
+    return numbers(rows[np.argsort(first)] if kinds == {"index"} else rows)
+
+
+def _pick(images: ImageSet, selector: str, classes: ClassNames | None) -> list[Sequence[int]]:
+    kind, _, value = selector.partition("=")
+    if not value:
+        raise ImuError(f"{selector}: names nothing; write for example {kind}={'0:500' if kind == 'index' else 'NAME'}")
+    if kind == "index":
+        rows = [_slice(selector, part.strip(), len(images)) for part in value.split(",")]
+    elif kind == "class":
+        rows = _of_classes(images, selector, value, classes)
+    else:
+        rows = _of_column(images, selector, kind, value)
+    if not any(rows):
+        raise ImuError(f"{selector}: selects no row of {images.source}")
+    return rows
+
+
+def _slice(selector: str, part: str, n: int) -> Sequence[int]:
+    if not re.fullmatch(r"-?\d+|(-?\d+)?:(-?\d+)?(:(-?\d+)?)?", part, re.ASCII):
+        raise ImuError(f"{selector}: '{part}' is neither a row number nor a slice such as 0:500")
+    bounds = [int(text) if text else None for text in part.split(":")]
+    if len(bounds) == 1:
+        if not 0 <= int(part) < n:
+            raise ImuError(f"{selector}: {part} is out of range; rows are 0 to {n - 1}")
+        return [int(part)]
+    # Python would cut a slice at the end in silence: 0:5000 of 500 rows is a mistake.
+    if any(bound is not None and abs(bound) > n for bound in bounds[:2]):
+        raise ImuError(f"{selector}: {part} is out of range; rows are 0 to {n - 1}")
+    if bounds[2:] == [0]:
+        raise ImuError(f"{selector}: the step of a slice cannot be 0")
+    return range(n)[slice(*bounds)]
+
+
+def _parts(value: str, known: Mapping[str, object]) -> list[str]:
+    """A value is one name if there is such a name (they may hold commas), else a comma list."""
+    return [value] if value in known else [part.strip() for part in value.split(",")]
+
+
+def _of_classes(images: ImageSet, selector: str, value: str, classes: ClassNames | None) -> list[Sequence[int]]:
+    if classes is None:
+        count = len(images.classes) if images.classes is not None else max(images.labels, default=UNKNOWN) + 1
+        classes = ClassNames(count, images.classes, images.source)
+    labels = as_array(mapped(images, classes)[0])
+    rows: list[Sequence[int]] = []
+    for part in _parts(value, dict.fromkeys(classes.names or ())):
+        try:
+            wanted = classes.parse(part)
+        except ImuError as error:
+            raise ImuError(f"{selector}: {error}") from error
+        found = numbers(np.flatnonzero(labels == wanted))
+        if not found:
+            raise ImuError(f"{selector}: {images.source} has no row of class '{part}'")
+        rows.append(found)
+    return rows
+
+
+def _of_column(images: ImageSet, selector: str, kind: str, value: str) -> list[Sequence[int]]:
+    if kind not in images.columns:
+        whose = "cifar100:DIR" if kind == "coarse" else "a manifest with an id column"
+        raise ImuError(f"{selector}: {images.source} has no '{kind}'; it needs --data {whose}")
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row, text in enumerate(images.columns[kind]):
+        rows_of[text].append(row)
+    rows: list[Sequence[int]] = []
+    for part in _parts(value, rows_of):
+        if part not in rows_of:
+            raise ImuError(f"{selector}: {images.source} has no {kind} '{part}'{nearest(part, rows_of)}")
+        rows.append(rows_of[part])
+    return rows

@@ -1,0 +1,76 @@
+"""The damping path along ρ."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from imu_cli.unlearning.matched.problem import Problem
+from imu_cli.unlearning.matched.solvers import Form, Retarget, Solution, solve
+
+Verdict = Literal["more", "met", "spent"]
+RHO_PATH = tuple(10.0 ** (2 - step / 2) for step in range(17))
+"""100 down to 1e-6 by half decades."""
+
+
+# The damping path
+
+
+@dataclass(frozen=True)
+class Step:
+    """One point of the path: a solution and what the caller made of it."""
+
+    solution: Solution
+    verdict: Verdict
+
+
+def path(
+    problem: Problem,
+    look: Callable[[Solution], Verdict],
+    *,
+    rhos: Sequence[float] = RHO_PATH,
+    bisections: int = 6,
+    form: Form | None = None,
+    linearisations: int = 5,
+    retarget: Retarget | None = None,
+) -> Iterator[Step]:
+    """Solutions along decreasing ρ until the caller has enough, then bisected in log ρ; yields every step.
+
+    ``look`` says ``more`` (neither target nor budget reached), ``met`` (target reached within the budget) or ``spent``
+    (budget exceeded). The grid ends at the first answer other than ``more``; the bisection then closes in on the
+    largest ρ that gives it, the least damage at which the target is met. ``chosen`` picks the result. Every solve
+    starts from the head of the next larger ρ.
+    """
+
+    def at(rho: float, larger: Solution | None) -> Step:
+        start = None if larger is None else larger.head
+        solution = solve(problem, rho, form=form, linearisations=linearisations, start=start, retarget=retarget)
+        return Step(solution, look(solution))
+
+    larger: Solution | None = None
+    smaller: float | None = None
+    for rho in sorted(rhos, reverse=True):
+        step = at(rho, larger)
+        yield step
+        if step.verdict != "more":
+            smaller = rho
+            break
+        larger = step.solution
+    if larger is None or smaller is None:
+        return
+    for _ in range(bisections):
+        step = at(math.sqrt(larger.rho * smaller), larger)
+        yield step
+        if step.verdict == "more":
+            larger = step.solution
+        else:
+            smaller = step.solution.rho
+
+
+def chosen(steps: Iterable[Step]) -> Step | None:
+    """The largest ρ that met the target, else the smallest that stayed within the budget, else None."""
+    every = list(steps)
+    met = [step for step in every if step.verdict == "met"]
+    if met:
+        return max(met, key=lambda step: step.solution.rho)
+    return min((step for step in every if step.verdict == "more"), key=lambda step: step.solution.rho, default=None)
