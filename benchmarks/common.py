@@ -30,7 +30,7 @@ from imu_cli.commands import opening, provenance
 from imu_cli.config.commands import InfluenceConfig, UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.events import Silent
-from imu_cli.features.session import Opened
+from imu_cli.features.session import Session
 from imu_cli.linear.rows import held, homogeneous
 from imu_cli.models.head import Head
 from imu_cli.models.layout import file_hash
@@ -151,7 +151,7 @@ def cifar() -> Cifar:
     return Cifar(opened.head, wide["train"], found["train_labels"], wide["test"], found["test_labels"])
 
 
-def _extract(opened: Opened, path: Path) -> None:
+def _extract(opened: Session, path: Path) -> None:
     found: dict[str, Tensor] = {}
     for split, role in (("train", "data"), ("test", "test")):
         console.print(f"features of CIFAR-10 {split} (once a machine)", style="dim")

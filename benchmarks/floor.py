@@ -37,7 +37,7 @@ from imu_cli.commands import unlearn as unlearn_module
 from imu_cli.config.commands import InfluenceConfig, UnlearnConfig
 from imu_cli.events import Silent
 from imu_cli.features import engine, memory
-from imu_cli.features.session import Opened
+from imu_cli.features.session import Session
 from imu_cli.samples.images import decoding
 from imu_cli.samples.manifest import open_source
 
@@ -174,10 +174,10 @@ def serve(network: Network, data: str) -> None:
         print(json.dumps(asdict(spent(passes[line.strip()])[0])), flush=True)
 
 
-def ready_batches(opened: Opened) -> list[Tensor]:
+def ready_batches(opened: Session) -> list[Tensor]:
     """The forget set decoded and normalised in memory, in the tool's own batches."""
     assert opened.network is not None
-    images, size = opened.forget.images, opened.engine.batch_size
+    images, size = opened.forget.samples, opened.engine.batch_size
     parts = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
     ready = [engine.batch(images, rows, opened.network.preprocess, opened.device) for rows in parts]
     assert all(batch.is_contiguous(memory_format=torch.channels_last) for batch in ready)
@@ -191,10 +191,10 @@ def forward(model: torch.nn.Module, ready: Sequence[Tensor]) -> None:
             model(batch)
 
 
-def decode(opened: Opened) -> None:
+def decode(opened: Session) -> None:
     """The forget set decoded and shaped by the tool's own code, without a model."""
     assert opened.network is not None
-    for _ in decoding.batches(opened.forget.images, opened.network.preprocess, opened.engine.batch_size):
+    for _ in decoding.batches(opened.forget.samples, opened.network.preprocess, opened.engine.batch_size):
         pass
 
 

@@ -27,7 +27,7 @@ from torchvision.models import resnet18
 from imu_cli.commands import influence, opening
 from imu_cli.config.commands import InfluenceConfig
 from imu_cli.events import Silent
-from imu_cli.samples.dataset import ImageSet
+from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import decoding, preprocessing
 from imu_cli.samples.images.folders import open_flat
 
@@ -79,7 +79,7 @@ def alternate(folder: Path, repeats: int) -> dict[str, Any]:
             found["whole"].append(spent(lambda: influence.run_influence(model, config(folder), {}, Silent()))[0])
             found["bare"].append(spent(bare)[0])
     return {
-        "images": len(opened.forget.images),
+        "images": len(opened.forget.samples),
         "batch_size": opened.engine.batch_size,
         **{name: [asdict(one) for one in runs] for name, runs in found.items()},
     }
@@ -92,7 +92,7 @@ def ratios(found: dict[str, Any], clock: str, with_decoding: bool) -> list[float
     return [run[clock] / (floor + extra) for run, floor, extra in zip(found["whole"], floors, more, strict=True)]
 
 
-def rates(images: ImageSet, steps: preprocessing.Preprocessing, repeats: int) -> dict[str, list[float]]:
+def rates(images: SampleSet, steps: preprocessing.Preprocessing, repeats: int) -> dict[str, list[float]]:
     """Images a second that one thread, a thread a core and a process a core decode, without a model."""
     rows = list(range(len(images)))
     tasks = decoding.Tasks(images, steps, [rows[start : start + 16] for start in range(0, len(rows), 16)])

@@ -40,9 +40,9 @@ def clear_cache(
 
 def _digests(forget: str, data: str | None) -> set[str]:
     """Content hashes of the samples of a forget list, folder or selector."""
-    images = manifest.open_source(data, "data") if data else None
-    if dataset.is_selector(forget) and images is not None:
-        return set(images.digests(dataset.select_rows(images, [forget])))
-    if images is not None and forget.lower().endswith(table.SUFFIXES):
-        return set(manifest.open_source(forget, "data", images).digests())
+    samples = manifest.open_source(data, "data") if data else None
+    if dataset.is_selector(forget) and samples is not None:
+        return set(samples.digests(dataset.select_rows(samples, [forget])))
+    if samples is not None and forget.lower().endswith(table.SUFFIXES):
+        return set(manifest.open_source(forget, "data", samples).digests())
     return set(manifest.peek(forget, None, sys.maxsize).digests())

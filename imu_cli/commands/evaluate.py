@@ -15,7 +15,7 @@ from imu_cli.evaluation import curves, gates, measures, shadow_heads, summary
 from imu_cli.evaluation.evidence import Evidence, Split
 from imu_cli.events import Events
 from imu_cli.features import engine
-from imu_cli.features.session import Opened
+from imu_cli.features.session import Session
 from imu_cli.files import paths, writing
 from imu_cli.linear.rows import Logits, Mapped, Rows, with_bias
 from imu_cli.models import checkpoint, destination, layout
@@ -24,7 +24,7 @@ from imu_cli.models.sidecar import Said
 from imu_cli.records import storage
 from imu_cli.records.evaluation import Evaluation
 from imu_cli.records.record import Record
-from imu_cli.samples.dataset import ImageSet
+from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.vectors import is_features
 from imu_cli.statistics import metrics
 from imu_cli.statistics.intervals import Estimate, census
@@ -92,7 +92,7 @@ def _stdin_again(config: EvaluateConfig, found: Record | None) -> None:
 class _Other:
     """Another model of the same architecture; its features are the evaluated one's where the backbones are the same."""
 
-    opened: Opened
+    opened: Session
     same_backbone: bool
     changed: list[str]
 
@@ -101,7 +101,7 @@ class _Other:
         return self.opened.matrix()
 
 
-def _open_other(opened: Opened, path: Path, config: EvaluateConfig) -> _Other:
+def _open_other(opened: Session, path: Path, config: EvaluateConfig) -> _Other:
     before, loaded = _load_other(opened, path, config)
     changed = checkpoint.differing(before, opened.checkpoint)
     head = opened.head.with_matrix(_matrix_of(before, opened))
@@ -112,7 +112,7 @@ def _open_other(opened: Opened, path: Path, config: EvaluateConfig) -> _Other:
     return _Other(replace(opened, checkpoint=before, network=network, head=head, outside_sha256=outside), same, changed)
 
 
-def _load_other(opened: Opened, path: Path, config: EvaluateConfig) -> tuple[checkpoint.Checkpoint, Loaded | None]:
+def _load_other(opened: Session, path: Path, config: EvaluateConfig) -> tuple[checkpoint.Checkpoint, Loaded | None]:
     """The checkpoint, and its model where the evaluated one is run on images."""
     if opened.network is None:
         return checkpoint.open_checkpoint(path), None
@@ -121,7 +121,7 @@ def _load_other(opened: Opened, path: Path, config: EvaluateConfig) -> tuple[che
     return opening.load_model(path, config, known)
 
 
-def _open_original(opened: Opened, config: EvaluateConfig, found: Record | None) -> _Other | None:
+def _open_original(opened: Session, config: EvaluateConfig, found: Record | None) -> _Other | None:
     if config.original is None:
         return None
     path = Path(config.original)
@@ -138,7 +138,7 @@ def _open_original(opened: Opened, config: EvaluateConfig, found: Record | None)
     return other
 
 
-def _matrix_of(before: checkpoint.Checkpoint, opened: Opened) -> Tensor:
+def _matrix_of(before: checkpoint.Checkpoint, opened: Session) -> Tensor:
     """The original's head as W (c, d+1) float64."""
     names, entries = opened.head.tensors, opened.checkpoint.entries
     if any(name not in before.entries or before.entries[name].shape != entries[name].shape for name in names):
@@ -153,22 +153,22 @@ def _matrix_of(before: checkpoint.Checkpoint, opened: Opened) -> Tensor:
 class _Models:
     """The evaluated model, and those it is compared with."""
 
-    opened: Opened
+    opened: Session
     original: _Other | None
     retrained: _Other | None
 
-    def split(self, images: ImageSet, what: str) -> Split:
+    def split(self, samples: SampleSet, what: str) -> Split:
         """Logits of every model on a set of images; features are read once where backbones agree."""
         opened, original = self.opened, self.original
         h = (
             scoring.forget_features(opened, narrow=True)
             if what == "forget"
-            else opened.features_of(images, what, narrow=True)
+            else opened.features_of(samples, what, narrow=True)
         )
-        before = None if original is None else _features_by(original, h, images, f"{what}, original")
-        again = None if self.retrained is None else _features_by(self.retrained, h, images, f"{what}, retrained")
+        before = None if original is None else _features_by(original, h, samples, f"{what}, original")
+        again = None if self.retrained is None else _features_by(self.retrained, h, samples, f"{what}, retrained")
         return Split(
-            labels=opened.labels(images),
+            labels=opened.labels(samples),
             before=None if before is None or original is None else Logits(before, original.matrix()),
             after=Logits(h, opened.matrix()),
             features=_alone(h),
@@ -187,8 +187,8 @@ def _alone(h: Rows) -> Rows:
     return with_bias(h, False)
 
 
-def _features_by(other: _Other, h: Rows, images: ImageSet, what: str) -> Rows:
-    return h if other.same_backbone else other.opened.features_of(images, what, narrow=True)
+def _features_by(other: _Other, h: Rows, samples: SampleSet, what: str) -> Rows:
+    return h if other.same_backbone else other.opened.features_of(samples, what, narrow=True)
 
 
 def _drift(split: Split, original: _Other | None) -> Estimate | None:
@@ -199,7 +199,7 @@ def _drift(split: Split, original: _Other | None) -> Estimate | None:
     return metrics.feature_drift(split.features_before, split.features)
 
 
-def _parts(opened: Opened, by: str | None) -> dict[str, Tensor] | None:
+def _parts(opened: Session, by: str | None) -> dict[str, Tensor] | None:
     """Rows of D_f for each id or group, in the order of the list.
 
     Raises:
@@ -314,28 +314,28 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     return Evaluated(made, output)
 
 
-def _kind(opened: Opened, config: EvaluateConfig) -> tuple[scenario.Kind, str]:
+def _kind(opened: Session, config: EvaluateConfig) -> tuple[scenario.Kind, str]:
     return scenario.decide(config.scenario, opened.forget.whole_classes, opened.data is not None)
 
 
-def _unused(opened: Opened, images: ImageSet, found: Record | None) -> ImageSet:
+def _unused(opened: Session, samples: SampleSet, found: Record | None) -> SampleSet:
     """The test samples that the unlearning did not choose by: an evaluation is made on data that chose nothing."""
     held = None if found is None else found.held_out
     if held is None:
-        return images
-    rows = list(range(len(images))) if held.option == "reference" else held_out.half(images, held.seed)
-    if len(images) != held.n or held_out.rows_hash(images.subset(rows)) != held.sha256:
-        return images
+        return samples
+    rows = list(range(len(samples))) if held.option == "reference" else held_out.half(samples, held.seed)
+    if len(samples) != held.n or held_out.rows_hash(samples.subset(rows)) != held.sha256:
+        return samples
     if held.option == "reference":
         opened.note(
             "--test: is the --reference that the unlearning chose its target by; measure on other data if you can"
         )
-        return images
+        return samples
     used = set(rows)
     opened.note(
-        f"--test: {len(rows)} of its {len(images)} samples set target and guard of the unlearning and are left out"
+        f"--test: {len(rows)} of its {len(samples)} samples set target and guard of the unlearning and are left out"
     )
-    return images.subset([row for row in range(len(images)) if row not in used])
+    return samples.subset([row for row in range(len(samples)) if row not in used])
 
 
 def _gather(models: _Models, config: EvaluateConfig, found: Record | None) -> Evidence:
@@ -344,7 +344,7 @@ def _gather(models: _Models, config: EvaluateConfig, found: Record | None) -> Ev
     kind, _ = _kind(opened, config)
     test_images = _unused(opened, held_out.held_out(opened, config.test), found) if config.test else None
     retain_images = held_out.retained(opened, config.retain) if config.retain else None
-    forget = models.split(opened.forget.images, "forget")
+    forget = models.split(opened.forget.samples, "forget")
     plan = scenario.plan(kind, "", forget.labels, opened.head.classes, "auto")
     true = opened.forget.true_labels
     return Evidence(

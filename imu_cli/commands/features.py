@@ -28,7 +28,7 @@ from imu_cli.errors import ImuError, StoppedError
 from imu_cli.events import Events, Silent
 from imu_cli.features import memory, origin
 from imu_cli.features.extraction import Seen
-from imu_cli.features.session import Opened
+from imu_cli.features.session import Session
 from imu_cli.files import writing
 from imu_cli.records.extraction import Extracted
 from imu_cli.samples import vectors as featurefile
@@ -98,8 +98,8 @@ class Plan:
         return folder / f"{number:05d}.safetensors"
 
 
-def _plan(opened: Opened) -> Plan:
-    n, size = len(opened.forget.images), opened.engine.batch_size
+def _plan(opened: Session) -> Plan:
+    n, size = len(opened.forget.samples), opened.engine.batch_size
     batches = -(-n // size)
     rows = size * -(-batches // BLOCKS)
     said = {
@@ -153,14 +153,14 @@ def _is_whole(path: Path, plan: Plan, rows: range) -> bool:
 # --- the work
 
 
-def _compute(opened: Opened, plan: Plan, folder: Path, ranks: Ranks) -> None:
+def _compute(opened: Session, plan: Plan, folder: Path, ranks: Ranks) -> None:
     """The blocks of this process that are not there yet, one after the other."""
     mine = [number for number in range(len(plan.blocks)) if number % ranks.count == ranks.rank]
     missing = [number for number in mine if not _is_whole(plan.path(folder, number), plan, plan.blocks[number])]
     if len(missing) < len(mine):
         opened.note(f"{folder}: {len(mine) - len(missing)} of {len(mine)} blocks are there from an earlier run")
     wanted = [row for number in missing for row in plan.blocks[number]]
-    stream = opened.stream(opened.forget.images, "the samples", wanted)
+    stream = opened.stream(opened.forget.samples, "the samples", wanted)
     for number in missing:
         made: list[Seen] = []
         while sum(len(seen.rows) for seen in made) < len(plan.blocks[number]):
@@ -189,17 +189,17 @@ def _write_block(plan: Plan, folder: Path, number: int, made: list[Seen]) -> Non
         part.unlink(missing_ok=True)
 
 
-def _join(opened: Opened, plan: Plan, folder: Path, output: Path, config: FeaturesConfig) -> float:
+def _join(opened: Session, plan: Plan, folder: Path, output: Path, config: FeaturesConfig) -> float:
     """The file, from all blocks in order; returns the largest replay error."""
     paths = [plan.path(folder, number) for number in range(len(plan.blocks))]
     lacking = [path.name for path, rows in zip(paths, plan.blocks, strict=True) if not _is_whole(path, plan, rows)]
     if lacking:
         raise ImuError(f"{folder}: {len(lacking)} blocks are missing or torn ({lacking[0]}); run again to go on")
-    worst, images = 0.0, opened.forget.images
+    worst, samples = 0.0, opened.forget.samples
     for path in paths:
         with safetensors.safe_open(str(path), framework="np") as file:
             worst = max(worst, float(file.metadata()["replay_error"]))
-    columns = featurefile.columns_of(images, opened.forget.weights, opened.forget.true_labels)
+    columns = featurefile.columns_of(samples, opened.forget.weights, opened.forget.true_labels)
     columns["logits"] = load_file(paths[0])["logits"].numpy()
     said = {
         **plan.said,
@@ -214,7 +214,7 @@ def _join(opened: Opened, plan: Plan, folder: Path, output: Path, config: Featur
     width = opened.head.matrix.shape[1] - opened.head.bias
     pieces = (load_file(path)["features"] for path in paths)
     with opened.clock.timed("joining"), writing.together(output, private=True) as (file,):
-        featurefile.write(file, (len(images), width), pieces, columns, said)
+        featurefile.write(file, (len(samples), width), pieces, columns, said)
     return worst
 
 

@@ -8,7 +8,7 @@ from imu_cli.commands import opening, provenance, scoring
 from imu_cli.config.commands import InfluenceConfig, UnlearnConfig
 from imu_cli.config.shared import TargetConfig
 from imu_cli.events import Events
-from imu_cli.features.session import Opened
+from imu_cli.features.session import Session
 from imu_cli.files import writing
 from imu_cli.influence import closed_form
 from imu_cli.linear import margins
@@ -16,7 +16,7 @@ from imu_cli.linear.rows import Rows
 from imu_cli.linear.rows import logits as logits_by_rows
 from imu_cli.records import influence
 from imu_cli.samples.columns import reals
-from imu_cli.samples.dataset import ImageSet
+from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import thumbnails
 from imu_cli.unlearning import methods
 from imu_cli.unlearning.matched import kernel
@@ -39,10 +39,10 @@ def run_influence(
         scored = scored or scoring.compute_scores(opened, h)
     selection = closed_form.weigh(scored.scores, config.keep, config.clip_quantile, scoring.sample_weights(opened))
     methods.warn_if_at_chance(opened, float(scored.right.double().mean()))
-    images = opened.forget.images
-    ids = opened.forget.ids or images.names
+    samples = opened.forget.samples
+    ids = opened.forget.ids or samples.names
     rows = influence.ScoreRows(
-        ids, images.names, images.labels, opened.classes.name,
+        ids, samples.names, samples.labels, opened.classes.name,
         *(reals(column.cpu().numpy()) for column in (scored.scores, selection.weights, scored.confidence)),
     )  # fmt: skip
     here = Path()
@@ -61,25 +61,25 @@ def run_influence(
         run=scoring.run_info(opened),
     )
     if config.images is not None:
-        _gallery(made, images, Path(config.images), config.show)
+        _gallery(made, samples, Path(config.images), config.show)
     return made
 
 
-def _gallery(made: influence.Influence, images: ImageSet, path: Path, show: int) -> None:
+def _gallery(made: influence.Influence, samples: SampleSet, path: Path, show: int) -> None:
     """The page with the images that matter most, readable by its owner alone."""
-    pictures = {row: thumbnails.data_uri(images.read(row)) for row in made.largest(show)}
+    pictures = {row: thumbnails.data_uri(samples.read(row)) for row in made.largest(show)}
     with writing.together(path, private=True) as (file,):
         file.write_text(page.gallery(made, pictures), encoding="utf-8")
 
 
-def _kernel(opened: Opened, config: InfluenceConfig, h: Rows) -> list[influence.KernelRow]:
+def _kernel(opened: Session, config: InfluenceConfig, h: Rows) -> list[influence.KernelRow]:
     """Matched unlearning solved but not written: strengths, self-influence, and the samples that move each most."""
     shared = {item.name: getattr(config, item.name) for item in fields(TargetConfig)}
     wanted = UnlearnConfig(**shared, method="matched")
     job = methods.prepare(opened, wanted, h)
     problem, found = methods.solve_matched(opened, wanted, job)
     rows = kernel.kernel_rows(problem, found.strengths, head=found.outcome.head, top=MOVERS)
-    names = opened.forget.images.names
+    names = opened.forget.samples.names
     before = margins.margins(logits_by_rows(h, opened.matrix()), job.labels)
     return [
         influence.KernelRow(

@@ -16,7 +16,7 @@ from imu_cli.models.checkpoint import Checkpoint
 from imu_cli.models.contents import Finding, Inspection, header
 from imu_cli.models.head import Head, find_head
 from imu_cli.samples.classes import ClassNames
-from imu_cli.samples.dataset import ImageSet
+from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import preprocessing
 from imu_cli.samples.images.stores import Pixels
 
@@ -95,12 +95,12 @@ def _learnt(found: list[Finding], what: What, value: str, source: str) -> None:
     found.append(Finding(what=what, value=value, source=source))
 
 
-def synthetic(side: int, seed: int) -> ImageSet:
+def synthetic(side: int, seed: int) -> SampleSet:
     """A few RGB images of uniform noise, ``side`` pixels wide and high."""
     values = np.random.default_rng(seed).integers(0, 256, (IMAGES, side, side, 3), dtype=np.uint8)
     rows = range(IMAGES)
     names = [str(row) for row in rows]
-    return ImageSet("synthetic", names, [0] * IMAGES, None, Pixels("synthetic", values), rows)
+    return SampleSet("synthetic", names, [0] * IMAGES, None, Pixels("synthetic", values), rows)
 
 
 def _head(

@@ -12,7 +12,7 @@ from imu_cli.errors import ImuError
 from imu_cli.events import Events
 from imu_cli.features import engine as engine_module
 from imu_cli.features import memory, origin
-from imu_cli.features.session import Clock, Network, Opened
+from imu_cli.features.session import Clock, Network, Session
 from imu_cli.influence import closed_form
 from imu_cli.models import architecture
 from imu_cli.models.architecture import Loaded
@@ -21,7 +21,7 @@ from imu_cli.models.head import find_head, named_head
 from imu_cli.models.sidecar import Said
 from imu_cli.samples import vectors as featurefile
 from imu_cli.samples.classes import ClassNames, class_names
-from imu_cli.samples.dataset import ImageSet
+from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import preprocessing
 from imu_cli.samples.manifest import load_forget, open_source, peek
 from imu_cli.samples.vectors import Vectors
@@ -51,7 +51,7 @@ def with_features(config: ForgetConfig) -> ForgetConfig:
     return replace(config, data=config.features, forget=config.forget or EVERYTHING)
 
 
-def open_all(path: Path, config: ForgetConfig, events: Events, known: Said | None = None) -> Opened:
+def open_all(path: Path, config: ForgetConfig, events: Events, known: Said | None = None) -> Session:
     """Open and validate everything that the commands share; nothing is written.
 
     Args:
@@ -83,9 +83,9 @@ def open_all(path: Path, config: ForgetConfig, events: Events, known: Said | Non
 class _Given:
     """The data set and standard input, if named, and the first few samples of the forget list."""
 
-    data: ImageSet | None
+    data: SampleSet | None
     stdin: BytesIO | None
-    few: ImageSet
+    few: SampleSet
 
 
 def _read_data(config: ForgetConfig) -> _Given:
@@ -94,7 +94,7 @@ def _read_data(config: ForgetConfig) -> _Given:
     return _Given(data, stdin, peek(config.forget, data, engine_module.PROBE, stdin))
 
 
-def _open_on_images(path: Path, config: ForgetConfig, events: Events, known: Said | None, clock: Clock) -> Opened:
+def _open_on_images(path: Path, config: ForgetConfig, events: Events, known: Said | None, clock: Clock) -> Session:
     checkpoint, loaded = load_model(path, config, known)
     said = [*([] if known is None else [known]), *loaded.said]
     steps, steps_source = preprocessing.find(config.preprocess, [(item.preprocess, item.source) for item in said])
@@ -108,10 +108,10 @@ def _open_on_images(path: Path, config: ForgetConfig, events: Events, known: Sai
     forget = load_forget(config.forget, given.data, config.label, classes, given.stdin)
     network = Network(loaded, model, steps, steps_source, probe)
     outside = checkpoint.outside_hash(set(head.tensors))
-    return Opened(config, checkpoint, network, None, device, head, outside, classes, forget, given.data, events, clock)
+    return Session(config, checkpoint, network, None, device, head, outside, classes, forget, given.data, events, clock)
 
 
-def _open_on_features(path: Path, config: ForgetConfig, events: Events, known: Said | None, clock: Clock) -> Opened:
+def _open_on_features(path: Path, config: ForgetConfig, events: Events, known: Said | None, clock: Clock) -> Session:
     """The head alone, from the file: the backbone has run elsewhere, and its architecture need not be known."""
     checkpoint, given = open_checkpoint(path), _read_data(config)
     store = given.few.store
@@ -128,10 +128,10 @@ def _open_on_features(path: Path, config: ForgetConfig, events: Events, known: S
     device = engine_module.pick_device(config.device)
     outside = checkpoint.outside_hash(set(head.tensors))
     forget = origin.settled(forget, store)
-    return Opened(config, checkpoint, None, store, device, head, outside, classes, forget, given.data, events, clock)
+    return Session(config, checkpoint, None, store, device, head, outside, classes, forget, given.data, events, clock)
 
 
-def names_of_classes(config: ModelConfig, said: Sequence[Said], data: ImageSet | None, count: int) -> ClassNames:
+def names_of_classes(config: ModelConfig, said: Sequence[Said], data: SampleSet | None, count: int) -> ClassNames:
     """The class names by the sources' order: ``--classes``, a record, the model's files, a data set of all classes."""
     named = Path(config.classes) if config.classes else None
     by = next((item for item in said if item.classes), None)

@@ -11,7 +11,7 @@ import torch
 from imu_cli import __version__, options
 from imu_cli.commands import provenance, scoring
 from imu_cli.config.shared import ForgetConfig
-from imu_cli.features.session import Opened
+from imu_cli.features.session import Session
 from imu_cli.files import paths
 from imu_cli.models import libraries
 from imu_cli.models.checkpoint import Checkpoint
@@ -36,11 +36,11 @@ def head_info(head: Head) -> HeadInfo:
     )
 
 
-def forget_info(opened: Opened, folder: Path) -> ForgetInfo:
+def forget_info(opened: Session, folder: Path) -> ForgetInfo:
     """The forget set without naming a sample; paths relative to ``folder``."""
     config, forget = opened.config, opened.forget
     counts: dict[str, int] = {}
-    for label in forget.images.labels:
+    for label in forget.samples.labels:
         name = opened.classes.name(label)
         counts[name] = counts.get(name, 0) + 1
     listed = not is_selector(config.forget[0])
@@ -49,7 +49,7 @@ def forget_info(opened: Opened, folder: Path) -> ForgetInfo:
         given=paths.relative_to(config.forget, "forget", folder),
         label=config.label,
         data=paths.relative_to(config.data, "data", folder),
-        n=len(forget.images),
+        n=len(forget.samples),
         per_class=counts,
         whole_classes=bool(forget.whole_classes),
         sha256=forget.sha256,
@@ -116,7 +116,7 @@ def read_record(path: Path, sha256: str | None = None) -> Record | None:
     return found if isinstance(found, Record) and found.after.sha256 == (sha256 or model_hash(path)) else None
 
 
-def common(opened: Opened, origins: Mapping[str, str], folder: Path) -> dict[str, Any]:
+def common(opened: Session, origins: Mapping[str, str], folder: Path) -> dict[str, Any]:
     """What records and evaluations share."""
     return {
         **opened.described(),

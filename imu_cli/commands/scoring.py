@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from imu_cli.features import cache, extraction, memory, origin
-from imu_cli.features.session import Opened, Taken
+from imu_cli.features.session import Session, Taken
 from imu_cli.influence import closed_form
 from imu_cli.linear.rows import Mapped, Rows, blocks
 from imu_cli.records.parts import Decade, PrecisionError, RunInfo, ScoreInfo
@@ -19,7 +19,7 @@ EXACT_ROWS = 128
 """Samples whose features are computed again in float32, to say what a lower precision did to the scores."""
 
 
-def _cache_fields(opened: Opened) -> dict[str, Any]:
+def _cache_fields(opened: Session) -> dict[str, Any]:
     described = opened.described()
     return {
         "samples": opened.forget.sha256,
@@ -32,16 +32,16 @@ def _cache_fields(opened: Opened) -> dict[str, Any]:
     }
 
 
-def _samples(opened: Opened) -> Iterator[dict[str, Any]]:
-    images = opened.forget.images
-    for row, (name, label) in enumerate(zip(images.names, images.labels, strict=True)):
-        yield {"name": name, "label": opened.classes.name(label), "digest": images.digest(row)}
+def _samples(opened: Session) -> Iterator[dict[str, Any]]:
+    samples = opened.forget.samples
+    for row, (name, label) in enumerate(zip(samples.names, samples.labels, strict=True)):
+        yield {"name": name, "label": opened.classes.name(label), "digest": samples.digest(row)}
 
 
-def forget_features(opened: Opened, *, narrow: bool = False) -> Rows:
+def forget_features(opened: Session, *, narrow: bool = False) -> Rows:
     """H (n, d+1) of the forget set: from the feature cache if asked for and there, else from its file or from one pass.
 
-    ``narrow`` as for ``Opened.features_of``.
+    ``narrow`` as for ``Session.features_of``.
     """
     h, source = _forget_features(opened, narrow)
     if opened.network is not None and opened.precision != "float32":
@@ -54,24 +54,24 @@ def forget_features(opened: Opened, *, narrow: bool = False) -> Rows:
     return h
 
 
-def _forget_features(opened: Opened, narrow: bool) -> tuple[Rows, str]:
-    images = opened.forget.images
+def _forget_features(opened: Session, narrow: bool) -> tuple[Rows, str]:
+    samples = opened.forget.samples
     if opened.vectors is not None:
-        return opened.features_of(images, "forget", narrow=narrow), opened.vectors.shown
+        return opened.features_of(samples, "forget", narrow=narrow), opened.vectors.shown
     fields = _cache_fields(opened)
     if opened.config.cache_features:
         found = cache.find("features", fields)
         if found.tensors is not None:
-            return opened.read(found.tensors["features"], images, narrow=narrow), "cache"
+            return opened.read(found.tensors["features"], samples, narrow=narrow), "cache"
         if found.why:
             opened.note(f"feature cache: {found.why}")
-    h = opened.features_of(images, "forget", narrow=narrow)
+    h = opened.features_of(samples, "forget", narrow=narrow)
     if opened.config.cache_features:
         _keep(opened, h, fields)
     return h, "model"
 
 
-def _keep(opened: Opened, h: Rows, fields: dict[str, Any]) -> None:
+def _keep(opened: Session, h: Rows, fields: dict[str, Any]) -> None:
     """Write the features to the cache, by blocks."""
     width = opened.head.matrix.shape[1] - opened.head.bias
     parts = (h[rows][:, :width] for rows in blocks(len(h), h.shape[1]))
@@ -82,7 +82,7 @@ def _keep(opened: Opened, h: Rows, fields: dict[str, Any]) -> None:
     )
 
 
-def run_info(opened: Opened) -> RunInfo:
+def run_info(opened: Session) -> RunInfo:
     """How the features came about, and the memory that they and this process took."""
     taken = opened.taken or Taken("cached scores", False, 0)
     ran = taken.source == "model"
@@ -112,11 +112,11 @@ class Scored:
     precision_error: PrecisionError | None = None
 
 
-def _score_fields(opened: Opened) -> dict[str, Any]:
+def _score_fields(opened: Session) -> dict[str, Any]:
     return {**_cache_fields(opened), "head": origin.head_hash(opened.head), "damping": opened.config.damping}
 
 
-def cached_scores(opened: Opened) -> Scored | None:
+def cached_scores(opened: Session) -> Scored | None:
     """Scores from the cache, if it is to be used and holds exactly these."""
     if not opened.config.cache:
         return None
@@ -139,7 +139,7 @@ def _unpacked(numbers: Tensor) -> PrecisionError:
     return PrecisionError(n=int(n), relative_rms=rms, rank_correlation=rank, sign_changed=int(signs))
 
 
-def compute_scores(opened: Opened, h: Rows) -> Scored:
+def compute_scores(opened: Session, h: Rows) -> Scored:
     """Scores in closed form from the features, written to the cache unless that is turned off."""
     damping = closed_form.Damping.parse(opened.config.damping)
     with opened.clock.timed("scores"):
@@ -156,7 +156,7 @@ def scored(found: closed_form.Influence, entry: str | None = None, error: Precis
     return Scored(found.scores, found.confidence, found.right, found.damping, found.mean_fisher, False, entry, error)
 
 
-def _write_scores(opened: Opened, found: closed_form.Influence, error: PrecisionError | None) -> str:
+def _write_scores(opened: Session, found: closed_form.Influence, error: PrecisionError | None) -> str:
     tensors = {
         "scores": found.scores,
         "confidence": found.confidence,
@@ -172,16 +172,16 @@ def _write_scores(opened: Opened, found: closed_form.Influence, error: Precision
         return str(cache.write("scores", _score_fields(opened), _samples(opened), lambda path: save_file(on_cpu, path)))
 
 
-def _precision_error(opened: Opened, found: closed_form.Influence) -> PrecisionError | None:
+def _precision_error(opened: Session, found: closed_form.Influence) -> PrecisionError | None:
     """What less than float32 did to the scores, on a random part of the set; None in float32, or where no model can run."""
     if opened.network is None or opened.config.precision == "float32":
         return None
-    images = opened.forget.images
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(opened.config.seed))
+    samples = opened.forget.samples
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(opened.config.seed))
     rows = sorted(order[:EXACT_ROWS].tolist())
     exact = replace(opened.engine, precision="float32")
     with opened.clock.timed("precision check"):
-        again = extraction.stream(exact, opened.head, images, opened.network.preprocess, rows)
+        again = extraction.stream(exact, opened.head, samples, opened.network.preprocess, rows)
         h = extraction.gather(again, len(rows), opened.head)
     labels, device = opened.labels()[rows], opened.math_device
     wanted = closed_form.along(h.to(device), labels, opened.matrix(), found.preconditioned)
@@ -206,7 +206,7 @@ def _rank_correlation(one: Tensor, other: Tensor) -> float:
     return float(ranks.corrcoef()[0, 1]) if len(one) > 1 else 1.0
 
 
-def sample_weights(opened: Opened) -> Tensor | None:
+def sample_weights(opened: Session) -> Tensor | None:
     """The manifest's ``weight`` column (n,), or None."""
     given = opened.forget.weights
     return None if given is None else torch.tensor(list(given), dtype=torch.float64, device=opened.math_device)

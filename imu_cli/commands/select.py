@@ -14,9 +14,9 @@ def run(selectors: Sequence[str], data: str, output: str, force: bool) -> None:
     Raises:
         ImuError: nothing selected, or the file exists.
     """
-    images = manifest.open_source(data, "data")
-    rows = dataset.select_rows(images, list(selectors))
+    samples = manifest.open_source(data, "data")
+    rows = dataset.select_rows(samples, list(selectors))
     if output == "-":
-        writing.to_stdout(table.manifest_text(images, rows))
+        writing.to_stdout(table.manifest_text(samples, rows))
     else:
-        table.write_manifest(images, rows, Path(output), force=force)
+        table.write_manifest(samples, rows, Path(output), force=force)

@@ -13,7 +13,7 @@ from imu_cli.config.commands import PAPER, UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.events import Events
 from imu_cli.features import engine
-from imu_cli.features.session import Opened
+from imu_cli.features.session import Session
 from imu_cli.files.paths import relative_to
 from imu_cli.linear import objective
 from imu_cli.linear.rows import Rows, predicted
@@ -104,7 +104,7 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
     return Unlearned(made, place.output, place.record)
 
 
-def _tell_end(opened: Opened, job: methods.Job, outcome: Outcome) -> None:
+def _tell_end(opened: Session, job: methods.Job, outcome: Outcome) -> None:
     start, end = outcome.start.forget, outcome.end.forget
     moved = f"from {start:.2%} to {end:.2%} of {len(job.labels)} forget samples, head changed by {outcome.end.head_change:.2%}"
     if job.target is None:
@@ -117,7 +117,7 @@ def _tell_end(opened: Opened, job: methods.Job, outcome: Outcome) -> None:
         opened.note(_lost(opened, job, outcome.head))
 
 
-def _lost(opened: Opened, job: methods.Job, head: Tensor) -> str:
+def _lost(opened: Session, job: methods.Job, head: Tensor) -> str:
     """How many held-out samples of kept classes went to a forgotten class."""
     test = job.held
     assert test is not None
@@ -126,7 +126,7 @@ def _lost(opened: Opened, job: methods.Job, head: Tensor) -> str:
     return f"{int((now & ~was).sum())} of {len(now)} held-out samples of kept classes were lost to a forgotten class"
 
 
-def _replay(opened: Opened, matrix: Tensor, written: Path, h: Rows) -> str:
+def _replay(opened: Session, matrix: Tensor, written: Path, h: Rows) -> str:
     """Load the written model and compare its logits on up to 64 forget samples with what they should be; its SHA-256.
 
     Raises:
@@ -134,14 +134,14 @@ def _replay(opened: Opened, matrix: Tensor, written: Path, h: Rows) -> str:
     """
     from imu_cli.models import architecture
 
-    images, network = opened.forget.images, opened.network
-    rows = list(range(min(REPLAYED, len(images))))
+    samples, network = opened.forget.samples, opened.network
+    rows = list(range(min(REPLAYED, len(samples))))
     made = checkpoint.open_checkpoint(written)
     if network is None:
         return made.sha256
     tensors = {name.removeprefix(network.loaded.prefix): tensor for name, tensor in made.tensors().items()}
     architecture.load_into(network.loaded.model, tensors, str(written))
-    batch = engine.batch(images, rows, network.preprocess, opened.device)
+    batch = engine.batch(samples, rows, network.preprocess, opened.device)
     with torch.inference_mode():
         logits = logits_of(network.loaded.model(batch)).to(torch.float64).cpu()
     expected = (h[slice(len(rows))].cpu() @ matrix.T).to(torch.float64)
@@ -151,7 +151,7 @@ def _replay(opened: Opened, matrix: Tensor, written: Path, h: Rows) -> str:
     return made.sha256
 
 
-def _previous(opened: Opened, folder: Path) -> Link | None:
+def _previous(opened: Session, folder: Path) -> Link | None:
     """The record of the unlearning that this model came from, if it lies beside it."""
     model = opened.checkpoint.path
     earlier = provenance.read_record(model, opened.checkpoint.sha256)
@@ -170,7 +170,7 @@ def _relative(info: HeldOutInfo | None, folder: Path) -> HeldOutInfo | None:
 
 
 def _record(
-    opened: Opened,
+    opened: Session,
     config: UnlearnConfig,
     origins: Mapping[str, str],
     job: methods.Job,

@@ -21,7 +21,7 @@ from imu_cli.errors import ImuError
 from imu_cli.evaluation import attacks, likelihood_ratios
 from imu_cli.evaluation.evidence import Evidence, Shadow
 from imu_cli.events import Silent
-from imu_cli.features.session import Clock, Opened
+from imu_cli.features.session import Clock, Session
 from imu_cli.files import paths
 from imu_cli.influence.closed_form import Damping, influence
 from imu_cli.linear import objective, refits
@@ -95,7 +95,7 @@ def _candidates(e: Evidence, h_forget: Tensor, h_test: Tensor) -> Candidates:
 
 
 def run(
-    opened: Opened, original: Tensor, e: Evidence, found: Record, config: EvaluateConfig, folder: Path
+    opened: Session, original: Tensor, e: Evidence, found: Record, config: EvaluateConfig, folder: Path
 ) -> Shadow | NotMeasured:
     """Fit, unlearn and score the shadow heads.
 
@@ -139,20 +139,20 @@ def run(
         return _compare(candidates, inside, fitted[:-1], unlearned, (opened.matrix(), original, fitted[-1]))
 
 
-def _held(opened: Opened, wanted: UnlearnConfig, e: Evidence) -> scenario.HeldOut | None:
+def _held(opened: Session, wanted: UnlearnConfig, e: Evidence) -> scenario.HeldOut | None:
     """The held-out samples that the unlearning chose by, if it had any."""
     reference = held_out.reference_of(
         replace(opened, config=wanted, notes=[], events=Silent()), wanted.test, wanted.reference
     )
     if reference is None:
         return None
-    images, _ = reference
-    labels = opened.labels(images)
-    return scenario.held_out(opened.features_of(images, "held-out"), labels, e.forgotten)
+    samples, _ = reference
+    labels = opened.labels(samples)
+    return scenario.held_out(opened.features_of(samples, "held-out"), labels, e.forgotten)
 
 
 def _fit(
-    opened: Opened, candidates: Candidates, retain: tuple[Tensor, Tensor], inside: Tensor, original: Tensor, l2: float
+    opened: Session, candidates: Candidates, retain: tuple[Tensor, Tensor], inside: Tensor, original: Tensor, l2: float
 ) -> Tensor:
     """Heads (K + 1, c, d+1): the shadows, and last one that no candidate was in."""
     h, labels = torch.cat([candidates.h, retain[0]]), torch.cat([candidates.labels, retain[1]])
@@ -167,7 +167,7 @@ def _fit(
 
 
 def _unlearn(
-    opened: Opened, wanted: UnlearnConfig, candidates: Candidates, mine: Tensor, head: Tensor,
+    opened: Session, wanted: UnlearnConfig, candidates: Candidates, mine: Tensor, head: Tensor,
     held: scenario.HeldOut | None, e: Evidence,
 ) -> Tensor:  # fmt: skip
     """One shadow head after its candidates were unlearned, by the tool's own methods."""

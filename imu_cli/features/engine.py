@@ -20,7 +20,7 @@ from imu_cli.models.head import (
     rows_of,
     tapped,
 )
-from imu_cli.samples.dataset import ImageSet
+from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import decoding
 from imu_cli.samples.images.preprocessing import Preprocessing
 
@@ -57,7 +57,7 @@ def prepare(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def batch(images: ImageSet, rows: Sequence[int], preprocess: Preprocessing, device: torch.device) -> Tensor:
+def batch(images: SampleSet, rows: Sequence[int], preprocess: Preprocessing, device: torch.device) -> Tensor:
     """Some rows as one preprocessed (n, channels, height, width) float32 batch, channels_last, on the device."""
     (stacked,) = decoding.batches(images, preprocess, len(rows), rows)
     return to_device(stacked, preprocess, device)

@@ -15,7 +15,7 @@ from imu_cli.models.head import (
     check_replay,
     replay_error,
 )
-from imu_cli.samples.dataset import ImageSet
+from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import decoding
 from imu_cli.samples.images.preprocessing import Preprocessing
 
@@ -35,27 +35,27 @@ class Seen:
     head: Head
 
 
-def _halving(run: Engine, images: Tensor) -> tuple[Tensor, Tensor]:
+def _halving(run: Engine, samples: Tensor) -> tuple[Tensor, Tensor]:
     """Features and logits of a batch, in halves where the accelerator's memory does not hold it."""
     try:
-        return run.forward(images)
+        return run.forward(samples)
     except torch.cuda.OutOfMemoryError:
-        if len(images) == 1:
+        if len(samples) == 1:
             raise ImuError("--batch-size: one image does not fit the accelerator's memory; use --device cpu") from None
         torch.cuda.empty_cache()
-        parts = [_halving(run, half) for half in images.chunk(2)]
+        parts = [_halving(run, half) for half in samples.chunk(2)]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
-def _refuse_not_finite(h: Tensor, images: ImageSet, rows: Sequence[int]) -> None:
+def _refuse_not_finite(h: Tensor, samples: SampleSet, rows: Sequence[int]) -> None:
     finite = torch.isfinite(h).all(dim=1)
     if not bool(finite.all()):
         bad = rows[int((~finite).nonzero()[0])]
-        raise ImuError(f"{images.where(bad)}: its features are not finite; check the image and the model's weights")
+        raise ImuError(f"{samples.where(bad)}: its features are not finite; check the image and the model's weights")
 
 
 def stream(
-    run: Engine, head: Head, images: ImageSet, preprocess: Preprocessing, rows: Sequence[int] | None = None
+    run: Engine, head: Head, samples: SampleSet, preprocess: Preprocessing, rows: Sequence[int] | None = None
 ) -> Iterator[Seen]:
     """Features of all images, or of the given rows, batch by batch; every batch's logits are replayed.
 
@@ -65,18 +65,18 @@ def stream(
         ImuError: an image cannot be decoded, or features are not finite.
         RefusedError: the replay check fails on some batch.
     """
-    wanted = range(len(images)) if rows is None else rows
+    wanted = range(len(samples)) if rows is None else rows
     behind: tuple[int, Tensor, Tensor] | None = None
     start, checked = 0, head
 
     def finish(first: int, h: Tensor, logits: Tensor) -> Seen:
-        _refuse_not_finite(h, images, wanted[first : first + len(h)])
+        _refuse_not_finite(h, samples, wanted[first : first + len(h)])
         replayed = check_replay(checked, replay_error(h, head.matrix, head.bias, logits), logits.dtype)
         return Seen(first, h.to("cpu", torch.float32), logits, replayed)
 
     on_cpu = run.device.type == "cpu"
     with memory.kept() if on_cpu else contextlib.nullcontext():
-        for stacked in decoding.batches(images, preprocess, run.batch_size, wanted, beside=not on_cpu):
+        for stacked in decoding.batches(samples, preprocess, run.batch_size, wanted, beside=not on_cpu):
             with torch.inference_mode():
                 made = _halving(run, to_device(stacked, preprocess, run.device))
                 if behind is not None:

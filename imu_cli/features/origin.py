@@ -73,7 +73,7 @@ def settled(forget: ForgetSet, store: Vectors) -> ForgetSet:
     A file of forget samples alone holds every row of its labels, which says nothing: only one of a whole data set, or
     the list that it was made from, tells.
     """
-    rows = as_array(forget.images.positions)
+    rows = as_array(forget.samples.positions)
     every = len(rows) == store.entry.shape[0]
     if store.said.get("complete") is not True:
         whole = store.said.get("whole_classes") if every else None

@@ -25,7 +25,7 @@ from imu_cli.models.head import Head
 from imu_cli.samples import vectors as featurefile
 from imu_cli.samples.classes import ClassNames
 from imu_cli.samples.columns import as_array
-from imu_cli.samples.dataset import ImageSet
+from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.forget import ForgetSet
 from imu_cli.samples.images.preprocessing import Preprocessing
 from imu_cli.samples.vectors import Vectors
@@ -71,7 +71,7 @@ class Taken:
 
 
 @dataclass
-class Opened:
+class Session:
     """A model that was opened, its head found and replayed, and a forget set that was validated against it.
 
     ``network`` runs on images; it is None where the forget samples come as features from a file, ``vectors``.
@@ -86,7 +86,7 @@ class Opened:
     outside_sha256: str
     classes: ClassNames
     forget: ForgetSet
-    data: ImageSet | None
+    data: SampleSet | None
     events: Events
     clock: Clock
     notes: list[str] = field(default_factory=list)
@@ -135,7 +135,7 @@ class Opened:
         """Where the head's float64 arithmetic runs: CUDA has float64, Apple's GPU does not."""
         return self.device if self.device.type == "cuda" else torch.device("cpu")
 
-    def features_of(self, images: ImageSet, what: str, *, narrow: bool = False) -> Rows:
+    def features_of(self, samples: SampleSet, what: str, *, narrow: bool = False) -> Rows:
         """H (n, d+1) float64 of a set: from one pass of the backbone, or from the file of features that it is.
 
         Held in memory where that takes no more than ``--max-memory``, else read by rows from a file. ``narrow``: for what
@@ -144,16 +144,16 @@ class Opened:
         Raises:
             ImuError: features are not finite or not this model's, or images come where there is no model to run.
         """
-        if isinstance(images.store, Vectors):
-            return self._from_file(images.store, images, narrow)
+        if isinstance(samples.store, Vectors):
+            return self._from_file(samples.store, samples, narrow)
         if self.network is None:
             raise ImuError(
-                f"{images.source}: images, where the forget samples are features of {self.config.data}; "
+                f"{samples.source}: images, where the forget samples are features of {self.config.data}; "
                 "extract them too (imu features), or give the forget samples as images"
             )
-        n = len(images)
+        n = len(samples)
         if self._fits(n, narrow):
-            made = extraction.gather(self.stream(images, what), n, self.head, narrow=narrow)
+            made = extraction.gather(self.stream(samples, what), n, self.head, narrow=narrow)
             if narrow:
                 return Mapped(made, self.head.bias, self.math_device, resident=True)
             return made.to(self.math_device)
@@ -162,16 +162,16 @@ class Opened:
         )
         shape = (n, self.head.matrix.shape[1] - self.head.bias)
         with cache.scratch("set IMU_CACHE_DIR to a folder with room, or raise --max-memory") as path:
-            featurefile.write(path, shape, (seen.rows for seen in self.stream(images, what)))
+            featurefile.write(path, shape, (seen.rows for seen in self.stream(samples, what)))
             # The mapping holds on to the file when its name is gone: nothing of it is left behind.
             return Mapped(load_file(path)["features"], self.head.bias, self.math_device)
 
-    def stream(self, images: ImageSet, what: str, rows: Sequence[int] | None = None) -> Iterator[Seen]:
+    def stream(self, samples: SampleSet, what: str, rows: Sequence[int] | None = None) -> Iterator[Seen]:
         """One pass of the backbone over a set, timed, batch by batch."""
-        network, total = self.network, len(images) if rows is None else len(rows)
+        network, total = self.network, len(samples) if rows is None else len(rows)
         assert network is not None
         with self.clock.timed(f"features of {what}"), self.events.track(f"features, {what}", total) as advance:
-            for seen in extraction.stream(self.engine, self.head, images, network.preprocess, rows):
+            for seen in extraction.stream(self.engine, self.head, samples, network.preprocess, rows):
                 self.head = seen.head
                 yield seen
                 advance(len(seen.rows))
@@ -182,7 +182,7 @@ class Opened:
     def _fits(self, n: int, narrow: bool) -> bool:
         return self._bytes(n, narrow) <= memory.limit(self.config.max_memory)
 
-    def read(self, found: Tensor, images: ImageSet, order: Tensor | None = None, *, narrow: bool = False) -> Rows:
+    def read(self, found: Tensor, samples: SampleSet, order: Tensor | None = None, *, narrow: bool = False) -> Rows:
         """H of a set whose features (N, d) lie in a file, all of them or those of ``order``.
 
         Held in memory where there is room, unless ``narrow``.
@@ -192,21 +192,21 @@ class Opened:
         """
         mapped = Mapped(found, self.head.bias, self.math_device, order)
         h = mapped.held() if not narrow and self._fits(len(mapped), narrow) else mapped
-        refuse_not_finite(h, images.where)
+        refuse_not_finite(h, samples.where)
         return h
 
-    def _from_file(self, store: Vectors, images: ImageSet, narrow: bool) -> Rows:
+    def _from_file(self, store: Vectors, samples: SampleSet, narrow: bool) -> Rows:
         with self.clock.timed("reading features"):
             self.head = origin.require(store, self.head, self.outside_sha256, self.note)
-            whole = images.positions == range(store.entry.shape[0])
-            order = None if whole else torch.tensor(as_array(images.positions))
-            return self.read(store.mapped(), images, order, narrow=narrow)
+            whole = samples.positions == range(store.entry.shape[0])
+            order = None if whole else torch.tensor(as_array(samples.positions))
+            return self.read(store.mapped(), samples, order, narrow=narrow)
 
     def matrix(self) -> Tensor:
         """W (c, d+1) float64 where the head's arithmetic runs."""
         return self.head.matrix.to(self.math_device)
 
-    def labels(self, images: ImageSet | None = None) -> Tensor:
+    def labels(self, samples: SampleSet | None = None) -> Tensor:
         """Labels (n,) of the forget set, or of another set in the model's ids, where the head's arithmetic runs."""
-        labelled = self.forget.images if images is None else images
+        labelled = self.forget.samples if samples is None else samples
         return torch.tensor(as_array(labelled.labels), device=self.math_device)

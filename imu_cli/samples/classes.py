@@ -11,7 +11,7 @@ import numpy as np
 
 from imu_cli.errors import ImuError, InvalidRowsError, nearest
 from imu_cli.samples.columns import as_array, numbers
-from imu_cli.samples.dataset import UNKNOWN, ImageSet
+from imu_cli.samples.dataset import UNKNOWN, SampleSet
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _classes_file(path: Path, num_classes: int) -> tuple[str, ...]:
 def class_names(
     classes_file: Path | None,
     model_classes: Sequence[str] | None,
-    sources: Sequence[ImageSet],
+    sources: Sequence[SampleSet],
     num_classes: int,
     model_source: str = "the model",
 ) -> ClassNames:
@@ -97,43 +97,43 @@ def class_names(
                 f"{model_source}: names {len(model_classes)} classes, the head has {num_classes}; give --classes FILE"
             )
         return ClassNames(num_classes, tuple(model_classes), model_source)
-    for images in sources:
-        if images.classes is not None and len(images.classes) == num_classes and images.class_order is not None:
-            return ClassNames(num_classes, images.classes, f"{images.source} ({images.class_order})")
+    for samples in sources:
+        if samples.classes is not None and len(samples.classes) == num_classes and samples.class_order is not None:
+            return ClassNames(num_classes, samples.classes, f"{samples.source} ({samples.class_order})")
     return ClassNames(num_classes, None, "not known")
 
 
-def mapped(images: ImageSet, classes: ClassNames) -> tuple[Sequence[int], dict[int, str]]:
+def mapped(samples: SampleSet, classes: ClassNames) -> tuple[Sequence[int], dict[int, str]]:
     """Each row's label in the model's ids, mapped by name; and what is wrong with classes that have none, by own id.
 
     Rows of such a class, and those without a label, are ``UNKNOWN``.
     """
     ids, wrong = {}, {}
-    own_ids, which = np.unique(as_array(images.labels), return_inverse=True)
+    own_ids, which = np.unique(as_array(samples.labels), return_inverse=True)
     for own in own_ids[own_ids != UNKNOWN].tolist():
-        text = str(own) if images.classes is None else images.classes[own]
+        text = str(own) if samples.classes is None else samples.classes[own]
         try:
             ids[own] = classes.parse(text)
         except ImuError as error:
-            named_by = images.source if images.origins is None else images.origins[list(images.labels).index(own)]
+            named_by = samples.source if samples.origins is None else samples.origins[list(samples.labels).index(own)]
             wrong[own] = f"{named_by}: {error}"
     return numbers(np.array([ids.get(own, UNKNOWN) for own in own_ids.tolist()], np.int64)[which]), wrong
 
 
-def in_model_ids(images: ImageSet, classes: ClassNames) -> ImageSet:
+def in_model_ids(samples: SampleSet, classes: ClassNames) -> SampleSet:
     """The same images, labelled with the model's ids. Classes map by name: a folder of three is not renumbered.
 
     Raises:
         InvalidRowsError: a class that has rows is not one of the model's, or rows have no label at all.
     """
-    labels, wrong = mapped(images, classes)
+    labels, wrong = mapped(samples, classes)
     problems = list(wrong.values())
-    bare = [row for row, label in enumerate(images.labels) if label == UNKNOWN]
+    bare = [row for row, label in enumerate(samples.labels) if label == UNKNOWN]
     if bare:
         problems.append(
-            f"{images.where(bare[0])}: has no label ({len(bare)} rows have none); "
+            f"{samples.where(bare[0])}: has no label ({len(bare)} rows have none); "
             "use class folders, or a manifest with labels"
         )
     if problems:
         raise InvalidRowsError(problems)
-    return replace(images, labels=labels, classes=classes.names)
+    return replace(samples, labels=labels, classes=classes.names)

@@ -53,7 +53,7 @@ class Store(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSet:
+class SampleSet:
     """Labelled images in a fixed order; reading is thread-safe and nothing is decoded before it is asked for.
 
     Attributes:
@@ -183,7 +183,7 @@ class ImageSet:
         """
         return [digest.tobytes().hex() for digest in self.digest_bytes(rows)]
 
-    def subset(self, rows: Sequence[int]) -> "ImageSet":
+    def subset(self, rows: Sequence[int]) -> "SampleSet":
         """The given rows in the given order; a row may be named twice. Digests stay shared."""
         return replace(
             self,

@@ -10,7 +10,7 @@ from pathlib import Path
 from imu_cli.errors import ImuError
 from imu_cli.samples.classes import ClassNames, mapped
 from imu_cli.samples.columns import alike, members, numbers, take
-from imu_cli.samples.dataset import UNKNOWN, ImageSet
+from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.images.stores import Files
 from imu_cli.samples.table import Problems
 
@@ -20,7 +20,7 @@ class ForgetSet:
     """What is to be forgotten, checked.
 
     Attributes:
-        images: in the list's order, ``labels`` in the model's ids; ``images.where(row)`` names line and file.
+        samples: in the list's order, ``labels`` in the model's ids; ``samples.where(row)`` names line and file.
         description: how the user named it.
         whole_classes: whether it holds every row of its labels in ``--data``; None where no ``--data`` can tell.
         sha256: of name, label and content of every row, in order.
@@ -34,7 +34,7 @@ class ForgetSet:
         notes: what the user should know; repeated rows are counted here, once.
     """
 
-    images: ImageSet
+    samples: SampleSet
     description: str
     whole_classes: bool | None
     sha256: str
@@ -48,38 +48,38 @@ class ForgetSet:
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.samples)
 
     @property
     def labels(self) -> Sequence[int]:
         """Class ids of the model, (n,)."""
-        return self.images.labels
+        return self.samples.labels
 
     @property
     def ids(self) -> Sequence[str] | None:
         """The column ``id``: whom or which request a row belongs to."""
-        return self.images.columns.get("id")
+        return self.samples.columns.get("id")
 
     @property
     def groups(self) -> Sequence[str] | None:
         """The column ``group``."""
-        return self.images.columns.get("group")
+        return self.samples.columns.get("group")
 
     @property
     def reasons(self) -> Sequence[str] | None:
         """The column ``reason``."""
-        return self.images.columns.get("reason")
+        return self.samples.columns.get("reason")
 
     def where(self, row: int) -> str:
         """The row's line and file, for messages."""
-        return self.images.where(row)
+        return self.samples.where(row)
 
 
 @dataclass
 class Draft:
     """A forget set before its labels are settled: ``declared`` says the user's, ``rows`` where ``--data`` has it."""
 
-    images: ImageSet
+    samples: SampleSet
     description: str
     declared: Sequence[int]
     rows: Sequence[int | None]
@@ -93,27 +93,27 @@ class Draft:
 
     def place(self, row: int) -> str:
         """What a problem's message starts with, where it is not the line itself."""
-        return "" if self.lines is not None else f"{self.images.where(row)}: "
+        return "" if self.lines is not None else f"{self.samples.where(row)}: "
 
 
 # --- settling
 
 
-def settle(draft: Draft, data: ImageSet | None, classes: ClassNames, problems: Problems) -> ForgetSet:
+def settle(draft: Draft, data: SampleSet | None, classes: ClassNames, problems: Problems) -> ForgetSet:
     """Labels from the list or the data set, contradictions and repetitions found, or everything wrong refused."""
     in_data, unmapped = (numbers([]), {}) if data is None else mapped(data, classes)
     theirs = numbers(UNKNOWN if row is None else in_data[row] for row in draft.rows)
     labels = numbers(own if own != UNKNOWN else other for own, other in zip(draft.declared, theirs, strict=True))
-    draft.images = replace(draft.images, labels=labels, classes=classes.names)
+    draft.samples = replace(draft.samples, labels=labels, classes=classes.names)
     _note_missing(draft, data, unmapped, problems)
     repeated = _note_copies(draft, problems)
     problems.refuse()
     relabelled = sum(UNKNOWN not in (own, other) and own != other for own, other in zip(labels, theirs, strict=True))
     return ForgetSet(
-        draft.images,
+        draft.samples,
         draft.description,
         whole_classes=None if data is None else _holds_all(draft, data, in_data),
-        sha256=_content(draft.images),
+        sha256=_content(draft.samples),
         lines=None if draft.lines is None else tuple(draft.lines),
         relabelled=relabelled,
         duplicates=tuple(repeated),
@@ -121,13 +121,13 @@ def settle(draft: Draft, data: ImageSet | None, classes: ClassNames, problems: P
     )
 
 
-def _note_missing(draft: Draft, data: ImageSet | None, unmapped: Mapping[int, str], problems: Problems) -> None:
+def _note_missing(draft: Draft, data: SampleSet | None, unmapped: Mapping[int, str], problems: Problems) -> None:
     """A problem for each line without a label; where there are no lines to mend, one for each cause."""
     missing: dict[str, list[int]] = defaultdict(list)
-    for row, label in enumerate(draft.images.labels):
+    for row, label in enumerate(draft.samples.labels):
         if label == UNKNOWN:
             missing[_why_missing(draft.rows[row], data, unmapped)].append(row)
-    every = sum(len(rows) for rows in missing.values()) == len(draft.images)
+    every = sum(len(rows) for rows in missing.values()) == len(draft.samples)
     for why, rows in missing.items():
         if draft.written and not (every and data is None):
             for row in rows:
@@ -138,7 +138,7 @@ def _note_missing(draft: Draft, data: ImageSet | None, unmapped: Mapping[int, st
             problems.add(0, f"the class of {len(rows)} images is not known: {why}{remedy}")
 
 
-def _why_missing(row: int | None, data: ImageSet | None, unmapped: Mapping[int, str]) -> str:
+def _why_missing(row: int | None, data: SampleSet | None, unmapped: Mapping[int, str]) -> str:
     if data is None:
         return "no --data is given that could know it"
     if row is None or data.labels[row] == UNKNOWN:
@@ -152,9 +152,9 @@ def _note_copies(draft: Draft, problems: Problems) -> list[str]:
     Copies in different files with different labels are a problem where a list's writer gave the labels, and a warning
     where the data set did.
     """
-    images = draft.images
+    samples = draft.samples
     try:
-        if not alike(images.digest_bytes()):
+        if not alike(samples.digest_bytes()):
             return []
     except ImuError as error:
         problems.add(0, str(error))
@@ -162,18 +162,18 @@ def _note_copies(draft: Draft, problems: Problems) -> list[str]:
     repeated, conflicts = [], 0
     first_at: dict[Hashable, int] = {}
     first_like: dict[str, int] = {}
-    for row in range(len(images)):
-        digest = images.digest(row)
-        earlier = first_at.setdefault(_spot(images, row), row)
+    for row in range(len(samples)):
+        digest = samples.digest(row)
+        earlier = first_at.setdefault(_spot(samples, row), row)
         earlier = earlier if earlier != row else first_like.get(digest, row)
         first_like.setdefault(digest, row)
-        if earlier == row or min(images.labels[row], images.labels[earlier]) < 0:
+        if earlier == row or min(samples.labels[row], samples.labels[earlier]) < 0:
             continue
-        if images.labels[row] == images.labels[earlier]:
-            repeated.append(f"{images.where(row)}: the same image as {images.where(earlier)}")
-        elif draft.written or images.location(row) == images.location(earlier):
+        if samples.labels[row] == samples.labels[earlier]:
+            repeated.append(f"{samples.where(row)}: the same image as {samples.where(earlier)}")
+        elif draft.written or samples.location(row) == samples.location(earlier):
             problems.add(
-                draft.line(row), f"{draft.place(row)}the same image has another label at {images.where(earlier)}"
+                draft.line(row), f"{draft.place(row)}the same image has another label at {samples.where(earlier)}"
             )
         else:
             conflicts += 1
@@ -182,9 +182,9 @@ def _note_copies(draft: Draft, problems: Problems) -> list[str]:
     return repeated
 
 
-def _spot(images: ImageSet, row: int) -> Hashable:
+def _spot(samples: SampleSet, row: int) -> Hashable:
     """The same for two rows of a set if they are one sample: links can make two files one, rows of an array are themselves."""
-    return images.location(row) if isinstance(images.store, Files) else images.positions[row]
+    return samples.location(row) if isinstance(samples.store, Files) else samples.positions[row]
 
 
 def _summary(draft: Draft, repeated: list[str], relabelled: int) -> list[str]:
@@ -198,29 +198,29 @@ def _summary(draft: Draft, repeated: list[str], relabelled: int) -> list[str]:
     return found
 
 
-def _holds_all(draft: Draft, data: ImageSet, in_data: Sequence[int]) -> bool:
+def _holds_all(draft: Draft, data: SampleSet, in_data: Sequence[int]) -> bool:
     """Whether every row that ``--data`` has of these labels is among the images, by location or by content."""
-    images = draft.images
-    rows = members(in_data, images.labels)
-    if set(take(in_data, rows)) != set(images.labels):
+    samples = draft.samples
+    rows = members(in_data, samples.labels)
+    if set(take(in_data, rows)) != set(samples.labels):
         return False
-    left = _left(images, data, rows)
+    left = _left(samples, data, rows)
     # Images that are no rows of the data set may be copies of what is left; too few cannot be all.
     if len(left) > sum(row is None for row in draft.rows):
         return False
-    return not left or set(data.digests(left)) <= set(images.digests())
+    return not left or set(data.digests(left)) <= set(samples.digests())
 
 
-def _left(images: ImageSet, data: ImageSet, rows: Sequence[int]) -> Sequence[int]:
+def _left(samples: SampleSet, data: SampleSet, rows: Sequence[int]) -> Sequence[int]:
     """Those of the data set's rows that are not among the images, as samples, whatever their content."""
-    if images.store is data.store and not isinstance(data.store, Files):
-        return take(rows, members(take(data.positions, rows), images.positions, inside=False))
-    here = {images.location(row) for row in range(len(images))}
+    if samples.store is data.store and not isinstance(data.store, Files):
+        return take(rows, members(take(data.positions, rows), samples.positions, inside=False))
+    here = {samples.location(row) for row in range(len(samples))}
     return numbers(row for row in rows if data.location(row) not in here)
 
 
-def _content(images: ImageSet) -> str:
+def _content(samples: SampleSet) -> str:
     summed = hashlib.sha256()
-    for row, (name, label) in enumerate(zip(images.names, images.labels, strict=True)):
-        summed.update(json.dumps([name, label, images.digest(row)]).encode() + b"\n")
+    for row, (name, label) in enumerate(zip(samples.names, samples.labels, strict=True)):
+        summed.update(json.dumps([name, label, samples.digest(row)]).encode() + b"\n")
     return summed.hexdigest()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imu_cli.errors import ImuError, nearest
-from imu_cli.samples.dataset import UNKNOWN, ImageSet
+from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.images.folders import inside
 from imu_cli.samples.images.stores import Files
 from imu_cli.samples.table import FILE_COLUMNS, KNOWN_COLUMNS, TEXT_COLUMNS, Problems, Table
@@ -77,14 +77,14 @@ class _Finder:
         return "; correct the name or take the row out"
 
 
-def _finder(table: Table, data: ImageSet | None) -> _Finder:
+def _finder(table: Table, data: SampleSet | None) -> _Finder:
     if data is None or not isinstance(data.store, Files):
         return _Finder(table.folder, os.path.realpath(table.folder), table.folder, {})
     rows = {data.location(row): row for row in reversed(range(len(data)))}
     return _Finder(Path(data.store.shown), str(data.store.root), table.folder, rows)
 
 
-def _row(text: str, data: ImageSet) -> _Place:
+def _row(text: str, data: SampleSet) -> _Place:
     if not re.fullmatch(r"-?[0-9]{1,18}", text.strip()):
         raise ImuError(f"index '{text}' is not a whole number")
     row = int(text)
@@ -93,7 +93,7 @@ def _row(text: str, data: ImageSet) -> _Place:
     return _Place(data.names[row], data.location(row), row)
 
 
-def _named(name: str, numbers: Mapping[str, int], data: ImageSet) -> _Place:
+def _named(name: str, numbers: Mapping[str, int], data: SampleSet) -> _Place:
     """The row of a file of features that was made of a file of that name."""
     if name not in numbers:
         raise ImuError(
@@ -103,7 +103,7 @@ def _named(name: str, numbers: Mapping[str, int], data: ImageSet) -> _Place:
     return _Place(name, data.location(row), row)
 
 
-def _placer(table: Table, data: ImageSet | None, problems: Problems) -> Callable[[dict[str, str]], _Place] | None:
+def _placer(table: Table, data: SampleSet | None, problems: Problems) -> Callable[[dict[str, str]], _Place] | None:
     """How a row of this table names its image, by the one locator column that it has."""
     located = [name for name in table.columns if name in (*FILE_COLUMNS, "index")]
     if len(located) > 1:
@@ -126,7 +126,7 @@ def _placer(table: Table, data: ImageSet | None, problems: Problems) -> Callable
     return lambda row: finder.find(row.get(located[0], ""))
 
 
-def places_of(table: Table, data: ImageSet | None, problems: Problems) -> list[_Place | None]:
+def places_of(table: Table, data: SampleSet | None, problems: Problems) -> list[_Place | None]:
     """Each row's image, None where there is none (a problem is noted)."""
     placer = _placer(table, data, problems)
     if placer is None:
@@ -134,15 +134,15 @@ def places_of(table: Table, data: ImageSet | None, problems: Problems) -> list[_
     return [problems.attempt(line, placer, row) for row, line in zip(table.rows, table.lines, strict=True)]
 
 
-def gathered(table: Table, kept: Sequence[int], places: Sequence[_Place], data: ImageSet | None) -> ImageSet:
+def gathered(table: Table, kept: Sequence[int], places: Sequence[_Place], data: SampleSet | None) -> SampleSet:
     """The images of the table's rows ``kept``: rows of the data set where all are, else files of their own."""
     origins = [f"{table.name}:{table.lines[index]}" for index in kept]
     columns = {name: [table.column(name)[index] for index in kept] for name in TEXT_COLUMNS if name in table.columns}
     rows = [place.row for place in places if place.row is not None]
     if data is not None and len(rows) == len(places):
-        images = data.subset(rows)
-        return replace(images, source=table.name, columns={**images.columns, **columns}, origins=origins, notes=())
+        samples = data.subset(rows)
+        return replace(samples, source=table.name, columns={**samples.columns, **columns}, origins=origins, notes=())
     finder, names = _finder(table, data), [place.name for place in places]
     store = Files(Path(finder.root), str(finder.shown), names, {place.name: place.real for place in places})
     unknown = [UNKNOWN] * len(names)
-    return ImageSet(table.name, names, unknown, None, store, range(len(names)), columns=columns, origins=origins)
+    return SampleSet(table.name, names, unknown, None, store, range(len(names)), columns=columns, origins=origins)

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from imu_cli.errors import ImuError, nearest
 from imu_cli.samples.classes import ClassNames, in_model_ids
 from imu_cli.samples.columns import numbers
-from imu_cli.samples.dataset import UNKNOWN, ImageSet
+from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.forget import Draft, ForgetSet, settle
 from imu_cli.samples.images.folders import open_flat
 from imu_cli.samples.locators import gathered, places_of
@@ -28,7 +28,7 @@ def _is_table(spec: str) -> bool:
     return spec.lower().endswith(SUFFIXES) and not os.path.isdir(spec)
 
 
-def open_source(spec: str, role: Role, data: ImageSet | None = None, stdin: BinaryIO | None = None) -> ImageSet:
+def open_source(spec: str, role: Role, data: SampleSet | None = None, stdin: BinaryIO | None = None) -> SampleSet:
     """What ``--data``, ``--test`` or ``--retain`` names: a manifest, a folder, or a scheme (``sources.open_named``).
 
     In a manifest, ``index`` counts rows of ``data`` (what ``--data`` names). File names are relative to ``data``'s
@@ -46,27 +46,27 @@ def open_source(spec: str, role: Role, data: ImageSet | None = None, stdin: Bina
     base = data if by_index or role != "test" else None
     places = places_of(table, base, problems)
     problems.refuse()
-    images = gathered(table, range(len(places)), [place for place in places if place is not None], base)
-    return replace(_labelled(table, images), notes=tuple(unknown_columns(table)))
+    samples = gathered(table, range(len(places)), [place for place in places if place is not None], base)
+    return replace(_labelled(table, samples), notes=tuple(unknown_columns(table)))
 
 
-def _labelled(table: Table, images: ImageSet) -> ImageSet:
+def _labelled(table: Table, samples: SampleSet) -> SampleSet:
     """Labels as the list gives them, else as the data set does; names sorted as strings, or bare ids if all are."""
     texts = [text.strip() for text in table.column("label")]
-    for row, own in enumerate(images.labels):
+    for row, own in enumerate(samples.labels):
         if not texts[row] and own != UNKNOWN:
-            texts[row] = str(own) if images.classes is None else images.classes[own]
+            texts[row] = str(own) if samples.classes is None else samples.classes[own]
     named = sorted(set(texts) - {""})
     if all(re.fullmatch("[0-9]{1,18}", text) for text in named):
         labels = [int(text) if text else UNKNOWN for text in texts]
-        return replace(images, labels=labels, classes=None, class_order=None)
+        return replace(samples, labels=labels, classes=None, class_order=None)
     ids = {"": UNKNOWN} | {text: number for number, text in enumerate(named)}
-    return replace(images, labels=[ids[text] for text in texts], classes=tuple(named), class_order=None)
+    return replace(samples, labels=[ids[text] for text in texts], classes=tuple(named), class_order=None)
 
 
 def load_forget(
     spec: str | Sequence[str],
-    data: ImageSet | None,
+    data: SampleSet | None,
     label: str | None,
     classes: ClassNames,
     stdin: BinaryIO | None = None,
@@ -92,7 +92,7 @@ def load_forget(
     return settle(_from_folder(specs[0], data, label, classes), data, classes, Problems(specs[0]))
 
 
-def peek(spec: str | Sequence[str], data: ImageSet | None, count: int, stdin: BinaryIO | None = None) -> ImageSet:
+def peek(spec: str | Sequence[str], data: SampleSet | None, count: int, stdin: BinaryIO | None = None) -> SampleSet:
     """Up to ``count`` images to try a model with, before its classes are known: labels are not looked at.
 
     They are the first of ``data`` if it is given, else of the list or folder. Rows with problems are left out;
@@ -108,8 +108,8 @@ def peek(spec: str | Sequence[str], data: ImageSet | None, count: int, stdin: Bi
     if is_selector(specs[0]):
         raise ImuError(f"--forget {' '.join(specs)}: selects rows of --data; give --data")
     if specs[0] != "-" and not _is_table(specs[0]):
-        images = _flat(specs[0]) or open_named(specs[0], "forget")
-        return images.subset(range(min(count, len(images))))
+        samples = _flat(specs[0]) or open_named(specs[0], "forget")
+        return samples.subset(range(min(count, len(samples))))
     path, problems = _list_path(specs[0])
     table = read_table(path, stdin, problems)
     places = places_of(table, None, problems)
@@ -137,7 +137,7 @@ def _specs(spec: str | Sequence[str]) -> list[str]:
     return specs
 
 
-def _flat(spec: str) -> ImageSet | None:
+def _flat(spec: str) -> SampleSet | None:
     """A folder's images at any depth; None where the name is not one of a folder."""
     path = Path(spec.removeprefix("imagefolder:")).expanduser()
     return open_flat(path, spec) if path.is_dir() else None
@@ -147,7 +147,7 @@ def _list_path(spec: str) -> tuple[Path | None, Problems]:
     return (None, Problems("stdin")) if spec == "-" else (Path(spec).expanduser(), Problems(spec))
 
 
-def _selected(specs: list[str], data: ImageSet | None, label: str | None, classes: ClassNames) -> Draft:
+def _selected(specs: list[str], data: SampleSet | None, label: str | None, classes: ClassNames) -> Draft:
     if data is None:
         raise ImuError(f"--forget {' '.join(specs)}: selects rows of --data; give --data")
     if label is not None:
@@ -156,17 +156,17 @@ def _selected(specs: list[str], data: ImageSet | None, label: str | None, classe
     return Draft(data.subset(rows), " ".join(specs), numbers([UNKNOWN]) * len(rows), rows)
 
 
-def _from_folder(spec: str, data: ImageSet | None, label: str | None, classes: ClassNames) -> Draft:
+def _from_folder(spec: str, data: SampleSet | None, label: str | None, classes: ClassNames) -> Draft:
     if label is not None:
-        images = _flat(spec) or open_named(spec, "forget")
-        declared = [_option(label, classes)] * len(images)
+        samples = _flat(spec) or open_named(spec, "forget")
+        declared = [_option(label, classes)] * len(samples)
         description = f"{spec} as {label}"
     else:
-        images, description = open_named(spec, "forget"), spec
-        declared = list(in_model_ids(images, classes).labels) if images.classes is not None else list(images.labels)
+        samples, description = open_named(spec, "forget"), spec
+        declared = list(in_model_ids(samples, classes).labels) if samples.classes is not None else list(samples.labels)
     known = {} if data is None else {data.location(row): row for row in reversed(range(len(data)))}
-    rows = [known.get(images.location(row)) for row in range(len(images))]
-    return Draft(images, description, declared, rows, notes=list(images.notes))
+    rows = [known.get(samples.location(row)) for row in range(len(samples))]
+    return Draft(samples, description, declared, rows, notes=list(samples.notes))
 
 
 def _option(label: str, classes: ClassNames) -> int:
@@ -177,7 +177,7 @@ def _option(label: str, classes: ClassNames) -> int:
 
 
 def _from_table(
-    spec: str, data: ImageSet | None, label: str | None, classes: ClassNames, stdin: BinaryIO | None
+    spec: str, data: SampleSet | None, label: str | None, classes: ClassNames, stdin: BinaryIO | None
 ) -> ForgetSet:
     path, problems = _list_path(spec)
     table = read_table(path, stdin, problems)

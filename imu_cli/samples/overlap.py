@@ -2,10 +2,10 @@
 
 from collections.abc import Hashable, Sequence
 
-from imu_cli.samples.dataset import ImageSet
+from imu_cli.samples.dataset import SampleSet
 
 
-def overlap(a: ImageSet, b: ImageSet) -> list[tuple[int, int]]:
+def overlap(a: SampleSet, b: SampleSet) -> list[tuple[int, int]]:
     """Pairs (row of ``a``, row of ``b``) of the same image: one location, or the same stored bytes.
 
     Every row that has a partner stands in some pair; copies do not multiply out. Only files whose sizes occur on both
@@ -15,7 +15,7 @@ def overlap(a: ImageSet, b: ImageSet) -> list[tuple[int, int]]:
         ImuError: a file cannot be read.
     """
     pairs = _meet([a.location(row) for row in range(len(a))], [b.location(row) for row in range(len(b))])
-    sizes_a, sizes_b = ([images.size(row) for row in range(len(images))] for images in (a, b))
+    sizes_a, sizes_b = ([samples.size(row) for row in range(len(samples))] for samples in (a, b))
     rows_a, rows_b = _rows_of_size(sizes_a, set(sizes_b)), _rows_of_size(sizes_b, set(sizes_a))
     by_content = _meet(a.digests(rows_a), b.digests(rows_b))
     return sorted(pairs | {(rows_a[i], rows_b[j]) for i, j in by_content})

@@ -9,7 +9,7 @@ import numpy as np
 from imu_cli.errors import ImuError, nearest
 from imu_cli.samples.classes import ClassNames, mapped
 from imu_cli.samples.columns import as_array, numbers
-from imu_cli.samples.dataset import UNKNOWN, ImageSet
+from imu_cli.samples.dataset import UNKNOWN, SampleSet
 
 SELECTORS = ("class", "index", "id", "coarse")
 
@@ -19,10 +19,10 @@ def is_selector(spec: str) -> bool:
     return spec.partition("=")[0] in SELECTORS and "=" in spec
 
 
-def select_rows(images: ImageSet, selectors: Sequence[str], classes: ClassNames | None = None) -> Sequence[int]:
+def select_rows(samples: SampleSet, selectors: Sequence[str], classes: ClassNames | None = None) -> Sequence[int]:
     """Rows that the selectors name, each once: all of one kind, their union, in the order of the data set.
 
-    ``index`` keeps the order it is written in. Classes are those of ``images``, or the model's if they are given.
+    ``index`` keeps the order it is written in. Classes are those of ``samples``, or the model's if they are given.
 
     Raises:
         ImuError: unknown or mixed selectors, an unknown name, an index out of range, or nothing selected.
@@ -32,25 +32,25 @@ def select_rows(images: ImageSet, selectors: Sequence[str], classes: ClassNames 
         raise ImuError(f"{' '.join(selectors)}: no selector; write {'=…, '.join(SELECTORS)}=…")
     if len(kinds) > 1:
         raise ImuError(f"{' '.join(selectors)}: different kinds of selectors; use one, or a list from imu select")
-    picks = [part for selector in selectors for part in _pick(images, selector, classes)]
+    picks = [part for selector in selectors for part in _pick(samples, selector, classes)]
     if len(picks) == 1 and isinstance(picks[0], range):
         return picks[0]
     rows, first = np.unique(np.concatenate([as_array(part) for part in picks]), return_index=True)
     return numbers(rows[np.argsort(first)] if kinds == {"index"} else rows)
 
 
-def _pick(images: ImageSet, selector: str, classes: ClassNames | None) -> list[Sequence[int]]:
+def _pick(samples: SampleSet, selector: str, classes: ClassNames | None) -> list[Sequence[int]]:
     kind, _, value = selector.partition("=")
     if not value:
         raise ImuError(f"{selector}: names nothing; write for example {kind}={'0:500' if kind == 'index' else 'NAME'}")
     if kind == "index":
-        rows = [_slice(selector, part.strip(), len(images)) for part in value.split(",")]
+        rows = [_slice(selector, part.strip(), len(samples)) for part in value.split(",")]
     elif kind == "class":
-        rows = _of_classes(images, selector, value, classes)
+        rows = _of_classes(samples, selector, value, classes)
     else:
-        rows = _of_column(images, selector, kind, value)
+        rows = _of_column(samples, selector, kind, value)
     if not any(rows):
-        raise ImuError(f"{selector}: selects no row of {images.source}")
+        raise ImuError(f"{selector}: selects no row of {samples.source}")
     return rows
 
 
@@ -75,11 +75,11 @@ def _parts(value: str, known: Mapping[str, object]) -> list[str]:
     return [value] if value in known else [part.strip() for part in value.split(",")]
 
 
-def _of_classes(images: ImageSet, selector: str, value: str, classes: ClassNames | None) -> list[Sequence[int]]:
+def _of_classes(samples: SampleSet, selector: str, value: str, classes: ClassNames | None) -> list[Sequence[int]]:
     if classes is None:
-        count = len(images.classes) if images.classes is not None else max(images.labels, default=UNKNOWN) + 1
-        classes = ClassNames(count, images.classes, images.source)
-    labels = as_array(mapped(images, classes)[0])
+        count = len(samples.classes) if samples.classes is not None else max(samples.labels, default=UNKNOWN) + 1
+        classes = ClassNames(count, samples.classes, samples.source)
+    labels = as_array(mapped(samples, classes)[0])
     rows: list[Sequence[int]] = []
     for part in _parts(value, dict.fromkeys(classes.names or ())):
         try:
@@ -88,21 +88,21 @@ def _of_classes(images: ImageSet, selector: str, value: str, classes: ClassNames
             raise ImuError(f"{selector}: {error}") from error
         found = numbers(np.flatnonzero(labels == wanted))
         if not found:
-            raise ImuError(f"{selector}: {images.source} has no row of class '{part}'")
+            raise ImuError(f"{selector}: {samples.source} has no row of class '{part}'")
         rows.append(found)
     return rows
 
 
-def _of_column(images: ImageSet, selector: str, kind: str, value: str) -> list[Sequence[int]]:
-    if kind not in images.columns:
+def _of_column(samples: SampleSet, selector: str, kind: str, value: str) -> list[Sequence[int]]:
+    if kind not in samples.columns:
         whose = "cifar100:DIR" if kind == "coarse" else "a manifest with an id column"
-        raise ImuError(f"{selector}: {images.source} has no '{kind}'; it needs --data {whose}")
+        raise ImuError(f"{selector}: {samples.source} has no '{kind}'; it needs --data {whose}")
     rows_of: dict[str, list[int]] = defaultdict(list)
-    for row, text in enumerate(images.columns[kind]):
+    for row, text in enumerate(samples.columns[kind]):
         rows_of[text].append(row)
     rows: list[Sequence[int]] = []
     for part in _parts(value, rows_of):
         if part not in rows_of:
-            raise ImuError(f"{selector}: {images.source} has no {kind} '{part}'{nearest(part, rows_of)}")
+            raise ImuError(f"{selector}: {samples.source} has no {kind} '{part}'{nearest(part, rows_of)}")
         rows.append(rows_of[part])
     return rows

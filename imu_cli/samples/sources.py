@@ -1,6 +1,6 @@
 """Where images come from: class folders, and torchvision's CIFAR, MNIST, Fashion-MNIST and SVHN from local files.
 
-Every reader returns an ``ImageSet`` in the order that torchvision has, so that an index and a class id mean the same.
+Every reader returns an ``SampleSet`` in the order that torchvision has, so that an index and a class id mean the same.
 """
 
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from imu_cli.errors import ImuError, nearest
-from imu_cli.samples.dataset import ImageSet
+from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images.arrays import open_cifar10, open_cifar100, open_fashion_mnist, open_mnist, open_svhn
 from imu_cli.samples.images.folders import open_folder
 from imu_cli.samples.vectors import is_features, open_features
@@ -17,7 +17,7 @@ from imu_cli.samples.vectors import is_features, open_features
 Role = Literal["data", "test", "retain", "forget"]
 
 
-Reader = Callable[[Path, str, str], ImageSet]
+Reader = Callable[[Path, str, str], SampleSet]
 
 READERS: dict[str, Reader] = {
     "cifar10": open_cifar10,
@@ -39,7 +39,7 @@ def _split(spec: str, scheme: str, rest: str, role: Role) -> tuple[Path, str]:
     return Path(place).expanduser(), split
 
 
-def open_named(spec: str, role: Role) -> ImageSet:
+def open_named(spec: str, role: Role) -> SampleSet:
     """Samples from ``DIR``, ``imagefolder:DIR``, ``cifar10:DIR`` and the other ``READERS``, or a file of features.
 
     Array data sets give their test split to ``--test`` and their train split to all others, unless the spec ends in

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from imu_cli.errors import ImuError, InvalidRowsError, nearest
 from imu_cli.files import writing
-from imu_cli.samples.dataset import UNKNOWN, ImageSet
+from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.images.stores import Files
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -216,7 +216,7 @@ def unknown_columns(table: Table) -> list[str]:
 # --- writing
 
 
-def manifest_text(data: ImageSet, rows: Sequence[int], suffix: str = ".csv") -> str:
+def manifest_text(data: SampleSet, rows: Sequence[int], suffix: str = ".csv") -> str:
     """Rows of a data set as a list that ``load_forget`` reads with the same ``--data``.
 
     Columns: ``file_name``, or ``index`` for array data; ``label`` as name, or id where no name is known; ``id`` where
@@ -234,7 +234,7 @@ def manifest_text(data: ImageSet, rows: Sequence[int], suffix: str = ".csv") -> 
     return _separated([columns, *cells], "\t" if suffix == ".tsv" else ",")
 
 
-def _ids(data: ImageSet) -> list[Sequence[str]]:
+def _ids(data: SampleSet) -> list[Sequence[str]]:
     return [data.columns["id"]] if "id" in data.columns else []
 
 
@@ -248,7 +248,7 @@ def _separated(rows: list[list[str]], delimiter: str) -> str:
     return text.getvalue()
 
 
-def write_manifest(data: ImageSet, rows: Sequence[int], out: Path, *, force: bool = False) -> None:
+def write_manifest(data: SampleSet, rows: Sequence[int], out: Path, *, force: bool = False) -> None:
     """``manifest_text`` to a file, whole or not at all, in the format of its suffix.
 
     Raises:

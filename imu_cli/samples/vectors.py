@@ -19,7 +19,7 @@ from imu_cli.errors import ImuError
 from imu_cli.files.reading import parse_json
 from imu_cli.models.layout import Entry, Shard, read_header
 from imu_cli.samples.columns import Digests, RowNames, Texts, as_array, numbers
-from imu_cli.samples.dataset import UNKNOWN, ImageSet
+from imu_cli.samples.dataset import UNKNOWN, SampleSet
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,17 +33,17 @@ CODES = {"float64": "F64", "float32": "F32", "int64": "I64", "uint8": "U8"}
 
 
 def columns_of(
-    images: ImageSet, weights: Sequence[float] | None = None, true_labels: Sequence[int] | None = None
+    samples: SampleSet, weights: Sequence[float] | None = None, true_labels: Sequence[int] | None = None
 ) -> dict[str, NDArray[Any]]:
     """What a file says of each row beside its features: label, name, digest and size, and what its list has of the others."""
-    made: dict[str, NDArray[Any]] = {"labels": np.asarray(images.labels, np.int64)}
+    made: dict[str, NDArray[Any]] = {"labels": np.asarray(samples.labels, np.int64)}
     for column in TEXTS:
-        texts = images.names if column == "name" else images.columns.get(column)
+        texts = samples.names if column == "name" else samples.columns.get(column)
         if texts is not None:
             packed = Texts.of(texts)
             made[column], made[f"{column}.end"] = packed.data, packed.ends
-    made["digest"] = images.digest_bytes()
-    made["size"] = as_array(numbers(images.size(row) for row in range(len(images))))
+    made["digest"] = samples.digest_bytes()
+    made["size"] = as_array(numbers(samples.size(row) for row in range(len(samples))))
     if weights is not None:
         made["weight"] = np.asarray(weights, np.float64)
     if true_labels is not None:
@@ -108,7 +108,7 @@ def _sized(array: NDArray[Any]) -> tuple[int, str]:
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
-    """Features in a file, as what holds the samples of an ``ImageSet``: there is no image to decode.
+    """Features in a file, as what holds the samples of an ``SampleSet``: there is no image to decode.
 
     ``said`` is what the file's metadata hold; ``sizes`` and ``digests`` are those of the images, ``weights`` and
     ``true_labels`` those of the forget list, where it has them.
@@ -169,7 +169,7 @@ def is_features(spec: str) -> bool:
     return spec.endswith(".safetensors")
 
 
-def open_features(spec: str) -> ImageSet:
+def open_features(spec: str) -> SampleSet:
     """The rows of a file of features as a data set, with the ids of the model that they were made with.
 
     Raises:
@@ -189,7 +189,7 @@ def open_features(spec: str) -> ImageSet:
     classes = said.get("classes")
     numbered = (arrays.get(name) for name in ("size", "weight", "true_label"))
     store = Vectors(path.resolve(), spec, width, shard.entries["features"], said, digests, *numbered)
-    return ImageSet(
+    return SampleSet(
         spec,
         texts.get("name", RowNames(range(n))),
         numbers(arrays["labels"]),

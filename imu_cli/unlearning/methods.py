@@ -14,7 +14,7 @@ from imu_cli.commands import held_out, scoring
 from imu_cli.commands.scoring import Scored
 from imu_cli.config.commands import UnlearnConfig
 from imu_cli.errors import ImuError
-from imu_cli.features.session import Opened
+from imu_cli.features.session import Session
 from imu_cli.influence import closed_form
 from imu_cli.linear import objective
 from imu_cli.linear.objective import Members
@@ -29,10 +29,10 @@ from imu_cli.unlearning.matched import problem as solvers
 from imu_cli.unlearning.scenario import HEAD_CHANGE_WITHOUT_TARGET, HeldOut, Plan
 
 
-def warn_if_at_chance(opened: Opened, accuracy: float) -> None:
+def warn_if_at_chance(opened: Session, accuracy: float) -> None:
     """Say so where the model does no better than chance on the forget set: it probably sees it wrongly."""
     chance = 1 / opened.head.classes
-    spread = binomial_range(chance, len(opened.forget.images))
+    spread = binomial_range(chance, len(opened.forget.samples))
     if accuracy <= spread[1]:
         opened.note(
             f"accuracy on the forget set is {accuracy:.1%}, no better than chance ({chance:.1%}): the preprocessing or the "
@@ -60,7 +60,7 @@ class Job:
     selection: closed_form.Selection | None = None
 
 
-def _held_out(opened: Opened, config: UnlearnConfig, plan: Plan) -> tuple[HeldOut | None, HeldOutInfo | None]:
+def _held_out(opened: Session, config: UnlearnConfig, plan: Plan) -> tuple[HeldOut | None, HeldOutInfo | None]:
     found = held_out.reference_of(opened, config.test, config.reference)
     if found is None:
         return None, None
@@ -106,7 +106,7 @@ def _method(
 ASCENT_ONLY = ("preset", "weights", "reweight", "rows", "step", "learning_rate", "max_steps", "keep", "clip_quantile")
 
 
-def prepare(opened: Opened, config: UnlearnConfig, h: Rows) -> Job:
+def prepare(opened: Session, config: UnlearnConfig, h: Rows) -> Job:
     """Plan, held-out data, target, method and budgets, told before the first step.
 
     Args:
@@ -160,7 +160,7 @@ def bounds(
     return ascent.Limits(goal, config.max_steps, max_change, guard), source
 
 
-def _tell_start(opened: Opened, job: Job) -> None:
+def _tell_start(opened: Session, job: Job) -> None:
     """Scenario, target and their sources, before the first step; a target that is already met is an error."""
     n, kind = len(job.labels), job.plan.kind
     if kind == "sample" and opened.data is None and len(job.labels.unique()) == 1 and n > 1:
@@ -188,7 +188,7 @@ def _tell_start(opened: Opened, job: Job) -> None:
         )
 
 
-def _weigh(opened: Opened, config: UnlearnConfig, job: Job) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
+def _weigh(opened: Session, config: UnlearnConfig, job: Job) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
     """Weights (n,) of the forget samples, and how to compute them again for another head."""
     extra = scoring.sample_weights(opened)
     if config.weights == "uniform":
@@ -204,7 +204,7 @@ def _weigh(opened: Opened, config: UnlearnConfig, job: Job) -> tuple[Tensor, Cal
     return job.selection.weights, None if config.reweight == "once" else again
 
 
-def _update(opened: Opened, config: UnlearnConfig, job: Job) -> tuple[ascent.Update, ascent.Limits, ascent.Reason]:
+def _update(opened: Session, config: UnlearnConfig, job: Job) -> tuple[ascent.Update, ascent.Limits, ascent.Reason]:
     weights, again = _weigh(opened, config, job)
     members = job.plan.members
     if config.preset == "paper":  # the published loss is the plain cross-entropy of each sample's own label
@@ -238,7 +238,7 @@ class Done:
     details: dict[str, Any]
 
 
-def ascend_on(opened: Opened, config: UnlearnConfig, job: Job) -> Done:
+def ascend_on(opened: Session, config: UnlearnConfig, job: Job) -> Done:
     """Ascend the influence-weighted loss to the target or a budget."""
     update, limits, last = _update(opened, config, job)
     total = limits.max_steps if last == "epochs" else None
@@ -250,7 +250,7 @@ def ascend_on(opened: Opened, config: UnlearnConfig, job: Job) -> Done:
     return Done(outcome, [start, *steps], {})
 
 
-def match_to(opened: Opened, config: UnlearnConfig, job: Job) -> Done:
+def match_to(opened: Session, config: UnlearnConfig, job: Job) -> Done:
     """Solve matched unlearning along ρ to the target or a budget."""
     _, item = solve_matched(opened, config, job)
     _tell_matched(opened, item)
@@ -262,7 +262,7 @@ def match_to(opened: Opened, config: UnlearnConfig, job: Job) -> Done:
     return Done(item.outcome, [start, *points], vars(item.details))
 
 
-def solve_matched(opened: Opened, config: UnlearnConfig, job: Job) -> tuple[solvers.Problem, fit.Matched]:
+def solve_matched(opened: Session, config: UnlearnConfig, job: Job) -> tuple[solvers.Problem, fit.Matched]:
     """The system, and what was chosen along ρ."""
     head, held, h = opened.matrix(), job.held, job.h
     assert job.target is not None
@@ -285,7 +285,7 @@ def solve_matched(opened: Opened, config: UnlearnConfig, job: Job) -> tuple[solv
     raise AssertionError("a run ends with what was chosen")
 
 
-def _tell_matched(opened: Opened, found: fit.Matched) -> None:
+def _tell_matched(opened: Session, found: fit.Matched) -> None:
     d = found.details
     opened.note(
         f"matched: ρ {d.rho:.3g} of {len(found.points)} tried, margins miss their targets by {d.margin_error:.3g} "

@@ -20,7 +20,7 @@ from imu_cli.features.engine import Engine, batch, pick_device, prepare, refuse_
 from imu_cli.features.extraction import Seen, gather, stream
 from imu_cli.models.checkpoint import open_checkpoint
 from imu_cli.models.head import Head, find_head
-from imu_cli.samples.dataset import ImageSet
+from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import decoding
 from imu_cli.samples.images.folders import open_flat
 from imu_cli.samples.images.preprocessing import Preprocess, parse, stack
@@ -42,7 +42,7 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> ImageSet:
+def images(tmp_path: Path) -> SampleSet:
     """A folder of random 8 by 8 images."""
     random = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
@@ -52,7 +52,7 @@ def images(tmp_path: Path) -> ImageSet:
     return open_flat(tmp_path / "images")
 
 
-def place(images: ImageSet, row: int) -> Path:
+def place(images: SampleSet, row: int) -> Path:
     """The file of a row."""
     return Path(images.location(row))
 
@@ -80,7 +80,7 @@ def network(*first: nn.Module, last: Sequence[nn.Module] = ()) -> nn.Sequential:
     return nn.Sequential(*first, *middle, *last).eval()
 
 
-def head_of(model: nn.Module, images: ImageSet, folder: Path, rows: Sequence[int] = range(4)) -> Head:
+def head_of(model: nn.Module, images: SampleSet, folder: Path, rows: Sequence[int] = range(4)) -> Head:
     """The head, found with some of the images."""
     save_file(model.state_dict(), folder / "m.safetensors")
     return find_head(model, batch(images, rows, STEPS, CPU), open_checkpoint(folder / "m.safetensors"), "")
@@ -94,12 +94,12 @@ class Features:
     replay_error: float
 
 
-def passed(model: nn.Module, head: Head, images: ImageSet, size: int, steps: Preprocess = STEPS) -> list[Seen]:
+def passed(model: nn.Module, head: Head, images: SampleSet, size: int, steps: Preprocess = STEPS) -> list[Seen]:
     """The batches of a pass of the model as it is."""
     return list(stream(Engine(model, head.module, CPU, size, "float32"), head, images, steps))
 
 
-def run(model: nn.Module, head: Head, images: ImageSet, size: int, steps: Preprocess = STEPS) -> Features:
+def run(model: nn.Module, head: Head, images: SampleSet, size: int, steps: Preprocess = STEPS) -> Features:
     """Features of all images in batches of a size."""
     seen = passed(model, head, images, size, steps)
     rows = torch.cat([torch.empty(0, head.matrix.shape[1] - head.bias), *(part.rows for part in seen)])
@@ -107,7 +107,7 @@ def run(model: nn.Module, head: Head, images: ImageSet, size: int, steps: Prepro
     return Features(rows, max((part.head.replay_error for part in seen), default=0.0))
 
 
-def alone(model: nn.Sequential, images: ImageSet) -> Tensor:
+def alone(model: nn.Sequential, images: SampleSet) -> Tensor:
     """What enters the last linear layer, one image at a time, by hand."""
     last = max(i for i, layer in enumerate(model) if isinstance(layer, nn.Linear))
     rows = []
@@ -119,7 +119,7 @@ def alone(model: nn.Sequential, images: ImageSet) -> Tensor:
 
 
 @pytest.mark.parametrize("size", BATCHES)
-def test_features_do_not_depend_on_the_batch_size(images: ImageSet, tmp_path: Path, size: int) -> None:
+def test_features_do_not_depend_on_the_batch_size(images: SampleSet, tmp_path: Path, size: int) -> None:
     """In any batches, the last one uneven, row i is what image i gives alone, to float32 accuracy."""
     model = network()
     found = run(prepare(model, CPU), head_of(model, images, tmp_path), images, size)
@@ -128,7 +128,7 @@ def test_features_do_not_depend_on_the_batch_size(images: ImageSet, tmp_path: Pa
     assert found.replay_error < 1e-6
 
 
-def test_features_come_in_the_order_asked_for(images: ImageSet, tmp_path: Path) -> None:
+def test_features_come_in_the_order_asked_for(images: SampleSet, tmp_path: Path) -> None:
     """A reordered set, with repetitions, gives the same rows reordered: nothing overtakes in decoding."""
     model = network()
     head = head_of(model, images, tmp_path)
@@ -137,7 +137,7 @@ def test_features_come_in_the_order_asked_for(images: ImageSet, tmp_path: Path) 
     torch.testing.assert_close(run(model, head, images.subset(order), 7).rows, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_threads_do_not_change_results(images: ImageSet, tmp_path: Path) -> None:
+def test_threads_do_not_change_results(images: SampleSet, tmp_path: Path) -> None:
     """The same run twice gives the same bits; another number of threads the same features to float32 accuracy."""
     model = network()
     head = head_of(model, images, tmp_path)
@@ -150,7 +150,7 @@ def test_threads_do_not_change_results(images: ImageSet, tmp_path: Path) -> None
     torch.testing.assert_close(found[4], found[1], rtol=1e-5, atol=1e-6)
 
 
-def test_channels_last_is_only_a_layout(images: ImageSet) -> None:
+def test_channels_last_is_only_a_layout(images: SampleSet) -> None:
     """A batch is laid out for fast convolutions, and holds the images of its rows one by one."""
     made = batch(images, [3, 1, 3], STEPS, CPU)
     assert made.is_contiguous(memory_format=torch.channels_last)
@@ -166,12 +166,12 @@ def test_images_of_an_array_are_what_one_by_one_they_would_be(shape: tuple[int, 
     """Arrays that need no shaping are taken as they lie there, and give the same batches as image by image."""
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     made, prepared = Pixels("p", pixels), parse(steps)
-    images = ImageSet("p", [str(row) for row in range(N)], [0] * N, None, made, range(N)).subset([5, 3, 3, 22])
+    images = SampleSet("p", [str(row) for row in range(N)], [0] * N, None, made, range(N)).subset([5, 3, 3, 22])
     wanted = prepared.scale(stack([prepared.shape(images.read(row)) for row in range(len(images))]))
     assert torch.equal(batch(images, range(len(images)), prepared, CPU), wanted)
 
 
-def test_the_model_is_left_as_it_was(images: ImageSet, tmp_path: Path) -> None:
+def test_the_model_is_left_as_it_was(images: SampleSet, tmp_path: Path) -> None:
     """Running changes no weight and no batch-norm statistic, and leaves no hook."""
     model = network()
     head = head_of(model, images, tmp_path)
@@ -182,14 +182,14 @@ def test_the_model_is_left_as_it_was(images: ImageSet, tmp_path: Path) -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_progress_counts_every_image_once(images: ImageSet, tmp_path: Path) -> None:
+def test_progress_counts_every_image_once(images: SampleSet, tmp_path: Path) -> None:
     """The listener hears of each batch, uneven last one included."""
     model = network()
     heard = [len(part.rows) for part in passed(model, head_of(model, images, tmp_path), images, 5)]
     assert heard == [5, 5, 5, 5, 3]
 
 
-def test_no_images_are_no_features(images: ImageSet, tmp_path: Path) -> None:
+def test_no_images_are_no_features(images: SampleSet, tmp_path: Path) -> None:
     """An empty set gives a (0, d) matrix."""
     model = network()
     assert run(model, head_of(model, images, tmp_path), images.subset([]), 4).rows.shape == (0, 32)
@@ -197,7 +197,7 @@ def test_no_images_are_no_features(images: ImageSet, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", BATCHES)
 @pytest.mark.parametrize("odd", [1, 13, N - 1])
-def test_an_image_of_another_size_is_named(images: ImageSet, tmp_path: Path, size: int, odd: int) -> None:
+def test_an_image_of_another_size_is_named(images: SampleSet, tmp_path: Path, size: int, odd: int) -> None:
     """Images of different size are refused with the odd one's name, in whatever batch it comes.
 
     Otherwise it would depend on the batch size whether a run goes through.
@@ -213,7 +213,7 @@ def test_an_image_of_another_size_is_named(images: ImageSet, tmp_path: Path, siz
 
 @pytest.mark.parametrize("size", BATCHES)
 @pytest.mark.parametrize("odd", [0, 13, N - 1])
-def test_an_image_without_finite_features_is_named(images: ImageSet, tmp_path: Path, size: int, odd: int) -> None:
+def test_an_image_without_finite_features_is_named(images: SampleSet, tmp_path: Path, size: int, odd: int) -> None:
     """A model that divides by an image's spread gives NaN for a blank one: that image is named, not the model blamed.
 
     Also if the blank image is among those that the head is found with.
@@ -230,7 +230,7 @@ def test_an_image_without_finite_features_is_named(images: ImageSet, tmp_path: P
 
 @pytest.mark.parametrize("size", BATCHES)
 @pytest.mark.parametrize("odd", [4, N - 1])
-def test_every_batch_is_replayed(images: ImageSet, tmp_path: Path, size: int, odd: int) -> None:
+def test_every_batch_is_replayed(images: SampleSet, tmp_path: Path, size: int, odd: int) -> None:
     """A cap on the logits that no image met when the head was found is caught by the one image that meets it."""
     model = network(last=[Capped()])
     with torch.no_grad():
@@ -244,7 +244,7 @@ def test_every_batch_is_replayed(images: ImageSet, tmp_path: Path, size: int, od
 
 
 @pytest.mark.parametrize("size", [1, 5, 100])
-def test_an_image_that_cannot_be_decoded_is_named(images: ImageSet, tmp_path: Path, size: int) -> None:
+def test_an_image_that_cannot_be_decoded_is_named(images: SampleSet, tmp_path: Path, size: int) -> None:
     """A truncated image stops the pass with its name, wherever it stands."""
     model = network()
     head = head_of(model, images, tmp_path)
@@ -254,7 +254,7 @@ def test_an_image_that_cannot_be_decoded_is_named(images: ImageSet, tmp_path: Pa
         run(model, head, images, size)
 
 
-def test_models_with_random_outputs_are_refused(images: ImageSet) -> None:
+def test_models_with_random_outputs_are_refused(images: SampleSet) -> None:
     """Dropout that ignores eval() is found by running twice; a deterministic model passes."""
     probe = batch(images, range(engine.PROBE), STEPS, CPU)
     refuse_if_random(network(), probe)
@@ -265,7 +265,7 @@ def test_models_with_random_outputs_are_refused(images: ImageSet) -> None:
 
 
 @pytest.mark.parametrize("steps", [{}, {"mode": "L", "crop": 2}], ids=str)
-def test_images_that_the_model_cannot_take_are_an_error_of_ours(images: ImageSet, steps: dict[str, object]) -> None:
+def test_images_that_the_model_cannot_take_are_an_error_of_ours(images: SampleSet, steps: dict[str, object]) -> None:
     """Wrong channels or a size too small for the network are said with the images' shape, not with a traceback."""
     probe = batch(images, range(4), parse(steps), CPU)
     with pytest.raises(ImuError, match=r"model: cannot run on \(.*\) float32 images .*check mode, size and crop"):
@@ -311,7 +311,7 @@ def trained(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def test_batch_norm_is_folded_into_the_convolution_before_it(images: ImageSet, tmp_path: Path) -> None:
+def test_batch_norm_is_folded_into_the_convolution_before_it(images: SampleSet, tmp_path: Path) -> None:
     """The copy that runs has no batch norm left and gives the same features; the model itself is as it was."""
     model = trained(network())
     probe = batch(images, range(8), STEPS, CPU)
@@ -324,7 +324,7 @@ def test_batch_norm_is_folded_into_the_convolution_before_it(images: ImageSet, t
     torch.testing.assert_close(found, alone(model, images), rtol=1e-4, atol=1e-5)
 
 
-def test_a_convolution_that_something_else_reads_is_not_folded(images: ImageSet) -> None:
+def test_a_convolution_that_something_else_reads_is_not_folded(images: SampleSet) -> None:
     """Where folding changes the features, the model runs as it is."""
     torch.manual_seed(0)
     probe = batch(images, range(8), STEPS, CPU)
@@ -335,7 +335,7 @@ def test_a_convolution_that_something_else_reads_is_not_folded(images: ImageSet)
 
 
 @pytest.mark.parametrize("spoil", ["hook", "twice", "statistics"])
-def test_what_may_not_be_folded_is_left(images: ImageSet, spoil: str) -> None:
+def test_what_may_not_be_folded_is_left(images: SampleSet, spoil: str) -> None:
     """A batch norm with a hook, one that runs twice, and one without running statistics stay."""
     probe = batch(images, range(8), STEPS, CPU)
     model = trained(network())
@@ -350,7 +350,7 @@ def test_what_may_not_be_folded_is_left(images: ImageSet, spoil: str) -> None:
     assert engine.engine(model, "5" if spoil != "twice" else "6", probe).folded == 0
 
 
-def test_the_batch_size_follows_from_the_model_and_the_images(images: ImageSet) -> None:
+def test_the_batch_size_follows_from_the_model_and_the_images(images: SampleSet) -> None:
     """A power of two within bounds, the same again; larger layers make smaller batches; the user's own wins."""
     probe = batch(images, range(8), STEPS, CPU)
     sizes = []
@@ -362,7 +362,7 @@ def test_the_batch_size_follows_from_the_model_and_the_images(images: ImageSet) 
     assert engine.engine(network(), "5", probe, batch_size=7).batch_size == 7
 
 
-def test_an_accelerators_memory_that_runs_out_halves_the_batch(images: ImageSet, tmp_path: Path) -> None:
+def test_an_accelerators_memory_that_runs_out_halves_the_batch(images: SampleSet, tmp_path: Path) -> None:
     """Batches that do not fit are taken in halves, with the same features; one image that does not fit is an error."""
 
     class Small(nn.Module):
@@ -387,7 +387,7 @@ def test_an_accelerators_memory_that_runs_out_halves_the_batch(images: ImageSet,
 
 
 @pytest.mark.parametrize("size", [5, 16, 40])
-def test_processes_decode_what_threads_do(images: ImageSet, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_processes_decode_what_threads_do(images: SampleSet, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """The batches of forked workers are those of threads, in order, and an image they cannot read is named."""
     order = torch.randint(0, N, (100,), generator=torch.Generator().manual_seed(0)).tolist()
     many = images.subset(order)

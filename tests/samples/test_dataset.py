@@ -17,7 +17,7 @@ from PIL import Image
 
 from imu_cli.errors import ImuError, InvalidRowsError
 from imu_cli.samples.classes import ClassNames, class_names, in_model_ids, mapped
-from imu_cli.samples.dataset import UNKNOWN, ImageSet
+from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.images.stores import Files, Pixels
 from imu_cli.samples.overlap import overlap
 from imu_cli.samples.selectors import is_selector, select_rows
@@ -47,22 +47,22 @@ def refusal(attempt: Callable[[], object]) -> str:
     return ""
 
 
-def folder(root: Path, contents: dict[str, bytes], labels: list[int] | None = None) -> ImageSet:
+def folder(root: Path, contents: dict[str, bytes], labels: list[int] | None = None) -> SampleSet:
     """Write the files and make an image set of them, in that order."""
     for name, content in contents.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
     store = Files(root.resolve(), str(root), list(contents))
     given_labels = [UNKNOWN] * len(contents) if labels is None else labels
-    return ImageSet(str(root), list(contents), given_labels, None, store, range(len(contents)))
+    return SampleSet(str(root), list(contents), given_labels, None, store, range(len(contents)))
 
 
-def array(n: int, labels: list[int] | None = None, classes: tuple[str, ...] | None = PETS, **more: object) -> ImageSet:
+def array(n: int, labels: list[int] | None = None, classes: tuple[str, ...] | None = PETS, **more: object) -> SampleSet:
     """An image set of random pixels, labelled 0, 1, 2, 0, 1... unless said otherwise."""
     values = np.random.default_rng(n).integers(0, 256, (n, 4, 4, 3), dtype=np.uint8)
     labels = [row % 3 for row in range(n)] if labels is None else labels
     names = [str(row) for row in range(n)]
-    return ImageSet("toy", names, labels, classes, Pixels("toy:/t#train", values), range(n), **more)  # type: ignore[arg-type]
+    return SampleSet("toy", names, labels, classes, Pixels("toy:/t#train", values), range(n), **more)  # type: ignore[arg-type]
 
 
 def models(*names: str) -> ClassNames:
@@ -84,7 +84,7 @@ def test_a_row_of_files_reads_as_pillow_reads_the_file(tmp_path: Path) -> None:
 def test_a_row_of_an_array_reads_as_its_pixels() -> None:
     """Grey arrays give mode L and colour arrays RGB; the digest is of the pixels, the location names the index."""
     grey = np.arange(32, dtype=np.uint8).reshape(2, 4, 4)
-    images = ImageSet("toy", ["0", "1"], [0, 1], None, Pixels("mnist:/d#test", grey), range(2))
+    images = SampleSet("toy", ["0", "1"], [0, 1], None, Pixels("mnist:/d#test", grey), range(2))
     assert images.read(1).mode == "L"
     assert np.array_equal(pixels(images.read(1)), grey[1])
     assert images.digest(1) == sha256(bytes(range(16, 32))).hexdigest()
@@ -96,7 +96,7 @@ def test_a_transposed_array_stores_the_same_bytes_as_a_plain_one() -> None:
     """CIFAR's rows are views with channels first in memory: neither bytes nor pixels depend on that."""
     plain = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
     view = np.ascontiguousarray(plain.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
-    sets = [ImageSet("toy", [""] * 5, [0] * 5, None, Pixels("toy", values), range(5)) for values in (plain, view)]
+    sets = [SampleSet("toy", [""] * 5, [0] * 5, None, Pixels("toy", values), range(5)) for values in (plain, view)]
     assert sets[0].digests() == sets[1].digests()
     assert np.array_equal(pixels(sets[1].read(3)), plain[3])
 
@@ -175,7 +175,7 @@ def test_what_is_no_image_format_of_ours_is_not_opened(tmp_path: Path) -> None:
 def test_a_file_that_is_gone_is_an_error_that_names_line_and_file(tmp_path: Path) -> None:
     """Reading, hashing and asking for the size all say which line of the manifest and which file."""
     images = folder(tmp_path, {"a.png": colour(1)})
-    images = ImageSet("f", ["a.png"], [0], None, images.store, [0], origins=["forget.csv:17"])
+    images = SampleSet("f", ["a.png"], [0], None, images.store, [0], origins=["forget.csv:17"])
     (tmp_path / "a.png").unlink()
     for ask in (images.read, images.digest, images.size):
         with pytest.raises(ImuError, match=r"^forget\.csv:17: .*a\.png: "):
@@ -352,7 +352,7 @@ def test_what_reads_as_a_selector() -> None:
     assert [is_selector(text) for text in ("./class=cat", "forget.csv", "class", "-", "klass=cat")] == [False] * 5
 
 
-def slow_overlap(a: ImageSet, b: ImageSet) -> tuple[set[int], set[int]]:
+def slow_overlap(a: SampleSet, b: SampleSet) -> tuple[set[int], set[int]]:
     """Rows on either side that have a partner, by comparing all pairs byte by byte."""
     same = [
         (i, j)
@@ -375,7 +375,7 @@ def test_overlap_finds_every_row_that_a_comparison_of_all_pairs_finds(
     """By location or by bytes, with copies on either side, and each pair it names is a pair."""
     images = folder(tmp_path, {f"{i}.png": colour(content, size=4 + content % 2) for i, content in enumerate(contents)})
     a = images.subset(left)
-    again = ImageSet(
+    again = SampleSet(
         "again", images.names, images.labels, None, Files(tmp_path.resolve(), "again", images.names), range(12)
     )
     b = again.subset(right)
@@ -400,8 +400,8 @@ def test_rows_of_two_splits_with_one_index_do_not_overlap() -> None:
     values = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3), dtype=np.uint8)
     other = values[::-1].copy()
     other[0] += 1
-    a = ImageSet("a", list("0123"), [0] * 4, None, Pixels("c:/d#train", values), range(4))
-    b = ImageSet("b", list("0123"), [0] * 4, None, Pixels("c:/d#test", other), range(4))
+    a = SampleSet("a", list("0123"), [0] * 4, None, Pixels("c:/d#train", values), range(4))
+    b = SampleSet("b", list("0123"), [0] * 4, None, Pixels("c:/d#test", other), range(4))
     assert overlap(a, b) == [(0, 3), (1, 2), (2, 1)]
 
 

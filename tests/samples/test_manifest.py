@@ -14,7 +14,7 @@ from PIL import Image
 
 from imu_cli.errors import ImuError, InvalidRowsError
 from imu_cli.samples.classes import ClassNames
-from imu_cli.samples.dataset import UNKNOWN, ImageSet
+from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.forget import ForgetSet
 from imu_cli.samples.images.folders import open_folder
 from imu_cli.samples.images.stores import Files, Pixels
@@ -56,17 +56,17 @@ def pets(tmp_path: Path) -> Path:
     return tmp_path / "pets"
 
 
-def array(labels: list[int], classes: tuple[str, ...] | None = PETS.names) -> ImageSet:
+def array(labels: list[int], classes: tuple[str, ...] | None = PETS.names) -> SampleSet:
     """A data set without files."""
     values = np.random.default_rng(0).integers(0, 256, (len(labels), 4, 4, 3), dtype=np.uint8)
     names = [str(row) for row in range(len(labels))]
-    return ImageSet("toy", names, labels, classes, Pixels("toy:/t#train", values), range(len(labels)))
+    return SampleSet("toy", names, labels, classes, Pixels("toy:/t#train", values), range(len(labels)))
 
 
 def load(
     folder: Path,
     text: str | bytes,
-    data: ImageSet | None = None,
+    data: SampleSet | None = None,
     classes: ClassNames = PETS,
     form: str = "csv",
     label: str | None = None,
@@ -78,7 +78,7 @@ def load(
 
 
 def problems(
-    folder: Path, text: str | bytes, data: ImageSet | None = None, classes: ClassNames = PETS, form: str = "csv"
+    folder: Path, text: str | bytes, data: SampleSet | None = None, classes: ClassNames = PETS, form: str = "csv"
 ) -> list[str]:
     """What is said of a wrong list, without the folder it lies in."""
     with pytest.raises(InvalidRowsError) as caught:
@@ -93,11 +93,11 @@ def problems(
 def test_a_list_of_files_is_read_in_its_order(pets: Path, column: str) -> None:
     """Rows keep their order, labels are names or ids, where names line and file, and each alias will do."""
     forget = load(pets, f"{column},label\nhen/1.png,hen\ncat/0.png,0\n./cat//2.png, cat\n")
-    assert list(forget.images.names) == ["hen/1.png", "cat/0.png", "cat/2.png"]
+    assert list(forget.samples.names) == ["hen/1.png", "cat/0.png", "cat/2.png"]
     assert list(forget.labels) == [2, 0, 0]
     assert forget.lines == (2, 3, 4)
     assert forget.where(1) == f"{pets}/forget.csv:3: {pets}/cat/0.png"
-    assert np.array_equal(pixels(forget.images.read(0)), pixels(Image.open(pets / "hen/1.png")))
+    assert np.array_equal(pixels(forget.samples.read(0)), pixels(Image.open(pets / "hen/1.png")))
     assert forget.whole_classes is None
     assert (forget.notes, forget.duplicates, forget.weights, forget.ids) == ((), (), None, None)
 
@@ -130,7 +130,7 @@ def test_csv_tsv_jsonl_and_standard_input_say_the_same(pets: Path) -> None:
     ]
     data = open_folder(pets)
     sets += [load_forget("-", data, None, PETS, io.BytesIO(text.encode())) for text in (csv, tsv, jsonl, ints)]
-    assert {(tuple(one.images.names), tuple(one.labels), tuple(one.ids or ()), one.sha256) for one in sets} == {
+    assert {(tuple(one.samples.names), tuple(one.labels), tuple(one.ids or ()), one.sha256) for one in sets} == {
         (("cat/0.png", "hen/2.png"), (0, 2), ("7", ""), sets[0].sha256)
     }
     assert sets[4].where(1) == f"stdin:3: {pets}/hen/2.png"
@@ -168,10 +168,10 @@ def test_names_are_relative_to_the_data_set_or_else_to_the_list(pets: Path, tmp_
 def test_an_index_is_a_row_of_the_data_set(pets: Path) -> None:
     """For arrays and folders alike, with the data set's label unless the list gives another."""
     forget = load(pets, "index,label\n4,\n0,hen\n", array([0, 1, 2, 0, 1]))
-    assert list(forget.images.names) == ["4", "0"]
+    assert list(forget.samples.names) == ["4", "0"]
     assert list(forget.labels) == [1, 2]
-    assert forget.images.location(0) == "toy:/t#train:4"
-    assert load(pets, "index\n5\n", open_folder(pets)).images.names == ["dog/2.png"]
+    assert forget.samples.location(0) == "toy:/t#train:4"
+    assert load(pets, "index\n5\n", open_folder(pets)).samples.names == ["dog/2.png"]
 
 
 def test_labels_map_through_the_models_classes(pets: Path) -> None:
@@ -302,8 +302,8 @@ def test_a_link_inside_the_folder_is_the_image_it_leads_to(pets: Path) -> None:
     """It is found in the data set, has its label, and with another label it is the same image twice."""
     data = open_folder(pets)
     (pets / "alias.png").symlink_to("dog/1.png")
-    assert load(pets, "file_name\nalias.png\n", data).images.names == ["dog/1.png"]
-    assert load(pets, "file_name,label\nalias.png,dog\n").images.location(0) == str((pets / "dog/1.png").resolve())
+    assert load(pets, "file_name\nalias.png\n", data).samples.names == ["dog/1.png"]
+    assert load(pets, "file_name,label\nalias.png,dog\n").samples.location(0) == str((pets / "dog/1.png").resolve())
     assert len(problems(pets, "file_name,label\nalias.png,dog\ndog/1.png,cat\n")) == 1
 
 
@@ -518,7 +518,7 @@ def test_a_folder_of_photos_takes_the_label_it_is_given(tmp_path: Path) -> None:
         draw(tmp_path / "anna" / name, number)
     (tmp_path / "anna" / "d.heic").touch()
     forget = load_forget(str(tmp_path / "anna"), None, "dog", PETS)
-    assert list(forget.images.names) == ["b.png", "2019/a.png", "cat/c.png"]
+    assert list(forget.samples.names) == ["b.png", "2019/a.png", "cat/c.png"]
     assert list(forget.labels) == [1, 1, 1]
     assert (forget.lines, forget.manifest, forget.whole_classes) == (None, None, None)
     assert forget.description == f"{tmp_path}/anna as dog"
@@ -598,7 +598,7 @@ def test_what_cannot_be_forgotten_together_is_refused(pets: Path, spec: list[str
 def test_an_array_data_set_is_selected_and_forgotten() -> None:
     """Without any file: rows of the array, its labels, whole classes and all."""
     forget = load_forget("class=dog", array([0, 1, 2, 0, 1]), None, PETS)
-    assert (list(forget.images.names), list(forget.labels), forget.whole_classes) == (["1", "4"], [1, 1], True)
+    assert (list(forget.samples.names), list(forget.labels), forget.whole_classes) == (["1", "4"], [1, 1], True)
 
 
 # --- before the classes are known
@@ -703,13 +703,13 @@ def test_what_is_written_is_read_back(
     labels = [number % len(classes) for number in range(len(names))]
     ids = [f"p{number}" for number in range(len(names))]
     store = Files(root.resolve(), str(root), names)
-    data = ImageSet(str(root), names, labels, tuple(classes), store, range(len(names)), columns={"id": ids})
+    data = SampleSet(str(root), names, labels, tuple(classes), store, range(len(names)), columns={"id": ids})
     rows = list(range(len(names)))
     order.shuffle(rows)  # type: ignore[attr-defined]
     out = tmp_path_factory.mktemp("out") / f"forget.{form}"
     write_manifest(data, rows, out)
     forget = load_forget(str(out), data, None, ClassNames(len(classes), tuple(classes), "the model"))
-    assert list(forget.images.names) == [names[row] for row in rows]
+    assert list(forget.samples.names) == [names[row] for row in rows]
     assert list(forget.labels) == [labels[row] for row in rows]
     assert forget.ids == [ids[row] for row in rows]
 

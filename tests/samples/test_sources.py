@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imu_cli.errors import ImuError, InvalidRowsError
-from imu_cli.samples.dataset import UNKNOWN, ImageSet
+from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.images.arrays import DIGITS, FASHION
 from imu_cli.samples.images.folders import open_flat, open_folder
 from imu_cli.samples.sources import Role, open_named
@@ -58,7 +58,7 @@ def by_torchvision(root: Path) -> tuple[list[tuple[str, int]], list[str]]:
     return found.samples, found.classes
 
 
-def rows(images: ImageSet) -> list[tuple[str, int]]:
+def rows(images: SampleSet) -> list[tuple[str, int]]:
     """(path, class id) of every row of ours."""
     assert images.root is not None
     return [(str(images.root / name), label) for name, label in zip(images.names, images.labels, strict=True)]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from imu_cli.errors import ImuError
 from imu_cli.samples.columns import RowNames, numbers
-from imu_cli.samples.dataset import ImageSet
+from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images.stores import Pixels
 
 DIGITS = tuple("0123456789")
@@ -40,13 +40,13 @@ def _of_array(
     labels: list[int],
     classes: tuple[str, ...],
     columns: Mapping[str, list[str]] | None = None,
-) -> ImageSet:
+) -> SampleSet:
     if len(values) != len(labels):
         raise ImuError(f"{source}: holds {len(values)} images and {len(labels)} labels; the files are damaged")
     if not set(map(type, labels)) <= {int} or not 0 <= min(labels, default=0) <= max(labels, default=0) < len(classes):
         odd = next(r for r, label in enumerate(labels) if type(label) is not int or not 0 <= label < len(classes))
         raise ImuError(f"{source}: row {odd} has label {labels[odd]}, classes are 0 to {len(classes) - 1}")
-    return ImageSet(
+    return SampleSet(
         source,
         RowNames(range(len(labels))),
         numbers(labels),
@@ -160,7 +160,7 @@ def _cifar_pixels(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
 
 
-def open_cifar10(path: Path, source: str, split: str) -> ImageSet:
+def open_cifar10(path: Path, source: str, split: str) -> SampleSet:
     """CIFAR-10's Python batches in the official order, without torchvision's check of the archive's MD5 sums.
 
     Raises:
@@ -175,7 +175,7 @@ def open_cifar10(path: Path, source: str, split: str) -> ImageSet:
     return _of_array(source, f"cifar10:{home}#{split}", values, labels, tuple(names))
 
 
-def open_cifar100(path: Path, source: str, split: str) -> ImageSet:
+def open_cifar100(path: Path, source: str, split: str) -> SampleSet:
     """CIFAR-100 with its 100 fine classes as labels and the 20 coarse ones as the column ``coarse``.
 
     Raises:
@@ -216,7 +216,7 @@ def _idx(source: str, home: Path, stem: str, dimensions: int) -> NDArray[np.uint
     return np.frombuffer(data, np.uint8).reshape(sizes)
 
 
-def _open_idx(kind: str, folder: str, classes: tuple[str, ...], path: Path, source: str, split: str) -> ImageSet:
+def _open_idx(kind: str, folder: str, classes: tuple[str, ...], path: Path, source: str, split: str) -> SampleSet:
     start = "train" if split == "train" else "t10k"
     stems = tuple(
         f"{part}-images{dash}idx3-ubyte{z}" for part in ("train", "t10k") for dash in "-." for z in ("", ".gz")
@@ -227,7 +227,7 @@ def _open_idx(kind: str, folder: str, classes: tuple[str, ...], path: Path, sour
     return _of_array(source, f"{kind}:{home}#{split}", values, labels, classes)
 
 
-def open_mnist(path: Path, source: str, split: str) -> ImageSet:
+def open_mnist(path: Path, source: str, split: str) -> SampleSet:
     """MNIST from its four idx files, plain or ``.gz``; classes are named ``0`` to ``9``.
 
     Raises:
@@ -236,7 +236,7 @@ def open_mnist(path: Path, source: str, split: str) -> ImageSet:
     return _open_idx("mnist", "MNIST", DIGITS, path, source, split)
 
 
-def open_fashion_mnist(path: Path, source: str, split: str) -> ImageSet:
+def open_fashion_mnist(path: Path, source: str, split: str) -> SampleSet:
     """Fashion-MNIST from its four idx files, plain or ``.gz``, with torchvision's class names.
 
     Raises:
@@ -245,7 +245,7 @@ def open_fashion_mnist(path: Path, source: str, split: str) -> ImageSet:
     return _open_idx("fashion-mnist", "FashionMNIST", FASHION, path, source, split)
 
 
-def open_svhn(path: Path, source: str, split: str) -> ImageSet:
+def open_svhn(path: Path, source: str, split: str) -> SampleSet:
     """SVHN's cropped digits (``train_32x32.mat``); the digit 0, stored as 10, is class 0 as in torchvision.
 
     Raises:

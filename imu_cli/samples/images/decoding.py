@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imu_cli.errors import ImuError
-from imu_cli.samples.dataset import ImageSet
+from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images.preprocessing import Preprocessing
 
 ROWS_A_TASK = 16
@@ -41,7 +41,7 @@ def _by_processes(images: int, beside: bool) -> bool:
     return beside and images >= PROCESSES_FROM and sys.platform == "linux"
 
 
-def _shaped(images: ImageSet, rows: Sequence[int], preprocess: Preprocessing) -> Piece:
+def _shaped(images: SampleSet, rows: Sequence[int], preprocess: Preprocessing) -> Piece:
     stored = images.pixels(rows)
     if stored is not None and preprocess.takes(stored):
         return stored
@@ -51,7 +51,7 @@ def _shaped(images: ImageSet, rows: Sequence[int], preprocess: Preprocessing) ->
     return np.stack(arrays)
 
 
-def _refuse_shape(images: ImageSet, row: int, shape: tuple[int, ...], first: tuple[int, ...]) -> None:
+def _refuse_shape(images: SampleSet, row: int, shape: tuple[int, ...], first: tuple[int, ...]) -> None:
     if shape != first:
         this, others = ((channels, height, width) for height, width, channels in (shape, first))
         raise ImuError(
@@ -62,7 +62,7 @@ def _refuse_shape(images: ImageSet, row: int, shape: tuple[int, ...], first: tup
 class Tasks:
     """Pieces by number, for a loader's processes. An error is an answer: raised there it would come back as a traceback."""
 
-    def __init__(self, images: ImageSet, preprocess: Preprocessing, tasks: Sequence[Sequence[int]]) -> None:
+    def __init__(self, images: SampleSet, preprocess: Preprocessing, tasks: Sequence[Sequence[int]]) -> None:
         self.images, self.preprocess, self.tasks = images, preprocess, tasks
 
     def __len__(self) -> int:
@@ -115,7 +115,7 @@ def from_threads(tasks: Tasks, count: int, ahead: int) -> Iterator[Piece]:
 
 
 def batches(
-    images: ImageSet, preprocess: Preprocessing, size: int, rows: Sequence[int] | None = None, *, beside: bool = False
+    images: SampleSet, preprocess: Preprocessing, size: int, rows: Sequence[int] | None = None, *, beside: bool = False
 ) -> Iterator[Tensor]:
     """The images, or the given rows of them, decoded and shaped: (size, channels, height, width), channels_last, in order.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from imu_cli.errors import ImuError, InvalidRowsError
-from imu_cli.samples.dataset import UNKNOWN, ImageSet
+from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.images.stores import Files
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -136,15 +136,15 @@ def _real_folder(source: str, path: Path) -> str:
     return os.path.realpath(path)
 
 
-def _of_files(source: str, path: Path, root: str, found: _Found, labels: list[int]) -> ImageSet:
+def _of_files(source: str, path: Path, root: str, found: _Found, labels: list[int]) -> SampleSet:
     if found.problems:
         raise InvalidRowsError([os.path.join(path, problem) for problem in sorted(found.problems)])
     store = Files(Path(root), str(path), found.files, found.real)
     notes = _skipped_notes(source, found.skipped)
-    return ImageSet(source, found.files, labels, None, store, range(len(found.files)), notes=notes)
+    return SampleSet(source, found.files, labels, None, store, range(len(found.files)), notes=notes)
 
 
-def open_flat(path: Path, source: str | None = None) -> ImageSet:
+def open_flat(path: Path, source: str | None = None) -> SampleSet:
     """All images below a folder, at any depth, with unknown labels: sub-folders are not classes.
 
     Raises:
@@ -160,7 +160,7 @@ def open_flat(path: Path, source: str | None = None) -> ImageSet:
     return images
 
 
-def open_folder(path: Path, source: str | None = None) -> ImageSet:
+def open_folder(path: Path, source: str | None = None) -> SampleSet:
     """Class folders as torchvision's ``ImageFolder`` reads them: same classes, same order, same ids.
 
     A hidden folder without images (``.ipynb_checkpoints``) is no class. A folder of images without sub-folders that
@@ -192,7 +192,7 @@ def _listing(source: str, root: str) -> list["os.DirEntry[str]"]:
     return entries
 
 
-def _classes(source: str, path: Path, root: str, met: Mapping[str, _Found], stray: int) -> ImageSet:
+def _classes(source: str, path: Path, root: str, met: Mapping[str, _Found], stray: int) -> SampleSet:
     found, labels = _Found(), []
     for label, part in enumerate(met.values()):
         found.files += part.files
@@ -202,7 +202,7 @@ def _classes(source: str, path: Path, root: str, met: Mapping[str, _Found], stra
         labels += [label] * len(part.files)
     images = _of_files(source, path, root, found, labels)
     notes = (f"{source}: {stray} images beside the class folders are left out, as torchvision does",) * bool(stray)
-    return ImageSet(
+    return SampleSet(
         source,
         images.names,
         labels,
