@@ -22,8 +22,8 @@ from wide import wide
 
 from imu_cli.commands import held_out
 from imu_cli.samples.manifest import open_source
-from imu_cli.unlearning.ascent import Limits
 from imu_cli.unlearning.matched import fit
+from imu_cli.unlearning.targets import Limits
 
 SECONDS, GIBIBYTES = 30.0, 8.0
 

@@ -12,6 +12,8 @@ from imu_cli.samples.classes import in_model_ids
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.manifest import open_source
 from imu_cli.samples.overlap import overlap
+from imu_cli.unlearning import targets
+from imu_cli.unlearning.targets import HeldOut
 
 
 def half(samples: SampleSet, seed: int) -> list[int]:
@@ -39,15 +41,31 @@ def reference_of(opened: Session, test: str | None, reference: str | None) -> tu
     samples = held_out(opened, given, f"--{option}")
     whole = len(samples)
     if option == "test":
-        samples = samples.subset(half(samples, opened.config.seed))
+        samples = samples.subset(half(samples, opened.run.seed))
         opened.note(
-            f"--test {given}: a random half ({len(samples)} of {whole}, seed {opened.config.seed}) sets target and guard; "
+            f"--test {given}: a random half ({len(samples)} of {whole}, seed {opened.run.seed}) sets target and guard; "
             "the other half is left for evaluate"
         )
     info = HeldOutInfo(
-        given=given, option=option, n=whole, used=len(samples), seed=opened.config.seed, sha256=rows_hash(samples)
+        given=given, option=option, n=whole, used=len(samples), seed=opened.run.seed, sha256=rows_hash(samples)
     )  # fmt: skip
     return samples, info
+
+
+def chosen_by(
+    opened: Session, test: str | None, reference: str | None, forgotten: tuple[int, ...]
+) -> tuple[HeldOut | None, HeldOutInfo | None]:
+    """Features and labels of the held-out samples that a run chooses by, and how the record tells them; None with neither.
+
+    Raises:
+        ImuError: no sample of a kept class is among them.
+    """
+    found = reference_of(opened, test, reference)
+    if found is None:
+        return None, None
+    samples, info = found
+    labels = opened.labels(samples)
+    return targets.held_out(opened.features_of(samples, "held-out"), labels, forgotten), info
 
 
 def held_out(opened: Session, spec: str, option: str = "--test") -> SampleSet:

@@ -2,12 +2,12 @@ import pytest
 import torch
 
 from imu_cli.linear import margins
-from imu_cli.unlearning import scenario
-from imu_cli.unlearning.ascent import Limits
+from imu_cli.unlearning import scenario, targets
 from imu_cli.unlearning.matched import fit as subject
 from imu_cli.unlearning.matched import problem as problem_module
 from imu_cli.unlearning.matched import solvers
-from imu_cli.unlearning.scenario import HeldOut, Plan
+from imu_cli.unlearning.scenario import Plan
+from imu_cli.unlearning.targets import HeldOut, Limits
 
 
 class Fitted:
@@ -41,9 +41,9 @@ class Fitted:
         optimiser.step(loss)
         self.head = head.detach()
         self.plan: Plan = scenario.plan(kind, "test", self.labels, c, "auto")  # type: ignore[arg-type]
-        self.held: HeldOut = scenario.held_out(held, held_labels, self.plan.forgotten)
+        self.held: HeldOut = targets.held_out(held, held_labels, self.plan.forgotten)
         hits = int(((self.h @ self.head.T).argmax(1) == self.labels).sum())
-        goal, _ = scenario.target(self.plan, None, self.held, self.head, self.labels, self.true_labels, hits)
+        goal, _ = targets.target(self.plan, None, self.held, self.head, self.labels, self.true_labels, hits)
         assert goal is not None
         self.goal = goal
 
@@ -59,7 +59,7 @@ class Fitted:
         return subject.prepare(self.h, self.labels, self.head, aim.targets, self.held, damping=0.01, class_factor=True)
 
     def run(self, aim: subject.Aim, *, goal: float | None = None, drop: float | None = None, rho: float | None = None):
-        look = scenario.looker(self.h, self.plan.members, self.head, self.held)
+        look = targets.looker(self.h, self.plan.members, self.head, self.held)
         limits = Limits(self.goal if goal is None else goal, 1000, None, drop)
         *points, last = subject.run(self.problem(aim), aim, look, limits, lambda head: head, rho)
         assert isinstance(last, subject.Matched)
@@ -178,7 +178,7 @@ def test_whole_classes_are_not_aimed_at_their_held_out_margins() -> None:
     case = Fitted()
     plan = scenario.plan("class", "test", torch.zeros(6, dtype=torch.int64), 4, "auto")
     rows = case.labels == 0
-    held = scenario.held_out(case.held.h, case.held.labels, plan.forgotten)
+    held = targets.held_out(case.held.h, case.held.labels, plan.forgotten)
     aim = subject.aim(
         plan, case.h[rows], case.labels[rows], case.head, 0.005, held, by_accuracy=False, true_labels=None, max_auc=0.51
     )
@@ -190,7 +190,7 @@ def test_beyond_capacity_targets_stay(fitted: Fitted) -> None:
     """More samples than margins that the head can set: targets that follow the head would run ahead of what can come."""
     head, most = fitted.head[:, :5], 3 * 5  # four features and a bias, four classes
     h, labels = fitted.h[:, :5], fitted.labels
-    held = scenario.held_out(fitted.held.h[:, :5], fitted.held.labels, ())
+    held = targets.held_out(fitted.held.h[:, :5], fitted.held.labels, ())
     for n, follows in ((most, True), (most + 1, False)):
         plan = scenario.plan("sample", "test", labels[:n], 4, "auto")
         made = subject.aim(plan, h[:n], labels[:n], head, 0.5, held, by_accuracy=False, true_labels=None, max_auc=0.51)

@@ -18,16 +18,8 @@ from torch import Tensor
 
 from imu_cli.cli import main
 from imu_cli.errors import ImuError
-from imu_cli.unlearning.scenario import (
-    CLASS_TARGET,
-    confusion_share,
-    decide,
-    held_out,
-    looker,
-    parse_until,
-    plan,
-    target,
-)
+from imu_cli.unlearning.scenario import decide, plan
+from imu_cli.unlearning.targets import CLASS_TARGET, confusion_share, held_out, looker, parse_until, target
 
 C, D = 4, 6
 
@@ -305,7 +297,7 @@ def test_other_sources_of_a_target() -> None:
     held = held_out(h, test_labels, ())
     for kind in ("class", "sample", "mislabelled"):
         made = plan(kind, "x", labels, C, "auto")
-        assert target(made, "forget.accuracy<=0.5", held, head(), labels, None, 12) == (0.5, "--until")
+        assert target(made, 0.5, held, head(), labels, None, 12) == (0.5, "--until")
     assert target(plan("class", "x", labels, C, "auto"), None, held, head(), labels, None, 12)[0] == CLASS_TARGET
     value, why = target(plan("sample", "x", labels, C, "auto"), None, None, head(), labels, None, 12)
     assert value is None

@@ -9,12 +9,13 @@ from torch import Tensor
 from imu_cli.errors import ImuError
 from imu_cli.linear import margins
 from imu_cli.linear.rows import logits as logits_of
-from imu_cli.unlearning import scenario
-from imu_cli.unlearning.ascent import Limits, Look, Outcome, Reason, Step
+from imu_cli.unlearning import targets as scenario
+from imu_cli.unlearning.ascent import Outcome, Reason, Step
 from imu_cli.unlearning.matched import path as path_module
 from imu_cli.unlearning.matched import problem as problem_module
 from imu_cli.unlearning.matched import solvers
-from imu_cli.unlearning.scenario import HeldOut, Plan
+from imu_cli.unlearning.scenario import Plan
+from imu_cli.unlearning.targets import HeldOut, Limits, Look
 
 CLOSE = 0.05
 """Margins that miss their targets by less, in log-odds, are where they should be: less ρ would bring nothing."""

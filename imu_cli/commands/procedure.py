@@ -1,0 +1,116 @@
+"""From options to what the methods of unlearning take: the procedure, and a job on the forget set that was opened."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imu_cli import options
+from imu_cli.commands import held_out, scoring
+from imu_cli.config.commands import UnlearnConfig
+from imu_cli.features.session import Session
+from imu_cli.files import paths
+from imu_cli.influence.closed_form import Damping
+from imu_cli.influence.scores import Scored
+from imu_cli.linear.rows import Rows, predicted
+from imu_cli.records.parts import HeldOutInfo
+from imu_cli.records.record import Record
+from imu_cli.unlearning import methods, scenario, targets
+from imu_cli.unlearning.methods import Ascent, Classifier, Forgetting, Job, Matching, Procedure
+
+ASCENT_ONLY = ("preset", "weights", "reweight", "rows", "step", "learning_rate", "max_steps", "keep", "clip_quantile")
+"""Options that only the ascent has."""
+
+
+def of(config: UnlearnConfig) -> Procedure:
+    """What the options ask for.
+
+    Raises:
+        ImuError: ``--until`` or ``--damping`` cannot be read.
+    """
+    given = [name for name in ASCENT_ONLY if getattr(config, name) != getattr(UnlearnConfig(), name)]
+    return Procedure(
+        method=config.method,
+        ascent_option=f"--{given[0].replace('_', '-')}" if given else None,
+        until=None if config.until is None else targets.parse_until(config.until),
+        max_drop=config.max_drop,
+        max_steps=config.max_steps,
+        max_head_change=config.max_head_change,
+        ascent=Ascent(
+            weights=config.weights,
+            reweight=config.reweight,
+            keep=config.keep,
+            clip_quantile=config.clip_quantile,
+            damping=Damping.parse(config.damping),
+            step=config.step,
+            learning_rate=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            l1=config.l1,
+            minibatch=config.minibatch,
+            epochs=config.epochs,
+            published=config.preset is not None,
+            seed=config.seed,
+        ),
+        matching=Matching(config.rho, config.max_auc, config.sigma_damping, config.class_factor),
+    )
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A job that may start, and the held-out data that it chooses by as the record has them."""
+
+    job: Job
+    held_info: HeldOutInfo | None
+
+
+def ready(opened: Session, config: UnlearnConfig, h: Rows) -> Ready:
+    """Scenario, held-out data, target, method and budgets of an opened forget set, told before the first step.
+
+    Args:
+        opened: model and forget set.
+        config: options.
+        h: H (n, d+1) of the forget set.
+
+    Raises:
+        ImuError: options contradict each other, held-out data lack a class, or the target is already met.
+    """
+    labels, matrix, has_data = opened.labels(), opened.matrix(), opened.data is not None
+    kind, source = scenario.decide(config.scenario, opened.forget.whole_classes, has_data)
+    plan = scenario.plan(kind, source, labels, opened.head.classes, config.rows)
+    opened.note(f"scenario {kind} ({source})")
+    held, held_info = held_out.chosen_by(opened, config.test, config.reference, plan.forgotten)
+    right = float((predicted(h, matrix) == labels).double().mean())
+    methods.warn_if_at_chance(opened.log, right, len(labels), opened.head.classes)
+    job = methods.prepare(
+        _forgetting(opened, config, h), Classifier(matrix, opened.head.rounded), plan, held, of(config), opened.log
+    )
+    methods.tell_start(job, proven_classes=has_data)
+    return Ready(job, held_info)
+
+
+def _forgetting(opened: Session, config: UnlearnConfig, h: Rows) -> Forgetting:
+    labels, true = opened.labels(), opened.forget.true_labels
+    true_labels = None if true is None else torch.tensor(list(true), dtype=torch.int64, device=labels.device)
+
+    def scores() -> Scored:
+        return scoring.cached_scores(opened, config) or scoring.compute_scores(opened, config, h)
+
+    return Forgetting(h, labels, true_labels, scoring.sample_weights(opened), scores)
+
+
+def frozen(found: Record, folder: Path) -> UnlearnConfig:
+    """The options that a record was made with, method and ρ as they came out; its paths are relative to ``folder``."""
+    known = {field.name for field in fields(UnlearnConfig)} & set(found.options)
+    kinds = options.path_kinds(UnlearnConfig)
+    values: dict[str, Any] = {}
+    for name in known:
+        kind, value = kinds[name], found.options[name].value
+        values[name] = paths.placed(value, kind, folder) if kind else value
+    values |= {"method": found.method, "cache": False, "cache_features": False}
+    if found.method == "matched" and isinstance(found.details.get("rho"), float):
+        values["rho"] = found.details["rho"]
+    no_origins: Mapping[str, str] = {}
+    return options.build(UnlearnConfig, values, no_origins)
