@@ -30,7 +30,7 @@ from imu_cli.statistics.intervals import Estimate
 from imu_cli.unlearning import ascent, scenario, targets
 from imu_cli.unlearning.matched import fit
 from imu_cli.unlearning.scenario import Plan
-from imu_cli.unlearning.targets import HeldOut, Limits, Look
+from imu_cli.unlearning.targets import Comparison, HeldOut, Limits, Look
 
 SIZES = (37, 500, 5000)
 SEEDS = (0, 1, 2, 3, 4)
@@ -104,7 +104,7 @@ def draw(data: Cifar, half: Sequence[int], n: int, seed: int) -> Case:
     chooses[torch.tensor(half)] = True
     held = targets.held_out(data.test[chooses], data.test_labels[chooses], ())
     hits = int(((data.train[rows] @ data.matrix.T).argmax(dim=1) == labels).sum())
-    goal, _ = targets.target(plan, None, held, data.matrix, labels, None, hits)
+    goal, _ = targets.target(plan, None, Comparison(plan, labels, None, held), data.matrix, hits, n)
     assert goal is not None
     return Case(n, seed, data, rows, plan, held, data.test[~chooses], data.test_labels[~chooses], goal)
 
@@ -162,8 +162,8 @@ def _match(case: Case, limits: Limits, by_accuracy: bool, method: str, max_auc: 
     goal = limits.target
     assert goal is not None
     aim = fit.aim(
-        case.plan, case.h, case.labels, head, goal, held,
-        by_accuracy=by_accuracy, true_labels=None, max_auc=max_auc,
+        case.h, case.labels, head, goal, Comparison(case.plan, case.labels, None, held),
+        kind=case.plan.kind, by_accuracy=by_accuracy, max_auc=max_auc,
     )  # fmt: skip
     problem = fit.prepare(
         case.h, case.labels, head, aim.targets, held, damping=DEFAULTS.sigma_damping, class_factor=DEFAULTS.class_factor

@@ -14,7 +14,9 @@ from imu_cli.features.session import Session
 from imu_cli.files import paths
 from imu_cli.influence.closed_form import Damping
 from imu_cli.influence.scores import Scored
+from imu_cli.linear import objective
 from imu_cli.linear.rows import Rows, predicted
+from imu_cli.models.head import PRECISIONS, REPLAY_TOLERANCE
 from imu_cli.records.parts import HeldOutInfo
 from imu_cli.records.record import Record
 from imu_cli.unlearning import methods, scenario, targets
@@ -22,10 +24,12 @@ from imu_cli.unlearning.methods import Ascent, Classifier, Forgetting, Job, Matc
 
 ASCENT_ONLY = ("preset", "weights", "reweight", "rows", "step", "learning_rate", "max_steps", "keep", "clip_quantile")
 """Options that only the ascent has."""
+COARSEST = 4e-3
+"""Largest tolerance that counts for ``boundary``."""
 
 
-def of(config: UnlearnConfig) -> Procedure:
-    """What the options ask for.
+def of(config: UnlearnConfig, margin: float = 0.0) -> Procedure:
+    """What the options ask for; ``margin`` as in ``methods.Procedure``.
 
     Raises:
         ImuError: ``--until`` or ``--damping`` cannot be read.
@@ -35,7 +39,9 @@ def of(config: UnlearnConfig) -> Procedure:
         method=config.method,
         ascent_option=f"--{given[0].replace('_', '-')}" if given else None,
         until=None if config.until is None else targets.parse_until(config.until),
+        margin=margin,
         max_drop=config.max_drop,
+        max_class_drop=config.max_class_drop,
         max_steps=config.max_steps,
         max_head_change=config.max_head_change,
         ascent=Ascent(
@@ -85,10 +91,21 @@ def ready(opened: Session, config: UnlearnConfig, h: Rows) -> Ready:
     right = float((predicted(h, matrix) == labels).double().mean())
     methods.warn_if_at_chance(opened.log, right, len(labels), opened.head.classes)
     job = methods.prepare(
-        _forgetting(opened, config, h), Classifier(matrix, opened.head.rounded), plan, held, of(config), opened.log
-    )
+        _forgetting(opened, config, h), Classifier(matrix, opened.head.rounded), plan, held,
+        of(config, boundary(opened, h)), opened.log,
+    )  # fmt: skip
     methods.tell_start(job, proven_classes=has_data)
     return Ready(job, held_info)
+
+
+def boundary(opened: Session, h: Rows) -> float:
+    """Distance from a decision boundary, in logits, by which another way of running the model may move a sample.
+
+    Two logits may each be off by the replay tolerance times the largest logit: so much are folding, batch size, device and
+    precision allowed to do. What less than float32 does to features is said as the scores' error, and not counted in full.
+    """
+    tolerance = min(REPLAY_TOLERANCE[PRECISIONS.get(opened.precision, torch.float32)], COARSEST)
+    return 2 * tolerance * objective.largest_logit(h, opened.matrix())
 
 
 def _forgetting(opened: Session, config: UnlearnConfig, h: Rows) -> Forgetting:

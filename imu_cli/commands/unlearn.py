@@ -193,7 +193,14 @@ def _record(
         method=job.method,
         method_source=job.method_source,
         rows=job.plan.moving(),
-        target=Target(value=job.target, source=job.target_source, range=spread),
+        target=Target(
+            value=job.target,
+            source=job.target_source,
+            range=spread,
+            follows=job.limits.follows,
+            auc=job.limits.max_auc,
+            margin=job.procedure.margin,
+        ),
         scores=scores.described(job.scored, job.selection) if has_scores else None,  # type: ignore[arg-type]
         reason=outcome.reason,
         reached=outcome.reached,

@@ -20,7 +20,7 @@ from imu_cli.unlearning.targets import Limits, Look
 
 BISECTIONS = 24
 
-Reason = Literal["target", "max_steps", "max_head_change", "max_drop", "epochs", "path", "rho"]
+Reason = Literal["target", "max_steps", "max_head_change", "max_drop", "max_class_drop", "epochs", "path", "rho"]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Tensors and numbers in, a head out; what is told on the way goes to a ``Log``. Nothing is read or written here.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -26,7 +27,7 @@ from imu_cli.unlearning.ascent import Outcome, Step
 from imu_cli.unlearning.matched import fit
 from imu_cli.unlearning.matched.problem import Problem
 from imu_cli.unlearning.scenario import Plan
-from imu_cli.unlearning.targets import HEAD_CHANGE_WITHOUT_TARGET, HeldOut, Limits, Look
+from imu_cli.unlearning.targets import HEAD_CHANGE_WITHOUT_TARGET, Comparison, HeldOut, Limits, Look
 
 Method = Literal["imu", "matched"]
 
@@ -101,13 +102,16 @@ class Procedure:
         method: ``auto`` is imu for whole classes, without target or held-out data, or where ``ascent_option`` is given.
         ascent_option: an option that only the ascent has, by its flag, where one was given.
         until: the target share in place of the scenario's own.
-        max_drop, max_steps, max_head_change: budgets; see ``targets.Limits``.
+        margin: distance from a decision boundary, in logits, that rounding may move a sample by.
+        max_drop, max_class_drop, max_steps, max_head_change: budgets; see ``targets.Limits``.
     """
 
     method: Literal["auto", "imu", "matched"] = "auto"
     ascent_option: str | None = None
     until: float | None = None
+    margin: float = 0.0
     max_drop: float = 0.01
+    max_class_drop: float | None = None
     max_steps: int = 1000
     max_head_change: float | None = None
     ascent: Ascent = field(default_factory=Ascent)
@@ -122,6 +126,7 @@ class Job:
     classifier: Classifier
     plan: Plan
     held: HeldOut | None
+    unseen: Comparison | None
     procedure: Procedure
     limits: Limits
     target_source: str
@@ -195,31 +200,52 @@ def prepare(
     Raises:
         ImuError: options contradict each other, or held-out data lack a class.
     """
-    limits, source = bounds(procedure, plan, held, forgetting, classifier.matrix)
+    matrix = classifier.matrix
+    unseen = None if held is None else Comparison(plan, forgetting.labels, forgetting.true_labels, held)
+    limits, source = bounds(procedure, plan, unseen, forgetting, matrix)
     chosen = method or _method(procedure, plan.kind, limits.target, isinstance(forgetting.h, Tensor))
-    look = targets.looker(forgetting.h, plan.members, classifier.matrix, held)
-    return Job(forgetting, classifier, plan, held, procedure, limits, source, look, *chosen, log)
+    look = targets.looker(
+        forgetting.h, plan.members, matrix, held,
+        margin=procedure.margin,
+        unseen=unseen if limits.follows or limits.max_auc is not None else None,
+        with_auc=limits.max_auc is not None,
+        with_classes=limits.max_class_drop is not None,
+    )  # fmt: skip
+    return Job(forgetting, classifier, plan, held, unseen, procedure, limits, source, look, *chosen, log)
 
 
 def bounds(
-    procedure: Procedure, plan: Plan, held: HeldOut | None, forgetting: Forgetting, head: Tensor
+    procedure: Procedure, plan: Plan, unseen: Comparison | None, forgetting: Forgetting, head: Tensor
 ) -> tuple[Limits, str]:
     """The target with the budgets, and where the target comes from.
+
+    Where the forget set is no more often right than unseen samples are, accuracy has nothing to say: the membership AUC is
+    the target then.
 
     Raises:
         ImuError: held-out data lack a class that is needed.
     """
-    h, labels = forgetting.h, forgetting.labels
-    hits = round(objective.share_in(h, head, plan.members) * len(h))
-    goal, source = targets.target(plan, procedure.until, held, head, labels, forgetting.true_labels, hits)
+    h, n = forgetting.h, len(forgetting.h)
+    hits, _ = objective.counts_in(h, head, plan.members)
+    goal, source = targets.target(plan, procedure.until, unseen, head, hits, n)
     published = procedure.ascent.published
+    follows = unseen is not None and plan.kind != "class" and procedure.until is None and not published
     if published and procedure.until is None:
         goal, source = None, "--preset paper runs a fixed number of epochs"
     max_change = procedure.max_head_change
     if max_change is None and goal is None and not published:
         max_change = HEAD_CHANGE_WITHOUT_TARGET
-    guard = procedure.max_drop if held is not None and not published else None
-    return Limits(goal, procedure.max_steps, max_change, guard), source
+    guarded = unseen is not None and not published
+    limits = Limits(
+        goal, procedure.max_steps, max_change,
+        max_drop=procedure.max_drop if guarded else None,
+        max_class_drop=procedure.max_class_drop if guarded else None,
+        follows=follows, n=n, hits=hits, m=0 if unseen is None else int(unseen.held.kept.sum()),
+    )  # fmt: skip
+    silent = follows and goal is not None and targets.within(hits / n, goal, n)
+    if not silent or unseen is None:
+        return limits, source
+    return replace(limits, max_auc=max(procedure.matching.max_auc, unseen.least_auc(head))), source
 
 
 def tell_start(job: Job, *, proven_classes: bool) -> None:
@@ -237,6 +263,9 @@ def tell_start(job: Job, *, proven_classes: bool) -> None:
         job.log.note(f"target: {job.target_source}{what}")
         return
     start = job.look(classifier.rounded(classifier.matrix))
+    if job.limits.max_auc is not None:
+        _tell_margins(job, start)
+        return
     text = f"target: at most {job.target:.2%} of the {n} {WHAT[kind]} ({job.target_source}); now {start.forget:.2%}"
     if kind != "class":
         low, high = binomial_range(job.target, n)
@@ -245,12 +274,52 @@ def tell_start(job: Job, *, proven_classes: bool) -> None:
             "that range accuracy is no evidence either way"
         )
     job.log.note(text)
-    if start.forget <= job.target:
+    if job.limits.share_met(start) and not (job.method == "matched" and job.procedure.matching.rho is not None):
+        raise ImuError(_already(job, start))
+
+
+def _tell_margins(job: Job, start: Look) -> None:
+    """The target where accuracy has nothing to say: margins like those of unseen samples.
+
+    Raises:
+        ImuError: the forget set looks unseen by its margins, too.
+    """
+    n, limits = len(job.forgetting.labels), job.limits
+    assert start.auc is not None
+    assert limits.max_auc is not None
+    shares = (
+        f"{start.forget:.2%} of the {n} {WHAT[job.plan.kind]}, as {0.0 if start.unseen is None else start.unseen:.2%} of unseen "
+        "samples are"
+    )
+    if targets.alike(start.auc, limits.max_auc) and job.procedure.matching.rho is None:
         raise ImuError(
-            f"target: already met before the first step ({start.forget:.2%} of the forget samples, target at most "
-            f"{job.target:.2%}); the preprocessing or the order of the labels is wrong, the model has already unlearned "
-            "them, or it never learned them; nothing was written"
+            f"target: the forget set looks like unseen samples already, by accuracy ({shares}) and by its margins (membership AUC "
+            f"{start.auc:.3f}, aim {limits.max_auc:g}): there is nothing to forget here that could be measured; nothing was written. "
+            "If these samples are remembered all the same, ask for more with --until 'forget.accuracy<=X', --max-auc or --rho"
         )
+    job.log.note(
+        f"target: accuracy has nothing to say here ({shares}); the target is the spread of unseen samples' margins: membership AUC "
+        f"{start.auc:.3f} now, at most {limits.max_auc:.4g} wanted"
+    )
+
+
+def _already(job: Job, start: Look) -> str:
+    """Why a target that is met before the first step ends the run, by what is true of this run."""
+    found = f"{start.forget:.2%} of the forget samples, target at most {job.target:.2%}"
+    if job.procedure.until is not None:
+        return (
+            f"--until: already met before the first step ({found}); ask for less, or leave --until out so that unseen samples "
+            "say how far to go; nothing was written"
+        )
+    if job.plan.kind == "class":
+        return (
+            f"target: already met before the first step ({found}): the model does not predict these classes on their own samples. "
+            "It has unlearned them already, or sees them wrongly (preprocessing, order of the classes); nothing was written"
+        )
+    return (
+        f"target: already met before the first step ({found}); the model does not give these samples their labels more often than "
+        "that as it is: check labels and preprocessing, or ask for less with --until; nothing was written"
+    )
 
 
 def _weigh(job: Job) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
@@ -322,10 +391,10 @@ def ascend_on(job: Job) -> Done:
 def match_to(job: Job) -> Done:
     """Solve matched unlearning along ρ to the target or a budget."""
     _, item = solve_matched(job)
-    _tell_matched(job.log, item)
+    _tell_matched(job.log, item, job.held)
     start = LookInfo(step=0, **vars(item.outcome.start))
     points = [
-        LookInfo(step=number, rho=p.rho, auc=p.auc, margin_error=p.margin_error, **vars(p.look))
+        LookInfo(step=number, rho=p.rho, margin_error=p.margin_error, **{**vars(p.look), "auc": p.auc})
         for number, p in enumerate(fit.ordered(item.points), 1)
     ]
     return Done(item.outcome, [start, *points], vars(item.details))
@@ -337,10 +406,10 @@ def solve_matched(job: Job) -> tuple[Problem, fit.Matched]:
     assert job.target is not None
     assert isinstance(given.h, Tensor), "_method refuses matched for features that are streamed"
     goal = fit.aim(
-        job.plan, given.h, given.labels, head, job.target, held,
-        by_accuracy=job.procedure.until is not None, true_labels=given.true_labels, max_auc=wanted.max_auc,
+        given.h, given.labels, head, job.target, job.unseen,
+        kind=job.plan.kind, by_accuracy=job.procedure.until is not None, max_auc=wanted.max_auc,
     )  # fmt: skip
-    further = "" if goal.max_auc is None else f"; on to a membership AUC of {goal.max_auc:g} within the budgets"
+    further = "" if goal.max_auc is None else f"; on to a membership AUC of {goal.max_auc:.4g} within the budgets"
     seen = "the forget set" if held is None else f"{len(held.h)} held-out samples"
     job.log.note(f"target margins: {goal.how}; Σ of {seen}{further}")
     with job.log.timed("matching"), job.log.track("matched, along ρ", None) as advance:
@@ -355,7 +424,15 @@ def solve_matched(job: Job) -> tuple[Problem, fit.Matched]:
     raise AssertionError("a run ends with what was chosen")
 
 
-def _tell_matched(log: Log, found: fit.Matched) -> None:
+def _evidence(auc: float, n: int, m: int) -> str:
+    """Whether n forget samples and m unseen ones show that an AUC is not 0.5: its standard error where both are alike."""
+    error = math.sqrt((n + m + 1) / (12 * n * m)) if m else math.inf
+    if abs(auc - 0.5) <= 1.96 * error:
+        return f"{n} forget samples against {m} unseen ones do not show that it differs from 0.5 (standard error {error:.3f})"
+    return "the forget samples can still be told from unseen ones by their margins"
+
+
+def _tell_matched(log: Log, found: fit.Matched, held: HeldOut | None) -> None:
     d = found.details
     log.note(
         f"matched: ρ {d.rho:.3g} of {len(found.points)} tried, margins miss their targets by {d.margin_error:.3g} "
@@ -363,16 +440,14 @@ def _tell_matched(log: Log, found: fit.Matched) -> None:
     )
     if d.auc is not None:
         log.note(f"matched: membership AUC against the held-out samples {d.auc_before:.3f} before, {d.auc:.3f} after")
-    if d.auc is not None and d.max_auc is not None and d.auc > d.max_auc:
+    if d.auc is not None and d.max_auc is not None and not targets.alike(d.auc, d.max_auc):
         further = (
             "what is left lies in samples that are recognised safely either way, a smaller --rho moves them too"
             if found.outcome.reason == "target"
-            else "the budget ends here, a larger --max-drop lets them come closer"
+            else "the budget ends here, a larger --max-drop lets them come closer, at the cost of other samples"
         )
-        log.note(
-            f"matched: the AUC is above the {d.max_auc:g} aimed at, the forget samples can still be told from unseen ones by "
-            f"their margins; {further}"
-        )
+        told = _evidence(d.auc, d.n, 0 if held is None else len(held.labels))
+        log.note(f"matched: the AUC is above the {d.max_auc:.4g} aimed at; {told}; {further}")
     if d.n > d.capacity:
         log.note(
             f"{d.n} samples are more than the {d.capacity} margins this head can set freely; "

@@ -10,49 +10,111 @@ import torch
 from torch import Tensor
 
 from imu_cli.errors import ImuError
-from imu_cli.linear import objective
+from imu_cli.linear import margins, objective
 from imu_cli.linear.objective import Members
 from imu_cli.linear.rows import Rows, predicted
+from imu_cli.linear.rows import logits as logits_of
 from imu_cli.statistics import metrics
 from imu_cli.unlearning.scenario import Plan
+
+HEAD_CHANGE_WITHOUT_TARGET = 0.02
+CLASS_TARGET = 0.005
+CRUMB = 1e-6
+"""Part of a sample by which a count may miss a bound: 0.01 of 5,000 is 50, whatever binary fractions make of it."""
+
+
+def within(share: float, bound: float, n: int) -> bool:
+    """Whether a share of n samples is at most a bound, by counts; n = 0 compares the numbers as they are."""
+    return round(share * n) <= bound * n + CRUMB if n else share <= bound
+
+
+def alike(auc: float, most: float) -> bool:
+    """Whether a membership AUC is at most what is aimed at, but for rounding."""
+    return auc <= most + CRUMB
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a head does: share of D_f predicted as a member (forgotten class or own label), and its cost.
+    """What a head does to the forget set, and what it costs.
 
-    ``head_change`` is ‖W − W₀‖/‖W₀‖; ``test_drop`` the fall of accuracy on held-out data, None where none is given.
+    Attributes:
+        forget: share of D_f predicted as a member (forgotten class or own label).
+        head_change: ‖W − W₀‖/‖W₀‖.
+        test_drop: fall of accuracy on held-out data; None where none is given.
+        near: share of D_f that is not predicted so, but by less than rounding may move (``Limits.margin``).
+        unseen: what ``forget`` is for unseen samples under this head; None where that is not the target.
+        auc: membership AUC of D_f against them; None where it was not looked at.
+        class_drop: largest fall of accuracy of a kept class on held-out data; None where it is not guarded.
     """
 
     forget: float
     head_change: float
     test_drop: float | None = None
+    near: float = 0.0
+    unseen: float | None = None
+    auc: float | None = None
+    class_drop: float | None = None
+
+
+Budget = Literal["max_head_change", "max_drop", "max_class_drop"]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop: target share on D_f (None: no target), and what may be spent."""
+    """The target, and what may be spent on it.
+
+    Attributes:
+        target: share on D_f to come down to, at the original head; None without a target.
+        max_steps, max_head_change, max_drop, max_class_drop: budgets; None for those that do not bind.
+        follows: the share is that of unseen samples under the head that results, not under the original.
+        max_auc: membership AUC to come down to as well, where accuracy has nothing to say; None where it does not bind.
+        n, hits: samples of D_f, and how many the original predicts as a member.
+        m: held-out samples of kept classes.
+    """
 
     target: float | None
     max_steps: int
     max_head_change: float | None = None
     max_drop: float | None = None
+    max_class_drop: float | None = None
+    follows: bool = False
+    max_auc: float | None = None
+    n: int = 0
+    hits: int = 0
+    m: int = 0
+
+    def allowed(self, look: Look) -> float | None:
+        """The share that this look may have at most; None without a target."""
+        if not self.follows or look.unseen is None or self.target is None:
+            return self.target
+        return attainable(look.unseen, self.hits, self.n)
+
+    def share_met(self, look: Look) -> bool:
+        """The target share is given and reached, also by the samples that rounding may move."""
+        allowed = self.allowed(look)
+        return allowed is not None and within(look.forget + look.near, allowed, self.n)
 
     def met(self, look: Look) -> bool:
-        """The target is given and reached."""
-        return self.target is not None and look.forget <= self.target
+        """The target is given and reached: the share, and where accuracy has nothing to say the AUC too."""
+        return self.share_met(look) and (self.max_auc is None or look.auc is None or alike(look.auc, self.max_auc))
 
-    def exceeded(self, look: Look) -> Literal["max_head_change", "max_drop"] | None:
+    def exceeded(self, look: Look) -> Budget | None:
         """Which budget this look is beyond."""
         if self.max_head_change is not None and look.head_change > self.max_head_change:
             return "max_head_change"
-        if self.max_drop is not None and look.test_drop is not None and look.test_drop > self.max_drop:
+        if (
+            self.max_drop is not None
+            and look.test_drop is not None
+            and not within(look.test_drop, self.max_drop, self.m)
+        ):
             return "max_drop"
+        if (
+            self.max_class_drop is not None
+            and look.class_drop is not None
+            and look.class_drop > self.max_class_drop + CRUMB
+        ):
+            return "max_class_drop"
         return None
-
-
-HEAD_CHANGE_WITHOUT_TARGET = 0.02
-CLASS_TARGET = 0.005
 
 
 @dataclass(frozen=True)
@@ -81,17 +143,109 @@ def held_out(h: Rows, labels: Tensor, forgotten: tuple[int, ...]) -> HeldOut:
     return HeldOut(h, labels, kept)
 
 
-def looker(h: Rows, members: Members, start: Tensor, test: HeldOut | None) -> Callable[[Tensor], Look]:
-    """What to look at after every step: share predicted as a member, change of the head, fall of test accuracy."""
+@dataclass(frozen=True)
+class Comparison:
+    """What D_f is compared with: unseen samples matched to it, under whatever head is asked about.
+
+    Attributes:
+        plan: the scenario.
+        labels, true_labels: (n,) of D_f; a true label below 0 counts as not given.
+        held: the unseen samples.
+    """
+
+    plan: Plan
+    labels: Tensor
+    true_labels: Tensor | None
+    held: HeldOut
+
+    def share(self, head: Tensor) -> float:
+        """What the share on D_f is for samples that were never seen: their accuracy, or their rate of D_f's confusions.
+
+        Raises:
+            ImuError: held-out data lack a class.
+        """
+        found = predicted(self.held.h, head)
+        if self.plan.kind == "mislabelled":
+            return confusion_share(found, self.held.labels, self.labels, self.true_labels)
+        return metrics.class_matched_accuracy(found == self.held.labels, self.held.labels, self.labels).value
+
+    def margins(self, head: Tensor) -> tuple[Tensor, Tensor]:
+        """Margins (k,) of the unseen samples under a head, and the weights that give them D_f's classes or confusions.
+
+        Raises:
+            ImuError: held-out data lack a class or a confusion.
+        """
+        logits = logits_of(self.held.h, head)
+        if self.plan.kind == "mislabelled":
+            known = self.true_labels
+            known = None if known is None or bool((known < 0).any()) else known
+            found = margins.confusion_reference(logits, self.held.labels, self.labels, known)
+            return found.margins, found.weights
+        return margins.margins(logits, self.held.labels), margins.class_match(self.labels, self.held.labels)
+
+    def least_auc(self, head: Tensor) -> float:
+        """An AUC that n forget samples can come down to from above: half a step beyond 0.5, 1/(2nm) with m unseen ones."""
+        return 0.5 + 0.5 / (len(self.labels) * int((self.margins(head)[1] > 0).sum()))
+
+    def auc(self, h: Rows, head: Tensor) -> float:
+        """Membership AUC of D_f (n, d+1) against them under a head; 0.5 where it looks unseen."""
+        return margins.weighted_auc(margins.margins(logits_of(h, head), self.labels), *self.margins(head))
+
+
+def looker(
+    h: Rows,
+    members: Members,
+    start: Tensor,
+    test: HeldOut | None,
+    *,
+    margin: float = 0.0,
+    unseen: Comparison | None = None,
+    with_auc: bool = False,
+    with_classes: bool = False,
+) -> Callable[[Tensor], Look]:
+    """What to look at after every step: the share predicted as a member, and what that costs.
+
+    Args:
+        h: H (n, d+1) of D_f.
+        members: the classes that count, per row.
+        start: W (c, d+1) of the original.
+        test: held-out data that guards.
+        margin: distance from the boundary, in logits, that rounding may move a sample by.
+        unseen: what D_f is compared with under every head; None where the target does not follow the head.
+        with_auc: whether the membership AUC is looked at, too.
+        with_classes: whether the accuracy of every single class is looked at, too.
+    """
     norm = float(torch.linalg.norm(start))
-    before = float(test.right(start).double().mean()) if test is not None else 0.0
+    right_before = None if test is None else test.right(start)
+    before = 0.0 if right_before is None else float(right_before.double().mean())
 
     def look(head: Tensor) -> Look:
         change = float(torch.linalg.norm(head - start)) / norm
-        drop = None if test is None else before - float(test.right(head).double().mean())
-        return Look(objective.share_in(h, head, members), change, drop)
+        right = None if test is None else test.right(head)
+        drop = None if right is None else before - float(right.double().mean())
+        worst = None
+        if with_classes and test is not None and right is not None and right_before is not None:
+            worst = worst_fall(right_before, right, test.labels[test.kept])
+        hits, near = objective.counts_in(h, head, members, margin)
+        return Look(
+            hits / len(h),
+            change,
+            drop,
+            near=near / len(h),
+            unseen=None if unseen is None else unseen.share(head),
+            auc=unseen.auc(h, head) if with_auc and unseen is not None else None,
+            class_drop=worst,
+        )
 
     return look
+
+
+def worst_fall(before: Tensor, after: Tensor, labels: Tensor) -> float:
+    """Largest fall of accuracy of a class; ``before`` and ``after`` (k,) say which samples are right."""
+    classes = int(labels.max()) + 1
+    size = torch.bincount(labels, minlength=classes)
+    lost = torch.bincount(labels, weights=before.double() - after.double(), minlength=classes)
+    return float((lost / size.clamp(min=1)).max())
 
 
 def parse_until(text: str) -> float:
@@ -139,44 +293,38 @@ def _counted(pairs: Tensor) -> tuple[list[list[int]], list[int]]:
     return values.tolist(), counts.tolist()
 
 
-def _attainable(rate: float, hits: int, n: int) -> float:
+def attainable(rate: float, hits: int, n: int) -> float:
     """The share of n samples nearest to a rate that no count equals: 34 of 37 for 0.917.
 
     Where the ``hits`` so far lie above the rate, at least one sample has to go; where they do not, the rate itself is
     returned, which is then met already.
     """
-    return rate if hits <= rate * n else min(math.floor(rate * n + 0.5), hits - 1) / n
-
-
-def unseen_share(plan: Plan, test: HeldOut, head: Tensor, labels: Tensor, true: Tensor | None) -> float:
-    """What the share on D_f is for samples that were never seen, on held-out data matched to D_f.
-
-    Their accuracy; in the mislabelled scenario their rate of D_f's confusions.
-
-    Raises:
-        ImuError: held-out data lack a class.
-    """
-    found = predicted(test.h, head)
-    if plan.kind == "mislabelled":
-        return confusion_share(found, test.labels, labels, true)
-    return metrics.class_matched_accuracy(found == test.labels, test.labels, labels).value
+    return rate if hits <= rate * n + CRUMB else min(math.floor(rate * n + 0.5), hits - 1) / n
 
 
 def target(
-    plan: Plan, until: float | None, test: HeldOut | None, head: Tensor, labels: Tensor, true: Tensor | None, hits: int
+    plan: Plan, until: float | None, unseen: Comparison | None, head: Tensor, hits: int, n: int
 ) -> tuple[float | None, str]:
     """The share that the run is to reach and where it comes from; None with the reason where there is none.
 
-    ``hits`` counts the forget samples that are predicted as a member by the original.
+    Args:
+        plan: the scenario.
+        until: a share that the user gives.
+        unseen: what D_f is compared with; None without held-out data.
+        head: W (c, d+1) of the original.
+        hits: forget samples that the original predicts as a member, of ``n``.
+
+    Raises:
+        ImuError: held-out data lack a class.
     """
     if until is not None:
         return until, "--until"
     if plan.kind == "class":
         return CLASS_TARGET, "a model that never saw a class predicts it on none of its samples"
-    if test is None and plan.kind == "sample":
+    if unseen is None and plan.kind == "sample":
         return None, "no target was given; add --test DATA (held-out accuracy) or --until 'forget.accuracy<=X'"
-    if test is None:
+    if unseen is None:
         return 1 / head.shape[0], "1 / number of classes; with --test it is the held-out rate of these confusions"
-    found = unseen_share(plan, test, head, labels, true)
+    found = unseen.share(head)
     what = "accuracy on class-matched" if plan.kind == "sample" else "rate of these confusions on"
-    return _attainable(found, hits, len(labels)), f"{found:.2%}, the original's {what} held-out samples"
+    return attainable(found, hits, n), f"{found:.2%}, the original's {what} held-out samples"

@@ -7,7 +7,7 @@ from imu_cli.unlearning.matched import fit as subject
 from imu_cli.unlearning.matched import problem as problem_module
 from imu_cli.unlearning.matched import solvers
 from imu_cli.unlearning.scenario import Plan
-from imu_cli.unlearning.targets import HeldOut, Limits
+from imu_cli.unlearning.targets import Comparison, HeldOut, Limits
 
 
 class Fitted:
@@ -43,7 +43,8 @@ class Fitted:
         self.plan: Plan = scenario.plan(kind, "test", self.labels, c, "auto")  # type: ignore[arg-type]
         self.held: HeldOut = targets.held_out(held, held_labels, self.plan.forgotten)
         hits = int(((self.h @ self.head.T).argmax(1) == self.labels).sum())
-        goal, _ = targets.target(self.plan, None, self.held, self.head, self.labels, self.true_labels, hits)
+        self.unseen = Comparison(self.plan, self.labels, self.true_labels, self.held)
+        goal, _ = targets.target(self.plan, None, self.unseen, self.head, hits, n)
         assert goal is not None
         self.goal = goal
 
@@ -51,8 +52,8 @@ class Fitted:
         self, goal: float | None = None, *, by_accuracy: bool = False, max_auc: float | None = 0.51, held: bool = True
     ):
         return subject.aim(
-            self.plan, self.h, self.labels, self.head, self.goal if goal is None else goal, self.held if held else None,
-            by_accuracy=by_accuracy, true_labels=self.true_labels, max_auc=max_auc,
+            self.h, self.labels, self.head, self.goal if goal is None else goal, self.unseen if held else None,
+            kind=self.plan.kind, by_accuracy=by_accuracy, max_auc=max_auc,
         )  # fmt: skip
 
     def problem(self, aim: subject.Aim) -> problem_module.Problem:
@@ -180,7 +181,14 @@ def test_whole_classes_are_not_aimed_at_their_held_out_margins() -> None:
     rows = case.labels == 0
     held = targets.held_out(case.held.h, case.held.labels, plan.forgotten)
     aim = subject.aim(
-        plan, case.h[rows], case.labels[rows], case.head, 0.005, held, by_accuracy=False, true_labels=None, max_auc=0.51
+        case.h[rows],
+        case.labels[rows],
+        case.head,
+        0.005,
+        Comparison(plan, case.labels[rows], None, held),
+        kind="class",
+        by_accuracy=False,
+        max_auc=0.51,
     )
     assert aim.retarget is None
     assert aim.max_auc is None
@@ -193,6 +201,15 @@ def test_beyond_capacity_targets_stay(fitted: Fitted) -> None:
     held = targets.held_out(fitted.held.h[:, :5], fitted.held.labels, ())
     for n, follows in ((most, True), (most + 1, False)):
         plan = scenario.plan("sample", "test", labels[:n], 4, "auto")
-        made = subject.aim(plan, h[:n], labels[:n], head, 0.5, held, by_accuracy=False, true_labels=None, max_auc=0.51)
+        made = subject.aim(
+            h[:n],
+            labels[:n],
+            head,
+            0.5,
+            Comparison(plan, labels[:n], None, held),
+            kind="sample",
+            by_accuracy=False,
+            max_auc=0.51,
+        )
         assert (made.retarget is not None) is follows
         assert made.max_auc == 0.51
