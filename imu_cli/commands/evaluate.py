@@ -12,7 +12,7 @@ from imu_cli.commands import held_out, opening, procedure, provenance, scoring
 from imu_cli.config.commands import EvaluateConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import curves, gates, measures, shadow_heads, summary
-from imu_cli.evaluation.evidence import Evidence, Split
+from imu_cli.evaluation.evidence import Evidence, Split, forgotten_rows, reference
 from imu_cli.events import Events, Log
 from imu_cli.features import engine
 from imu_cli.features.session import Session
@@ -29,7 +29,7 @@ from imu_cli.samples.vectors import is_features
 from imu_cli.statistics import metrics
 from imu_cli.statistics.intervals import Estimate, census
 from imu_cli.unlearning import scenario
-from imu_cli.unlearning.methods import Method
+from imu_cli.unlearning.methods import Method, warn_if_at_chance
 from imu_cli.unlearning.targets import HeldOut
 from imu_cli.views import junit
 
@@ -284,6 +284,7 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     if config.attack is not None:
         _require_shadows(config, found, head_only)
     evidence = replace(_gather(_Models(opened, original, again, effective), config, found), parts=parts)
+    _warn_if_at_chance(opened, evidence)
     if config.attack is not None and found is not None and original is not None:
         unlearning = _unlearning(opened, evidence, found, destination.beside(model, "record").parent)
         shadow = shadow_heads.run(evidence, opened.matrix(), original.matrix(), unlearning, config.shadows, opened.log)
@@ -315,6 +316,17 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         for file, text in zip(files, texts.values(), strict=True):
             file.write_text(text, encoding="utf-8")
     return Evaluated(made, output)
+
+
+def _warn_if_at_chance(opened: Session, e: Evidence) -> None:
+    """Say so where the model, before unlearning if that is known, does no better than chance on kept classes."""
+    for name, split in (("--test", e.test), ("--retain", e.retain)):
+        if split is None:
+            continue
+        logits = reference(split)
+        kept = ~forgotten_rows(e, split.labels)
+        right = (metrics.predictions(logits) == split.labels)[kept]
+        warn_if_at_chance(opened.log, right, opened.head.classes, f"samples of kept classes in {name}")
 
 
 def _require_shadows(config: EvaluateConfig, found: Record | None, head_only: bool | None) -> None:

@@ -40,7 +40,7 @@ def run_influence(
         scored = scored or scoring.compute_scores(opened, config, h)
     selection = closed_form.weigh(scored.scores, config.keep, config.clip_quantile, scoring.sample_weights(opened))
     accuracy, samples = float(scored.right.double().mean()), opened.forget.samples
-    methods.warn_if_at_chance(opened.log, accuracy, len(samples), opened.head.classes)
+    methods.warn_if_at_chance(opened.log, scored.right, opened.head.classes)
     ids = opened.forget.ids or samples.names
     rows = influence.ScoreRows(
         ids, samples.names, samples.labels, opened.classes.name,

@@ -1,6 +1,7 @@
 """Everything a command opens before it computes: checkpoint, model, preprocessing, class names, forget set, features."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -113,6 +114,7 @@ def _open_on_images(path: Path, config: ForgetConfig, known: Said | None, run: R
     engine_module.refuse_if_random(model, probe)
     head = find_head(model, probe, checkpoint, loaded.prefix, config.head)
     classes = names_of_classes(config, said, given.data, head.classes)
+    _ask_for_order(classes, given.data, loaded.architecture.name)
     forget = load_forget(config.forget, given.data, config.label, classes, given.stdin)
     network = Network(loaded, model, steps, steps_source, probe)
     outside = checkpoint.outside_hash(set(head.tensors))
@@ -137,6 +139,30 @@ def _open_on_features(path: Path, config: ForgetConfig, known: Said | None, run:
     outside = checkpoint.outside_hash(set(head.tensors))
     forget = origin.settled(forget, store)
     return Session(run, checkpoint, None, store, device, head, outside, classes, forget, given.data, log)
+
+
+def _ask_for_order(classes: ClassNames, data: SampleSet | None, arch: str) -> None:
+    """Class folders have an order of their own only if libraries agree on it: torchvision sorts them as strings, timm naturally.
+
+    Raises:
+        ImuError: a timm model whose class names come from folders that the two sort differently; nobody says which was used.
+    """
+    if data is None or data.class_order is None or classes.names is None or classes.names is not data.classes:
+        return
+    natural = tuple(sorted(classes.names, key=_naturally))
+    if arch.startswith("timm:") and natural != classes.names:
+        at = next(row for row, name in enumerate(natural) if name != classes.names[row])
+        raise ImuError(
+            f"class names: not known to this timm model, and the folders of {data.source} have two orders: as strings (torchvision: "
+            f"output {at} is {classes.names[at]!r}) and naturally (timm: output {at} is {natural[at]!r}); say which one it was trained "
+            "in with --classes FILE, one name a line in the order of the outputs"
+        )
+
+
+def _naturally(name: str) -> list[tuple[bool, int, str]]:
+    """The key by which timm sorts class folders: numbers in it count as numbers, and case does not count."""
+    parts = re.split(r"([0-9]+)", name.lower())
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
 def names_of_classes(config: ModelConfig, said: Sequence[Said], data: SampleSet | None, count: int) -> ClassNames:

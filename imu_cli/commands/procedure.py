@@ -88,8 +88,11 @@ def ready(opened: Session, config: UnlearnConfig, h: Rows) -> Ready:
     plan = scenario.plan(kind, source, labels, opened.head.classes, config.rows)
     opened.note(f"scenario {kind} ({source})")
     held, held_info = held_out.chosen_by(opened, config.test, config.reference, plan.forgotten)
-    right = float((predicted(h, matrix) == labels).double().mean())
-    methods.warn_if_at_chance(opened.log, right, len(labels), opened.head.classes)
+    methods.warn_if_at_chance(opened.log, predicted(h, matrix) == labels, opened.head.classes)
+    if held is not None:
+        methods.warn_if_at_chance(
+            opened.log, held.right(matrix), opened.head.classes, "held-out samples of kept classes"
+        )
     job = methods.prepare(
         _forgetting(opened, config, h), Classifier(matrix, opened.head.rounded), plan, held,
         of(config, boundary(opened, h)), opened.log,

@@ -21,6 +21,7 @@ from imu_cli.linear.objective import Members
 from imu_cli.linear.rows import Rows
 from imu_cli.records.parts import WHAT
 from imu_cli.records.record import LookInfo
+from imu_cli.statistics import chance
 from imu_cli.statistics.metrics import binomial_range
 from imu_cli.unlearning import ascent, targets
 from imu_cli.unlearning.ascent import Outcome, Step
@@ -143,15 +144,12 @@ class Job:
         return self.limits.target
 
 
-def warn_if_at_chance(log: Log, accuracy: float, n: int, classes: int) -> None:
-    """Say so where the model does no better than chance on the forget set: it probably sees it wrongly."""
-    chance = 1 / classes
-    spread = binomial_range(chance, n)
-    if accuracy <= spread[1]:
-        log.note(
-            f"accuracy on the forget set is {accuracy:.1%}, no better than chance ({chance:.1%}): the preprocessing or the "
-            "order of the labels is probably wrong"
-        )
+def warn_if_at_chance(log: Log, right: Tensor, classes: int, what: str = "the forget set") -> None:
+    """Say so where the model does no better than chance on a set; ``right`` (n,) says which samples it gets right."""
+    if len(right):
+        told = chance.warning(int(right.sum()), len(right), classes, what)
+        if told is not None:
+            log.note(told)
 
 
 def _method(procedure: Procedure, kind: str, target: float | None, held_in_memory: bool) -> tuple[Method, str]:
