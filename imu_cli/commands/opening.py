@@ -99,6 +99,7 @@ def _open_on_images(path: Path, config: ForgetConfig, events: Events, known: Sai
     said = [*([] if known is None else [known]), *loaded.said]
     steps, steps_source = preprocessing.find(config.preprocess, [(item.preprocess, item.source) for item in said])
     device = engine_module.pick_device(config.device, int(os.environ.get("LOCAL_RANK", "0")))
+    engine_module.refuse_precision(config.precision, device)
     model = engine_module.prepare(loaded.model, device)
     given = _read_data(config)
     probe = engine_module.batch(given.few, range(len(given.few)), steps, device)

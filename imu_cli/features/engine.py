@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from imu_cli.errors import ImuError
 from imu_cli.features import folding
 from imu_cli.features.precision import Precision
+from imu_cli.models.arithmetic import Kind, float32_as
 from imu_cli.models.head import (
     PRECISIONS,
     REPLAY_TOLERANCE,
@@ -35,6 +36,8 @@ CACHED_BYTES = 16 * 2**20
 SMALLEST, LARGEST = 4, 256
 """Images in a batch on the CPU."""
 LARGEST_ON_GPU = 1024
+TF32_FROM = 8
+"""Compute capability of the first GPUs that have TF32, Ampere's."""
 GPU_SHARE = 0.5
 """Share of an accelerator's free memory that a batch's activations may take."""
 
@@ -50,6 +53,26 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
     if not there[found]:
         raise ImuError(f"--device {wanted}: not available to this torch; use --device auto or cpu")
     return torch.device(found, local_rank % torch.cuda.device_count()) if found == "cuda" else torch.device(found)
+
+
+def refuse_precision(precision: Precision, device: torch.device) -> None:
+    """Refuse TF32 where nothing computes in it.
+
+    Raises:
+        ImuError: no NVIDIA GPU, or one from before Ampere.
+    """
+    if precision != "tf32":
+        return
+    if device.type != "cuda" or torch.version.cuda is None:
+        raise ImuError(
+            f"--precision tf32: what NVIDIA's GPUs compute in, and the model runs on {device.type}; use --precision float32"
+        )
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < TF32_FROM:
+        raise ImuError(
+            f"--precision tf32: this GPU's compute capability is {major}.{minor}, and TF32 comes with {TF32_FROM}.0; "
+            "use --precision float32"
+        )
 
 
 def prepare(model: nn.Module, device: torch.device) -> nn.Module:
@@ -80,7 +103,7 @@ def refuse_if_random(model: nn.Module, probe: Tensor) -> None:
         ImuError: two passes differ, or the model cannot run on such images.
     """
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), float32_as("ieee"):
             first, second = logits_of(model(probe)), logits_of(model(probe))
     except ImuError:
         raise
@@ -116,15 +139,16 @@ class Engine:
     folded: int = 0
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (n, d) and logits (n, c) of a batch, as the model makes them."""
-        with tapped(self.model.get_submodule(self.layer)) as seen, self._casting():
+        """Features (n, d) and logits (n, c) of a batch, as the model makes them in this precision and no other."""
+        kind: Kind = "tf32" if self.precision == "tf32" else "ieee"
+        with tapped(self.model.get_submodule(self.layer)) as seen, self._casting(), float32_as(kind):
             logits = logits_of(self.model(images))
         h = rows_of(seen[0])
         assert h is not None, "find_head saw one feature vector an image, and all images have one shape"
         return h, logits
 
     def _casting(self) -> AbstractContextManager[Any]:
-        if self.precision == "float32":
+        if PRECISIONS[self.precision] == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, PRECISIONS[self.precision])
 
@@ -186,7 +210,7 @@ def _outputs(model: nn.Module, images: Tensor) -> list[int]:
             found.append(output.numel())
 
     handles = [module.register_forward_hook(keep) for module in model.modules()]
-    with hooked(handles), torch.inference_mode():
+    with hooked(handles), torch.inference_mode(), float32_as("ieee"):
         model(images)
     return found
 
@@ -194,7 +218,7 @@ def _outputs(model: nn.Module, images: Tensor) -> list[int]:
 def _batch_size_on_gpu(model: nn.Module, probe: Tensor) -> int:
     torch.cuda.reset_peak_memory_stats(probe.device)
     before = torch.cuda.memory_allocated(probe.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), float32_as("ieee"):
         model(probe)
     each = max((torch.cuda.max_memory_allocated(probe.device) - before) / len(probe), 1.0)
     free, _ = torch.cuda.mem_get_info(probe.device)

@@ -13,6 +13,17 @@ UNKNOWN = (
     "name another with --head, or this model cannot be handled"
 )
 
+
+def of_a_run(precision: str, device: str, images: int) -> str:
+    """Why the head was replayed on the first images and not in a later batch: rounding first, the model last."""
+    less = "" if precision == "float32" else "--precision float32, "
+    return (
+        f"it ran in {precision} on {device}, {images} images at a time, and rounding is the usual cause of a small "
+        f"difference: try {less}another --batch-size{'' if device == 'cpu' else ' or --device cpu'}; "
+        f"where that changes nothing, {UNKNOWN}"
+    )
+
+
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda z: z.softmax(dim=1),
     "log_softmax": lambda z: z.log_softmax(dim=1),
