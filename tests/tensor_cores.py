@@ -59,7 +59,7 @@ def products_round() -> bool:
 
 
 class _Rounding(TorchDispatchMode):
-    """Counts under ``seen`` what came by, as ``(operation, whether it was rounded)``."""
+    """Keeps under ``seen`` what came by in float32, as ``(kind, whether it was rounded)``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class _Rounding(TorchDispatchMode):
         name = func.overloadpacket.__name__
         kind = "convolution" if name in CONVOLUTIONS else "product" if name in PRODUCTS else None
         assert kind or "attention" not in name, f"{name} multiplies too, and is not known here"
-        if kind is not None:
+        if kind is not None and any(_single(value) for value in args):
             rounds = convolutions_round() if kind == "convolution" else products_round()
             self.seen.append((kind, rounds))
             if rounds:
@@ -78,10 +78,16 @@ class _Rounding(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def _single(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(_single(one) for one in value)
+    return isinstance(value, Tensor) and value.dtype == torch.float32
+
+
 def _factor(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_factor(one) for one in value]
-    return rounded(value) if isinstance(value, Tensor) and value.dtype == torch.float32 else value
+    return rounded(value) if _single(value) else value
 
 
 @contextmanager

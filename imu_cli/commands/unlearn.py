@@ -20,7 +20,7 @@ from imu_cli.linear import objective
 from imu_cli.linear.rows import Rows, predicted
 from imu_cli.models import checkpoint, destination, diagnosis, layout
 from imu_cli.models import destination as destination_module
-from imu_cli.models.head import check_replay, replay_tolerance
+from imu_cli.models.head import check_replay
 from imu_cli.records import parts, storage
 from imu_cli.records.parts import HeldOutInfo, Interval, Link
 from imu_cli.records.record import LookInfo, Record, Target
@@ -150,10 +150,8 @@ def _replay(opened: Session, matrix: Tensor, written: Path, h: Rows) -> str:
     expected = (h[slice(len(rows))].cpu() @ matrix.T).to(torch.float64)
     error = float((logits - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
     # It runs as for the features, in their precision, but unfolded and in a batch of its own.
-    check_replay(
-        opened.head.with_matrix(matrix), error, replay_tolerance(made_logits.dtype, run.precision),
-        diagnosis.of_a_run(run.precision, run.device.type, len(rows)),
-    )  # fmt: skip
+    why = diagnosis.of_a_run(run.precision, run.device.type, len(rows))
+    check_replay(opened.head.with_matrix(matrix), error, made_logits.dtype, why, run.precision)
     return made.sha256
 
 

@@ -15,7 +15,6 @@ from imu_cli.models.head import (
     Head,
     check_replay,
     replay_error,
-    replay_tolerance,
 )
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import decoding
@@ -73,10 +72,9 @@ def stream(
 
     def finish(first: int, h: Tensor, logits: Tensor) -> Seen:
         _refuse_not_finite(h, samples, wanted[first : first + len(h)])
-        replayed = check_replay(
-            checked, replay_error(h, head.matrix, head.bias, logits), replay_tolerance(logits.dtype, run.precision),
-            diagnosis.of_a_run(run.precision, run.device.type, len(h)),
-        )  # fmt: skip
+        why = diagnosis.of_a_run(run.precision, run.device.type, len(h))
+        error = replay_error(h, head.matrix, head.bias, logits)
+        replayed = check_replay(checked, error, logits.dtype, why, run.precision)
         return Seen(first, h.to("cpu", torch.float32), logits, replayed)
 
     on_cpu = run.device.type == "cpu"

@@ -239,12 +239,15 @@ def replay_tolerance(dtype: torch.dtype, precision: str = "float32") -> float:
     return max(allowed, TF32_TOLERANCE) if precision == "tf32" else allowed
 
 
-def check_replay(head: Head, error: float, allowed: float, why: str) -> Head:
-    """The head with the larger of its replay errors.
+def check_replay(
+    head: Head, error: float, dtype: torch.dtype, why: str = diagnosis.UNKNOWN, precision: str = "float32"
+) -> Head:
+    """The head with the larger of its replay errors, of logits of this dtype from a backbone that computes in ``precision``.
 
     Raises:
         RefusedError: the head's own product with its input is not what the model returns; ``why`` is the reason.
     """
+    allowed = replay_tolerance(dtype, precision)
     if not error <= allowed:
         raise RefusedError(
             f"head {head.module}: the replay check failed, h Wᵀ + b differs from the model's logits by {error:.2g} of "
@@ -305,7 +308,7 @@ def find_head(model: nn.Module, images: Tensor, checkpoint: Checkpoint, prefix: 
     # Rows that are not finite are named with their image when the features are taken.
     error = replay_error(features[finite], head.matrix, head.bias, logits[finite])
     outputs = {call.name: call.output[finite] for call in calls if _fits(call, logits)}  # type: ignore[index]
-    return check_replay(head, error, replay_tolerance(logits.dtype), diagnosis.why(name, outputs, logits[finite]))
+    return check_replay(head, error, logits.dtype, diagnosis.why(name, outputs, logits[finite]))
 
 
 def _read(checkpoint: Checkpoint, prefix: str, name: str, bias: bool, source: str) -> Head:
