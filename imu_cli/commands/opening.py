@@ -91,7 +91,7 @@ class _Given:
 def _read_data(config: ForgetConfig) -> _Given:
     data = open_source(config.data, "data") if config.data else None
     stdin = BytesIO(sys.stdin.buffer.read()) if config.forget == ["-"] else None
-    return _Given(data, stdin, peek(config.forget, data, engine_module.PROBE, stdin))
+    return _Given(data, stdin, peek(config.forget, data, engine_module.TRIED, stdin))
 
 
 def _open_on_images(path: Path, config: ForgetConfig, events: Events, known: Said | None, clock: Clock) -> Session:
@@ -102,7 +102,7 @@ def _open_on_images(path: Path, config: ForgetConfig, events: Events, known: Sai
     engine_module.refuse_precision(config.precision, device)
     model = engine_module.prepare(loaded.model, device)
     given = _read_data(config)
-    probe = engine_module.batch(given.few, range(len(given.few)), steps, device)
+    probe = engine_module.probe_of(given.few, steps, device)
     engine_module.refuse_if_random(model, probe)
     head = find_head(model, probe, checkpoint, loaded.prefix, config.head)
     classes = names_of_classes(config, said, given.data, head.classes)

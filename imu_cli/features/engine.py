@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imu_cli.errors import ImuError
+from imu_cli.errors import ImuError, InvalidRowsError
 from imu_cli.features import folding
 from imu_cli.features.precision import Precision
 from imu_cli.models.arithmetic import Kind, float32_as
@@ -27,6 +27,8 @@ from imu_cli.samples.images.preprocessing import Preprocessing
 
 PROBE = 4
 """Images used to find the head and to try whether two passes agree."""
+TRIED = 64
+"""Images of which so many have to be readable: those that are not are named, with all others, when the set is decoded."""
 
 FEW = 2
 """Images of the probe that the way a model runs is tried on."""
@@ -84,6 +86,30 @@ def batch(images: SampleSet, rows: Sequence[int], preprocess: Preprocessing, dev
     """Some rows as one preprocessed (n, channels, height, width) float32 batch, channels_last, on the device."""
     (stacked,) = decoding.batches(images, preprocess, len(rows), rows)
     return to_device(stacked, preprocess, device)
+
+
+def probe_of(images: SampleSet, preprocess: Preprocessing, device: torch.device) -> Tensor:
+    """The first ``PROBE`` images that can be decoded, as a batch.
+
+    Raises:
+        InvalidRowsError: none can.
+        ImuError: they differ in shape.
+    """
+    try:
+        return batch(images, range(min(PROBE, len(images))), preprocess, device)
+    except InvalidRowsError:
+        readable, problems = [], []
+        for row in range(len(images)):
+            try:
+                images.read(row)
+                readable.append(row)
+            except ImuError as error:
+                problems.append(str(error))
+            if len(readable) == PROBE:
+                break
+        if not readable:
+            raise InvalidRowsError(problems) from None
+        return batch(images, readable, preprocess, device)
 
 
 def to_device(stacked: Tensor, preprocess: Preprocessing, device: torch.device) -> Tensor:

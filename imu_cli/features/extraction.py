@@ -63,7 +63,8 @@ def stream(
     The next batch is handed to the device before the last one's results are fetched, so that it never waits.
 
     Raises:
-        ImuError: an image cannot be decoded, or features are not finite.
+        InvalidRowsError: images cannot be decoded, all of the set; the model runs no more after the first.
+        ImuError: features are not finite, or images differ in shape.
         RefusedError: the replay check fails on some batch.
     """
     wanted = range(len(samples)) if rows is None else rows
