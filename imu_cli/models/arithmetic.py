@@ -27,11 +27,14 @@ def _operations() -> list[tuple[str, Setting]]:
     """The precision of each operation with its backend; none before torch 2.9."""
     if not hasattr(torch.backends, "fp32_precision"):
         return []
-    places = {
-        "cuda": (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn),  # type: ignore[attr-defined]
-        "mkldnn": tuple(getattr(torch.backends.mkldnn, name) for name in ("matmul", "conv", "rnn")),
-    }
-    return [(backend, _flag(place, "fp32_precision")) for backend, found in places.items() for place in found]
+    named = [
+        ("cuda", torch.backends.cuda, "matmul"),
+        ("cuda", torch.backends.cudnn, "conv"),
+        ("cuda", torch.backends.cudnn, "rnn"),
+    ]
+    named += [("mkldnn", torch.backends.mkldnn, name) for name in ("matmul", "conv", "rnn")]
+    found = [(backend, getattr(module, name)) for backend, module, name in named if hasattr(module, name)]
+    return [(backend, _flag(place, "fp32_precision")) for backend, place in found]
 
 
 def _flags() -> list[Setting]:

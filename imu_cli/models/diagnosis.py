@@ -12,6 +12,11 @@ UNKNOWN = (
     "something acts after or beside this layer (dropout, temperature, a second head); "
     "name another with --head, or this model cannot be handled"
 )
+OWN = (
+    "the logits are what this layer returns, and not what the file's weights make of its input in float32: the model's code "
+    "computes in less (half(), bfloat16(), autocast) or changes the weights as it runs; name a factory that does neither "
+    "(--arch file.py:factory), or this model cannot be handled"
+)
 
 
 def of_a_run(precision: str, device: str, images: int) -> str:
@@ -85,7 +90,7 @@ def why(head: str, outputs: Mapping[str, Tensor], logits: Tensor) -> str:
         )
     if name != head:
         return f"the logits are the output of {name}; add --head {name}"
-    return UNKNOWN
+    return OWN
 
 
 def no_layer(model: nn.Module, outputs: int) -> str:

@@ -19,6 +19,7 @@ from imu_cli.errors import ImuError, RefusedError
 from imu_cli.features import engine
 from imu_cli.features.engine import Engine, refuse_precision
 from imu_cli.features.extraction import gather, stream
+from imu_cli.models import arithmetic
 from imu_cli.models.arithmetic import float32_as
 from imu_cli.models.checkpoint import open_checkpoint
 from imu_cli.models.head import REPLAY_TOLERANCE, TF32_TOLERANCE, Head, find_head
@@ -174,6 +175,7 @@ def test_a_failed_replay_names_rounding_before_the_model(images: SampleSet, tmp_
 
 CALLERS = """
 import torch
+from imu_cli.models import arithmetic
 from imu_cli.models.arithmetic import float32_as
 b = torch.backends
 NEW = hasattr(b, "fp32_precision")
@@ -351,3 +353,43 @@ def test_the_error_of_tf32_is_measured_and_said(
     assert 0 < error["relative_rms"] < 0.05
     assert record["run"]["precision"] == "tf32"  # type: ignore[index]
     assert [made["run"]["source"] for made in (again, other)] == ["cache", "model"]  # type: ignore[index]
+
+
+class Casting(nn.Module):
+    """A network whose own code computes in bfloat16, and returns float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = network()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (n, 3, h, w) to logits (n, 7)."""
+        with torch.autocast("cpu", torch.bfloat16):
+            logits: Tensor = self.inside(images)
+        return logits.float()
+
+
+def test_a_model_that_rounds_by_itself_is_told_so(images: SampleSet, tmp_path: Path) -> None:
+    """Nothing acts after the layer whose replay fails: its own precision is the cause, and that comes first."""
+    model = Casting().eval()
+    save_file(model.state_dict(), tmp_path / "m.safetensors")
+    probe = engine.batch(images, range(4), STEPS, CPU)
+    with pytest.raises(
+        RefusedError, match=r"the model's code computes in less \(half\(\), bfloat16\(\), autocast\)"
+    ) as caught:
+        find_head(model, probe, open_checkpoint(tmp_path / "m.safetensors"), "")
+    assert "something acts after" not in str(caught.value)
+
+
+def test_before_torch_2_9_there_are_flags_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are set and come back without the settings that came later."""
+    monkeypatch.setattr(arithmetic, "_operations", list)
+
+    def flags() -> tuple[bool, str]:
+        return torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+
+    before = flags()
+    for kind, wanted in (("ieee", (False, "highest")), ("tf32", (True, "high"))):
+        with float32_as(kind):  # type: ignore[arg-type]
+            assert flags() == wanted
+        assert flags() == before
