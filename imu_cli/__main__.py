@@ -1,6 +1,7 @@
 """``python -m imu_cli`` and the console script ``imu``."""
 
 import gc
+import os
 import signal
 import sys
 from types import FrameType
@@ -17,6 +18,7 @@ def _stop(number: int, _: FrameType | None) -> None:
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what torch's C++ warns of names its own source files
     for number in SIGNALS:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # nohup has SIGHUP ignored
             signal.signal(number, _stop)

@@ -19,6 +19,7 @@ from imu_cli import __version__
 from imu_cli.config.commands import EvaluateConfig, FeaturesConfig, InfluenceConfig, UnlearnConfig
 from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError, StoppedError
+from imu_cli.events import libraries_unheard
 from imu_cli.files import writing
 from imu_cli.options import ModelPath, Origins, OutputFormat, Quiet, ReportFormat, TableOrJson, takes
 
@@ -462,7 +463,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; errors become one message on stderr."""
     before, signals = len(writing.PLACED), len(StoppedError.received)
     try:
-        result = app(args=None if argv is None else list(argv), prog_name="imu", standalone_mode=False)
+        with libraries_unheard():
+            result = app(args=None if argv is None else list(argv), prog_name="imu", standalone_mode=False)
     except (Exception, StoppedError) as error:
         placed = writing.PLACED[before:]
         if len(StoppedError.received) > signals:

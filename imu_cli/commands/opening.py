@@ -100,7 +100,7 @@ class _Given:
 def _read_data(config: ForgetConfig) -> _Given:
     data = open_source(config.data, "data") if config.data else None
     stdin = BytesIO(sys.stdin.buffer.read()) if config.forget == ["-"] else None
-    return _Given(data, stdin, peek(config.forget, data, engine_module.PROBE, stdin))
+    return _Given(data, stdin, peek(config.forget, data, engine_module.TRIED, stdin))
 
 
 def _open_on_images(path: Path, config: ForgetConfig, known: Said | None, run: Run, log: Log) -> Session:
@@ -108,9 +108,10 @@ def _open_on_images(path: Path, config: ForgetConfig, known: Said | None, run: R
     said = [*([] if known is None else [known]), *loaded.said]
     steps, steps_source = preprocessing.find(config.preprocess, [(item.preprocess, item.source) for item in said])
     device = engine_module.pick_device(config.device, int(os.environ.get("LOCAL_RANK", "0")))
+    engine_module.refuse_precision(config.precision, device)
     model = engine_module.prepare(loaded.model, device)
     given = _read_data(config)
-    probe = engine_module.batch(given.few, range(len(given.few)), steps, device)
+    probe = engine_module.probe_of(given.few, steps, device)
     engine_module.refuse_if_random(model, probe)
     head = find_head(model, probe, checkpoint, loaded.prefix, config.head)
     classes = names_of_classes(config, said, given.data, head.classes)

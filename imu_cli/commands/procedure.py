@@ -16,7 +16,7 @@ from imu_cli.influence.closed_form import Damping
 from imu_cli.influence.scores import Scored
 from imu_cli.linear import objective
 from imu_cli.linear.rows import Rows, predicted
-from imu_cli.models.head import PRECISIONS, REPLAY_TOLERANCE
+from imu_cli.models.head import PRECISIONS, replay_tolerance
 from imu_cli.records.parts import HeldOutInfo
 from imu_cli.records.record import Record
 from imu_cli.unlearning import methods, scenario, targets
@@ -107,7 +107,8 @@ def boundary(opened: Session, h: Rows) -> float:
     Two logits may each be off by the replay tolerance times the largest logit: so much are folding, batch size, device and
     precision allowed to do. What less than float32 does to features is said as the scores' error, and not counted in full.
     """
-    tolerance = min(REPLAY_TOLERANCE[PRECISIONS.get(opened.precision, torch.float32)], COARSEST)
+    computed_in = PRECISIONS.get(opened.precision, torch.float32)
+    tolerance = min(replay_tolerance(computed_in, opened.precision), COARSEST)
     return 2 * tolerance * objective.largest_logit(h, opened.matrix())
 
 

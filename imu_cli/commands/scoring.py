@@ -30,6 +30,7 @@ def _cache_fields(opened: Session) -> dict[str, Any]:
         "architecture": described["architecture"],
         "preprocess": described["preprocess"],
         "dtype": opened.precision,
+        "float32": "ieee",  # and not what earlier versions left it to be on a GPU
         "model": opened.checkpoint.path.name or opened.checkpoint.path.resolve().name,
     }
 

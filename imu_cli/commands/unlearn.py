@@ -12,15 +12,16 @@ from imu_cli.commands.provenance import common
 from imu_cli.config.commands import PAPER, UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.events import Events
-from imu_cli.features import engine
+from imu_cli.features import engine, extraction
+from imu_cli.features.engine import Engine
 from imu_cli.features.session import Session
 from imu_cli.files.paths import relative_to
 from imu_cli.influence import scores
 from imu_cli.linear import objective
 from imu_cli.linear.rows import Rows, predicted
-from imu_cli.models import checkpoint, destination, layout
+from imu_cli.models import checkpoint, destination, diagnosis, layout
 from imu_cli.models import destination as destination_module
-from imu_cli.models.head import PRECISIONS, check_replay, logits_of
+from imu_cli.models.head import check_replay
 from imu_cli.records import parts, storage
 from imu_cli.records.parts import HeldOutInfo, Interval, Link
 from imu_cli.records.record import LookInfo, Record, Target
@@ -143,12 +144,15 @@ def _replay(opened: Session, matrix: Tensor, written: Path, h: Rows) -> str:
     tensors = {name.removeprefix(network.loaded.prefix): tensor for name, tensor in made.tensors().items()}
     architecture.load_into(network.loaded.model, tensors, str(written))
     batch = engine.batch(samples, rows, network.preprocess, opened.device)
+    run = Engine(network.loaded.model, opened.head.module, opened.device, len(rows), opened.run.precision)
     with torch.inference_mode():
-        logits = logits_of(network.loaded.model(batch)).to(torch.float64).cpu()
+        made_logits = extraction.in_halves(run, batch)[1]
+    logits = made_logits.to(torch.float64).cpu()
     expected = (h[slice(len(rows))].cpu() @ matrix.T).to(torch.float64)
     error = float((logits - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
-    # The written model runs in float32: features of a lower precision are as far off as that precision is.
-    check_replay(opened.head.with_matrix(matrix), error, PRECISIONS[opened.run.precision])
+    # It runs as for the features, in their precision, but unfolded and in a batch of its own.
+    why = diagnosis.of_a_run(run.precision, run.device.type, len(rows))
+    check_replay(opened.head.with_matrix(matrix), error, made_logits.dtype, why, run.precision)
     return made.sha256
 
 

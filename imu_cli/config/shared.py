@@ -66,7 +66,8 @@ class ModelConfig:
     precision: Annotated[
         Precision,
         Option(
-            "What the backbone computes in. With bfloat16 and float16 the error of the scores is measured and said.",
+            "What the backbone computes in; float32 is never TF32. In less than float32 the error of the scores is measured and "
+            "said.",
             group=MODEL,
         ),
     ] = "float32"

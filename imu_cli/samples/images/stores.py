@@ -11,10 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from imu_cli.errors import ImuError
 from imu_cli.samples.columns import Digests
 
 # EPS is left out on purpose: Pillow hands it to Ghostscript, and a file's extension does not say what is inside.
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "GIF", "TIFF", "WEBP", "JPEG2000", "DIB")
+
+SIXTEEN_BITS = ("PNG", "PPM")
+"""Formats that have no more bits, which Pillow reads as mode I: the first in earlier versions, the second always."""
 
 MAX_PIXELS = 89_478_485
 """Pixels of an image that is still decoded: where Pillow begins to warn. Twice as many are an error of its own."""
@@ -65,12 +69,33 @@ class Files:
             return file.read()
 
     def decode(self, at: int) -> Image.Image:
-        """The whole image, in the file's own mode, first frame, as stored (EXIF orientation is not applied)."""
+        """The whole image, first frame, as stored (EXIF orientation is not applied), in the file's mode or of 16 bits in 8.
+
+        Raises:
+            ImuError: its numbers are of a range that is not known.
+        """
         with Image.open(self.location(at), formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height}, more than {MAX_PIXELS:,}")
             image.load()
-            return image
+            return _in_eight_bits(image)
+
+
+def _in_eight_bits(image: Image.Image) -> Image.Image:
+    """An image of 16 bits scaled to 8, white to white; Pillow's own conversions cut off at 255, so that all else is white.
+
+    Raises:
+        ImuError: 32 bits or fractions, of which nothing says what is white.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BITS):
+        wide = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode[0] in "IF":
+        raise ImuError(
+            f"holds {'fractions' if image.mode == 'F' else 'numbers of 32 bits'} (mode {image.mode}), and nothing says "
+            "which is white; save it with 8 or 16 bits, or leave it out"
+        )
+    return image
 
 
 @dataclass(frozen=True, eq=False)
