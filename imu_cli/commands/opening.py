@@ -1,6 +1,5 @@
 """Everything a command opens before it computes: checkpoint, model, preprocessing, class names, forget set, features."""
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from imu_cli.events import Events
 from imu_cli.features import engine as engine_module
 from imu_cli.features import memory, origin
 from imu_cli.features.session import Clock, Network, Session
+from imu_cli.files.reading import environment_number
 from imu_cli.influence import closed_form
 from imu_cli.models import architecture
 from imu_cli.models.architecture import Loaded
@@ -26,6 +26,7 @@ from imu_cli.samples.images import preprocessing
 from imu_cli.samples.manifest import load_forget, open_source, peek
 from imu_cli.samples.vectors import Vectors
 
+TORCHRUN = "torchrun sets it, start imu with it or unset it"
 EVERYTHING = ["index=:"]
 """The selector of every row of a data set."""
 
@@ -97,8 +98,9 @@ def _read_data(config: ForgetConfig) -> _Given:
 def _open_on_images(path: Path, config: ForgetConfig, events: Events, known: Said | None, clock: Clock) -> Session:
     checkpoint, loaded = load_model(path, config, known)
     said = [*([] if known is None else [known]), *loaded.said]
-    steps, steps_source = preprocessing.find(config.preprocess, [(item.preprocess, item.source) for item in said])
-    device = engine_module.pick_device(config.device, int(os.environ.get("LOCAL_RANK", "0")))
+    others = [(item.preprocess, item.source) for item in said]
+    steps, steps_source = preprocessing.find(config.preprocess, others, config.max_memory)
+    device = engine_module.pick_device(config.device, environment_number("LOCAL_RANK", 0, 0, 4095, TORCHRUN))
     model = engine_module.prepare(loaded.model, device)
     given = _read_data(config)
     probe = engine_module.batch(given.few, range(len(given.few)), steps, device)

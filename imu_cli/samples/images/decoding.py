@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imu_cli.errors import ImuError
+from imu_cli.errors import ImuError, RefusedError
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images.preprocessing import Preprocessing
 
@@ -45,10 +45,20 @@ def _shaped(images: SampleSet, rows: Sequence[int], preprocess: Preprocessing) -
     stored = images.pixels(rows)
     if stored is not None and preprocess.takes(stored):
         return stored
-    arrays = [preprocess.shape(images.read(row)) for row in rows]
+    arrays = [_shape(images, row, preprocess) for row in rows]
     for row, array in zip(rows, arrays, strict=True):
         _refuse_shape(images, row, array.shape, arrays[0].shape)
     return np.stack(arrays)
+
+
+def _shape(images: SampleSet, row: int, preprocess: Preprocessing) -> NDArray[Any]:
+    image = images.read(row)
+    try:
+        return preprocess.shape(image)
+    except RefusedError:
+        raise
+    except ImuError as error:
+        raise ImuError(f"{images.where(row)}: {error}") from error
 
 
 def _refuse_shape(images: SampleSet, row: int, shape: tuple[int, ...], first: tuple[int, ...]) -> None:
