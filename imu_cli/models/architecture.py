@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from imu_cli.errors import ImuError
 from imu_cli.files.reading import cut, json_value
 from imu_cli.files.yaml_reading import DEEPEST, parse_yaml
-from imu_cli.models import candidates, factories, sidecar
+from imu_cli.models import bounds, candidates, factories, sidecar
 from imu_cli.models.checkpoint import Checkpoint
 from imu_cli.models.sidecar import Said
 
@@ -233,6 +233,8 @@ def load(
     chosen = choose(checkpoint, name, pairs, said, fallback)
     factory, code = factories.resolve(chosen.name)
     arguments = dict(chosen.arguments)
+    if sidecar.is_registry(chosen.name):
+        bounds.refuse_larger(factory, arguments, checkpoint, f"{chosen.source} {chosen.name}")
     model = _build(factory, chosen.name, arguments)
     tensors = checkpoint.tensors()
     prefix = checkpoint.prefix(set(model.state_dict()))
