@@ -459,6 +459,7 @@ def _stopped(number: int, placed: Sequence[Path]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; errors become one message on stderr."""
+    reading.drop_wrong_sizes()
     before, signals = len(writing.PLACED), len(StoppedError.received)
     try:
         result = app(args=None if argv is None else list(argv), prog_name="imu", standalone_mode=False)

@@ -196,10 +196,18 @@ def environment_number(name: str, default: int, least: int, most: int, remedy: s
     return number
 
 
-def columns(default: int) -> int:
-    """Width of a table that no terminal shows: ``COLUMNS`` where it is one, else ``default``.
+def drop_wrong_sizes() -> None:
+    """Take ``COLUMNS`` and ``LINES`` away where they are no size of a terminal: rich would end in a traceback.
 
-    The variable is not the user's to mend, and a result that was computed is not thrown away for it.
+    They are not the user's to mend, and a result that was computed is not thrown away for them.
     """
-    text = os.environ.get("COLUMNS", "")
-    return min(max(int(text), 40), 1000) if text.isascii() and text.isdigit() and len(text) <= 6 else default
+    for name in ("COLUMNS", "LINES"):
+        text = os.environ.get(name, "1")
+        if not (text.isascii() and text.isdigit() and len(text) <= 4 and int(text)):
+            del os.environ[name]
+
+
+def columns(default: int) -> int:
+    """Width of a table that no terminal shows: ``COLUMNS`` where it is one, else ``default``."""
+    drop_wrong_sizes()
+    return max(int(os.environ.get("COLUMNS", default)), 20)
