@@ -4,7 +4,6 @@ Nothing here imports torch at its top: ``imu --help`` and ``imu report`` start a
 """
 
 import json
-import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from imu_cli.config.commands import EvaluateConfig, FeaturesConfig, InfluenceCon
 from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError, StoppedError
 from imu_cli.events import libraries_unheard
-from imu_cli.files import writing
+from imu_cli.files import reading, writing
 from imu_cli.options import ModelPath, Origins, OutputFormat, Quiet, ReportFormat, TableOrJson, takes
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ def _show(renderable: "RenderableType") -> None:
     if sys.stdout.isatty():
         Console(highlight=False).print(renderable)
     else:
-        writing.to_stdout(text_of(renderable, width=int(os.environ.get("COLUMNS", PIPED_WIDTH))))
+        writing.to_stdout(text_of(renderable, width=reading.columns(PIPED_WIDTH)))
 
 
 def _show_version(wanted: bool) -> None:
@@ -461,6 +460,7 @@ def _stopped(number: int, placed: Sequence[Path]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; errors become one message on stderr."""
+    reading.drop_wrong_sizes()
     before, signals = len(writing.PLACED), len(StoppedError.received)
     try:
         with libraries_unheard():

@@ -30,12 +30,14 @@ from imu_cli.features import memory, origin
 from imu_cli.features.extraction import Seen
 from imu_cli.features.session import Session
 from imu_cli.files import writing
+from imu_cli.files.reading import environment_number, read_json
 from imu_cli.records.extraction import Extracted
 from imu_cli.samples import vectors as featurefile
 from imu_cli.samples.images import decoding
 
 BLOCKS = 256
 """Blocks that a set is cut into at most: so much of the work is lost at most when a process dies."""
+MOST_PROCESSES = 65_536
 LOGITS = 64
 """First rows whose logits are kept, so that whoever reads the file can replay the head."""
 
@@ -56,14 +58,20 @@ class Ranks:
 @contextmanager
 def _ranks() -> Iterator[Ranks]:
     """The process group while the context lasts, where torchrun made one."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = environment_number("WORLD_SIZE", 1, 1, MOST_PROCESSES, opening.TORCHRUN)
     if count == 1 or "RANK" not in os.environ:
         yield Ranks(0, 1)
         return
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    environment_number("RANK", 0, 0, count - 1, opening.TORCHRUN)
+    here = environment_number("LOCAL_WORLD_SIZE", 1, 1, count, opening.TORCHRUN)
+    environment_number("MASTER_PORT", 0, 1, 65535, opening.TORCHRUN)
     # torchrun gives each process one thread, whatever the cores.
     torch.set_num_threads(max(1, decoding.workers() // here))
-    torch.distributed.init_process_group("gloo")
+    try:
+        torch.distributed.init_process_group("gloo")
+    except (ValueError, RuntimeError) as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise ImuError(f"RANK, WORLD_SIZE: no process group is made of them ({said}); {opening.TORCHRUN}") from error
     try:
         yield Ranks(torch.distributed.get_rank(), count)
     finally:
@@ -131,10 +139,10 @@ def _prepare(folder: Path, plan: Plan, force: bool) -> None:
         file.write_text(json.dumps(plan.said, sort_keys=True), encoding="utf-8")
         return
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = read_json(file, texts="names")
+    except ImuError as error:
         raise ImuError(f"{folder}: is there and was not left by imu features; choose another --output") from error
-    differs = [name for name in plan.said if not isinstance(found, dict) or found.get(name) != plan.said[name]]
+    differs = [name for name in plan.said if found.get(name) != plan.said[name]]
     if differs:
         raise ImuError(
             f"{folder}: was left by another run, which differs in {', '.join(differs)}; --force begins anew, or choose another --output"

@@ -1,6 +1,5 @@
 """Everything a command opens before it computes: checkpoint, model, preprocessing, class names, forget set, features."""
 
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from imu_cli.events import Events, Log
 from imu_cli.features import engine as engine_module
 from imu_cli.features import memory, origin
 from imu_cli.features.session import Network, Run, Session
+from imu_cli.files.reading import environment_number
 from imu_cli.influence import closed_form
 from imu_cli.models import architecture
 from imu_cli.models.architecture import Loaded
@@ -30,6 +30,7 @@ from imu_cli.samples.vectors import Vectors
 
 Config = TypeVar("Config", bound=ForgetConfig)
 
+TORCHRUN = "torchrun sets it, start imu with it or unset it"
 EVERYTHING = ["index=:"]
 """The selector of every row of a data set."""
 
@@ -106,8 +107,9 @@ def _read_data(config: ForgetConfig) -> _Given:
 def _open_on_images(path: Path, config: ForgetConfig, known: Said | None, run: Run, log: Log) -> Session:
     checkpoint, loaded = load_model(path, config, known)
     said = [*([] if known is None else [known]), *loaded.said]
-    steps, steps_source = preprocessing.find(config.preprocess, [(item.preprocess, item.source) for item in said])
-    device = engine_module.pick_device(config.device, int(os.environ.get("LOCAL_RANK", "0")))
+    others = [(item.preprocess, item.source) for item in said]
+    steps, steps_source = preprocessing.find(config.preprocess, others, run.max_memory)
+    device = engine_module.pick_device(config.device, environment_number("LOCAL_RANK", 0, 0, 4095, TORCHRUN))
     engine_module.refuse_precision(config.precision, device)
     model = engine_module.prepare(loaded.model, device)
     given = _read_data(config)

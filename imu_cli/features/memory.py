@@ -1,69 +1,14 @@
-"""How much memory there is, how much this process has taken at most, and sizes as people write them."""
+"""The most memory that this process has taken, and memory kept while a network runs; ``files.memory`` knows what there is."""
 
 import ctypes
-import math
-import re
 import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from imu_cli.errors import ImuError
+from imu_cli.files.memory import available, limit, parse, require
 
-UNITS = {
-    "": 1,
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-}
-SHARE = 0.5
-"""Share of the free memory that features take without ``--max-memory``."""
-LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-USED = (Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"))
-
-
-def parse(text: str) -> int:
-    """``8GB``, ``500 MB`` or ``1.5GiB`` in bytes.
-
-    Raises:
-        ImuError: not a size, or 0.
-    """
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
-    unit = UNITS.get(match.group(2).upper()) if match else None
-    size = math.floor(float(match.group(1)) * unit) if match and unit else 0
-    if size <= 0:
-        raise ImuError(f"--max-memory {text}: not a size; write 8GB or 500MB")
-    return size
-
-
-def _number(path: Path) -> float:
-    try:
-        return float(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # not there, or "max"
-        return math.inf
-
-
-def available() -> int:
-    """Bytes that can be had without swapping: what the system has free, or what a container's limit leaves, if less."""
-    import psutil
-
-    inside = min(
-        (_number(limit) - _number(used) for limit, used in zip(LIMITS, USED, strict=True) if _number(limit) < math.inf),
-        default=math.inf,
-    )
-    return int(max(0, min(psutil.virtual_memory().available, inside)))
-
-
-def limit(given: int | None) -> int:
-    """Bytes that a set's features may take: as many as given, else half of what is free."""
-    return given if given is not None else int(SHARE * available())
+__all__ = ["available", "kept", "limit", "parse", "peak", "require"]
 
 
 def peak() -> int:

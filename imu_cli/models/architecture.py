@@ -4,19 +4,18 @@ The name comes from ``--arch``, else from a record, the file's metadata or the `
 those that fit are listed, and the user is asked. Code runs only if the user named it.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import date
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from imu_cli.errors import ImuError
-from imu_cli.models import candidates, factories, sidecar
+from imu_cli.files.reading import cut, json_value
+from imu_cli.files.yaml_reading import DEEPEST, parse_yaml
+from imu_cli.models import bounds, candidates, factories, sidecar
 from imu_cli.models.checkpoint import Checkpoint
 from imu_cli.models.sidecar import Said
 
@@ -68,12 +67,8 @@ def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
 def _scalar(pair: str, text: str) -> Any:
     """JSON where it is JSON, so that 1e-3 is a number also in a list (PyYAML reads it as text); else a YAML scalar."""
     with suppress(ValueError):
-        return json.loads(text)
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ImuError(f"--arch-arg {pair}: not YAML ({' '.join(str(error).split())}); quote the value") from error
-    return text if isinstance(value, date) else value
+        return json_value(text, deepest=DEEPEST)
+    return parse_yaml(text, f"--arch-arg {cut(pair)}", "quote the value")
 
 
 def _build(factory: Callable[..., nn.Module], name: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -238,6 +233,8 @@ def load(
     chosen = choose(checkpoint, name, pairs, said, fallback)
     factory, code = factories.resolve(chosen.name)
     arguments = dict(chosen.arguments)
+    if sidecar.is_registry(chosen.name):
+        bounds.refuse_larger(factory, arguments, checkpoint, f"{chosen.source} {chosen.name}")
     model = _build(factory, chosen.name, arguments)
     tensors = checkpoint.tensors()
     prefix = checkpoint.prefix(set(model.state_dict()))

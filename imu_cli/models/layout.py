@@ -9,11 +9,13 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors
+from annotated_types import MinLen
 
 from imu_cli.errors import ImuError, RefusedError
+from imu_cli.files.checking import Said, checked
 from imu_cli.files.reading import parse_json, read_json
 
 PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pkl", ".tar")
@@ -23,6 +25,12 @@ MAX_HEADER = 100_000_000  # bytes, the format's own limit
 PREFIXES = ("module.", "_orig_mod.", "model.")
 """What DistributedDataParallel, torch.compile and trainers put before every name."""
 SHOWN = 5
+
+
+class Index(Said):
+    """An index of shards: the file that holds each tensor, by the tensor's name."""
+
+    weight_map: Annotated[dict[str, str], MinLen(1)]
 
 
 @dataclass(frozen=True)
@@ -252,9 +260,9 @@ def inside(folder: Path, name: str, where: str | None = None) -> Path:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    found = read_json(index).get("weight_map")
-    if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
-        raise ImuError(f"{index}: has no weight_map from tensors to file names; it is not an index, copy it again")
+    found = checked(
+        Index, read_json(index), str(index), "it has no weight_map from tensors to file names; copy it again"
+    ).weight_map
     bad = sorted(name for name in set(found.values()) if not name.endswith(WEIGHTS))
     if bad:
         raise ImuError(f"{index}: names {_some([repr(name) for name in bad])}, which are no .safetensors files")
@@ -314,4 +322,4 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(MAX_HEADER, size - 8):
             raise ImuError(f"{path}: not a safetensors file (its header would be {length} bytes); check or re-save it")
-        return parse_json(file.read(length), f"{path}: header"), 8 + length
+        return parse_json(file.read(length), f"{path}: header", texts="any"), 8 + length

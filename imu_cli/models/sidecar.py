@@ -3,30 +3,46 @@
 Nothing here builds or imports anything; what is said is data. Registry names only: a checkpoint may not name code.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from imu_cli.errors import ImuError, RefusedError
-from imu_cli.files import reading
+from imu_cli.files import checking, reading
 from imu_cli.models import layout
 
 REGISTRIES = ("torchvision", "timm", "hf")
 METADATA_KEY = "imu"
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
-METADATA_KINDS: dict[str, Callable[[Any], bool]] = {
-    "arch": lambda value: isinstance(value, str),
-    "preprocess": lambda value: isinstance(value, str | dict),
-    "classes": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
-}
-"""Keys that the metadata may give a value for, and what a value must be."""
-
 UNUSED_KEYS = frozenset({
     "_attn_implementation", "attn_implementation", "_attn_implementation_internal", "_name_or_path", "name_or_path",
     "quantization_config", "torch_dtype", "dtype", "transformers_version", "id2label", "label2id", "use_pretrained_backbone",
 })  # fmt: skip
 """Keys of a transformers config that do not say what is computed, or could reach for something outside."""
+
+
+class MetadataKey(checking.Said):
+    """The JSON object under the metadata key ``imu``."""
+
+    arch: str | None = None
+    preprocess: str | dict[str, Any] | None = None
+    classes: list[str] | None = None
+
+
+class TimmConfig(checking.Said):
+    """timm's ``config.json``, as far as every layout of it agrees."""
+
+    architecture: str
+    pretrained_cfg: dict[str, Any] | None = None
+    model_args: dict[str, Any] | None = None
+
+
+class TransformersConfig(checking.Said):
+    """transformers' ``config.json``, as far as every model's has it; what else is in it the library reads."""
+
+    model_type: str
+    architectures: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,17 +95,14 @@ def _metadata(path: Path, metadata: Mapping[str, str]) -> Said | None:
     if METADATA_KEY not in metadata:
         return None
     where = f"{path}: metadata key 'imu'"
-    said = reading.parse_json(metadata[METADATA_KEY].encode(), where)
-    for key, fits in METADATA_KINDS.items():
-        if said.get(key) is not None and not fits(said[key]):
-            raise ImuError(f"{where}: {key!r} is {said[key]!r}, which cannot be; give --{key} and remove it")
-    arch = said.get("arch")
+    remedy = "give --arch, --preprocess or --classes and remove it"
+    said = checking.checked(MetadataKey, reading.parse_json(metadata[METADATA_KEY].encode(), where), where, remedy)
+    arch = said.arch
     if arch is not None and not is_registry(arch):
         raise ImuError(
-            f"{where}: names {arch!r}, which is not a registry's model; a checkpoint may not name code, give --arch"
+            f"{where}: names {reading.shown(arch)}, which is not a registry's model; a checkpoint may not name code, give --arch"
         )
-    classes = said.get("classes")
-    return Said("metadata", arch, {}, said.get("preprocess"), None if classes is None else tuple(classes))
+    return Said("metadata", arch, {}, said.preprocess, None if said.classes is None else tuple(said.classes))
 
 
 def _json(folder: Path, name: str) -> dict[str, Any] | None:
@@ -110,10 +123,9 @@ def _config(folder: Path) -> Said | None:
 
 def _timm(folder: Path, config: Mapping[str, Any]) -> Said:
     where = folder / CONFIG
+    checking.checked(TimmConfig, config, str(where), "give --arch and --preprocess")
     about = config.get("pretrained_cfg") or {key: value for key, value in config.items() if key != "model_args"}
     arguments = config.get("model_args") or {}
-    if not isinstance(about, dict) or not isinstance(arguments, dict):
-        raise ImuError(f"{where}: pretrained_cfg and model_args have to be objects; give --arch and --preprocess")
     outputs = config.get("num_classes", about.get("num_classes"))
     if isinstance(outputs, int):
         arguments = {"num_classes": outputs, **arguments}
@@ -131,6 +143,7 @@ def _timm(folder: Path, config: Mapping[str, Any]) -> Said:
 def _transformers(folder: Path, config: Mapping[str, Any]) -> Said:
     where = folder / CONFIG
     refuse_foreign_config(config, where)
+    checking.checked(TransformersConfig, config, str(where), "give --arch and --preprocess")
     labels = config.get("id2label")
     plain = {key: value for key, value in config.items() if key not in UNUSED_KEYS}
     if isinstance(labels, dict):

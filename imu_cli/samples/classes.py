@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from imu_cli.errors import ImuError, InvalidRowsError, nearest
+from imu_cli.files.reading import MAX_NAMES, content, cut
 from imu_cli.samples.columns import as_array, numbers
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 
@@ -43,8 +44,8 @@ class ClassNames:
         if re.fullmatch(r"-?[0-9]{1,18}", text):
             return self._in_range(int(text))
         if self.names is None:
-            raise ImuError(f"label '{text}': the model's class names are not known; give ids, or --classes FILE")
-        raise ImuError(f"label '{text}' is not a class of this model{nearest(text, self.names)}")
+            raise ImuError(f"label '{cut(text)}': the model's class names are not known; give ids, or --classes FILE")
+        raise ImuError(f"label '{cut(text)}' is not a class of this model{nearest(text, self.names)}")
 
     def _in_range(self, number: int) -> int:
         if 0 <= number < self.num_classes:
@@ -61,12 +62,14 @@ class ClassNames:
 
 
 def _classes_file(path: Path, num_classes: int) -> tuple[str, ...]:
+    raw = content(path, MAX_NAMES, "name a file of class names", f"--classes {path}")
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n")]
-    except OSError as error:
-        raise ImuError(f"--classes {path}: cannot be read ({error.strerror}); name a file of class names") from error
+        lines = [line.strip() for line in raw.decode("utf-8-sig").rstrip().split("\n")]
     except UnicodeDecodeError as error:
         raise ImuError(f"--classes {path}: not UTF-8; save it as UTF-8") from error
+    nul = next((number for number, line in enumerate(lines, 1) if "\0" in line), None)
+    if nul is not None:
+        raise ImuError(f"--classes {path}:{nul}: holds a NUL; write one class name on each line")
     if "" in lines:
         raise ImuError(f"--classes {path}:{lines.index('') + 1}: an empty line; write one class name on each")
     if len(lines) != num_classes:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from imu_cli.errors import ImuError, nearest
+from imu_cli.files.reading import cut
 from imu_cli.samples.classes import ClassNames, mapped
 from imu_cli.samples.columns import as_array, numbers
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
@@ -55,8 +56,8 @@ def _pick(samples: SampleSet, selector: str, classes: ClassNames | None) -> list
 
 
 def _slice(selector: str, part: str, n: int) -> Sequence[int]:
-    if not re.fullmatch(r"-?\d+|(-?\d+)?:(-?\d+)?(:(-?\d+)?)?", part, re.ASCII):
-        raise ImuError(f"{selector}: '{part}' is neither a row number nor a slice such as 0:500")
+    if not re.fullmatch(r"-?\d{1,18}|(-?\d{1,18})?:(-?\d{1,18})?(:(-?\d{1,18})?)?", part, re.ASCII):
+        raise ImuError(f"{cut(selector)}: '{cut(part)}' is neither a row number nor a slice such as 0:500")
     bounds = [int(text) if text else None for text in part.split(":")]
     if len(bounds) == 1:
         if not 0 <= int(part) < n:

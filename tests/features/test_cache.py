@@ -39,21 +39,23 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def tensors(value: float = 1.0) -> dict[str, torch.Tensor]:
-    """Scores of two samples."""
-    return {"scores": torch.full((2,), value, dtype=torch.float64)}
+def tensors(value: float = 1.0, n: int = 2) -> dict[str, torch.Tensor]:
+    """Scores of n samples, and what is kept with them."""
+    scores = torch.full((n,), value, dtype=torch.float64)
+    one = torch.ones(1, dtype=torch.float64)
+    return {"scores": scores, "confidence": scores * 0, "right": scores > 0, "damping": one, "mean_fisher": one + 1}
 
 
-def saver(value: float = 1.0) -> Callable[[Path], None]:
+def saver(value: float = 1.0, n: int = 2) -> Callable[[Path], None]:
     """What writes them as safetensors."""
-    return lambda path: save_file(tensors(value), path)
+    return lambda path: save_file(tensors(value, n), path)
 
 
 def write(
     fields: dict[str, Any] | None = None, samples: list[dict[str, str]] | None = None, value: float = 1.0
 ) -> cache.Entry:
     """An entry, written and read back."""
-    path = cache.write("scores", fields or FIELDS, samples or SAMPLES, saver(value))
+    path = cache.write("scores", fields or FIELDS, samples or SAMPLES, saver(value, len(samples or SAMPLES)))
     return cache.named(path.stem)
 
 
@@ -179,7 +181,7 @@ def test_an_entry_comes_back_as_it_was_written() -> None:
     entry = write(samples=samples)
     found = cache.read(entry)
     assert found is not None
-    assert torch.equal(found["scores"], tensors()["scores"])
+    assert torch.equal(found["scores"], tensors(n=3)["scores"])
     assert entry.fields == FIELDS
     assert list(entry.samples()) == samples
     assert entry.count == 3
@@ -346,10 +348,12 @@ import sys, torch
 from safetensors.torch import save_file
 from imu_cli.features import cache
 fields, samples, value = {fields!r}, {samples!r}, float(sys.argv[1])
+many, one = torch.full((2,), value, dtype=torch.float64), torch.ones(1)
+tensors = {{"scores": many, "confidence": many * 0, "right": many > 0, "damping": one, "mean_fisher": one * 2}}
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(100):
-    cache.write("scores", fields, samples, lambda path: save_file({{"scores": torch.full((2,), value, dtype=torch.float64)}}, path))
+    cache.write("scores", fields, samples, lambda path: save_file(tensors, path))
 """
 
 

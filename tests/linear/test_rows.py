@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from imu_cli.errors import ImuError
 from imu_cli.features import memory
+from imu_cli.files import memory as sizes
 from imu_cli.influence import closed_form
 from imu_cli.linear import objective, rows
 from imu_cli.linear.rows import Logits, Mapped
@@ -158,7 +159,7 @@ def test_sizes_are_read(text: str, size: int) -> None:
     assert memory.parse(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1GB", "much", "1XB", "nan"])
+@pytest.mark.parametrize("text", ["", "0", "-1GB", "much", "1XB", "nan", "9" * 5000, "9" * 18 + "TB", "٣GB"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     """The option is named, with what to write."""
     with pytest.raises(ImuError, match=r"--max-memory .*: not a size; write 8GB"):
@@ -169,8 +170,8 @@ def test_the_limit_is_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch, tmp_
     """Of a container's memory, where that is less than the machine's."""
     (tmp_path / "max").write_text("1000000\n")
     (tmp_path / "used").write_text("400000\n")
-    monkeypatch.setattr(memory, "LIMITS", (tmp_path / "max",))
-    monkeypatch.setattr(memory, "USED", (tmp_path / "used",))
+    monkeypatch.setattr(sizes, "LIMITS", (tmp_path / "max",))
+    monkeypatch.setattr(sizes, "USED", (tmp_path / "used",))
     assert memory.limit(None) == 300_000
     assert memory.limit(memory.parse("1MB")) == 1_000_000
     (tmp_path / "max").write_text("max\n")

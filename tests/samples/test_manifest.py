@@ -273,7 +273,7 @@ def test_twenty_problems_are_shown_and_the_rest_counted(pets: Path) -> None:
         ("cat", "cat is a folder, not an image"),
         (".", "is a folder, not an image"),
         ("pipe.png", "is no regular file"),
-        ("cat/0.png\0.png", "is missing"),
+        ("cat/0.png\0.png", "holds a NUL"),
         ("cat\\0.png", "is missing; write / between folder names"),
         ("x" * 5000, "is missing"),
         ("   ", "the file name is empty"),

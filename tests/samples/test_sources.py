@@ -332,7 +332,7 @@ def test_a_damaged_batch_is_read_or_an_error_that_names_it(
     [
         ({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}, "2 images and 1 labels"),
         ({"data": np.zeros((1, 3072), np.uint8), "labels": [10]}, "row 0 has label 10, classes are 0 to 9"),
-        ({"data": np.zeros((1, 3072), np.uint8), "labels": ["cat"]}, "row 0 has label cat"),
+        ({"data": np.zeros((1, 3072), np.uint8), "labels": ["cat"]}, "row 0 has label 'cat'"),
         ({"data": np.zeros((1, 3072), np.int32), "labels": [1]}, "no uint8 array 'data'"),
         ({"data": np.zeros((1, 28), np.uint8), "labels": [1]}, "no uint8 array 'data'"),
         ({"data": np.array([None]), "labels": [1]}, "something other than whole numbers"),

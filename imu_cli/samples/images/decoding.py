@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imu_cli.errors import ImuError, InvalidRowsError
+from imu_cli.errors import ImuError, InvalidRowsError, RefusedError
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images.preprocessing import Preprocessing
 
@@ -61,6 +61,8 @@ def _shaped(images: SampleSet, rows: Sequence[int], preprocess: Preprocessing) -
     for row in rows:
         try:
             arrays.append(_one(images, row, preprocess))
+        except RefusedError:
+            raise
         except ImuError as error:
             problems.append(str(error))
     if problems:
@@ -74,8 +76,10 @@ def _one(images: SampleSet, row: int, preprocess: Preprocessing) -> NDArray[Any]
     image = images.read(row)
     try:
         return preprocess.shape(image)
-    except ImuError:
+    except RefusedError:
         raise
+    except ImuError as error:
+        raise ImuError(f"{images.where(row)}: {error}") from error
     except Exception as error:  # libraries raise anything where a mode or a size does not suit them
         raise ImuError(
             f"{images.where(row)}: cannot be preprocessed (mode {image.mode}, {image.width} x {image.height}: {error}); "
