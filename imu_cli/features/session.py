@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from imu_cli import stopping
 from imu_cli.config.shared import ForgetConfig
 from imu_cli.errors import ImuError
 from imu_cli.events import Events
@@ -39,7 +40,8 @@ class Clock:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the time that the context takes to a stage."""
+        """Add the time that the context takes to a stage; a stage begins where a signal may end the run."""
+        stopping.check()
         start = time.perf_counter()
         try:
             yield

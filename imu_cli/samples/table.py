@@ -8,12 +8,14 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 from weakref import WeakKeyDictionary
 
+from imu_cli import stopping
 from imu_cli.errors import ImuError, InvalidRowsError, nearest
-from imu_cli.files import writing
+from imu_cli.files import outputs, writing
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.images.stores import Files
 
@@ -109,8 +111,15 @@ _read_streams: "WeakKeyDictionary[BinaryIO, bytes]" = WeakKeyDictionary()
 def _read_once(stream: BinaryIO) -> bytes:
     """A stream's bytes, as often as they are asked for: ``peek`` needs the list before ``load_forget`` does."""
     if stream not in _read_streams:
-        _read_streams[stream] = stream.read()
+        with stopping.at_once():
+            _read_streams[stream] = stream.read()
     return _read_streams[stream]
+
+
+def _standard_input() -> BinaryIO:
+    if sys.stdin is None:
+        raise ImuError("stdin: standard input is closed, so no list comes from it; name a .csv, .tsv or .jsonl file")
+    return sys.stdin.buffer
 
 
 def read_table(path: Path | None, stdin: BinaryIO | None, problems: Problems) -> Table:
@@ -120,7 +129,7 @@ def read_table(path: Path | None, stdin: BinaryIO | None, problems: Problems) ->
         ImuError: it cannot be read, or is not UTF-8.
     """
     try:
-        data = _read_once(stdin or sys.stdin.buffer) if path is None else path.read_bytes()
+        data = _read_once(stdin or _standard_input()) if path is None else path.read_bytes()
     except OSError as error:
         raise ImuError(
             f"{problems.name}: cannot be read ({error.strerror}); name a .csv, .tsv or .jsonl file"
@@ -256,12 +265,12 @@ def write_manifest(data: SampleSet, rows: Sequence[int], out: Path, *, force: bo
     """
     if out.suffix.lower() not in SUFFIXES:
         raise ImuError(f"{out}: no kind of list; name it .csv, .tsv or .jsonl")
-    if out.exists() and not force:
-        raise ImuError(f"{out}: exists; choose another name, or --force to replace it")
+    outputs.refuse_output(out, None, force)
     try:
         content = manifest_text(data, rows, out.suffix.lower()).encode()
     except UnicodeEncodeError as error:
         line = error.object[: error.start].rpartition("\n")[2] + error.object[error.start :].partition("\n")[0]
         raise ImuError(f"{out}: a file name is not UTF-8 ({line!r}); rename the file") from error
-    with writing.together(out) as (file,):
+    replaced = partial(outputs.refuse_output, source=None, force=True) if force else writing.nothing
+    with writing.together(out, replaced=replaced) as (file,):
         file.write_bytes(content)
