@@ -390,7 +390,10 @@ def cache_ls(form: OutputFormat = "table") -> None:
     else:
         _show(terminal.plain_table(f"{cache.folder()}: {len(rows)} entries", header, rows))
     for path in broken:
-        tell(f"{path}: {cache.BROKEN}; imu cache rm --broken removes it")
+        ours = path.suffix != ".json" or cache.is_named_so(path)
+        tell(
+            f"{path}: {cache.BROKEN}; {'imu cache rm --broken removes it' if ours else 'it is not of the cache, and stays'}"
+        )
 
 
 @cache_app.command("show")

@@ -5,7 +5,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imu_cli import stopping
@@ -16,6 +16,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 WAIT, PAUSE = 30.0, 0.01
 """Seconds to wait for another run that puts its files in their places, which takes milliseconds; and between two looks."""
 
+_taken: set[int] = set()
 _ours: set[tuple[int, int]] = set()
 """Folders that this process holds: what holds one may call what wants to hold it."""
 
@@ -56,7 +57,25 @@ def take(path: Path, *, sure: bool = False) -> int | None:
     if got is False or (got is None and sure) or not _is_at(descriptor, path):
         os.close(descriptor)
         return None
+    _taken.add(descriptor)
     return descriptor
+
+
+def release(descriptor: int) -> None:
+    """Let go of a lock: what it stood for is a dead run's from now on, if it is still there."""
+    _taken.discard(descriptor)
+    os.close(descriptor)
+
+
+def _forked() -> None:
+    """A child that was forked holds nothing: it may outlive a parent that is killed."""
+    for descriptor in _taken:
+        with suppress(OSError):
+            os.close(descriptor)
+    _taken.clear()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 @contextmanager

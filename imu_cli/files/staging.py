@@ -217,7 +217,7 @@ class Staging:
 
     def close(self) -> None:
         """Let go of the lock: what is still there is a dead run's from now on."""
-        os.close(self.descriptor)
+        locks.release(self.descriptor)
 
 
 def _take(made: Path, output: Path) -> None:
