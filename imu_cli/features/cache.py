@@ -246,6 +246,7 @@ def _nearest(kind: Kind, fields: Mapping[str, Any]) -> str:
 def find(kind: Kind, fields: Mapping[str, Any]) -> Lookup:
     """Look an entry up by everything it depends on; a torn or edited one counts as missing and is said to be so."""
     key = key_of(kind, fields)
+    _tidy()
     _, path = files_of(kind, key, folder())
     if path not in _names(_JSON):
         return Lookup(None, {}, _nearest(kind, fields))
@@ -356,6 +357,13 @@ def remove_torn(paths: Iterable[Path]) -> list[Path]:
             path.with_suffix(".safetensors").unlink(missing_ok=True)
             path.unlink(missing_ok=True)
     return gone
+
+
+def _tidy() -> None:
+    """In passing; a cache that may not be written is nobody's to tidy here."""
+    if _names(_TEMPORARY):
+        with suppress(ImuError):
+            sweep()
 
 
 def named(prefix: str) -> Entry:
