@@ -471,16 +471,16 @@ def _refused(error: BaseException) -> str | None:
         return "memory: there is not enough of it; give --max-memory or a smaller --batch-size, or another machine"
     if not isinstance(error, OSError):
         return None
-    try:
-        Path.cwd()
-    except OSError:
-        return "the working directory is gone; change into one that is there"
     said = error.strerror or str(error) or type(error).__name__
-    return f"{error.filename or 'the system'}: {said}; check that path, its folder and the room on its disk"
+    return f"{error.filename or 'a stream or file'}: {said}; check its path, its folder and the room on its disk"
 
 
 def _run(argv: Sequence[str] | None) -> int:
     stopping.check()
+    try:
+        Path.cwd()
+    except OSError as error:  # torch's libraries end the process where there is none
+        raise ImuError("the working directory is gone; change into one that is there") from error
     try:
         result = app(args=None if argv is None else list(argv), prog_name="imu", standalone_mode=False)
         if sys.stdout is not None:

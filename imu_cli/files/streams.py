@@ -4,13 +4,15 @@ import codecs
 import os
 import sys
 from collections.abc import Iterable
+from typing import BinaryIO
 
+from imu_cli import stopping
 from imu_cli.errors import ImuError
 
 PLAINER = {
-    "‖": "||", "−": "-", "–": "-", "—": "-", "×": "x", "·": ".", "…": "...", "≤": "<=", "≥": ">=", "≠": "!=", "≈": "~",
+    "‖": "|", "−": "-", "–": "-", "—": "-", "×": "x", "·": ".", "…": "...", "≤": "<=", "≥": ">=", "≠": "!=", "≈": "~",
     "±": "+-", "→": "->", "←": "<-", "≪": "<<", "≫": ">>", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "‘": "'", "’": "'",
-    "“": '"', "”": '"', "•": "*", "✓": "yes", "✗": "no", "∞": "inf", "√": "sqrt ", "²": "^2", "½": "1/2", "Δ": "Delta ",
+    "“": '"', "”": '"', "•": "*", "✓": "yes", "✗": "no", "∞": "inf", "√": "sqrt ", "²": "^2", "½": "1/2", "Δ": "d",
     "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "eps", "η": "eta", "λ": "lambda", "μ": "mu", "ρ": "rho",
     "σ": "sigma", "τ": "tau", "φ": "phi", "ℓ": "l", "─": "-", "━": "-", "│": "|", "┃": "|", "█": "#", "░": ".", "▏": "|",
 }  # fmt: skip
@@ -71,6 +73,30 @@ def _shown(text: str) -> str:
         text = "".join(one if one in "\n\t\r" or _shows(one) else _as_json(one) for one in text)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, "imu-escaped").decode(encoding)
+
+
+def stdin() -> BinaryIO:
+    """Standard input.
+
+    Raises:
+        ImuError: whoever started us closed it.
+    """
+    if sys.stdin is None:
+        raise ImuError("stdin: standard input is closed, so no list comes from it; name a .csv, .tsv or .jsonl file")
+    return sys.stdin.buffer
+
+
+def from_stdin(stream: BinaryIO | None = None) -> bytes:
+    """All that comes from standard input, or from what stands for it; Ctrl-C ends the waiting.
+
+    Raises:
+        ImuError: it is closed, or cannot be read.
+    """
+    try:
+        with stopping.at_once():
+            return (stream or stdin()).read()
+    except (OSError, ValueError) as error:
+        raise ImuError(f"stdin: cannot be read ({error}); name a .csv, .tsv or .jsonl file") from error
 
 
 def to_stdout(text: str | Iterable[str]) -> None:

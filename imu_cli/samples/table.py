@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,9 +12,8 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 from weakref import WeakKeyDictionary
 
-from imu_cli import stopping
 from imu_cli.errors import ImuError, InvalidRowsError, nearest
-from imu_cli.files import outputs, writing
+from imu_cli.files import outputs, streams, writing
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.images.stores import Files
 
@@ -111,15 +109,8 @@ _read_streams: "WeakKeyDictionary[BinaryIO, bytes]" = WeakKeyDictionary()
 def _read_once(stream: BinaryIO) -> bytes:
     """A stream's bytes, as often as they are asked for: ``peek`` needs the list before ``load_forget`` does."""
     if stream not in _read_streams:
-        with stopping.at_once():
-            _read_streams[stream] = stream.read()
+        _read_streams[stream] = streams.from_stdin(stream)
     return _read_streams[stream]
-
-
-def _standard_input() -> BinaryIO:
-    if sys.stdin is None:
-        raise ImuError("stdin: standard input is closed, so no list comes from it; name a .csv, .tsv or .jsonl file")
-    return sys.stdin.buffer
 
 
 def read_table(path: Path | None, stdin: BinaryIO | None, problems: Problems) -> Table:
@@ -129,7 +120,7 @@ def read_table(path: Path | None, stdin: BinaryIO | None, problems: Problems) ->
         ImuError: it cannot be read, or is not UTF-8.
     """
     try:
-        data = _read_once(stdin or _standard_input()) if path is None else path.read_bytes()
+        data = _read_once(stdin or streams.stdin()) if path is None else path.read_bytes()
     except OSError as error:
         raise ImuError(
             f"{problems.name}: cannot be read ({error.strerror}); name a .csv, .tsv or .jsonl file"

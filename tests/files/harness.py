@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -137,7 +138,7 @@ def child(run: Mapping[str, Any], go: int, folder: str) -> None:
 
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), number)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False, buffering=1)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     os.chdir(run["cwd"])
     os.environ.update({"IMU_CACHE_DIR": run["cache"], **run["environment"]})
     stopping.install()
@@ -146,9 +147,7 @@ def child(run: Mapping[str, Any], go: int, folder: str) -> None:
     counter.listen()
     try:
         code = main(run["argv"])
-    except BaseException:
-        import traceback
-
+    except Exception:  # noqa: BLE001 shown as Python would
         traceback.print_exc()
     stopping.over()
     count, counter.before = counter.count, 0
@@ -200,10 +199,14 @@ def serve() -> None:
             made = []
             for at, code in enumerate(codes):
                 texts = {
-                    name: Path(place, str(at), name).read_text(errors="replace") if Path(place, str(at), name).exists() else ""
+                    name: Path(place, str(at), name).read_text(errors="replace")
+                    if Path(place, str(at), name).exists()
+                    else ""
                     for name in ("out", "err", "changes")
                 }
-                made.append({"code": code, "out": texts["out"], "err": texts["err"], "changes": int(texts["changes"] or -1)})
+                made.append(
+                    {"code": code, "out": texts["out"], "err": texts["err"], "changes": int(texts["changes"] or -1)}
+                )
         answers.write(json.dumps(made) + "\n")
         answers.flush()
 

@@ -8,12 +8,12 @@ import hashlib
 import json
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness import Ended, Run, Server, serving
+from harness import Ended, Run, Server
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
 ON = ["--config", "imu.yaml"]
@@ -51,31 +51,6 @@ CASES = {
     ),
 }  # fmt: skip
 INPUTS = {"model.safetensors", "model.py", "imu.yaml", "net"}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """The process that forks a child for each run."""
-    with serving() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def small(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder to copy: the digits model as a file and as a folder, and a few images of each class."""
-    folder = tmp_path_factory.mktemp("small")
-    data = tmp_path_factory.mktemp("data")
-    for label in range(10):
-        (data / str(label)).mkdir()
-        for image in sorted((digits / "data/train" / str(label)).iterdir())[:8]:
-            shutil.copy(image, data / str(label))
-    shutil.copy(digits / "model.safetensors", folder)
-    shutil.copy(digits / "model.py", folder)
-    (folder / "imu.yaml").write_text((digits / "imu.yaml").read_text().replace("data/train", str(data)))
-    (folder / "net").mkdir()
-    shutil.copy(digits / "model.safetensors", folder / "net")
-    (folder / "net/README.md").write_text("a model card\n")
-    return folder
 
 
 @dataclass(frozen=True)
@@ -184,15 +159,15 @@ def _every(server: Server, small: Path, folder: Path, name: str, taken: slice, n
     return tried
 
 
-@pytest.mark.parametrize(("name", "step"), [("unlearn", 6), ("unlearn over", 7), ("folder over", 9), ("features", 8)])
+@pytest.mark.parametrize(("name", "step"), [("unlearn over", 8), ("folder over", 14), ("features", 14)])
 def test_killed_before_some_changes(server: Server, small: Path, tmp_path: Path, name: str, step: int) -> None:
-    """SIGKILL, as of a machine that runs out of memory: every few changes, the last ones, where outputs move, among them."""
-    assert _every(server, small, tmp_path, name, slice(None, None, -step), [signal.SIGKILL]) >= 4
+    """SIGKILL, as of a machine that runs out of memory: a few of the changes, those at the end, where outputs move, among them."""
+    assert _every(server, small, tmp_path, name, slice(-4, None, -step), [signal.SIGKILL]) >= 3
 
 
 def test_stopped_before_some_changes(server: Server, small: Path, tmp_path: Path) -> None:
     """SIGTERM and Ctrl-C: the exit code that is documented, and nothing left but a pair that is whole and named."""
-    assert _every(server, small, tmp_path, "unlearn", slice(3, None, 16), STOPS) >= 4
+    assert _every(server, small, tmp_path, "unlearn", slice(30, None, 14), STOPS) >= 4
 
 
 @pytest.mark.slow
@@ -200,8 +175,7 @@ def test_stopped_before_some_changes(server: Server, small: Path, tmp_path: Path
 @pytest.mark.parametrize("name", CASES)
 def test_killed_or_stopped_before_every_change(server: Server, small: Path, tmp_path: Path, name: str) -> None:
     """Every change of every command that writes, with each signal."""
-    tried = _every(server, small, tmp_path, name, slice(None), [signal.SIGKILL, *STOPS])
-    print(f"{name}: {tried} runs ended")
+    assert _every(server, small, tmp_path, name, slice(None), [signal.SIGKILL, *STOPS]) > 45
 
 
 @pytest.mark.slow
