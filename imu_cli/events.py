@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from imu_cli import stopping
+
 Advance = Callable[[int], None]
 
 
@@ -60,7 +62,8 @@ class Clock:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the time that the context takes to a stage."""
+        """Add the time that the context takes to a stage; a stage begins where a signal may end the run."""
+        stopping.check()
         start = time.perf_counter()
         try:
             yield

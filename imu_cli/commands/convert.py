@@ -6,6 +6,7 @@ There is no fallback: a file that this refuses would have to run code, and is re
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from imu_cli.errors import ImuError
-from imu_cli.files import writing
+from imu_cli.files import outputs, writing
 from imu_cli.models import architecture, sidecar
 from imu_cli.models.checkpoint import open_checkpoint, same_bits
-from imu_cli.models.destination import refuse_output
 from imu_cli.models.layout import WEIGHTS
 from imu_cli.models.pickles import chosen, plain_tensors, prefix_notes, read, some, stripped
 from imu_cli.samples.images import preprocessing as preprocess
@@ -59,7 +59,7 @@ def run(
     """
     if not output.name.endswith(WEIGHTS):
         raise ImuError(f"{output}: give the new file a name that ends in {WEIGHTS}")
-    refuse_output(output, source, force)
+    outputs.refuse_output(output, source, force)
     said = _metadata(arch, preprocessing)
     found = read(source)
     name, values, notes = chosen(found, source, key)
@@ -67,7 +67,8 @@ def run(
     notes += prefix_notes(values)
     made, more = plain_tensors(values, source)
     notes += more
-    with writing.together(output) as (file,):
+    replaced = partial(outputs.refuse_output, source=source, force=True) if force else writing.nothing
+    with writing.together(output, replaced=replaced) as (file,):
         save_file(made, file, metadata={"format": "pt"} | said)
         _verify(file, made, arch)
     size = sum(tensor.nbytes for tensor in made.values())

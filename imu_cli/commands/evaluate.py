@@ -16,7 +16,7 @@ from imu_cli.evaluation.evidence import Evidence, Split, forgotten_rows, referen
 from imu_cli.events import Events, Log
 from imu_cli.features import engine
 from imu_cli.features.session import Session
-from imu_cli.files import paths, writing
+from imu_cli.files import outputs, paths, writing
 from imu_cli.linear.rows import Logits, Mapped, Rows, with_bias
 from imu_cli.models import checkpoint, destination, layout
 from imu_cli.models.architecture import Architecture, Loaded
@@ -221,15 +221,14 @@ def _parts(opened: Session, by: str | None) -> dict[str, Tensor] | None:
 
 def _refuse_foreign(path: Path) -> None:
     """The evaluation's file may be replaced if it is an evaluation, and nothing else may."""
-    if path.exists():
+
+    def ours(file: Path) -> bool:
         try:
-            ours = isinstance(storage.read(path), Evaluation)
+            return isinstance(storage.read(file), Evaluation)
         except ImuError:
-            ours = False
-        if not ours:
-            raise ImuError(f"{path}: exists and is not an evaluation that imu wrote; choose another --output")
-    if not path.parent.is_dir():
-        raise ImuError(f"{path.parent}: no such folder; create it, or choose another --output")
+            return False
+
+    outputs.own_file(path, "", ours, "is not an evaluation that imu wrote; choose another --output")
 
 
 def _gates(config: EvaluateConfig) -> list[gates.Gate]:
@@ -312,7 +311,11 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         **provenance.common(opened, effective, merged, folder),
     )
     texts = {output: storage.dump(made)} | ({} if report is None else {report: junit.junit(made)})
-    with writing.together(*texts) as files:
+
+    def replaced(path: Path) -> None:
+        _refuse_foreign(path) if path == output else _junit_file(config, output)
+
+    with writing.together(*texts, replaced=replaced) as files:
         for file, text in zip(files, texts.values(), strict=True):
             file.write_text(text, encoding="utf-8")
     return Evaluated(made, output)

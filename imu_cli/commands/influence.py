@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from imu_cli.commands import opening, procedure, provenance, scoring
@@ -69,7 +70,8 @@ def run_influence(
 def _gallery(made: influence.Influence, samples: SampleSet, path: Path, show: int) -> None:
     """The page with the images that matter most, readable by its owner alone."""
     pictures = {row: thumbnails.data_uri(samples.read(row)) for row in made.largest(show)}
-    with writing.together(path, private=True) as (file,):
+    replaced = partial(writing.refuse_foreign, mark=page.MARK, option="--images")
+    with writing.together(path, private=True, replaced=replaced) as (file,):
         file.write_text(page.gallery(made, pictures), encoding="utf-8")
 
 

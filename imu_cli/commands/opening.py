@@ -1,7 +1,6 @@
 """Everything a command opens before it computes: checkpoint, model, preprocessing, class names, forget set, features."""
 
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -14,6 +13,7 @@ from imu_cli.events import Events, Log
 from imu_cli.features import engine as engine_module
 from imu_cli.features import memory, origin
 from imu_cli.features.session import Network, Run, Session
+from imu_cli.files import streams
 from imu_cli.files.reading import environment_number
 from imu_cli.influence import closed_form
 from imu_cli.models import architecture
@@ -100,7 +100,7 @@ class _Given:
 
 def _read_data(config: ForgetConfig) -> _Given:
     data = open_source(config.data, "data") if config.data else None
-    stdin = BytesIO(sys.stdin.buffer.read()) if config.forget == ["-"] else None
+    stdin = BytesIO(streams.from_stdin()) if config.forget == ["-"] else None
     return _Given(data, stdin, peek(config.forget, data, engine_module.TRIED, stdin))
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from imu_cli import stopping
 from imu_cli.errors import ImuError
 from imu_cli.linear.rows import Rows, blocks, by_rows, mean, only
 from imu_cli.statistics.intervals import Estimate, NotMeasured, class_counts
@@ -65,6 +66,7 @@ def k_shot_recovery(
     centre = None if kept_features is None else mean(kept_features)
     right, taken, held_out = [], [], 0
     for _ in range(repeats):
+        stopping.check()
         shots, held = _draw(labels, k, generator)
         means = torch.stack([features[rows].double().mean(0) for rows in shots.values()])
         head = put_back(means, weight, bias, list(shots), centre)

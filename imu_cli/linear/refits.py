@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from imu_cli import stopping
 from imu_cli.errors import ImuError
 from imu_cli.linear.rows import Logits, Rows, by_rows
 
@@ -106,6 +107,7 @@ def fit(
     pairs: list[_Pair] = []
     over = torch.ones_like(left, dtype=torch.bool)
     for iteration in range(ITERATIONS):
+        stopping.check()
         if iteration % REFRESH == 0:
             # The curvature far from the solution says little about it, and heads that are done need no more passes: those
             # that are left, such as one without samples of a class, get a curvature of their own.

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from imu_cli import stopping
 from imu_cli.errors import ImuError
 from imu_cli.models.layout import PREFIXES, Entry, Layout, Shard, combined_hash, file_hash, resolve
 
@@ -107,6 +108,7 @@ def _range(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
     file.seek(start)
     left = end - start
     while left > 0:
+        stopping.check()
         block = file.read(min(BLOCK, left))
         if not block:
             raise ImuError(f"{file.name}: ends early; the file is truncated or was changed while it was read")

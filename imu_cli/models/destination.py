@@ -3,16 +3,17 @@
 A folder carries along what describes the model, and nothing that could hold the weights as they were.
 """
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from imu_cli.errors import ImuError
-from imu_cli.files import writing
+from imu_cli.files import outputs, writing
+from imu_cli.files.outputs import refuse_output as refuse_output
 from imu_cli.models.layout import WEIGHTS, Layout, inside, main_file, stem
 from imu_cli.records import record, storage
 
@@ -72,41 +73,18 @@ def choose(layout: Layout, output: str | None, force: bool) -> Destination:
     return made
 
 
-def refuse_output(output: Path, source: Path, force: bool) -> None:
-    """Refuse, before any work, an output file that is the input (also through links), exists, or cannot be created.
-
-    Raises:
-        ImuError: with what to do.
-    """
-    if output.exists() and source.exists() and output.samefile(source):
-        raise ImuError(f"{output}: is the input; choose another --output, the input is never overwritten")
-    if (output.exists() or output.is_symlink()) and not force:
-        raise ImuError(f"{output}: exists; choose another --output, or --force to replace it")
-    if output.is_dir():
-        raise ImuError(f"{output}: a folder; name a file as --output")
-    _refuse_parent(output)
-
-
-def _refuse_parent(output: Path) -> None:
-    if not output.parent.is_dir():
-        raise ImuError(f"{output.parent}: no such folder; create it, or choose another --output")
-    if not os.access(output.parent, os.W_OK):
-        raise ImuError(f"{output.parent}: not writable; choose another --output")
-
-
 def _folder(layout: Layout, output: str | None, force: bool) -> Destination:
     source = layout.folder if layout.folder.name not in ("", "..") else layout.folder.resolve()
     path = Path(output) if output else source.with_name(f"{source.name}.unlearned")
     carried, left = _sidecars(layout)
     made = Destination(path, path / f"{stem(layout.main)}.record.json", True, tuple(carried), tuple(left))
-    if path.exists() and path.samefile(source):
-        raise ImuError(f"{path}: is the input; choose another --output, the input is never overwritten")
+    there = outputs.found(path)
+    outputs.refuse_source(path, source)
     if path.name.endswith(WEIGHTS) and not path.is_dir():
         raise ImuError(f"{path}: named as a file, and {layout.model} is written as a folder; name one as --output")
-    if path.is_symlink() or (path.exists() and not path.is_dir()):
+    if path.is_symlink() or there == "file":
         raise ImuError(f"{path}: exists and is not a folder; choose another --output")
     refuse_foreign(made, layout, force)
-    _refuse_parent(path)
     return made
 
 
@@ -175,14 +153,14 @@ def opened(made: Destination, layout: Layout, force: bool) -> Iterator[tuple[Pat
         ImuError: cannot be written, or something else has come into their place meanwhile.
     """
     if not made.is_folder:
-        with writing.together(made.output, made.record) as (weights, text):
+        replaced = partial(refuse_output, source=layout.main, force=True) if force else writing.nothing
+        with writing.together(made.output, made.record, replaced=replaced) as (weights, text):
             yield weights, text
         return
-    with writing.folder(made.output) as temporary:
+    with writing.folder(made.output, lambda _: refuse_foreign(made, layout, force)) as temporary:
         for path in made.carried:
             shutil.copyfile(path, temporary / path.name)
         yield temporary, temporary / made.record.name
-        refuse_foreign(made, layout, force)
 
 
 def beside(model: Path, kind: Literal["record", "evaluation"]) -> Path:

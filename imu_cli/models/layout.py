@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import safetensors
 from annotated_types import MinLen
 
+from imu_cli import stopping
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.files.checking import Said, checked
 from imu_cli.files.reading import parse_json, read_json
@@ -25,6 +26,8 @@ MAX_HEADER = 100_000_000  # bytes, the format's own limit
 PREFIXES = ("module.", "_orig_mod.", "model.")
 """What DistributedDataParallel, torch.compile and trainers put before every name."""
 SHOWN = 5
+HASHED = 1_000_000
+"""Bytes hashed between two points at which a signal ends the run."""
 
 
 class Index(Said):
@@ -103,8 +106,12 @@ class Layout:
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest, buffer = hashlib.sha256(), bytearray(HASHED)
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            stopping.check()
+            digest.update(memoryview(buffer)[:size])
+    return digest.hexdigest()
 
 
 def combined_hash(hashes: Mapping[str, str]) -> str:

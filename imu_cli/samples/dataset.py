@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from imu_cli.errors import ImuError
+from imu_cli import stopping
+from imu_cli.errors import ImuError, StoppedError
 from imu_cli.samples.columns import Digests, as_array, take
 from imu_cli.samples.images.stores import Files, Pixels
 
@@ -167,8 +168,12 @@ class SampleSet:
         # A few small files at hand are quicker one by one: threads would wait for each other, not for the disk.
         quick = time.perf_counter() - started < _QUICK * _DIGEST_CHUNK
         with ThreadPoolExecutor(1 if quick else min(8, (os.cpu_count() or 1) + 2)) as pool:
-            for _ in pool.map(self._hash, chunks):
-                pass
+            try:
+                for _ in pool.map(self._hash, chunks):
+                    stopping.check()
+            except StoppedError:
+                pool.shutdown(cancel_futures=True)
+                raise
         return self.store.digests.raw[positions]
 
     def _hash(self, rows: NDArray[np.int64]) -> None:
