@@ -16,7 +16,6 @@ from imu_cli.errors import ImuError, InvalidRowsError, nearest
 from imu_cli.files import outputs, streams, writing
 from imu_cli.files.reading import MAX_LIST, content, cut, json_value
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
-from imu_cli.samples.images.stores import Files
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 KINDS = "name a .csv, .tsv or .jsonl file"
@@ -225,7 +224,7 @@ def manifest_text(data: SampleSet, rows: Sequence[int], suffix: str = ".csv") ->
     Columns: ``file_name``, or ``index`` for array data; ``label`` as name, or id where no name is known; ``id`` where
     the data set has it.
     """
-    by_name = isinstance(data.store, Files)
+    by_name = data.root is not None
     columns = ["file_name" if by_name else "index", "label", *(["id"] if "id" in data.columns else [])]
     cells = []
     for row in rows:

@@ -54,7 +54,7 @@ Answer = Piece | Spoilt | ImuError
 
 
 def _shaped(images: SampleSet, rows: Sequence[int], preprocess: Preprocessing) -> Piece | Spoilt:
-    stored = images.pixels(rows)
+    stored = images.arrays(rows)
     if stored is not None and preprocess.takes(stored):
         return stored
     arrays, problems = [], []

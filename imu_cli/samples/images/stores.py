@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from imu_cli.errors import ImuError
 from imu_cli.samples.columns import Digests
@@ -72,13 +72,27 @@ class Files:
         """The whole image, first frame, as stored (EXIF orientation is not applied), in the file's mode or of 16 bits in 8.
 
         Raises:
-            ImuError: its numbers are of a range that is not known.
+            ImuError: truncated, undecodable, too large to be an honest image, or its numbers are of a range that is not known.
+            FileNotFoundError: it is gone.
         """
-        with Image.open(self.location(at), formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{image.width} x {image.height}, more than {MAX_PIXELS:,}")
-            image.load()
-            return _in_eight_bits(image)
+        try:
+            with Image.open(self.location(at), formats=_FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError(f"{image.width} x {image.height}, more than {MAX_PIXELS:,}")
+                image.load()
+                return _in_eight_bits(image)
+        except (ImuError, FileNotFoundError):
+            raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise ImuError(f"too many pixels ({error}); shrink it or leave it out") from error
+        except UnidentifiedImageError as error:
+            raise ImuError("not an image that can be read; replace it or leave it out") from error
+        except Exception as error:  # hostile bytes make Pillow's decoders raise anything at all
+            raise ImuError(f"truncated or damaged image ({error}); replace it or leave it out") from error
+
+    def arrays(self, _: NDArray[np.int64]) -> None:
+        """Files are decoded one by one."""
+        return
 
 
 def _in_eight_bits(image: Image.Image) -> Image.Image:
@@ -107,6 +121,7 @@ class Pixels:
 
     identity: str
     values: NDArray[np.uint8]
+    root: None = None
 
     @cached_property
     def digests(self) -> Digests:
@@ -126,6 +141,11 @@ class Pixels:
     def stored(self, at: int) -> bytes:
         """The image's bytes, row by row, channels last."""
         return bytes(self.values[at].tobytes())
+
+    def arrays(self, at: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Images (k, height, width, channels)."""
+        found = self.values[at]
+        return found if found.ndim == 4 else found[..., None]
 
     def decode(self, at: int) -> Image.Image:
         """The image, mode L or RGB."""
