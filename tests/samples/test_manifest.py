@@ -750,7 +750,7 @@ def test_a_list_is_written_whole_or_not_at_all(pets: Path, tmp_path: Path) -> No
         os.umask(old)
     assert out.stat().st_mode & 0o777 == 0o640
     assert out.read_text() == "file_name,label\ncat/0.png,cat\n"
-    with pytest.raises(ImuError, match="exists; choose another name, or --force"):
+    with pytest.raises(ImuError, match="exists; choose another --output, or --force"):
         write_manifest(data, [1], out)
     write_manifest(data, [1], out, force=True)
     assert out.read_text() == "file_name,label\ncat/1.png,cat\n"
