@@ -4,6 +4,7 @@ Nothing here imports torch at its top: ``imu --help`` and ``imu report`` start a
 """
 
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -155,7 +156,7 @@ def unlearn(
         writing.to_stdout(machine.as_json([result.record]) if form == "json" else machine.record_csv(result.record))
     if not quiet:
         tell(f"wrote {result.output} and {result.record_path}")
-        tell(f"next: imu evaluate {result.output} --test DATA")
+        tell(f"next: {shlex.join(unlearn_module.next_words(result, config, origins))}")
     raise typer.Exit(3 if result.record.reached is False else 0)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imu_cli.commands import held_out, opening, procedure, provenance, scoring
+from imu_cli.commands import held_out, opening, preparation, provenance, scoring
 from imu_cli.config.commands import EvaluateConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import curves, gates, measures, shadow_heads, summary
@@ -29,7 +29,8 @@ from imu_cli.samples.vectors import is_features
 from imu_cli.statistics import metrics
 from imu_cli.statistics.intervals import Estimate, census
 from imu_cli.unlearning import scenario
-from imu_cli.unlearning.methods import Method, warn_if_at_chance
+from imu_cli.unlearning.notes import warn_if_at_chance
+from imu_cli.unlearning.procedure import Method
 from imu_cli.unlearning.targets import HeldOut
 from imu_cli.views import junit
 
@@ -355,14 +356,14 @@ def _require_shadows(config: EvaluateConfig, found: Record | None, head_only: bo
 
 def _unlearning(opened: Session, e: Evidence, found: Record, folder: Path) -> shadow_heads.Unlearning:
     """How the model was unlearned, from its record; ``folder`` is what the record's paths are relative to."""
-    wanted = procedure.frozen(found, folder)
+    wanted = preparation.frozen(found, folder)
 
     def chosen_by() -> HeldOut | None:
         quiet = replace(opened, run=opening.run_of(wanted), log=Log())
         return held_out.chosen_by(quiet, wanted.test, wanted.reference, e.forgotten)[0]
 
     method: Method = "matched" if wanted.method == "matched" else "imu"
-    return shadow_heads.Unlearning(method, procedure.of(wanted), wanted.rows, chosen_by, opened.head.rounded)
+    return shadow_heads.Unlearning(method, preparation.of(wanted), wanted.rows, chosen_by, opened.head.rounded)
 
 
 def _kind(opened: Session, config: EvaluateConfig) -> tuple[scenario.Kind, str]:

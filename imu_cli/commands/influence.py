@@ -5,7 +5,7 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from imu_cli.commands import opening, procedure, provenance, scoring
+from imu_cli.commands import opening, preparation, provenance, scoring
 from imu_cli.config.commands import InfluenceConfig, UnlearnConfig
 from imu_cli.config.shared import TargetConfig
 from imu_cli.events import Events
@@ -19,7 +19,7 @@ from imu_cli.records import influence
 from imu_cli.samples.columns import reals
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import thumbnails
-from imu_cli.unlearning import methods
+from imu_cli.unlearning import methods, notes
 from imu_cli.unlearning.matched import kernel
 from imu_cli.views import page
 
@@ -41,7 +41,7 @@ def run_influence(
         scored = scored or scoring.compute_scores(opened, config, h)
     selection = closed_form.weigh(scored.scores, config.keep, config.clip_quantile, scoring.sample_weights(opened))
     accuracy, samples = float(scored.right.double().mean()), opened.forget.samples
-    methods.warn_if_at_chance(opened.log, scored.right, opened.head.classes)
+    notes.warn_if_at_chance(opened.log, scored.right, opened.head.classes)
     ids = opened.forget.ids or samples.names
     rows = influence.ScoreRows(
         ids, samples.names, samples.labels, opened.classes.name,
@@ -79,7 +79,7 @@ def _kernel(opened: Session, config: InfluenceConfig, h: Rows) -> list[influence
     """Matched unlearning solved but not written: strengths, self-influence, and the samples that move each most."""
     shared = {item.name: getattr(config, item.name) for item in fields(TargetConfig)}
     wanted = UnlearnConfig(**shared, method="matched")
-    job = procedure.ready(opened, wanted, h).job
+    job = preparation.ready(opened, wanted, h).job
     problem, found = methods.solve_matched(job)
     rows = kernel.kernel_rows(problem, found.strengths, head=found.outcome.head, top=MOVERS)
     names = opened.forget.samples.names

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from imu_cli.commands import opening, procedure, provenance, scoring
+from imu_cli import options
+from imu_cli.commands import opening, preparation, provenance, scoring
 from imu_cli.commands.provenance import common
 from imu_cli.config.commands import PAPER, UnlearnConfig
 from imu_cli.errors import ImuError
@@ -21,12 +22,14 @@ from imu_cli.linear import objective
 from imu_cli.linear.rows import Rows, predicted
 from imu_cli.models import checkpoint, destination, diagnosis, layout
 from imu_cli.models import destination as destination_module
+from imu_cli.models.architecture import Architecture
 from imu_cli.models.head import check_replay
 from imu_cli.records import parts, storage
 from imu_cli.records.parts import HeldOutInfo, Interval, Link
 from imu_cli.records.record import LookInfo, Record, Target
 from imu_cli.statistics.metrics import binomial_range
 from imu_cli.unlearning import methods, targets
+from imu_cli.unlearning import procedure as procedure_module
 from imu_cli.unlearning.ascent import Outcome
 
 REPLAYED = 64
@@ -84,7 +87,7 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
             "it was never trained, give the checkpoint after training"
         )
     h = scoring.forget_features(opened, config)
-    ready = procedure.ready(opened, config, h)
+    ready = preparation.ready(opened, config, h)
     job = ready.job
     opened.note(f"method {job.method} ({job.method_source})")
     held = 0 if job.held is None else len(job.held.h)
@@ -106,7 +109,20 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
     return Unlearned(made, place.output, place.record)
 
 
-def _tell_end(opened: Session, job: methods.Job, outcome: Outcome) -> None:
+def next_words(done: Unlearned, config: UnlearnConfig, origins: Mapping[str, str]) -> list[str]:
+    """The command that measures what was written, as it can be typed: with the file of options or the code that it needs."""
+    words, record = ["imu", "evaluate", str(done.output)], done.record
+    built = Architecture(str(record.architecture["name"]), "record")
+    if options.CONFIG_FILE in origins:
+        words += ["--config", origins[options.CONFIG_FILE]]
+    elif built.runs_code and config.arch is not None:
+        words += ["--arch", config.arch]
+        words += [word for pair in config.arch_arg for word in ("--arch-arg", pair)]
+    given = config.test or "DATA"
+    return [*words, "--test", given]
+
+
+def _tell_end(opened: Session, job: procedure_module.Job, outcome: Outcome) -> None:
     start, end = outcome.start.forget, outcome.end.forget
     moved = f"from {start:.2%} to {end:.2%} of {len(job.forgetting.labels)} forget samples, head changed by {outcome.end.head_change:.2%}"
     if job.target is None:
@@ -119,7 +135,7 @@ def _tell_end(opened: Session, job: methods.Job, outcome: Outcome) -> None:
         opened.note(_lost(opened, job, outcome.head))
 
 
-def _lost(opened: Session, job: methods.Job, head: Tensor) -> str:
+def _lost(opened: Session, job: procedure_module.Job, head: Tensor) -> str:
     """How many held-out samples of kept classes went to a forgotten class."""
     test = job.held
     assert test is not None
@@ -178,8 +194,8 @@ def _record(
     opened: Session,
     config: UnlearnConfig,
     origins: Mapping[str, str],
-    ready: procedure.Ready,
-    done: methods.Done,
+    ready: preparation.Ready,
+    done: procedure_module.Done,
     place: destination.Destination,
 ) -> Record:
     folder, outcome, job = place.record.parent, done.outcome, ready.job

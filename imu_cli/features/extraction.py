@@ -12,11 +12,7 @@ from imu_cli.errors import ImuError
 from imu_cli.features import memory
 from imu_cli.features.engine import Engine, to_device
 from imu_cli.models import diagnosis
-from imu_cli.models.head import (
-    Head,
-    check_replay,
-    replay_error,
-)
+from imu_cli.models.head import Head, check_replay, replay_error
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import decoding
 from imu_cli.samples.images.preprocessing import Preprocessing

@@ -11,8 +11,9 @@ from imu_cli.events import Log
 from imu_cli.influence import scores
 from imu_cli.influence.closed_form import Damping, influence
 from imu_cli.linear.objective import Members, counts_in
-from imu_cli.unlearning import methods, scenario, targets
-from imu_cli.unlearning.methods import Classifier, Forgetting, Matching, Procedure
+from imu_cli.unlearning import methods, notes, scenario, targets
+from imu_cli.unlearning import procedure as procedure_module
+from imu_cli.unlearning.procedure import Classifier, Forgetting, Matching, Procedure
 from imu_cli.unlearning.targets import Comparison, Limits, Look
 
 
@@ -84,11 +85,11 @@ class Remembered:
         self.held = targets.held_out(held, held_labels, ())
         self.plan = scenario.plan("sample", "test", self.labels, 3, "auto")
 
-    def job(self, procedure: Procedure) -> methods.Job:
+    def job(self, procedure: Procedure) -> procedure_module.Job:
         scored = scores.computed(influence(self.h, self.labels, self.head, Damping(0.01)))
         given = Forgetting(self.h, self.labels, None, None, lambda: scored)
         job = methods.prepare(given, Classifier(self.head, lambda head: head), self.plan, self.held, procedure, Log())
-        methods.tell_start(job, proven_classes=True)
+        notes.tell_start(job, proven_classes=True)
         return job
 
 

@@ -19,8 +19,8 @@ from imu_cli.linear.rows import Rows, predicted
 from imu_cli.models.head import PRECISIONS, replay_tolerance
 from imu_cli.records.parts import HeldOutInfo
 from imu_cli.records.record import Record
-from imu_cli.unlearning import methods, scenario, targets
-from imu_cli.unlearning.methods import Ascent, Classifier, Forgetting, Job, Matching, Procedure
+from imu_cli.unlearning import methods, notes, scenario, targets
+from imu_cli.unlearning.procedure import Ascent, Classifier, Forgetting, Job, Matching, Procedure
 
 ASCENT_ONLY = ("preset", "weights", "reweight", "rows", "step", "learning_rate", "max_steps", "keep", "clip_quantile")
 """Options that only the ascent has."""
@@ -88,16 +88,14 @@ def ready(opened: Session, config: UnlearnConfig, h: Rows) -> Ready:
     plan = scenario.plan(kind, source, labels, opened.head.classes, config.rows)
     opened.note(f"scenario {kind} ({source})")
     held, held_info = held_out.chosen_by(opened, config.test, config.reference, plan.forgotten)
-    methods.warn_if_at_chance(opened.log, predicted(h, matrix) == labels, opened.head.classes)
+    notes.warn_if_at_chance(opened.log, predicted(h, matrix) == labels, opened.head.classes)
     if held is not None:
-        methods.warn_if_at_chance(
-            opened.log, held.right(matrix), opened.head.classes, "held-out samples of kept classes"
-        )
+        notes.warn_if_at_chance(opened.log, held.right(matrix), opened.head.classes, "held-out samples of kept classes")
     job = methods.prepare(
         _forgetting(opened, config, h), Classifier(matrix, opened.head.rounded), plan, held,
         of(config, boundary(opened, h)), opened.log,
     )  # fmt: skip
-    methods.tell_start(job, proven_classes=has_data)
+    notes.tell_start(job, proven_classes=has_data)
     return Ready(job, held_info)
 
 
