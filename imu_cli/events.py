@@ -31,7 +31,7 @@ def libraries_unheard() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"(?!imu_cli(\.|$))")
         warnings.showwarning = lambda *_, **__: None
-        logging.lastResort = logging.NullHandler()  # type: ignore[assignment]
+        logging.lastResort = logging.NullHandler()
         try:
             yield
         finally:
