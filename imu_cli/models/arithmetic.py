@@ -63,10 +63,11 @@ def float32_as(kind: Kind) -> Iterator[None]:
     with _unheard():
         before = [_read(setting) for setting in flags]
         exact = [setting[0]() for _, setting in operations]
-        _write(flags, [kind == "tf32", "high" if kind == "tf32" else "highest"], before)
-        for backend, (_, write) in operations:
-            write(kind if backend == "cuda" else "ieee")
     try:
+        with _unheard():
+            _write(flags, [kind == "tf32", "high" if kind == "tf32" else "highest"], before)
+            for backend, (_, write) in operations:
+                write(kind if backend == "cuda" else "ieee")
         yield
     finally:
         with _unheard():
