@@ -87,10 +87,14 @@ def test_what_yaml_is_not_read(text: str) -> None:
     assert "\n" not in said
 
 
+TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")), max_size=8)
+"""Without line ends of other scripts, which PyYAML folds when it writes them."""
+
+
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers(-(10**15), 10**15) | st.floats(allow_nan=False) | st.text(max_size=8),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        st.none() | st.booleans() | st.integers(-(10**15), 10**15) | st.floats(allow_nan=False) | TEXT,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
         max_leaves=8,
     )
 )
@@ -228,7 +232,7 @@ TWICE = {
     '{"file_name": "3/a.png", "file_name": "3/b.png", "label": "3"}': "the key 'file_name' stands twice",
     '{"file_name": "3/a.png", " File_Name": "3/b.png", "label": "3"}': "the key 'file_name' stands twice",
     f'{{"file_name": "3/a.png", "label": {DIGITS}}}': "a number of 5,000 digits",
-    '{"file_name": "3/a.png", "label": "\\ud800"}': "the text '\\\\ud800' holds half a character",
+    '{"file_name": "3/a.png", "label": "\\ud800"}': "the text '\\ud800' holds half a character",
     '{"file_name": "3/a.png", "label": {"a": 1}}': "'label' is a dict",
 }
 
