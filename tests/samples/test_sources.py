@@ -1,4 +1,5 @@
 import gzip
+import importlib
 import os
 import pickle
 import runpy
@@ -561,9 +562,8 @@ class _Asks:
         self.count = count
 
     def __reduce__(self) -> Any:
-        from numpy._core.numeric import _frombuffer
-
-        return _frombuffer, (self.count, np.dtype(np.uint8), (self.count // 3072, 3072), "C")
+        home = "numpy._core" if int(np.__version__.partition(".")[0]) > 1 else "numpy.core"
+        return importlib.import_module(f"{home}.numeric")._frombuffer, (self.count, np.dtype(np.uint8), (self.count // 3072, 3072), "C")
 
 
 def test_a_batch_that_asks_for_memory(tmp_path: Path) -> None:
