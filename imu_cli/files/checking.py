@@ -35,9 +35,10 @@ class Said(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
 
 
-def place(error: Mapping[str, Any], values: Any) -> str:
+def _place(error: Any, values: Any) -> list[str]:
     """The keys that lead to what was found; names of the alternatives of a type, which pydantic puts in, are left out."""
-    parts, here = [], values
+    parts: list[str] = []
+    here = values
     for part in error["loc"]:
         inside = part in here if isinstance(here, Mapping) else isinstance(here, Sequence) and isinstance(part, int)
         if inside:
@@ -45,13 +46,15 @@ def place(error: Mapping[str, Any], values: Any) -> str:
             here = here[part] if isinstance(here, Mapping) or part < len(here) else None
     if error["type"] in ("missing", "missing_argument"):
         parts.append(str(error["loc"][-1]))
-    return ".".join(parts)
+    return parts
 
 
 def problem(error: ValidationError, values: Any) -> str:
-    """The first thing that is wrong: ``key: found …: what it has to be``."""
-    first: Any = error.errors(include_url=False)[0]
-    where, said = place(first, values), first["msg"][:1].lower() + first["msg"][1:]
+    """The first thing that is wrong: ``key: found …: what it has to be``; of a type's alternatives, the one that fits furthest."""
+    errors: list[Any] = error.errors(include_url=False)
+    same = [item for item in errors if item["loc"][:1] == errors[0]["loc"][:1]]
+    first = max(same, key=lambda item: len(_place(item, values)))
+    where, said = ".".join(_place(first, values)), first["msg"][:1].lower() + first["msg"][1:]
     if first["type"] in ("missing", "missing_argument", "extra_forbidden", "unexpected_keyword_argument"):
         return f"{where}: {said}"
     return f"{where + ': ' if where else ''}found {shown(first['input'])}: {said}"
