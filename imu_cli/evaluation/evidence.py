@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from imu_cli.evaluation import attacks
+from imu_cli.events import Events, Silent
 from imu_cli.linear.rows import Logits, Outputs, Rows, only
 from imu_cli.records.definitions import DEFINITIONS
 from imu_cli.records.evaluation import Metric
@@ -89,6 +90,10 @@ class Evidence:
         shadow: what the shadow heads gave; why there is nothing where there is nothing.
         compat: whether scores that papers print are wanted.
         parts: rows of D_f by the name of their id or group, where asked for.
+        training: how many samples the training data have, D_f among them, where known.
+        target_follows: whether the unlearning's target was what unseen samples reach under the model that results.
+        max_drop, max_class_drop: falls of accuracy on unseen samples that were allowed, the guard's size.
+        events: who hears of what takes time.
     """
 
     kind: scenario.Kind
@@ -106,6 +111,11 @@ class Evidence:
     shadow: Shadow | NotMeasured = NO_SHADOWS
     compat: bool = False
     parts: Mapping[str, Tensor] | None = None
+    training: int | None = None
+    target_follows: bool = False
+    max_drop: float | None = None
+    max_class_drop: float | None = None
+    events: Events = field(default_factory=Silent)
 
 
 def interval_of(found: Estimate) -> Interval | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from imu_cli.errors import ImuError
-from imu_cli.evaluation import attacks, comparisons, recovery
+from imu_cli.evaluation import attacks, comparisons, recovery, reference_heads
 from imu_cli.evaluation.evidence import (
     NO_ORIGINAL,
     NO_RETAIN,
@@ -259,23 +259,7 @@ def remains(e: Evidence) -> list[Metric]:
     """What the features still hold: drift, recovery from a few shots, a linear probe."""
     found = [metric("features.drift", NO_ORIGINAL if e.drift is None else e.drift, split="forget")]
     if e.kind == "class":
-        kept = None if e.test is None else only(e.test.features, ~forgotten_rows(e, e.test.labels))
-        for k in (1, 5, 10):
-            generator = torch.Generator().manual_seed(e.seed)
-            made = recovery.k_shot_recovery(
-                e.forget.features, *e.head, e.forget.labels, k, generator, kept_features=kept
-            )
-            taken = ""
-            if not isinstance(made, NotMeasured) and made.taken is not None:
-                taken = f"the row takes {made.taken.value:.2%} of kept test samples"
-            found.append(
-                metric(
-                    f"recovery.k{k}",
-                    made if isinstance(made, NotMeasured) else made.accuracy,
-                    split="forget",
-                    note=taken,
-                )
-            )
+        found += _recoveries(e)
     if e.test is None:
         return [*found, metric("probe.accuracy", NO_TEST, split="forget, test")]
     probe = _probe(e, e.forget.features, e.test.features)
@@ -286,6 +270,39 @@ def remains(e: Evidence) -> list[Metric]:
     )
     before = _probe_before(e, probe)
     return [*found, metric("probe.accuracy", probe.accuracy, before, split="forget, test", note=note)]
+
+
+def _recoveries(e: Evidence) -> list[Metric]:
+    """``recovery.k*``, at the share of kept samples that the original's rows took: on test, or retain where there is none."""
+    name, split = ("test", e.test) if e.test is not None else ("retain", e.retain)
+    kept = None if split is None else split.only(~forgotten_rows(e, split.labels))
+    kept = None if kept is None or len(kept.labels) == 0 else kept
+    taken = None
+    if kept is not None and kept.before is not None:
+        taken = metrics.predicted_as(kept.before, e.forgotten).value
+    made = []
+    for k in (1, 5, 10):
+        found = recovery.k_shot_recovery(
+            e.forget.features, *e.head, e.forget.labels, k, torch.Generator().manual_seed(e.seed),
+            kept_features=None if kept is None else kept.features, taken_before=taken,
+        )  # fmt: skip
+        if isinstance(found, NotMeasured):
+            made.append(metric(f"recovery.k{k}", found, split="forget"))
+        else:
+            made.append(metric(f"recovery.k{k}", found.accuracy, split="forget", note=_taken(found, name)))
+    return made
+
+
+def _taken(found: recovery.Recovery, split: str) -> str:
+    """What the put-back rows take beside the forget samples, in words."""
+    if found.taken is None:
+        return "how many kept samples the row takes is not known without --test; it may be many"
+    if found.own_taken is None or not found.adjusted:
+        return f"the row takes {found.taken.value:.2%} of kept {split} samples; what the original's took is not known"
+    return (
+        f"the row takes {found.taken.value:.2%} of kept {split} samples, as the original's did; with the bias it came with "
+        f"{found.own_taken.value:.2%}, recovering {found.own_accuracy.value:.2%}"
+    )
 
 
 def _probe(e: Evidence, forget: Rows, test: Rows) -> recovery.Probe | NotMeasured:
@@ -348,7 +365,7 @@ def measure(e: Evidence) -> list[Metric]:
     """Every metric, in the order of the definitions; those whose data was not given say what they need."""
     found = [
         *forget_metrics(e), *test_metrics(e), *membership_metrics(e), *retain_metrics(e), *remains(e),
-        *comparisons.retrained_head_metrics(e), *comparisons.retrained_metrics(e), *comparisons.shadow_metrics(e),
+        *reference_heads.reference_head_metrics(e), *comparisons.retrained_metrics(e), *comparisons.shadow_metrics(e),
         *comparisons.compat_metrics(e),
     ]  # fmt: skip
     by_name = {item.name: item for item in found}

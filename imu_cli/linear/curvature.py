@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from imu_cli.errors import ImuError
-from imu_cli.linear.rows import Logits, Rows, blocks, by_rows
+from imu_cli.linear.rows import Joined, Rows, blocks, by_rows
 
 EXACT = 2_000
 """Unknowns c(d+1) up to which the whole Hessian is factorised."""
@@ -32,7 +32,7 @@ Inverse = Callable[[Tensor], Tensor]
 """From gradients (K, c, d+1) to the steps that (about) this curvature makes of them."""
 
 
-def inverse(h: Rows, weight: Tensor, head: Tensor, l2: float) -> Inverse:
+def inverse(h: Rows | Joined, weight: Tensor, head: Tensor, l2: float) -> Inverse:
     """The best inverse that is affordable for a head of this size.
 
     Args:
@@ -47,7 +47,7 @@ def inverse(h: Rows, weight: Tensor, head: Tensor, l2: float) -> Inverse:
     return by_class(h, weight, head, l2) if c * width * width <= BLOCKS else kronecker(h, weight, head, l2)
 
 
-def exact(h: Rows, weight: Tensor, head: Tensor, l2: float) -> Inverse:
+def exact(h: Rows | Joined, weight: Tensor, head: Tensor, l2: float) -> Inverse:
     """The Hessian itself, from its most curved rows."""
     x, p, scale, _ = _curved(h, weight, head)
     hessian = _hessian(x * scale.sqrt()[:, None], p)
@@ -55,7 +55,7 @@ def exact(h: Rows, weight: Tensor, head: Tensor, l2: float) -> Inverse:
     return lambda g: torch.cholesky_solve(g.flatten(1).T, factor).T.view(g.shape)
 
 
-def by_class(h: Rows, weight: Tensor, head: Tensor, l2: float) -> Inverse:
+def by_class(h: Rows | Joined, weight: Tensor, head: Tensor, l2: float) -> Inverse:
     """The blocks of single classes on the Hessian's diagonal, each from the rows that are most curved for its class."""
     values, chosen, total = _most_curved_of_each(h, weight, head)
     made = head.new_empty(len(head), head.shape[1], head.shape[1])
@@ -68,7 +68,7 @@ def by_class(h: Rows, weight: Tensor, head: Tensor, l2: float) -> Inverse:
     return lambda g: torch.cholesky_solve(g.permute(1, 2, 0), made).permute(2, 0, 1)
 
 
-def kronecker(h: Rows, weight: Tensor, head: Tensor, l2: float) -> Inverse:
+def kronecker(h: Rows | Joined, weight: Tensor, head: Tensor, l2: float) -> Inverse:
     """(A ⊗ B + λ I)⁻¹ with K-FAC's class curvature A and the second moment B of the most curved rows."""
     x, p, scale, share = _curved(h, weight, head)
     scaled = p * scale[:, None]
@@ -91,16 +91,16 @@ def _factor(matrix: Tensor) -> Tensor:
     return factor
 
 
-def _curved(h: Rows, weight: Tensor, head: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _curved(h: Rows | Joined, weight: Tensor, head: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The most curved rows (m, d+1), their softmax (m, c), what weight each stands for (m,), and its share of the curvature."""
-    curved = weight * by_rows(Logits(h, head), lambda logits, _: 1 - _softmax(logits).square().sum(dim=1))
+    curved = weight * by_rows(h, lambda x, _: 1 - _softmax(x.to(head.dtype) @ head.T).square().sum(dim=1))
     chosen = curved.topk(min(CURVED_ROWS, len(curved))).indices
     held = curved[chosen].sum().clamp(min=torch.finfo(curved.dtype).tiny)
     x = h[chosen].to(head.dtype)
     return x, _softmax(x @ head.T), weight[chosen] * (curved.sum() / held), curved[chosen] / held
 
 
-def _most_curved_of_each(h: Rows, weight: Tensor, head: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _most_curved_of_each(h: Rows | Joined, weight: Tensor, head: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of every class the largest w_i p_ik (1 − p_ik) and their rows, (m, c) each, and the sum over all rows (c,)."""
     most = min(len(h), max(CLASS_ROWS, head.shape[1]))
     values = head.new_zeros(0, len(head))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from imu_cli.errors import ImuError
 from imu_cli.linear import curvature
-from imu_cli.linear.rows import Rows, by_rows
+from imu_cli.linear.rows import Joined, Rows, by_rows
 
 CHUNK = 1 << 20
 """Logits, or numbers of H, that are held at a time."""
@@ -65,7 +65,7 @@ class Problem:
     ``shares`` may be masks where ``scale`` (K,) is what each of a head's rows counts for.
     """
 
-    h: Rows
+    h: Rows | Joined
     labels: Tensor
     shares: Tensor
     l2: float
@@ -111,7 +111,7 @@ class Problem:
 
 
 def fit(
-    h: Rows, labels: Tensor, members: Tensor, classes: int, l2: float, *, start: Tensor | None = None,
+    h: Rows | Joined, labels: Tensor, members: Tensor, classes: int, l2: float, *, start: Tensor | None = None,
     tolerance: float = TOLERANCE, advance: Advance = lambda parts: None,
 ) -> Fitted:  # fmt: skip
     """Fit one head on each subset of the rows by preconditioned L-BFGS, all of them at once.
@@ -146,7 +146,7 @@ def _finite(h: Tensor, _: slice) -> Tensor:
     return torch.isfinite(h).all(dim=1)
 
 
-def seconds(h: Rows, classes: int, heads: int) -> float:
+def seconds(h: Rows | Joined, classes: int, heads: int) -> float:
     """About how long ``heads`` heads on all rows of H take to fit, from one pass over some of them."""
     some = min(len(h), max(64, 4 * CHUNK // (heads * classes)))
     mask = torch.ones(heads, some, dtype=torch.bool, device=h.device)

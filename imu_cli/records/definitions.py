@@ -141,7 +141,8 @@ DEFINITIONS: dict[str, Definition] = {
     ),
     "head_gap.forget": Definition(
         "gap to a retrained head, D_f",
-        "forget accuracy less that of a head fitted on retain features alone (which the same backbone computed)",
+        "forget accuracy less that of a head fitted on retain features alone (which the same backbone computed), less the same "
+        "difference between the original and a head fitted with D_f as well",
         "target",
         "--retain and the original, head-only change",
     ),
@@ -304,7 +305,8 @@ DEFINITIONS: dict[str, Definition] = {
     ),
     "recovery.k1": Definition(
         "recovery from 1 shot",
-        "share of the other forget samples predicted rightly once the mean feature of 1 is put back as the class's row",
+        "share of the other forget samples predicted rightly once the mean feature of 1 is put back as the class's row, with the "
+        "bias at which it takes as many kept test samples as the original's row did",
         "none",
         "the forget set, class scenario",
     ),
