@@ -1,5 +1,6 @@
 """Every metric's name, title, definition and direction, once: records, gates, tables and docs take them from here."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -335,3 +336,30 @@ NUMBERS = {"forget.entropy", "features.drift", "mia.ks", "retrained.kl", "retrai
     name for name in DEFINITIONS if ".auc" in name
 }
 """Metrics shown as plain numbers; the others are shares, shown in percent and gated as fractions."""
+
+BOTH_SIDES = {
+    "mia.auc": "mia.auc_two_sided",
+    "forget.accuracy": "mia.auc_two_sided",
+    "forget.confidence": "mia.auc_two_sided",
+    "retrained.accuracy_gap.forget": "retrained.average_gap",
+    "retrained.accuracy_gap.test": "retrained.average_gap",
+    "retrained.accuracy_gap.retain": "retrained.average_gap",
+}
+"""Metrics that should be near a target, and the one that counts a deviation on either side."""
+
+SIDE_IS_HARMLESS = {
+    "forget.over_unlearned", "mia.auc_two_sided", "mia.tpr_at_1pct_fpr", "shadow.tpr_at_1pct_fpr",
+    *(name for name in DEFINITIONS if name.startswith("compat.")),
+}  # fmt: skip
+"""Metrics with a target that nobody minds being missed on one side, or that are not to be gated on."""
+
+
+def range_of(name: str) -> tuple[float, float]:
+    """The least and the largest value that a metric can have."""
+    if name == "mia.auc_two_sided":
+        return 0.5, 1.0
+    if name == "retrained.js":
+        return 0.0, math.log(2)
+    if name in NUMBERS and not (".auc" in name or name == "mia.ks"):
+        return 0.0, math.inf
+    return (-1.0 if name.endswith("_drop") or "_gap." in name else 0.0), 1.0
