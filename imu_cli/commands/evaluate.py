@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imu_cli.commands import held_out, opening, provenance, scoring
+from imu_cli.commands import held_out, opening, procedure, provenance, scoring
 from imu_cli.config.commands import EvaluateConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import curves, gates, measures, shadow_heads, summary
-from imu_cli.evaluation.evidence import Evidence, Split
-from imu_cli.events import Events
+from imu_cli.evaluation.evidence import Evidence, Split, forgotten_rows, reference
+from imu_cli.events import Events, Log
 from imu_cli.features import engine
 from imu_cli.features.session import Session
 from imu_cli.files import paths, writing
@@ -29,6 +29,8 @@ from imu_cli.samples.vectors import is_features
 from imu_cli.statistics import metrics
 from imu_cli.statistics.intervals import Estimate, census
 from imu_cli.unlearning import scenario
+from imu_cli.unlearning.methods import Method, warn_if_at_chance
+from imu_cli.unlearning.targets import HeldOut
 from imu_cli.views import junit
 
 
@@ -156,12 +158,13 @@ class _Models:
     opened: Session
     original: _Other | None
     retrained: _Other | None
+    config: EvaluateConfig
 
     def split(self, samples: SampleSet, what: str) -> Split:
         """Logits of every model on a set of images; features are read once where backbones agree."""
         opened, original = self.opened, self.original
         h = (
-            scoring.forget_features(opened, narrow=True)
+            scoring.forget_features(opened, self.config, narrow=True)
             if what == "forget"
             else opened.features_of(samples, what, narrow=True)
         )
@@ -270,7 +273,8 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         events.note(f"{destination.beside(model, 'record')}: describes another file than {model}; it is not used")
     config, merged, known = _from_record(config, origins, found, destination.beside(model, "record"))
     _stdin_again(config, found)
-    opened = opening.open_all(model, config, events, known)
+    effective = opening.with_features(config)
+    opened = opening.open_all(model, effective, events, known)
     if found is not None and opened.forget.sha256 != found.forget.sha256:
         opened.note("the forget set is not the one that the record was made with (names, labels or contents differ)")
     parts = _parts(opened, config.by)
@@ -278,12 +282,12 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     again = None if config.retrained is None else _open_other(opened, Path(config.retrained), config)
     head_only = None if original is None else set(original.changed) <= set(opened.head.tensors)
     if config.attack is not None:
-        shadow_heads.require(config, found, head_only)
-    evidence = replace(_gather(_Models(opened, original, again), config, found), parts=parts)
+        _require_shadows(config, found, head_only)
+    evidence = replace(_gather(_Models(opened, original, again, effective), config, found), parts=parts)
+    _warn_if_at_chance(opened, evidence)
     if config.attack is not None and found is not None and original is not None:
-        shadow = shadow_heads.run(
-            opened, original.matrix(), evidence, found, config, destination.beside(model, "record").parent
-        )
+        unlearning = _unlearning(opened, evidence, found, destination.beside(model, "record").parent)
+        shadow = shadow_heads.run(evidence, opened.matrix(), original.matrix(), unlearning, config.shadows, opened.log)
         evidence = replace(evidence, shadow=shadow)
     measured = measures.measure(evidence)
     verdicts = gates.judge_all(wanted, {item.name: item for item in measured}, config.require_on == "value")
@@ -305,13 +309,57 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         given={name: paths.relative_to(getattr(config, name), "data", folder) for name in ("data", "test", "retain")},
         scenario=evidence.kind,
         scenario_source=_kind(opened, config)[1] if merged.get("scenario") != "record" else "record",
-        **provenance.common(opened, merged, folder),
+        **provenance.common(opened, effective, merged, folder),
     )
     texts = {output: storage.dump(made)} | ({} if report is None else {report: junit.junit(made)})
     with writing.together(*texts) as files:
         for file, text in zip(files, texts.values(), strict=True):
             file.write_text(text, encoding="utf-8")
     return Evaluated(made, output)
+
+
+def _warn_if_at_chance(opened: Session, e: Evidence) -> None:
+    """Say so where the model, before unlearning if that is known, does no better than chance on kept classes."""
+    for name, split in (("--test", e.test), ("--retain", e.retain)):
+        if split is None:
+            continue
+        logits = reference(split)
+        kept = ~forgotten_rows(e, split.labels)
+        right = (metrics.predictions(logits) == split.labels)[kept]
+        warn_if_at_chance(opened.log, right, opened.head.classes, f"samples of kept classes in {name}")
+
+
+def _require_shadows(config: EvaluateConfig, found: Record | None, head_only: bool | None) -> None:
+    """Refuse ``--attack shadow-heads`` where it cannot be made, before anything is computed.
+
+    Raises:
+        ImuError: names what it lacks.
+    """
+    lacks = [name for name in ("test", "retain") if getattr(config, name) is None]
+    if lacks:
+        raise ImuError(f"--attack shadow-heads: needs {' and '.join(f'--{name}' for name in lacks)}")
+    if config.shadows < shadow_heads.FEWEST:
+        raise ImuError(f"--shadows {config.shadows}: too few to know a spread by; give {shadow_heads.FEWEST} or more")
+    if found is None:
+        raise ImuError(
+            "--attack shadow-heads: needs the record of imu unlearn beside the model; the shadows are unlearned with its options"
+        )
+    if head_only is None:
+        raise ImuError("--attack shadow-heads: needs the original; give --original")
+    if not head_only:
+        raise ImuError("--attack shadow-heads: needs a change of the head only; here tensors outside the head differ")
+
+
+def _unlearning(opened: Session, e: Evidence, found: Record, folder: Path) -> shadow_heads.Unlearning:
+    """How the model was unlearned, from its record; ``folder`` is what the record's paths are relative to."""
+    wanted = procedure.frozen(found, folder)
+
+    def chosen_by() -> HeldOut | None:
+        quiet = replace(opened, run=opening.run_of(wanted), log=Log())
+        return held_out.chosen_by(quiet, wanted.test, wanted.reference, e.forgotten)[0]
+
+    method: Method = "matched" if wanted.method == "matched" else "imu"
+    return shadow_heads.Unlearning(method, procedure.of(wanted), wanted.rows, chosen_by, opened.head.rounded)
 
 
 def _kind(opened: Session, config: EvaluateConfig) -> tuple[scenario.Kind, str]:

@@ -107,7 +107,7 @@ def _plan(opened: Session) -> Plan:
         "backbone_sha256": opened.outside_sha256,
         "head": opened.head.module,
         **{name: value for name, value in opened.described().items() if name != "preprocess_source"},
-        "precision": opened.config.precision,
+        "precision": opened.run.precision,
         "batch_size": size,
         "folded": opened.engine.folded,
         "device": opened.device.type,
@@ -213,7 +213,7 @@ def _join(opened: Session, plan: Plan, folder: Path, output: Path, config: Featu
     }
     width = opened.head.matrix.shape[1] - opened.head.bias
     pieces = (load_file(path)["features"] for path in paths)
-    with opened.clock.timed("joining"), writing.together(output, private=True) as (file,):
+    with opened.log.timed("joining"), writing.together(output, private=True) as (file,):
         featurefile.write(file, (len(samples), width), pieces, columns, said)
     return worst
 
@@ -248,7 +248,8 @@ def run_features(model: Path, config: FeaturesConfig, events: Events) -> Extract
     output = _output(config)
     folder, start = output.with_name(f"{output.name}.parts"), time.perf_counter()
     with _ranks() as ranks:
-        opened = opening.open_all(model, _forget_config(config), events if ranks.first else Silent())
+        wanted = _forget_config(config)
+        opened = opening.open_all(model, wanted, events if ranks.first else Silent())
         if opened.network is None:
             raise ImuError(f"{config.data}: holds features already; name images")
         plan = _plan(opened)
@@ -270,7 +271,7 @@ def run_features(model: Path, config: FeaturesConfig, events: Events) -> Extract
         output=str(output),
         model=provenance.model_hash_of(opened.checkpoint, Path()),
         head=provenance.head_info(opened.head),
-        forget=provenance.forget_info(opened, Path()),
+        forget=provenance.forget_info(opened, wanted, Path()),
         complete=not config.forget,
         precision=config.precision,
         batch_size=opened.engine.batch_size,
@@ -279,6 +280,6 @@ def run_features(model: Path, config: FeaturesConfig, events: Events) -> Extract
         blocks=len(plan.blocks),
         bytes=output.stat().st_size,
         peak_bytes=memory.peak(),
-        seconds={**opened.clock.seconds, "all": round(time.perf_counter() - start, 4)},
-        notes=opened.notes,
+        seconds={**opened.log.clock.seconds, "all": round(time.perf_counter() - start, 4)},
+        notes=opened.log.notes,
     )

@@ -1,4 +1,4 @@
-"""The commands' work: paths and a config in, a result out. Nothing here prints; ``Events`` hears what goes on."""
+"""``imu unlearn``: the forget set unlearned, the checkpoint and its record written, both or neither."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from imu_cli.commands import opening, provenance, scoring
+from imu_cli.commands import opening, procedure, provenance, scoring
 from imu_cli.commands.provenance import common
 from imu_cli.config.commands import PAPER, UnlearnConfig
 from imu_cli.errors import ImuError
@@ -15,6 +15,7 @@ from imu_cli.events import Events
 from imu_cli.features import engine
 from imu_cli.features.session import Session
 from imu_cli.files.paths import relative_to
+from imu_cli.influence import scores
 from imu_cli.linear import objective
 from imu_cli.linear.rows import Rows, predicted
 from imu_cli.models import checkpoint, destination, layout
@@ -24,7 +25,7 @@ from imu_cli.records import parts, storage
 from imu_cli.records.parts import HeldOutInfo, Interval, Link
 from imu_cli.records.record import LookInfo, Record, Target
 from imu_cli.statistics.metrics import binomial_range
-from imu_cli.unlearning import methods, scenario
+from imu_cli.unlearning import methods, targets
 from imu_cli.unlearning.ascent import Outcome
 
 REPLAYED = 64
@@ -61,7 +62,7 @@ def _refuse_contradictions(config: UnlearnConfig) -> None:
     if config.weights == "uniform" and config.reweight != "once":
         raise ImuError("--reweight: uniform weights do not change as the head moves; leave it out")
     if config.until is not None:
-        scenario.parse_until(config.until)
+        targets.parse_until(config.until)
 
 
 def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], events: Events) -> Unlearned:
@@ -74,39 +75,39 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
     place = destination.choose(layout.resolve(model), config.output, config.force)
     config, origins = with_preset(config, origins)
     _refuse_contradictions(config)
+    config = opening.with_features(config)
     opened = opening.open_all(model, config, events)
     if not bool(opened.head.matrix.any()):
         raise ImuError(
             f"head {opened.head.module}: all its weights are 0, so that no change of it can be measured; "
             "it was never trained, give the checkpoint after training"
         )
-    h = scoring.forget_features(opened)
-    job = methods.prepare(opened, config, h)
+    h = scoring.forget_features(opened, config)
+    ready = procedure.ready(opened, config, h)
+    job = ready.job
     opened.note(f"method {job.method} ({job.method_source})")
     held = 0 if job.held is None else len(job.held.h)
     with objective.threads_for((len(h) + held) * opened.head.matrix.numel()):
-        done = (
-            methods.match_to(opened, config, job) if job.method == "matched" else methods.ascend_on(opened, config, job)
-        )
+        done = methods.run(job)
     outcome = done.outcome
     _tell_end(opened, job, outcome)
     for note in place.notes():
         opened.note(note)
     if opened.network is None:
         opened.note("the written model is not run: features come from a file; its bytes are compared and read back")
-    made = _record(opened, config, origins, job, done, place)
+    made = _record(opened, config, origins, ready, done, place)
     files = opened.checkpoint.layout
-    with opened.clock.timed("writing"), destination.opened(place, files, config.force) as (weights, record_file):
+    with opened.log.timed("writing"), destination.opened(place, files, config.force) as (weights, record_file):
         checkpoint.patch(opened.checkpoint, opened.head.parts(outcome.head.cpu()), weights)
         made.after.sha256 = _replay(opened, outcome.head.cpu(), weights, h)
-        made.seconds = opened.clock.seconds
+        made.seconds = opened.log.clock.seconds
         record_file.write_text(storage.dump(made), encoding="utf-8")
     return Unlearned(made, place.output, place.record)
 
 
 def _tell_end(opened: Session, job: methods.Job, outcome: Outcome) -> None:
     start, end = outcome.start.forget, outcome.end.forget
-    moved = f"from {start:.2%} to {end:.2%} of {len(job.labels)} forget samples, head changed by {outcome.end.head_change:.2%}"
+    moved = f"from {start:.2%} to {end:.2%} of {len(job.forgetting.labels)} forget samples, head changed by {outcome.end.head_change:.2%}"
     if job.target is None:
         opened.note(
             f"reached: {moved}; without a target this is how far the run went, not evidence that they are forgotten"
@@ -147,7 +148,7 @@ def _replay(opened: Session, matrix: Tensor, written: Path, h: Rows) -> str:
     expected = (h[slice(len(rows))].cpu() @ matrix.T).to(torch.float64)
     error = float((logits - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
     # The written model runs in float32: features of a lower precision are as far off as that precision is.
-    check_replay(opened.head.with_matrix(matrix), error, PRECISIONS[opened.config.precision])
+    check_replay(opened.head.with_matrix(matrix), error, PRECISIONS[opened.run.precision])
     return made.sha256
 
 
@@ -173,14 +174,14 @@ def _record(
     opened: Session,
     config: UnlearnConfig,
     origins: Mapping[str, str],
-    job: methods.Job,
+    ready: procedure.Ready,
     done: methods.Done,
     place: destination.Destination,
 ) -> Record:
-    folder, outcome = place.record.parent, done.outcome
+    folder, outcome, job = place.record.parent, done.outcome, ready.job
     spread = None
     if job.target is not None:
-        low, high = binomial_range(job.target, len(job.labels))
+        low, high = binomial_range(job.target, len(job.forgetting.labels))
         spread = Interval(low=low, high=high, method="central 95 % of the binomial distribution")
     has_scores = job.scored is not None and job.selection is not None
     return Record(
@@ -192,17 +193,24 @@ def _record(
         method=job.method,
         method_source=job.method_source,
         rows=job.plan.moving(),
-        target=Target(value=job.target, source=job.target_source, range=spread),
-        scores=scoring.score_info(job.scored, job.selection) if has_scores else None,  # type: ignore[arg-type]
+        target=Target(
+            value=job.target,
+            source=job.target_source,
+            range=spread,
+            follows=job.limits.follows,
+            auc=job.limits.max_auc,
+            margin=job.procedure.margin,
+        ),
+        scores=scores.described(job.scored, job.selection) if has_scores else None,  # type: ignore[arg-type]
         reason=outcome.reason,
         reached=outcome.reached,
         start=LookInfo(step=0, **vars(outcome.start)),
         end=LookInfo(step=len(outcome.steps), **vars(outcome.end)),
         trajectory=done.trajectory,
-        held_out=_relative(job.held_info, folder),
+        held_out=_relative(ready.held_info, folder),
         details=done.details,
         previous=_previous(opened, folder),
         scenario=job.plan.kind,
         scenario_source=job.plan.source,
-        **common(opened, origins, folder),
+        **common(opened, config, origins, folder),
     )

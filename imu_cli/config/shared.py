@@ -184,13 +184,24 @@ class TargetConfig(ForgetConfig):
     max_drop: Annotated[
         float, Ge(0), Le(1), Option("Largest fall of accuracy on held-out data, as a fraction.", group=STOP)
     ] = 0.01
+    max_class_drop: Annotated[
+        float | None,
+        Gt(0),
+        Le(1),
+        Option(
+            "Largest fall of accuracy of any single kept class on held-out data, as a fraction.",
+            default="not guarded",
+            group=STOP,
+        ),
+    ] = None
     max_auc: Annotated[
         float,
         Ge(0.5),
         Le(1),
         Option(
-            "Membership AUC against held-out data that matched goes on to, within the budgets; 1: the share on the forget "
-            "set alone decides. Not used with --until or --rho.",
+            "Membership AUC against held-out data that the forget set is to come down to: matched goes on to it within the "
+            "budgets, and it is the target where accuracy has nothing to say. 1: the share on the forget set alone decides. "
+            "Not used with --until or --rho.",
             group=MATCHED,
         ),
     ] = 0.51

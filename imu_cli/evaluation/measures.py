@@ -30,7 +30,7 @@ from imu_cli.records.definitions import DEFINITIONS
 from imu_cli.records.evaluation import ClassRow, Metric, PartRow
 from imu_cli.statistics import metrics
 from imu_cli.statistics.intervals import Estimate, NotMeasured
-from imu_cli.unlearning import scenario
+from imu_cli.unlearning import targets
 
 
 def _forget_hit(e: Evidence, logits: Outputs) -> Estimate:
@@ -52,7 +52,7 @@ def _forget_target(e: Evidence) -> tuple[float | None, str]:
         if isinstance(found, NotMeasured):
             return None, found.reason
         return found.value, "class-matched test accuracy of the original"
-    rate = scenario.confusion_share(metrics.predictions(logits), e.test.labels, e.forget.labels, e.true_labels)
+    rate = targets.confusion_share(metrics.predictions(logits), e.test.labels, e.forget.labels, e.true_labels)
     return rate, "held-out rate of these confusions in the original"
 
 

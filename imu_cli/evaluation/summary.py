@@ -3,7 +3,7 @@
 from imu_cli.evaluation.evidence import Evidence
 from imu_cli.records.evaluation import Metric
 from imu_cli.records.parts import WHAT
-from imu_cli.unlearning.scenario import CLASS_TARGET
+from imu_cli.unlearning.targets import CLASS_TARGET
 
 DAMAGE = "DAMAGE, not forgetting"
 MUCH = 0.05

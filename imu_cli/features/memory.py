@@ -61,9 +61,9 @@ def available() -> int:
     return int(max(0, min(psutil.virtual_memory().available, inside)))
 
 
-def limit(given: str | None) -> int:
-    """Bytes that a set's features may take: ``--max-memory``, else half of what is free."""
-    return parse(given) if given is not None else int(SHARE * available())
+def limit(given: int | None) -> int:
+    """Bytes that a set's features may take: as many as given, else half of what is free."""
+    return given if given is not None else int(SHARE * available())
 
 
 def peak() -> int:

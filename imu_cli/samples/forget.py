@@ -12,6 +12,7 @@ from imu_cli.samples.classes import ClassNames, mapped
 from imu_cli.samples.columns import alike, members, numbers, take
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.images.stores import Files
+from imu_cli.samples.overlap import overlap
 from imu_cli.samples.table import Problems
 
 
@@ -96,6 +97,9 @@ class Draft:
         return "" if self.lines is not None else f"{self.samples.where(row)}: "
 
 
+MOST_LOOKED_THROUGH = 200_000
+"""Rows of a data set up to which twins of the forget samples are looked for in it: each file's size is asked for."""
+
 # --- settling
 
 
@@ -117,7 +121,7 @@ def settle(draft: Draft, data: SampleSet | None, classes: ClassNames, problems: 
         lines=None if draft.lines is None else tuple(draft.lines),
         relabelled=relabelled,
         duplicates=tuple(repeated),
-        notes=tuple(draft.notes + _summary(draft, repeated, relabelled)),
+        notes=tuple(draft.notes + _summary(draft, repeated, relabelled) + _twins_left(draft, data)),
     )
 
 
@@ -149,8 +153,7 @@ def _why_missing(row: int | None, data: SampleSet | None, unmapped: Mapping[int,
 def _note_copies(draft: Draft, problems: Problems) -> list[str]:
     """Rows that are one image: two labels are a problem, the same label a repetition, returned as messages.
 
-    Copies in different files with different labels are a problem where a list's writer gave the labels, and a warning
-    where the data set did.
+    Twins, copies at different places, may have different labels in real data sets, and that is a note.
     """
     samples = draft.samples
     try:
@@ -171,7 +174,7 @@ def _note_copies(draft: Draft, problems: Problems) -> list[str]:
             continue
         if samples.labels[row] == samples.labels[earlier]:
             repeated.append(f"{samples.where(row)}: the same image as {samples.where(earlier)}")
-        elif draft.written or samples.location(row) == samples.location(earlier):
+        elif samples.location(row) == samples.location(earlier):
             problems.add(
                 draft.line(row), f"{draft.place(row)}the same image has another label at {samples.where(earlier)}"
             )
@@ -196,6 +199,21 @@ def _summary(draft: Draft, repeated: list[str], relabelled: int) -> list[str]:
     if relabelled:
         found.append(f"{draft.description}: {relabelled} labels differ from those of --data; the list's are used")
     return found
+
+
+def _twins_left(draft: Draft, data: SampleSet | None) -> list[str]:
+    """A note where forget samples have twins among the rows of the data set that stay."""
+    if data is None or len(data) > MOST_LOOKED_THROUGH:
+        return []
+    listed = {row for row in draft.rows if row is not None}
+    shared = overlap(draft.samples, data)
+    left = {mine for mine, theirs in shared.twins if theirs not in listed}
+    if not left:
+        return []
+    return [
+        f"{draft.description}: {len(left)} forget samples have a twin (the same bytes) among the rows of --data that stay; a sample "
+        "is not forgotten while its twin is remembered, list the twins too if they are to go"
+    ]
 
 
 def _holds_all(draft: Draft, data: SampleSet, in_data: Sequence[int]) -> bool:

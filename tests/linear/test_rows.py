@@ -15,7 +15,7 @@ from imu_cli.linear import objective, rows
 from imu_cli.linear.rows import Logits, Mapped
 from imu_cli.statistics import metrics
 from imu_cli.unlearning import ascent
-from imu_cli.unlearning.scenario import held_out
+from imu_cli.unlearning.targets import held_out
 
 CASE = Case(40, 10, 7, True, 5.0)
 DAMPING = closed_form.Damping(0.01)
@@ -157,7 +157,7 @@ def test_the_limit_is_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(memory, "LIMITS", (tmp_path / "max",))
     monkeypatch.setattr(memory, "USED", (tmp_path / "used",))
     assert memory.limit(None) == 300_000
-    assert memory.limit("1MB") == 1_000_000
+    assert memory.limit(memory.parse("1MB")) == 1_000_000
     (tmp_path / "max").write_text("max\n")
     assert memory.limit(None) > 1_000_000
     assert memory.peak() > 10**7
