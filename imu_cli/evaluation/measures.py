@@ -23,9 +23,9 @@ from imu_cli.evaluation.evidence import (
     matched_pool,
     metric,
     phi,
-    reference,
+    target_model,
 )
-from imu_cli.linear.rows import Outputs, Rows, only
+from imu_cli.linear.rows import Outputs, Rows, by_rows, only
 from imu_cli.records.definitions import DEFINITIONS
 from imu_cli.records.evaluation import ClassRow, Metric, PartRow
 from imu_cli.statistics import metrics
@@ -39,6 +39,21 @@ def _forget_hit(e: Evidence, logits: Outputs) -> Estimate:
     return metrics.accuracy(logits, e.forget.labels, census=True)
 
 
+def _near(e: Evidence) -> str:
+    """How many samples of D_f are not counted, but would be if rounding moved their logits a little; empty where none."""
+    if not e.margin:
+        return ""
+    own = torch.tensor(e.forgotten, dtype=torch.int64, device=e.forget.labels.device)
+
+    def lacks_of(logits: Tensor, rows: slice) -> Tensor:
+        best = logits[:, own].amax(1) if len(own) else logits.gather(1, e.forget.labels[rows, None])[:, 0]
+        return logits.amax(1) - best
+
+    lacks = by_rows(e.forget.after, lacks_of)
+    near = int(((lacks > 0) & (lacks < e.margin)).sum())
+    return f"{near} more lie within rounding of it" if near else ""
+
+
 def _forget_target(e: Evidence) -> tuple[float | None, str]:
     if e.kind == "class":
         return 0.0, "a model that never saw a class never predicts it"
@@ -46,14 +61,14 @@ def _forget_target(e: Evidence) -> tuple[float | None, str]:
         return 1 / e.forget.after.shape[1], "1 / number of classes; with --test the held-out rate"
     if e.test is None:
         return None, "needs --test"
-    logits = reference(e.test)
+    logits, whose = target_model(e, e.test)
     if e.kind == "sample":
         found = _matched_accuracy(e, e.test, logits)
         if isinstance(found, NotMeasured):
             return None, found.reason
-        return found.value, "class-matched test accuracy of the original"
+        return found.value, f"class-matched test accuracy of {whose}"
     rate = targets.confusion_share(metrics.predictions(logits), e.test.labels, e.forget.labels, e.true_labels)
-    return rate, "held-out rate of these confusions in the original"
+    return rate, f"held-out rate of these confusions in {whose}"
 
 
 def _matched_accuracy(e: Evidence, test: Split, logits: Outputs) -> Found:
@@ -71,7 +86,16 @@ def forget_metrics(e: Evidence) -> list[Metric]:
     spread = metrics.binomial_range(goal, n) if goal else None
     after, before = both(e.forget, lambda logits: _forget_hit(e, logits))
     found = [
-        metric("forget.accuracy", after, before, split="forget", target=goal, target_note=why, target_range=spread)
+        metric(
+            "forget.accuracy",
+            after,
+            before,
+            split="forget",
+            target=goal,
+            target_note=why,
+            target_range=spread,
+            note=_near(e),
+        )
     ]
     if e.true_labels is not None:
         known = e.true_labels >= 0
@@ -96,11 +120,11 @@ def forget_metrics(e: Evidence) -> list[Metric]:
 
 
 def _matched_logits(e: Evidence) -> tuple[Outputs, Tensor] | None:
-    """The original's logits and the labels of class-matched test samples."""
+    """Logits and labels of class-matched test samples, under the model that they are the target of."""
     rows = None
     with suppress(ImuError):  # test lacks a class of D_f: that is said where accuracies are matched
         rows = matched_pool(e) if e.kind != "class" else None
-    return None if rows is None or e.test is None else (only(reference(e.test), rows), e.test.labels[rows])
+    return None if rows is None or e.test is None else (only(target_model(e, e.test)[0], rows), e.test.labels[rows])
 
 
 def _accuracies(e: Evidence, split: Split, name: str) -> list[Metric]:

@@ -142,8 +142,8 @@ def _fit(e: Evidence, retain: Split, forget: Split, head: Tensor, l2: float) -> 
     members[:-1, len(retain.labels) :] = False
     takes = refits.seconds(h, len(head), len(members))
     if takes > LONG:
-        e.events.note(f"reference heads: {len(members)} on {len(retain.labels)} samples, about {takes:.0f} s")
-    with e.events.track("reference heads", 100) as advance:
+        e.log.note(f"reference heads: {len(members)} on {len(retain.labels)} samples, about {takes:.0f} s")
+    with e.log.timed("reference heads"), e.log.track("reference heads", 100) as advance:
         return refits.fit(
             h, labels, members.to(labels.device), len(head), l2, start=head, tolerance=refits.COARSE, advance=advance
         )

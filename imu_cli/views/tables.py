@@ -85,7 +85,10 @@ def missing(metrics: Sequence[Metric]) -> Table:
 
 def requirements(result: Evaluation) -> Table:
     """The verdict on every requirement, and why."""
-    rows = [(item.verdict, item.text, words.number(item.compared), item.reason) for item in result.requirements]
+    rows = [
+        (item.verdict, item.text, words.number(item.compared), "; ".join(filter(None, [item.reason, item.warning])))
+        for item in result.requirements
+    ]
     return Table("Requirements", ("verdict", "requirement", "compared", "why"), rows, ("compared",))
 
 
