@@ -175,10 +175,9 @@ def reference_head_metrics(e: Evidence) -> list[Metric]:
             _gap(_differences(e, seen, logits, found.without), control, counted=split_name == "forget")
             for logits in (seen.after, seen.before)
         )
-        note = (
-            f"{found.note}; weight decay {found.l2:.2g}, the original head's own; fitted with D_f as well, the original is "
-            f"{float(control.double().mean()):+.2%} off, which is taken off"
-        )
+        note = f"{float(control.double().mean()):+.2%} taken off, by which the original is off its own refit"
+        if split_name == "forget":
+            note = f"{found.note}; weight decay {found.l2:.2g}, the original head's own; {note}"
         made.append(metric(name, after, before, split=split_name, target=0.0, note=note))
     return made
 

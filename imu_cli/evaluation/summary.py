@@ -22,7 +22,8 @@ GUARD = 0.01
 def of(e: Evidence, found: list[Metric], head_only: bool | None, *, unchanged: bool = False) -> str:
     """The paragraph; ``unchanged`` says that nothing at all differs from the original."""
     by_name = {item.name: item for item in found}
-    damage = _damage(e, by_name)
+    lost, ruined = _lost(e, by_name["test.accuracy_drop"]), _ruined(e, by_name.get("test.worst_class_drop"))
+    damage = [*(_driven(e, by_name) if e.kind == "sample" else []), *(lost or ruined)]
     parts = [
         _no_evidence(e, by_name.get("test.accuracy")),
         f"{DAMAGE}: {', and '.join(damage)}." if damage else "",
@@ -30,7 +31,7 @@ def of(e: Evidence, found: list[Metric], head_only: bool | None, *, unchanged: b
         _said_forget(e, by_name["forget.accuracy"]),
         _said_membership(e, by_name.get("mia.auc"), damaged=bool(damage)),
         _said_drop(e, by_name["test.accuracy_drop"]),
-        _said_class(e, by_name.get("test.worst_class_drop"), damaged=bool(_ruined(e, by_name))),
+        _said_class(e, by_name.get("test.worst_class_drop"), damaged=bool(lost or ruined)),
         "Nothing differs from the original: this model was not unlearned." if unchanged else
         _said_remains(e, by_name, head_only),
     ]  # fmt: skip
@@ -53,12 +54,6 @@ def _no_evidence(e: Evidence, accuracy: Metric | None) -> str:
         f"NOT evidence of anything: {whose} is right on {value:.2%} of {accuracy.n} test samples{kept}, no better than guessing, "
         "so that it sees them wrongly (preprocessing, or the order of the labels)."
     )
-
-
-def _damage(e: Evidence, by_name: dict[str, Metric]) -> list[str]:
-    """What this model lost that forgetting does not ask for."""
-    driven = _driven(e, by_name) if e.kind == "sample" else []
-    return [*driven, *_lost(e, by_name["test.accuracy_drop"]), *_ruined(e, by_name)]
 
 
 def _driven(e: Evidence, by_name: dict[str, Metric]) -> list[str]:
@@ -109,9 +104,8 @@ def _lost(e: Evidence, drop: Metric) -> list[str]:
     ]
 
 
-def _ruined(e: Evidence, by_name: dict[str, Metric]) -> list[str]:
+def _ruined(e: Evidence, worst: Metric | None) -> list[str]:
     """A class that has lost much, which an average over many classes hides."""
-    worst = by_name.get("test.worst_class_drop")
     if worst is None or worst.value is None or worst.interval is None:
         return []
     most = MUCH_OF_A_CLASS if e.max_class_drop is None else e.max_class_drop
@@ -119,8 +113,8 @@ def _ruined(e: Evidence, by_name: dict[str, Metric]) -> list[str]:
         return []
     guard = "" if e.max_class_drop is None else f", more than --max-class-drop {e.max_class_drop:g} allows"
     return [
-        f"the class {worst.note or 'that lost most'} is ruined: {100 * worst.value:.1f} points of its accuracy are lost{guard} "
-        f"(95 % interval of the largest fall of a class: {100 * worst.interval.low:.1f} to {100 * worst.interval.high:.1f})"
+        f"a single class is ruined, {worst.note or 'the worst'}: {100 * worst.value:.1f} points of its accuracy are lost{guard} (95 % "
+        f"interval of the largest fall of a class: {100 * worst.interval.low:.1f} to {100 * worst.interval.high:.1f})"
     ]
 
 
@@ -194,8 +188,11 @@ def _said_drop(e: Evidence, drop: Metric) -> str:
     if drop.value is None or drop.interval is None:
         return ""
     moved = f"{'fell' if drop.value > 0 else 'rose'} by {100 * abs(drop.value):.2f} points"
+    beyond = ""
+    if e.max_drop is not None and drop.interval.low > e.max_drop:
+        beyond = f", more than --max-drop {e.max_drop:g} allows"
     return (
-        f"Test accuracy{' on kept classes' if e.forgotten else ''} {moved if drop.value else 'did not change'} (95 % interval "
+        f"Test accuracy{' on kept classes' if e.forgotten else ''} {moved if drop.value else 'did not change'}{beyond} (95 % interval "
         f"of the fall: {100 * drop.interval.low:.2f} to {100 * drop.interval.high:.2f}, n = {drop.n})."
     )
 
