@@ -232,10 +232,25 @@ def _refuse_foreign(path: Path) -> None:
     outputs.own_file(path, "", ours, "is not an evaluation that imu wrote; choose another --output")
 
 
-def _gates(config: EvaluateConfig) -> list[gates.Gate]:
-    """The requirements of the YAML file's ``gates:``, then those of ``--require``; one that stands twice counts once."""
-    found = [gates.parse(text, "gates:") for text in config.gates]
-    return list(dict.fromkeys([*found, *(gates.parse(text) for text in config.require)]))
+def _gates(config: EvaluateConfig, report: Path | None) -> list[gates.Gate]:
+    """The requirements of the YAML file's ``gates:``, then those of ``--require``; one that stands twice counts once.
+
+    Raises:
+        ImuError: one that cannot be judged; the JUnit file says so too, lest an earlier one be taken for today's.
+    """
+    texts = [*((text, "gates:") for text in config.gates), *((text, "--require") for text in config.require)]
+    found, problems = list[gates.Gate](), dict[str, str]()
+    for text, option in texts:
+        try:
+            found.append(gates.parse(text, option))
+        except ImuError as error:
+            problems[text] = str(error)
+    if problems and report is not None:
+        with writing.together(report) as (file,):
+            file.write_text(junit.refused(problems), encoding="utf-8")
+    if problems:
+        raise ImuError("\n".join(problems.values()))
+    return list(dict.fromkeys(found))
 
 
 def _junit_file(config: EvaluateConfig, output: Path) -> Path | None:
@@ -266,7 +281,8 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     """
     layout.require_file(model)
     output = Path(config.output) if config.output else destination.beside(model, "evaluation")
-    wanted, report = _gates(config), _junit_file(config, output)
+    report = _junit_file(config, output)
+    wanted = _gates(config, report)
     _refuse_foreign(output)
     found = provenance.read_record(model)
     if found is None and destination.beside(model, "record").is_file():
@@ -291,6 +307,9 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         evidence = replace(evidence, shadow=shadow)
     measured = measures.measure(evidence)
     verdicts = gates.judge_all(wanted, {item.name: item for item in measured}, config.require_on == "value")
+    for verdict in verdicts:
+        if verdict.warning:
+            opened.note(f"{verdict.text}: {verdict.warning}")
     folder = output.parent
     made = Evaluation(
         model=provenance.model_hash_of(opened.checkpoint, folder),
@@ -413,4 +432,17 @@ def _gather(models: _Models, config: EvaluateConfig, found: Record | None) -> Ev
         head_before=None if original is None else models.head(original.matrix()),
         same_backbone=original is not None and original.same_backbone,
         compat=config.compat,
+        training=None if opened.data is None else len(opened.data),
+        twins_left=opened.forget.twins_left,
+        log=opened.log,
+        **_allowed(found),
     )
+
+
+def _allowed(found: Record | None) -> dict[str, Any]:
+    """What the unlearning compared with, and what it was allowed to cost, from its record."""
+    if found is None:
+        return {"target_follows": True}
+    guards = {name: found.options[name].value for name in ("max_drop", "max_class_drop") if name in found.options}
+    known: dict[str, Any] = {name: value for name, value in guards.items() if isinstance(value, float)}
+    return {"target_follows": found.target.follows, "margin": found.target.margin, **known}

@@ -125,8 +125,10 @@ def _fit(
     none = torch.zeros(1, inside.shape[1], dtype=torch.bool)
     rows = torch.cat([inside, none]).to(h.device)
     members = torch.cat([rows, torch.ones(len(rows), len(retain[1]), dtype=torch.bool, device=h.device)], dim=1)
-    with log.timed("fitting shadow heads"):
-        found = refits.fit(h, labels, members, len(original), l2, start=original)
+    takes = refits.seconds(h, len(original), len(members))
+    log.note(f"{len(members)} shadow heads on {len(h)} samples: about {max(1, takes):.0f} s to fit")
+    with log.timed("fitting shadow heads"), log.track("fitting shadow heads", 100) as advance:
+        found = refits.fit(h, labels, members, len(original), l2, start=original, advance=advance)
     if not found.converged:
         log.note(f"shadow heads: a fit stopped {found.decrement:.1g} nats above its best")
     return found.heads

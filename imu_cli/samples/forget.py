@@ -32,6 +32,7 @@ class ForgetSet:
         relabelled: rows whose label differs from the one that ``--data`` has for them.
         duplicates: a message for each row that repeats an earlier one, by content and label.
         notes: what the user should know; repeated rows are counted here, once.
+        twins_left: how many have a twin among the rows of the data set that stay.
     """
 
     samples: SampleSet
@@ -46,6 +47,7 @@ class ForgetSet:
     relabelled: int = 0
     duplicates: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    twins_left: int = 0
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -111,6 +113,7 @@ def settle(draft: Draft, data: SampleSet | None, classes: ClassNames, problems: 
     _note_missing(draft, data, unmapped, problems)
     repeated = _note_copies(draft, problems)
     problems.refuse()
+    left = _twins_left(draft, data)
     relabelled = sum(UNKNOWN not in (own, other) and own != other for own, other in zip(labels, theirs, strict=True))
     return ForgetSet(
         draft.samples,
@@ -120,7 +123,8 @@ def settle(draft: Draft, data: SampleSet | None, classes: ClassNames, problems: 
         lines=None if draft.lines is None else tuple(draft.lines),
         relabelled=relabelled,
         duplicates=tuple(repeated),
-        notes=tuple(draft.notes + _summary(draft, repeated, relabelled) + _twins_left(draft, data)),
+        notes=tuple(draft.notes + _summary(draft, repeated, relabelled) + _told_twins(draft, left)),
+        twins_left=left,
     )
 
 
@@ -200,17 +204,20 @@ def _summary(draft: Draft, repeated: list[str], relabelled: int) -> list[str]:
     return found
 
 
-def _twins_left(draft: Draft, data: SampleSet | None) -> list[str]:
-    """A note where forget samples have twins among the rows of the data set that stay."""
+def _twins_left(draft: Draft, data: SampleSet | None) -> int:
+    """How many forget samples have twins among the rows of the data set that stay."""
     if data is None or len(data) > MOST_LOOKED_THROUGH:
-        return []
+        return 0
     listed = {row for row in draft.rows if row is not None}
-    shared = overlap(draft.samples, data)
-    left = {mine for mine, theirs in shared.twins if theirs not in listed}
+    return len({mine for mine, theirs in overlap(draft.samples, data).twins if theirs not in listed})
+
+
+def _told_twins(draft: Draft, left: int) -> list[str]:
+    """A note where there are some."""
     if not left:
         return []
     return [
-        f"{draft.description}: {len(left)} forget samples have a twin (the same bytes) among the rows of --data that stay; a sample "
+        f"{draft.description}: {left} forget samples have a twin (the same bytes) among the rows of --data that stay; a sample "
         "is not forgotten while its twin is remembered, list the twins too if they are to go"
     ]
 

@@ -125,15 +125,15 @@ REACHED = {True: "bold green", False: "bold red", None: "bold yellow"}
 
 
 def record(result: Record, *, notes: bool = True) -> RenderableType:
-    """What an unlearning did: target, where it stopped, what changed; notes only where they were not told already."""
+    """What an unlearning did: what changed, where it stopped, and last the verdict; notes only where they were not told already."""
     result = words.printable(result)
-    title = Text(result.after.path, style="bold")
     return _blocks(
-        Group(title, Text(words.verdict(result), style=REACHED[result.reached]), drawn(tables.outcome(result))),
+        Text(result.after.path, style="bold"),
         *_filled(tables.path(result)),
         _pairs("", words.run_facts(result)),
         *_notes(result.notes if notes else []),
         Text(result.limit, style="dim"),
+        Group(drawn(tables.outcome(result)), Text(words.verdict(result), style=REACHED[result.reached])),
     )
 
 
@@ -157,6 +157,8 @@ def _filled(*parts: tables.Table) -> list[RenderableType]:
     return [drawn(part) for part in parts if part.rows]
 
 
+MOST_CLASSES = 20
+"""Rows of the table of classes on a terminal."""
 NARROW = 110
 """Columns below which what a metric is goes under the table: beside six columns of numbers it would be folded to words."""
 
@@ -190,18 +192,19 @@ def _summary(text: str) -> Text:
 
 
 def evaluation(result: Evaluation, *, per_class: bool = True, notes: bool = True) -> RenderableType:
-    """What was measured of a model, what was not, and the verdicts."""
+    """What was measured of a model and what was not; the verdicts come last, where a terminal stops scrolling."""
     result = words.printable(result)
     title = Text(f"{result.model.path}: scenario {result.scenario}, {result.forget.n} forget samples", style="bold")
     return _blocks(
-        Group(title, _summary(result.summary)),
-        *_filled(tables.requirements(result)),
+        title,
         _Measured(result.metrics),
         *_missing(result.metrics),
-        *_filled(tables.per_part(result), *([tables.per_class(result)] if per_class else [])),
+        *_filled(tables.per_part(result), *([tables.per_class(result, MOST_CLASSES)] if per_class else [])),
         _pairs("", words.evaluation_facts(result)),
         *_notes(result.notes if notes else []),
         Text(result.limit, style="dim"),
+        *_filled(tables.requirements(result)),
+        _summary(result.summary),
     )
 
 
