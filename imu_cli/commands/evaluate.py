@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imu_cli.commands import held_out, opening, preparation, provenance, scoring
+from imu_cli.commands import held_out, opening, preparation, provenance, reuse
 from imu_cli.config.commands import EvaluateConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import curves, gates, measures, shadow_heads, summary
@@ -165,7 +165,7 @@ class _Models:
         """Logits of every model on a set of images; features are read once where backbones agree."""
         opened, original = self.opened, self.original
         h = (
-            scoring.forget_features(opened, self.config, narrow=True)
+            reuse.forget_features(opened, self.config, narrow=True)
             if what == "forget"
             else opened.features_of(samples, what, narrow=True)
         )

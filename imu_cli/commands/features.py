@@ -26,12 +26,12 @@ from imu_cli.config.commands import FeaturesConfig
 from imu_cli.config.shared import ForgetConfig, SamplesConfig
 from imu_cli.errors import ImuError, StoppedError
 from imu_cli.events import Events, Silent
-from imu_cli.features import memory, origin
+from imu_cli.features import origin
 from imu_cli.features.extraction import Seen
 from imu_cli.features.session import Session
-from imu_cli.files import locks, outputs, parts, writing
+from imu_cli.files import locks, memory, outputs, parts, writing
 from imu_cli.files.reading import environment_number
-from imu_cli.records.extraction import Extracted
+from imu_cli.records.features import Extracted
 from imu_cli.samples import vectors as featurefile
 from imu_cli.samples.images import decoding
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from imu_cli.commands import opening, preparation, provenance, scoring
+from imu_cli.commands import opening, preparation, provenance, reuse
 from imu_cli.config.commands import InfluenceConfig, UnlearnConfig
 from imu_cli.config.shared import TargetConfig
 from imu_cli.events import Events
@@ -35,11 +35,11 @@ def run_influence(
         writing.refuse_foreign(Path(config.images), page.MARK, "--images")
     config = opening.with_features(config)
     opened = opening.open_all(model, config, events)
-    scored, h = scoring.cached_scores(opened, config), None
+    scored, h = reuse.cached_scores(opened, config), None
     if scored is None or config.kernel:
-        h = scoring.forget_features(opened, config)
-        scored = scored or scoring.compute_scores(opened, config, h)
-    selection = closed_form.weigh(scored.scores, config.keep, config.clip_quantile, scoring.sample_weights(opened))
+        h = reuse.forget_features(opened, config)
+        scored = scored or reuse.compute_scores(opened, config, h)
+    selection = closed_form.weigh(scored.scores, config.keep, config.clip_quantile, reuse.sample_weights(opened))
     accuracy, samples = float(scored.right.double().mean()), opened.forget.samples
     notes.warn_if_at_chance(opened.log, scored.right, opened.head.classes)
     ids = opened.forget.ids or samples.names
@@ -60,7 +60,7 @@ def run_influence(
         notes=opened.log.notes,
         rows=rows,
         kernel=_kernel(opened, config, h) if config.kernel and h is not None else [],
-        run=scoring.run_info(opened),
+        run=reuse.run_info(opened),
     )
     if config.images is not None:
         _gallery(made, samples, Path(config.images), config.show)

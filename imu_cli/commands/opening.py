@@ -11,9 +11,9 @@ from imu_cli.config.shared import ForgetConfig, ModelConfig
 from imu_cli.errors import ImuError
 from imu_cli.events import Events, Log
 from imu_cli.features import engine as engine_module
-from imu_cli.features import memory, origin
+from imu_cli.features import origin
 from imu_cli.features.session import Network, Run, Session
-from imu_cli.files import streams
+from imu_cli.files import memory, streams
 from imu_cli.files.reading import environment_number
 from imu_cli.influence import closed_form
 from imu_cli.models import architecture

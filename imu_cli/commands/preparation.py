@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from imu_cli import options
-from imu_cli.commands import held_out, scoring
+from imu_cli.commands import held_out, reuse
 from imu_cli.config.commands import UnlearnConfig
 from imu_cli.features.session import Session
 from imu_cli.files import paths
@@ -115,9 +115,9 @@ def _forgetting(opened: Session, config: UnlearnConfig, h: Rows) -> Forgetting:
     true_labels = None if true is None else torch.tensor(list(true), dtype=torch.int64, device=labels.device)
 
     def scores() -> Scored:
-        return scoring.cached_scores(opened, config) or scoring.compute_scores(opened, config, h)
+        return reuse.cached_scores(opened, config) or reuse.compute_scores(opened, config, h)
 
-    return Forgetting(h, labels, true_labels, scoring.sample_weights(opened), scores)
+    return Forgetting(h, labels, true_labels, reuse.sample_weights(opened), scores)
 
 
 def frozen(found: Record, folder: Path) -> UnlearnConfig:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from imu_cli import options
-from imu_cli.commands import opening, preparation, provenance, scoring
+from imu_cli.commands import opening, preparation, provenance, reuse
 from imu_cli.commands.provenance import common
 from imu_cli.config.commands import PAPER, UnlearnConfig
 from imu_cli.errors import ImuError
@@ -86,7 +86,7 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
             f"head {opened.head.module}: all its weights are 0, so that no change of it can be measured; "
             "it was never trained, give the checkpoint after training"
         )
-    h = scoring.forget_features(opened, config)
+    h = reuse.forget_features(opened, config)
     ready = preparation.ready(opened, config, h)
     job = ready.job
     opened.note(f"method {job.method} ({job.method_source})")

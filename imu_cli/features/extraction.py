@@ -9,7 +9,7 @@ from torch import Tensor
 
 from imu_cli import stopping
 from imu_cli.errors import ImuError
-from imu_cli.features import memory
+from imu_cli.features import allocation
 from imu_cli.features.engine import Engine, to_device
 from imu_cli.models import diagnosis
 from imu_cli.models.head import Head, check_replay, replay_error
@@ -76,7 +76,7 @@ def stream(
         return Seen(first, h.to("cpu", torch.float32), logits, replayed)
 
     on_cpu = run.device.type == "cpu"
-    with memory.kept() if on_cpu else contextlib.nullcontext():
+    with allocation.kept() if on_cpu else contextlib.nullcontext():
         for stacked in decoding.batches(samples, preprocess, run.batch_size, wanted, beside=not on_cpu):
             stopping.check()
             with torch.inference_mode():

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from imu_cli.errors import ImuError
 from imu_cli.events import Log
-from imu_cli.features import cache, extraction, memory, origin
+from imu_cli.features import cache, extraction, origin
 from imu_cli.features import engine as engine_module
 from imu_cli.features.engine import Engine
 from imu_cli.features.extraction import Seen
 from imu_cli.features.precision import Precision
+from imu_cli.files import memory
 from imu_cli.linear.rows import Mapped, Rows, refuse_not_finite
 from imu_cli.models.architecture import Loaded
 from imu_cli.models.checkpoint import Checkpoint

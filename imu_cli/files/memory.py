@@ -1,7 +1,9 @@
-"""How much memory there is, sizes as people write them, and what a file claims held against both before it is built."""
+"""How much memory there is, how much this process has taken, sizes as people write them, and what a file claims held against both before it is built."""
 
 import math
 import re
+import resource
+import sys
 from pathlib import Path
 
 from imu_cli.errors import ImuError
@@ -81,3 +83,9 @@ def require(wanted: int, given: int | None, where: str, what: str, remedy: str) 
     if wanted > room:
         source = "--max-memory" if given is not None else "half of what is free"
         raise ImuError(f"{where}: {what} would take {wanted / 1e9:,.3g} GB, {source} is {room / 1e9:.3g} GB; {remedy}")
+
+
+def peak() -> int:
+    """Bytes of memory that this process has had resident at most, pages of mapped files among them."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

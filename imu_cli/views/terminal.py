@@ -12,7 +12,7 @@ from rich.text import Text
 
 from imu_cli.models.contents import Inspection
 from imu_cli.records.evaluation import Evaluation, Metric
-from imu_cli.records.extraction import Extracted
+from imu_cli.records.features import Extracted
 from imu_cli.records.influence import Influence
 from imu_cli.records.parts import ScoreInfo
 from imu_cli.records.record import Record

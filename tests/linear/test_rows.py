@@ -10,7 +10,7 @@ from cases import Case
 from safetensors.torch import load_file, save_file
 
 from imu_cli.errors import ImuError
-from imu_cli.features import memory
+from imu_cli.files import memory
 from imu_cli.files import memory as sizes
 from imu_cli.influence import closed_form
 from imu_cli.linear import objective, rows

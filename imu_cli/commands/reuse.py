@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from imu_cli.config.shared import ForgetConfig
-from imu_cli.features import cache, extraction, memory, origin
+from imu_cli.features import cache, extraction, origin
 from imu_cli.features.session import Session, Taken
+from imu_cli.files import memory
 from imu_cli.influence import closed_form, scores
 from imu_cli.influence.scores import Scored
 from imu_cli.linear.rows import Mapped, Rows, blocks
