@@ -39,6 +39,15 @@ KINDS = {
 CODES = {"float64": "F64", "float32": "F32", "int64": "I64", "uint8": "U8"}
 
 
+class BuiltSaid(Said):
+    """The architecture as records have it; another engine may know less of it."""
+
+    name: str | None = None
+    source: str | None = None
+    arguments: dict[str, Any] | None = None
+    code: str | None = None
+
+
 class FeaturesSaid(Said):
     """The JSON object under the metadata key ``imu.features``."""
 
@@ -47,7 +56,7 @@ class FeaturesSaid(Said):
     backbone_sha256: str | None = None
     head_sha256: str | None = None
     classes: list[str] | None = None
-    architecture: dict[str, Any] | None = None
+    architecture: BuiltSaid | None = None
     preprocess: dict[str, Any] | None = None
     precision: str | None = None
     complete: bool | None = None
