@@ -200,7 +200,9 @@ def _refuse_numbers(config: Any, given: Mapping[str, Any], origins: Mapping[str,
             what = "not a number that can be used; give a smaller one"
             raise ImuError(f"{_where(field.name, origins)} {shown(value)}: {what}")
         if isinstance(given.get(field.name), bool) and not isinstance(value, bool):
-            raise ImuError(f"{_where(field.name, origins)} {given[field.name]}: a switch where a number is wanted; give one")
+            raise ImuError(
+                f"{_where(field.name, origins)} {given[field.name]}: a switch where a number is wanted; give one"
+            )
 
 
 def _drop_weaker(values: dict[str, Any], origins: Origins) -> None:

@@ -105,7 +105,12 @@ def of_text(data: bytes, chance: random.Random) -> bytes:
         other = chance.randrange(len(tokens))
         tokens[at], tokens[other] = tokens[other], tokens[at]
     else:
-        kept = {"replace": [new], "insert": [tokens[at], new], "remove": [], "repeat": [tokens[at]] * chance.choice([2, 50])}
+        kept = {
+            "replace": [new],
+            "insert": [tokens[at], new],
+            "remove": [],
+            "repeat": [tokens[at]] * chance.choice([2, 50]),
+        }
         tokens[at : at + 1] = kept[kind]
     return "".join(tokens).encode("utf-8", "surrogatepass" if "\ud800" in new else "surrogateescape")
 

@@ -15,10 +15,9 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +25,7 @@ import torch
 from conftest import listing
 from mutating import DIGITS, change
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from imu_cli.cli import main
 
@@ -53,29 +52,59 @@ class Kind:
     short: int = 8
 
 
+FEATURES = ["influence", "model.safetensors", "--no-cache", "--features", "{}", "--forget", "index=0:4"]
+FEATURES_AGAIN = ["evaluate", "model.safetensors", "--features", "{}", "--forget", "class=3", "-o", "e.json"]
+UNLEARN = ["unlearn", "model.safetensors", *PLAIN, "--forget", "{}", "-o", "out.safetensors"]
+EVALUATE = ["evaluate", "done/out.safetensors", "--arch", "model.py:digits_net", "-o", "e.json"]
+CACHED = ["influence", *MODEL, "--forget", "l/forget.csv"]
+
+
+def select(data: str, selector: str) -> list[str]:
+    """Rows of an array data set's test split."""
+    return ["select", "--data", f"{data}:.#test", selector]
+
+
 KINDS: dict[str, Kind] = {
-    "lists": Kind(["l/forget.csv", "l/forget.tsv", "l/forget.jsonl"], [[*SCORE, "{}"], ["influence", *MODEL, "--forget", "{}", "--no-cache"]], 16),
-    "list of an unlearning": Kind(["l/forget.csv", "l/forget.jsonl"], [["unlearn", "model.safetensors", *PLAIN, "--forget", "{}", "-o", "out.safetensors"]], 4),
+    "lists": Kind(
+        ["l/forget.csv", "l/forget.tsv", "l/forget.jsonl"],
+        [[*SCORE, "{}"], ["influence", *MODEL, "--forget", "{}", "--no-cache"]],
+        16,
+    ),
+    "list of an unlearning": Kind(["l/forget.csv", "l/forget.jsonl"], [UNLEARN], 4),
     "options": Kind(["all.yaml"], [["influence", "model.safetensors", "--no-cache", "--config", "{}"]], 16),
     "preprocessing": Kind(["prep.yaml"], [[*SCORE, "l/forget.csv"]], 10),
     "classes": Kind(["classes.txt"], [[*SCORE, "l/forget.csv", "--classes", "{}"]], 6),
-    "weights": Kind(["model.safetensors"], [[*SCORE, "l/forget.csv"], ["inspect", "{}", "--header"], ["inspect", "{}"]], 10),
+    "weights": Kind(
+        ["model.safetensors"], [[*SCORE, "l/forget.csv"], ["inspect", "{}", "--header"], ["inspect", "{}"]], 10
+    ),
     "index": Kind(["sharded/model.safetensors.index.json"], [["inspect", "sharded", "--header"]], 8),
-    "features": Kind(["x.safetensors"], [["influence", "model.safetensors", "--no-cache", "--features", "{}", "--forget", "index=0:4"],
-                                         ["evaluate", "model.safetensors", "--features", "{}", "--forget", "class=3", "-o", "e.json"]], 14),
-    "records": Kind(["done/out.record.json", "done/out.evaluation.json"], [["report", "{}"], ["report", "{}", "--html", "page.html"],
-                                                                          ["report", "{}", "--format", "csv"]], 12),
-    "record beside a model": Kind(["done/out.record.json"], [["evaluate", "done/out.safetensors", "--arch", "model.py:digits_net", "-o", "e.json"]], 4),
-    "cache": Kind(["cache/*.json", "cache/*.safetensors"], [["cache", "ls"], ["cache", "verify"], ["cache", "show", "s"], ["influence", *MODEL, "--forget", "l/forget.csv"]], 8),
-    "CIFAR": Kind(["cifar-10-batches-py/test_batch", "cifar-10-batches-py/batches.meta"], [["select", "--data", "cifar10:.#test", "index=0:2"]], 8),
-    "CIFAR-100": Kind(["cifar-100-python/test", "cifar-100-python/meta"], [["select", "--data", "cifar100:.#test", "coarse=animal"]], 4),
-    "MNIST": Kind(["MNIST/raw/t10k-images-idx3-ubyte.gz", "MNIST/raw/t10k-labels-idx1-ubyte"], [["select", "--data", "mnist:.#test", "index=0:2"]], 8),
-    "SVHN": Kind(["test_32x32.mat"], [["select", "--data", "svhn:.#test", "index=0:2"]], 4),
+    "features": Kind(["x.safetensors"], [FEATURES, FEATURES_AGAIN], 14),
+    "records": Kind(
+        ["done/out.record.json", "done/out.evaluation.json"],
+        [["report", "{}"], ["report", "{}", "--html", "page.html"], ["report", "{}", "--format", "csv"]],
+        12,
+    ),
+    "record beside a model": Kind(["done/out.record.json"], [EVALUATE], 4),
+    "cache": Kind(
+        ["cache/*.json", "cache/*.safetensors"],
+        [["cache", "ls"], ["cache", "verify"], ["cache", "show", "s"], CACHED],
+        8,
+    ),
+    "CIFAR": Kind(
+        ["cifar-10-batches-py/test_batch", "cifar-10-batches-py/batches.meta"], [select("cifar10", "index=0:2")], 8
+    ),
+    "CIFAR-100": Kind(["cifar-100-python/test", "cifar-100-python/meta"], [select("cifar100", "coarse=animal")], 4),
+    "MNIST": Kind(
+        ["MNIST/raw/t10k-images-idx3-ubyte.gz", "MNIST/raw/t10k-labels-idx1-ubyte"], [select("mnist", "index=0:2")], 8
+    ),
+    "SVHN": Kind(["test_32x32.mat"], [select("svhn", "index=0:2")], 4),
     "images": Kind(["l/3_0.png", "l/5_0.png", "l/a.jpg"], [[*SCORE, "l/forget.csv"]], 8),
     "pickles": Kind(["net.pth"], [["convert", "{}", "out.safetensors", "-q"]], 6),
-    "timm": Kind(["timm/config.json"], [["inspect", "timm"]], 6),
-    "transformers": Kind(["vit/config.json", "vit/preprocessor_config.json", "vit/preprocessor_config.json"], [["inspect", "vit"]], 6),
-}  # fmt: skip
+    "timm": Kind(["timm/config.json"], [["inspect", "timm"]], 4),
+    "transformers": Kind(
+        ["vit/config.json", "vit/preprocessor_config.json", "vit/preprocessor_config.json"], [["inspect", "vit"]], 6
+    ),
+}
 
 
 def _lists(root: Path, digits: Path) -> None:
@@ -137,14 +166,18 @@ def pristine(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("pristine")
     for name in ("model.safetensors", "model.py"):
         shutil.copy(digits / name, root / name)
-    (root / "prep.yaml").write_text("mode: L\nsize: 8\ncrop: [8, 8]\ninterpolation: bilinear\nmean: [0.305]\nstd: [0.376]\n")
+    (root / "prep.yaml").write_text(
+        "mode: L\nsize: 8\ncrop: [8, 8]\ninterpolation: bilinear\nmean: [0.305]\nstd: [0.376]\n"
+    )
     (root / "imu.yaml").write_text("arch: model.py:digits_net\npreprocess: prep.yaml\n")
     (root / "all.yaml").write_text(
         "arch: model.py:digits_net\narch_arg: {width: 16}\npreprocess: {mode: L, size: 8, mean: [0.305], std: [0.376]}\n"
         "forget: l/forget.csv\nclasses: classes.txt\ndamping: 0.01\nkeep: 0.5\nseed: 3\nbatch_size: 4\nmax_memory: 1GB\n"
         "show: 5\ncache: no\nprecision: float32\nmax_steps: 7\nrequire: [forget.accuracy<=0.5]\n"
     )
-    (root / "classes.txt").write_text("".join(f"c{number}\n" for number in range(3)) + "".join(f"{n}\n" for n in range(3, 10)))
+    (root / "classes.txt").write_text(
+        "".join(f"c{number}\n" for number in range(3)) + "".join(f"{n}\n" for n in range(3, 10))
+    )
     _lists(root, digits)
     _arrays(root)
     spread(load_file(root / "model.safetensors"), root / "sharded")
@@ -156,7 +189,16 @@ def pristine(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("IMU_CACHE_DIR", str(root / "cache"))
         quiet = ["--arch", "model.py:digits_net", "--preprocess", "prep.yaml", "-q"]
         for command in (
-            ["unlearn", "model.safetensors", *quiet, "--forget", "l/forget.csv", "--no-cache", "-o", "done/out.safetensors"],
+            [
+                "unlearn",
+                "model.safetensors",
+                *quiet,
+                "--forget",
+                "l/forget.csv",
+                "--no-cache",
+                "-o",
+                "done/out.safetensors",
+            ],
             ["evaluate", "done/out.safetensors", *quiet, "--no-cache", "-o", "done/out.evaluation.json"],
             ["influence", *MODEL, "--forget", "l/forget.csv", "-q"],
             ["features", "model.safetensors", *quiet, "--forget", "l/forget.csv", "-o", "x.safetensors"],
@@ -270,7 +312,7 @@ def test_many_files_changed_at_random(
         monkeypatch.chdir(tmp_path)
         shutil.rmtree(folder)
         number += 1
-    print(f"{kind}: {number} cases")
+    sys.stderr.write(f"{kind}: {number} cases\n")
     assert not failed, "\n".join(failed)
 
 
@@ -284,7 +326,18 @@ def test_the_case_that_is_named(pristine: Path, tmp_path: Path, monkeypatch: pyt
 NUMBERS = ["", "x", "-1", "0", "٣", "²", "2.5", "9" * 20, DIGITS, "nan", "inf", "1e400", "\x1b[2J"]
 TERMINAL = ["COLUMNS", "LINES"]
 TORCHRUN = ["WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"]
-OPTIONS = ["max-memory", "seed", "batch-size", "keep", "damping", "clip-quantile", "max-drop", "rho", "minibatch", "max-steps"]
+OPTIONS = [
+    "max-memory",
+    "seed",
+    "batch-size",
+    "keep",
+    "damping",
+    "clip-quantile",
+    "max-drop",
+    "rho",
+    "minibatch",
+    "max-steps",
+]
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ MAX_SIDE = 16_384
 """Pixels of a side of what enters a model; more is a mistake, and would take all memory."""
 
 Side = Annotated[int, Gt(0), Le(MAX_SIDE)]
+
+
 def _no_nul(text: str) -> str:
     if "\0" in text:
         raise ValueError("a NUL, which no file's name holds")

@@ -22,7 +22,9 @@ SPARE_PARTS, TIMES_PARTS = 20_000, 20
 """The same for modules, parameters and buffers: a block without weights is no tensor of the file."""
 LARGEST = 2**20
 """A size in a config that is taken as it is; a larger one has to be no more than the file has numbers."""
-SIZES = re.compile(r"num|size|dim|depth|layer|width|chan|class|label|feature|head|patch|group|length|position|block|stage")
+SIZES = re.compile(
+    r"num|size|dim|depth|layer|width|chan|class|label|feature|head|patch|group|length|position|block|stage"
+)
 """Names of arguments that say how much of something there is."""
 
 

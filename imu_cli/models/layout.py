@@ -260,7 +260,9 @@ def inside(folder: Path, name: str, where: str | None = None) -> Path:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    found = checked(Index, read_json(index), str(index), "it has no weight_map from tensors to file names; copy it again").weight_map
+    found = checked(
+        Index, read_json(index), str(index), "it has no weight_map from tensors to file names; copy it again"
+    ).weight_map
     bad = sorted(name for name in set(found.values()) if not name.endswith(WEIGHTS))
     if bad:
         raise ImuError(f"{index}: names {_some([repr(name) for name in bad])}, which are no .safetensors files")

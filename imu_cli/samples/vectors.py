@@ -33,7 +33,7 @@ TEXTS = ("name", "id", "group")
 """Columns of text: UTF-8 bytes one after the other, and in ``X.end`` where each row's end."""
 KINDS = {
     "labels": ("I64", 1), "digest": ("U8", 2), "size": ("I64", 1), "weight": ("F64", 1), "true_label": ("I64", 1),
-    **{name: ("U8", 1) for name in TEXTS}, **{f"{name}.end": ("I64", 1) for name in TEXTS},
+    **dict.fromkeys(TEXTS, ("U8", 1)), **{f"{name}.end": ("I64", 1) for name in TEXTS},
 }  # fmt: skip
 """dtype and dimensions of every column that is read; tensors of other names are left alone, whatever they are."""
 CODES = {"float64": "F64", "float32": "F32", "int64": "I64", "uint8": "U8"}

@@ -164,9 +164,13 @@ OPTIONS = {
 @pytest.mark.parametrize("text", OPTIONS, ids=lambda text: text[:30])
 def test_options_that_cannot_be(text: str, job: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 2, one line that names file or option, nothing written."""
-    kept = [line for line in Path("imu.yaml").read_text().splitlines() if line.partition(":")[0] != text.partition(":")[0]]
+    kept = [
+        line for line in Path("imu.yaml").read_text().splitlines() if line.partition(":")[0] != text.partition(":")[0]
+    ]
     Path("imu.yaml").write_text("\n".join([*kept, text]) + "\n")
-    given = ["--forget", "class=3" if "label" not in text else str(digits / "data/test/3")] if "forget" not in text else []
+    given = (
+        ["--forget", "class=3" if "label" not in text else str(digits / "data/test/3")] if "forget" not in text else []
+    )
     assert main(["influence", "model.safetensors", "--config", "imu.yaml", *given]) == 2
     said = capsys.readouterr()
     assert any(part in said.err for part in OPTIONS[text].split("|")), said.err
@@ -326,6 +330,17 @@ def test_what_does_not_fit_is_refused_before_it_is_made() -> None:
 def test_a_preprocessing_that_does_not_fit(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A size within the bounds is held against ``--max-memory`` before an image is decoded."""
     Path("p.yaml").write_text(json.dumps({"mode": "L", "size": 4000, "mean": [0.3], "std": [0.3]}))
-    command = ["influence", "model.safetensors", "--config", "imu.yaml", "--forget", "class=3", "--preprocess", "p.yaml"]
+    command = [
+        "influence",
+        "model.safetensors",
+        "--config",
+        "imu.yaml",
+        "--forget",
+        "class=3",
+        "--preprocess",
+        "p.yaml",
+    ]
     assert main([*command, "--max-memory", "1GB"]) == 2
-    assert "--preprocess: 12 images of 4,000 x 4,000 would take 4.61 GB, --max-memory is 1 GB" in capsys.readouterr().err
+    assert (
+        "--preprocess: 12 images of 4,000 x 4,000 would take 4.61 GB, --max-memory is 1 GB" in capsys.readouterr().err
+    )

@@ -40,7 +40,9 @@ def test_a_timm_config_that_claims_too_much(name: str, tmp_path: Path) -> None:
     timm_folder(tmp_path)
     edit(tmp_path / "config.json", **TIMM[name])
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    with pytest.raises(ImuError, match=r"config\.json \(timm\) timm:test_resnet.*: .*has 375,171 numbers in 92 tensors"):
+    with pytest.raises(
+        ImuError, match=r"config\.json \(timm\) timm:test_resnet.*: .*has 375,171 numbers in 92 tensors"
+    ):
         load(opened(tmp_path), None)
     assert time.process_time() - start < 20
     assert grown(before) < 500_000_000

@@ -14,7 +14,9 @@ from imu_cli.cli import main
 from imu_cli.errors import ImuError
 from imu_cli.samples.images.preprocessing import parse
 
-PROCESSOR: dict[str, Any] = json.loads(transformers.ViTImageProcessor(size={"height": 32, "width": 32}).to_json_string())
+PROCESSOR: dict[str, Any] = json.loads(
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).to_json_string()
+)
 
 WRONG: list[tuple[str, Any, str]] = [
     ("image_mean", ["a", "b", "c"], "image_mean.0: found 'a'"),

@@ -563,7 +563,12 @@ class _Asks:
 
     def __reduce__(self) -> Any:
         home = "numpy._core" if int(np.__version__.partition(".")[0]) > 1 else "numpy.core"
-        return importlib.import_module(f"{home}.numeric")._frombuffer, (self.count, np.dtype(np.uint8), (self.count // 3072, 3072), "C")
+        return importlib.import_module(f"{home}.numeric")._frombuffer, (
+            self.count,
+            np.dtype(np.uint8),
+            (self.count // 3072, 3072),
+            "C",
+        )
 
 
 def test_a_batch_that_asks_for_memory(tmp_path: Path) -> None:

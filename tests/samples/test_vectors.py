@@ -126,7 +126,13 @@ def test_labels_without_class_names(tmp_path: Path) -> None:
     said = {"schema": "imu.features/1", "head": "fc"}
     assert list(open_features(write(tmp_path / "x.safetensors", values, said)).labels) == [0, 1, 2, 700]
     save_file({"fc.weight": torch.ones(3, 2)}, tmp_path / "model.safetensors")
-    command = ["influence", str(tmp_path / "model.safetensors"), "--features", str(tmp_path / "x.safetensors"), "--no-cache"]
+    command = [
+        "influence",
+        str(tmp_path / "model.safetensors"),
+        "--features",
+        str(tmp_path / "x.safetensors"),
+        "--no-cache",
+    ]
     assert main(command) == 2
     values["labels"][3] = -2
     write(tmp_path / "x.safetensors", values, said)

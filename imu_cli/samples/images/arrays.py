@@ -217,7 +217,9 @@ def open_cifar100(path: Path, source: str, split: str) -> SampleSet:
 def _refuse_claim(where: str, wanted: int, there: int, *, packed: bool) -> None:
     """Refuse a header that promises more than its file can hold, or than there is memory for, before any of it is read."""
     if wanted > there * (MAX_GROWTH if packed else 1):
-        raise ImuError(f"{where}: promises {wanted:,} bytes and has {there:,}, so it is truncated or no idx file; {AGAIN}")
+        raise ImuError(
+            f"{where}: promises {wanted:,} bytes and has {there:,}, so it is truncated or no idx file; {AGAIN}"
+        )
     memory.require(wanted, None, where, f"{wanted:,} bytes of images", "take it apart")
 
 
