@@ -114,9 +114,10 @@ class Session:
         assert self.vectors is not None
         said, shown = self.vectors.said, self.vectors.shown
         unknown: dict[str, Any] = {"name": "not known", "source": shown, "arguments": {}, "code": None}
-        given = said.get("architecture")
+        given = said.get("architecture") or {}
+        whole = set(given) == set(unknown) and None not in (given["name"], given["source"], given["arguments"])
         return {
-            "architecture": given if isinstance(given, dict) and set(given) == set(unknown) else unknown,
+            "architecture": given if whole else unknown,
             "preprocess": dict(said.get("preprocess") or {}),
             "preprocess_source": shown,
         }

@@ -5,9 +5,13 @@ them) and null. A key is the text that stands there: ``no: 1`` is a key called `
 """
 
 import re
-from functools import cache
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
+
+import yaml
+from yaml.constructor import ConstructorError
+from yaml.events import AliasEvent
 
 from imu_cli.errors import ImuError
 from imu_cli.files import reading
@@ -27,58 +31,53 @@ SIMPLE = {
 """What plain text is read as, and the characters it starts with: YAML 1.1 but for dates, and for 1:30, which is text."""
 
 
-@cache
-def _loader() -> Any:
-    """PyYAML's loader with our bounds; made when it is wanted, so that nothing else waits for the import."""
-    import yaml
-    from yaml.constructor import ConstructorError
-    from yaml.events import AliasEvent
+def _refused(said: str, node: Any) -> ConstructorError:
+    return ConstructorError(None, None, said, node.start_mark)
 
-    def refused(said: str, node: Any) -> ConstructorError:
-        return ConstructorError(None, None, said, node.start_mark)
 
-    class Bounded(yaml.SafeLoader):
-        yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 PyYAML's own class attribute
-        depth = 0
+class _Bounded(yaml.SafeLoader):
+    """PyYAML's safe loader with our bounds."""
 
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            event = self.peek_event()
-            if isinstance(event, AliasEvent):
-                raise refused(f"an alias (*{event.anchor}), which is not read; write the value out", event)
-            if getattr(event, "tag", None) is not None:
-                raise refused(f"a tag ({event.tag}), which is not read; write the value without", event)
-            self.depth += 1
-            if self.depth > DEEPEST:
-                raise refused("nested too deeply", event)
-            made = super().compose_node(parent, index)
-            self.depth -= 1
-            return made
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 PyYAML's own class attribute
+    depth = 0
 
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:
-            made: dict[str, Any] = {}
-            for key, value in node.value:
-                if not isinstance(key, yaml.ScalarNode):
-                    raise refused("a list or mapping as a key", key)
-                if key.value in made:
-                    raise refused(f"the key {reading.shown(key.value)} stands twice", key)
-                made[key.value] = self.construct_object(value, deep=True)
-            return made
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuses aliases, tags and depth before anything is made of them."""
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, AliasEvent):
+            raise _refused(f"an alias (*{event.anchor}), which is not read; write the value out", event)
+        if getattr(event, "tag", None) is not None:
+            raise _refused(f"a tag ({event.tag}), which is not read; write the value without", event)
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise _refused("nested too deeply", event)
+        made = super().compose_node(parent, index)
+        self.depth -= 1
+        return made
 
-        def construct_yaml_map(self, node: Any) -> Any:
-            return self.construct_mapping(node)
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        """Every key once, as the text that it is."""
+        made: dict[Hashable, Any] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _refused("a list or mapping as a key", key)
+            if key.value in made:
+                raise _refused(f"the key {reading.shown(key.value)} stands twice", key)
+            made[key.value] = self.construct_object(value, deep=True)
+        return made
 
-        def construct_yaml_int(self, node: Any) -> int:
-            if len(node.value) > reading.MAX_DIGITS:
-                raise refused(f"a number of {len(node.value):,} digits", node)
-            found: int = super().construct_yaml_int(node)
-            return found
+    def construct_whole(self, node: Any) -> int:
+        """A number of so many digits at most."""
+        if len(node.value) > reading.MAX_DIGITS:
+            raise _refused(f"a number of {len(node.value):,} digits", node)
+        return self.construct_yaml_int(node)
 
-    for name, (pattern, first) in SIMPLE.items():
-        exact = re.compile(rf"(?:{pattern.pattern})\Z")
-        Bounded.add_implicit_resolver(f"tag:yaml.org,2002:{name}", exact, ["" if c == "\0" else c for c in first])
-    Bounded.add_constructor("tag:yaml.org,2002:map", Bounded.construct_yaml_map)
-    Bounded.add_constructor("tag:yaml.org,2002:int", Bounded.construct_yaml_int)
-    return Bounded
+
+for _name, (_pattern, _first) in SIMPLE.items():
+    _starts = ["" if character == "\0" else character for character in _first]
+    _Bounded.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(rf"(?:{_pattern.pattern})\Z"), _starts)
+_Bounded.add_constructor("tag:yaml.org,2002:map", _Bounded.construct_mapping)
+_Bounded.add_constructor("tag:yaml.org,2002:int", _Bounded.construct_whole)
 
 
 def parse_yaml(text: str, where: str, remedy: str) -> Any:
@@ -87,10 +86,8 @@ def parse_yaml(text: str, where: str, remedy: str) -> Any:
     Raises:
         ImuError: not YAML, or more than we read of it (see the module); ``remedy`` says what to do.
     """
-    import yaml
-
     try:
-        found = yaml.load(text, _loader())  # noqa: S506 a SafeLoader that takes less
+        found = yaml.load(text, _Bounded)  # noqa: S506 a SafeLoader that takes less
         reading.refuse_texts(found)
     except yaml.YAMLError as error:
         said = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())

@@ -33,10 +33,19 @@ TEXTS = ("name", "id", "group")
 """Columns of text: UTF-8 bytes one after the other, and in ``X.end`` where each row's end."""
 KINDS = {
     "labels": ("I64", 1), "digest": ("U8", 2), "size": ("I64", 1), "weight": ("F64", 1), "true_label": ("I64", 1),
-    **{name: ("U8", 1) for name in TEXTS}, **{f"{name}.end": ("I64", 1) for name in TEXTS},
+    **dict.fromkeys(TEXTS, ("U8", 1)), **{f"{name}.end": ("I64", 1) for name in TEXTS},
 }  # fmt: skip
 """dtype and dimensions of every column that is read; tensors of other names are left alone, whatever they are."""
 CODES = {"float64": "F64", "float32": "F32", "int64": "I64", "uint8": "U8"}
+
+
+class BuiltSaid(Said):
+    """The architecture as records have it; another engine may know less of it."""
+
+    name: str | None = None
+    source: str | None = None
+    arguments: dict[str, Any] | None = None
+    code: str | None = None
 
 
 class FeaturesSaid(Said):
@@ -47,7 +56,7 @@ class FeaturesSaid(Said):
     backbone_sha256: str | None = None
     head_sha256: str | None = None
     classes: list[str] | None = None
-    architecture: dict[str, Any] | None = None
+    architecture: BuiltSaid | None = None
     preprocess: dict[str, Any] | None = None
     precision: str | None = None
     complete: bool | None = None

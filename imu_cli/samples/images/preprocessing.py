@@ -54,12 +54,12 @@ Length = Annotated[Side, BeforeValidator(_no_switch)]
 
 
 class Preprocessing(Protocol):
-    """What an image goes through, in two parts: what a decoding thread does, and what the model's device does.
+    """What an image goes through, in two parts: what a decoding thread does, and what the model's device does."""
 
-    ``side`` is the longest that one of a square image has on the way; 0 where images stay as they are.
-    """
-
-    side: int
+    @property
+    def side(self) -> int:
+        """The longest side that a square image has on the way, 0 where images stay as they are."""
+        return 0
 
     def described(self) -> dict[str, Any]:
         """As it stands in the record and the cache key, and as ``parse`` reads it again."""
@@ -132,7 +132,7 @@ class Preprocess:
     mode: Literal["RGB", "L"] = "RGB"
 
     @property
-    def side(self) -> int:  # type: ignore[override]
+    def side(self) -> int:
         """The longest side of what ``size`` and ``crop`` make."""
         return max([side for given in (self.size, self.crop) if given is not None for side in _sides(given)], default=0)
 
@@ -224,11 +224,16 @@ class TimmTransform(Preprocessing):
             raise ImuError(
                 f"{where}: mean and std: found {len(self.mean)} and {len(self.std)} for {channels} channels; {remedy}"
             )
-        self.side = math.floor(max(data["input_size"][1:]) / min(data["crop_pct"], 1))
+        self._side: int = math.floor(max(data["input_size"][1:]) / min(data["crop_pct"], 1))
         self.mode = "L" if data["input_size"][0] == 1 else "RGB"
         # Without normalising, timm ends on uint8, which is what is cheap to hand to the model's device.
         self._transform = timm.data.create_transform(**data, is_training=False, normalize=False)
         self._data = {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
+
+    @property
+    def side(self) -> int:
+        """The longest side that input_size and crop_pct make."""
+        return self._side
 
     def described(self) -> dict[str, Any]:
         """The resolved data config."""
@@ -253,10 +258,15 @@ class ProcessorTransform(Preprocessing):
 
     def __init__(self, config: Mapping[str, Any], where: str) -> None:
         remedy = "mend preprocessor_config.json, or give --preprocess"
-        self.side = checked(ProcessorData, _listed(config), where, remedy).longest()
+        self._side = checked(ProcessorData, _listed(config), where, remedy).longest()
         transformers = libraries.transformers(where)
         self._processor = _processor_class(transformers, config, where).from_dict(dict(config))
         self._config = json.loads(self._processor.to_json_string())
+
+    @property
+    def side(self) -> int:
+        """The longest side that any size in the config names."""
+        return self._side
 
     def described(self) -> dict[str, Any]:
         """The processor's config."""
