@@ -296,7 +296,7 @@ def _begin() -> _Own:
     if not made.is_dir():  # a folder that was there keeps its mode: it may be everybody's, such as /tmp
         made.mkdir(parents=True, exist_ok=True)
         made.chmod(0o700)
-    sweep()
+    _tidy()
     with locks.held_folder(made):  # so that nobody sees it without its lock
         path = Path(tempfile.mkdtemp(dir=made, prefix=".tmp-"))
         descriptor = locks.take(path / "lock")
@@ -360,10 +360,13 @@ def remove_torn(paths: Iterable[Path]) -> list[Path]:
 
 
 def _tidy() -> None:
-    """In passing; a cache that may not be written is nobody's to tidy here."""
-    if _names(_TEMPORARY):
-        with suppress(ImuError):
-            sweep()
+    """Remove in passing what is known for dead by its lock; a cache that may not be written is nobody's to tidy here."""
+    found = _names(_TEMPORARY)
+    if any(path.is_dir() for path in found):
+        with suppress(OSError), _held():
+            for path in found:
+                if path.is_dir() and _is_dead(path, asked=False):
+                    shutil.rmtree(path)
 
 
 def named(prefix: str) -> Entry:
