@@ -121,9 +121,7 @@ def _names(pattern: re.Pattern[str]) -> list[Path]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise ImuError(
-            f"{folder()}: the cache cannot be read ({error.strerror}); set IMU_CACHE_DIR or --no-cache"
-        ) from error
+        raise _cannot_read(error) from error
 
 
 def _written(path: Path) -> float:
@@ -138,8 +136,12 @@ def _written(path: Path) -> float:
 def _held() -> Iterator[None]:
     """The moment in which entries appear or go, for one process at a time; without a cache there is nothing to hold."""
     with ExitStack() as held:
-        with suppress(FileNotFoundError, NotADirectoryError):
+        try:
             held.enter_context(locks.held_folder(folder()))
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            raise _cannot_read(error) from error
         yield
 
 
@@ -305,6 +307,10 @@ def _begin() -> _Own:
     return _Own(path, descriptor)
 
 
+def _cannot_read(error: OSError) -> ImuError:
+    return ImuError(f"{folder()}: the cache cannot be read ({error.strerror}); set IMU_CACHE_DIR or --no-cache")
+
+
 def _cannot_write(error: OSError, remedy: str) -> ImuError:
     return ImuError(f"{folder()}: the cache cannot be written ({error.strerror}); {remedy}")
 
@@ -363,7 +369,7 @@ def _tidy() -> None:
     """Remove in passing what is known for dead by its lock; a cache that may not be written is nobody's to tidy here."""
     found = _names(_TEMPORARY)
     if any(path.is_dir() for path in found):
-        with suppress(OSError), _held():
+        with suppress(OSError, ImuError), _held():
             for path in found:
                 if path.is_dir() and _is_dead(path, asked=False):
                     shutil.rmtree(path)
