@@ -512,7 +512,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return error.exit_code
         refused = _refused(error)
         if refused is not None:
-            streams.discard_stdout()
+            streams.flush_or_discard()
             tell(f"imu: {refused}{left}")
             return ImuError.exit_code
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):

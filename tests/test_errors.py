@@ -284,8 +284,7 @@ def test_interrupted(job: Path, number: signal.Signals, delay: float) -> None:
     if running.returncode in (0, 3) or "written before that" in err:
         json.loads(Path("model.unlearned.record.json").read_text())
     else:
-        # Killed before it has its handlers; or an import that was interrupted ended in an error of its own.
-        assert running.returncode in (128 + number, -number, 1), err
+        assert running.returncode in (128 + number, -number), err  # the second: before it has its handlers
         assert listing(job) == before
 
 

@@ -266,6 +266,7 @@ def _junit_file(config: EvaluateConfig, output: Path) -> Path | None:
         raise ImuError(
             "--junit: holds verdicts, and there is no requirement; add --require, or gates: in the YAML file"
         )
+    outputs.found(Path(config.junit), "--junit")
     if Path(config.junit).resolve() == output.resolve():
         raise ImuError(f"--junit {config.junit}: is the evaluation's own file; choose another")
     writing.refuse_foreign(Path(config.junit), junit.MARK, "--junit")
@@ -281,9 +282,9 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     """
     layout.require_file(model)
     output = Path(config.output) if config.output else destination.beside(model, "evaluation")
+    _refuse_foreign(output)
     report = _junit_file(config, output)
     wanted = _gates(config, report)
-    _refuse_foreign(output)
     found = provenance.read_record(model)
     if found is None and destination.beside(model, "record").is_file():
         events.note(f"{destination.beside(model, 'record')}: describes another file than {model}; it is not used")

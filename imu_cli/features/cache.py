@@ -146,9 +146,7 @@ def _names(pattern: re.Pattern[str]) -> list[Path]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise ImuError(
-            f"{folder()}: the cache cannot be read ({error.strerror}); set IMU_CACHE_DIR or --no-cache"
-        ) from error
+        raise _cannot_read(error) from error
 
 
 def _written(path: Path) -> float:
@@ -163,8 +161,12 @@ def _written(path: Path) -> float:
 def _held() -> Iterator[None]:
     """The moment in which entries appear or go, for one process at a time; without a cache there is nothing to hold."""
     with ExitStack() as held:
-        with suppress(FileNotFoundError, NotADirectoryError):
+        try:
             held.enter_context(locks.held_folder(folder()))
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            raise _cannot_read(error) from error
         yield
 
 
@@ -339,13 +341,17 @@ def _begin() -> _Own:
     if not made.is_dir():  # a folder that was there keeps its mode: it may be everybody's, such as /tmp
         made.mkdir(parents=True, exist_ok=True)
         made.chmod(0o700)
-    sweep()
+    _tidy()
     with locks.held_folder(made):  # so that nobody sees it without its lock
         path = Path(tempfile.mkdtemp(dir=made, prefix=".tmp-"))
         descriptor = locks.take(path / "lock")
     if descriptor is None:
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
     return _Own(path, descriptor)
+
+
+def _cannot_read(error: OSError) -> ImuError:
+    return ImuError(f"{folder()}: the cache cannot be read ({error.strerror}); set IMU_CACHE_DIR or --no-cache")
 
 
 def _cannot_write(error: OSError, remedy: str) -> ImuError:
@@ -403,10 +409,13 @@ def remove_torn(paths: Iterable[Path]) -> list[Path]:
 
 
 def _tidy() -> None:
-    """In passing; a cache that may not be written is nobody's to tidy here."""
-    if _names(_TEMPORARY):
-        with suppress(ImuError):
-            sweep()
+    """Remove in passing what is known for dead by its lock; a cache that may not be written is nobody's to tidy here."""
+    found = _names(_TEMPORARY)
+    if any(path.is_dir() for path in found):
+        with suppress(OSError, ImuError), _held():
+            for path in found:
+                if path.is_dir() and _is_dead(path, asked=False):
+                    shutil.rmtree(path)
 
 
 def named(prefix: str) -> Entry:

@@ -12,13 +12,11 @@ those that do are put back as they were. Files are known by inode, size and time
 place meanwhile is never taken for ours.
 """
 
-import ctypes
 import errno
 import functools
 import json
 import os
 import re
-import secrets
 import shutil
 import stat
 from collections.abc import Sequence
@@ -66,6 +64,8 @@ def sync(path: Path) -> None:
 
 @functools.cache
 def _renameat2() -> Any:
+    import ctypes
+
     found = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if found is not None:
         found.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
@@ -81,6 +81,8 @@ def exchange(one: Path, other: Path) -> bool:
     call = _renameat2()
     if call is None:
         return False
+    import ctypes
+
     if call(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
         return True
     number = ctypes.get_errno()
@@ -279,7 +281,7 @@ def begin(outputs: Sequence[Path]) -> Staging:
     with locks.held_folder(parent):  # so that nobody sees it without its lock
         while True:
             shown = name[: LONGEST - ENDING].decode("utf-8", "ignore")  # cut between two characters
-            path = parent / f".{shown}.imu-{secrets.token_hex(4)}"
+            path = parent / f".{shown}.imu-{os.urandom(4).hex()}"
             try:
                 path.mkdir(mode=0o700)
             except FileExistsError:

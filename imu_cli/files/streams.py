@@ -122,6 +122,15 @@ def discard_stdout() -> None:
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 stays open until the process ends
 
 
+def flush_or_discard() -> None:
+    """Before the process ends early: what standard output does not take now it would not take at the end either."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        discard_stdout()
+
+
 def tell(text: str) -> None:
     """A line on standard error, control characters as escapes; where nobody can hear it nothing is said."""
     if sys.stderr is None:

@@ -64,6 +64,7 @@ def choose(layout: Layout, output: str | None, force: bool) -> Destination:
         return _folder(layout, output, force)
     main = layout.main
     path = Path(output) if output else main.with_name(f"{main.stem}.unlearned{main.suffix}")
+    outputs.found(path)
     config = main.with_name(CONFIG)
     elsewhere = path.parent.resolve() != main.parent.resolve()
     left = (str(config),) if elsewhere and config.is_file() else ()

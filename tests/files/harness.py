@@ -8,6 +8,7 @@ Python says nothing, are counted where they are called.
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -141,6 +142,8 @@ def child(run: Mapping[str, Any], go: int, folder: str) -> None:
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     os.chdir(run["cwd"])
     os.environ.update({"IMU_CACHE_DIR": run["cache"], **run["environment"]})
+    for number in stopping.SIGNALS:  # a shell's background job has SIGINT ignored, and that is left so
+        signal.signal(number, signal.SIG_DFL)
     stopping.install()
     os.read(go, 1)  # until all of them are there
     counter, code = Counter(run["before"], run["number"]), 1
