@@ -17,12 +17,14 @@ from imu_cli.events import Events, Log
 from imu_cli.features import engine
 from imu_cli.features.session import Session
 from imu_cli.files import outputs, paths, writing
+from imu_cli.linear import objective
+from imu_cli.linear.objective import Members
 from imu_cli.linear.rows import Logits, Mapped, Rows, with_bias
 from imu_cli.models import checkpoint, destination, layout
 from imu_cli.models.architecture import Architecture, Loaded
 from imu_cli.models.sidecar import Said
 from imu_cli.records import storage
-from imu_cli.records.evaluation import Evaluation
+from imu_cli.records.evaluation import Evaluation, Metric
 from imu_cli.records.record import Record
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.vectors import is_features
@@ -307,6 +309,7 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         shadow = shadow_heads.run(evidence, opened.matrix(), original.matrix(), unlearning, config.shadows, opened.log)
         evidence = replace(evidence, shadow=shadow)
     measured = measures.measure(evidence)
+    _tell_edge(opened, evidence, measured)
     verdicts = gates.judge_all(wanted, {item.name: item for item in measured}, config.require_on == "value")
     for verdict in verdicts:
         if verdict.warning:
@@ -340,6 +343,23 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         for file, text in zip(files, texts.values(), strict=True):
             file.write_text(text, encoding="utf-8")
     return Evaluated(made, output)
+
+
+def _tell_edge(opened: Session, e: Evidence, measured: list[Metric]) -> None:
+    """Say with the count on D_f how many of its samples another batch size, precision or device may move across the boundary."""
+    logits = e.forget.after
+    assert isinstance(logits, Logits)
+    shared = torch.zeros(opened.head.classes, dtype=torch.bool, device=logits.head.device)
+    shared[list(e.forgotten)] = True
+    members = Members(e.forget.labels, opened.head.classes, shared if e.kind == "class" else None)
+    margin = preparation.boundary(opened, logits.h)
+    near = objective.on_the_edge(logits.h, logits.head, members, margin)
+    if near:
+        told = (
+            f"{near} of them within {margin:.2g} logits of the boundary, where another batch size or device may decide"
+        )
+        metric = next(item for item in measured if item.name == "forget.accuracy")
+        metric.note = "; ".join(part for part in (metric.note, told) if part)
 
 
 def _warn_if_at_chance(opened: Session, e: Evidence) -> None:

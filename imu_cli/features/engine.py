@@ -15,8 +15,7 @@ from imu_cli.features.precision import Precision
 from imu_cli.models.arithmetic import Kind, float32_as
 from imu_cli.models.head import PRECISIONS, REPLAY_TOLERANCE, hooked, logits_of, rows_of, tapped
 from imu_cli.samples.dataset import SampleSet
-from imu_cli.samples.images import decoding
-from imu_cli.samples.images.preprocessing import Preprocessing
+from imu_cli.samples.inputs import InputStep
 
 PROBE = 4
 """Images used to find the head and to try whether two passes agree."""
@@ -75,13 +74,13 @@ def prepare(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def batch(images: SampleSet, rows: Sequence[int], preprocess: Preprocessing, device: torch.device) -> Tensor:
+def batch(images: SampleSet, rows: Sequence[int], preprocess: InputStep, device: torch.device) -> Tensor:
     """Some rows as one preprocessed (n, channels, height, width) float32 batch, channels_last, on the device."""
-    (stacked,) = decoding.batches(images, preprocess, len(rows), rows)
+    (stacked,) = preprocess.batches(images, len(rows), rows)
     return to_device(stacked, preprocess, device)
 
 
-def probe_of(images: SampleSet, preprocess: Preprocessing, device: torch.device) -> Tensor:
+def probe_of(images: SampleSet, preprocess: InputStep, device: torch.device) -> Tensor:
     """The first ``PROBE`` images that can be decoded, as a batch.
 
     Raises:
@@ -105,7 +104,7 @@ def probe_of(images: SampleSet, preprocess: Preprocessing, device: torch.device)
         return batch(images, readable, preprocess, device)
 
 
-def to_device(stacked: Tensor, preprocess: Preprocessing, device: torch.device) -> Tensor:
+def to_device(stacked: Tensor, preprocess: InputStep, device: torch.device) -> Tensor:
     """Shaped samples (n, channels, height, width) as the model takes them, on the device, channels_last."""
     moved = (stacked.pin_memory() if device.type == "cuda" else stacked).to(device, non_blocking=True)
     return preprocess.scale(moved).contiguous(memory_format=torch.channels_last)

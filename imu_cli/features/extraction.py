@@ -14,8 +14,7 @@ from imu_cli.features.engine import Engine, to_device
 from imu_cli.models import diagnosis
 from imu_cli.models.head import Head, check_replay, replay_error
 from imu_cli.samples.dataset import SampleSet
-from imu_cli.samples.images import decoding
-from imu_cli.samples.images.preprocessing import Preprocessing
+from imu_cli.samples.inputs import InputStep
 
 # The pass
 
@@ -53,7 +52,7 @@ def _refuse_not_finite(h: Tensor, samples: SampleSet, rows: Sequence[int]) -> No
 
 
 def stream(
-    run: Engine, head: Head, samples: SampleSet, preprocess: Preprocessing, rows: Sequence[int] | None = None
+    run: Engine, head: Head, samples: SampleSet, preprocess: InputStep, rows: Sequence[int] | None = None
 ) -> Iterator[Seen]:
     """Features of all images, or of the given rows, batch by batch; every batch's logits are replayed.
 
@@ -77,7 +76,7 @@ def stream(
 
     on_cpu = run.device.type == "cpu"
     with allocation.kept() if on_cpu else contextlib.nullcontext():
-        for stacked in decoding.batches(samples, preprocess, run.batch_size, wanted, beside=not on_cpu):
+        for stacked in preprocess.batches(samples, run.batch_size, wanted, beside=not on_cpu):
             stopping.check()
             with torch.inference_mode():
                 made = in_halves(run, to_device(stacked, preprocess, run.device))

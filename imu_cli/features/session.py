@@ -26,7 +26,7 @@ from imu_cli.samples.classes import ClassNames
 from imu_cli.samples.columns import as_array
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.forget import ForgetSet
-from imu_cli.samples.images.preprocessing import Preprocessing
+from imu_cli.samples.inputs import InputStep
 from imu_cli.samples.vectors import Vectors
 
 
@@ -39,7 +39,7 @@ class Network:
 
     loaded: Loaded
     model: nn.Module
-    preprocess: Preprocessing
+    preprocess: InputStep
     preprocess_source: str
     probe: Tensor
 

@@ -1,4 +1,4 @@
-"""How much memory there is, how much this process has taken, sizes as people write them, and what a file claims held against both before it is built."""
+"""How much memory there is and was taken, sizes as people write them, and what a file claims held against both."""
 
 import math
 import re

@@ -7,7 +7,7 @@ two lines of torch, to the bit.
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -25,7 +25,9 @@ from imu_cli.files import memory, yaml_reading
 from imu_cli.files.checking import Finite, Said, Side, Spread, checked, problem
 from imu_cli.files.reading import cut, shown
 from imu_cli.models import libraries
+from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images.stores import MAX_PIXELS
+from imu_cli.samples.inputs import InputStep
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
@@ -53,16 +55,21 @@ def _no_switch(value: Any) -> Any:
 Length = Annotated[Side, BeforeValidator(_no_switch)]
 
 
-class Preprocessing(Protocol):
-    """What an image goes through, in two parts: what a decoding thread does, and what the model's device does."""
+class Preprocessing(InputStep, Protocol):
+    """The input step of images: what a decoding thread does to one, and what the model's device does to a batch."""
 
     @property
     def side(self) -> int:
         """The longest side that a square image has on the way, 0 where images stay as they are."""
         return 0
 
-    def described(self) -> dict[str, Any]:
-        """As it stands in the record and the cache key, and as ``parse`` reads it again."""
+    def batches(
+        self, samples: SampleSet, size: int, rows: Sequence[int] | None = None, *, beside: bool = False
+    ) -> Iterator[Tensor]:
+        """Images decoded ahead, (size, channels, height, width); see ``decoding.batches``."""
+        from imu_cli.samples.images import decoding
+
+        return decoding.batches(samples, self, size, rows, beside=beside)
 
     def shape(self, image: Image.Image) -> NDArray[Any]:
         """One image to a (height, width, channels) array."""
@@ -111,7 +118,7 @@ def _sides(given: int | tuple[int, int]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Preprocess:
+class Preprocess(Preprocessing):
     """Convert to ``mode``, resize, centre-crop, scale to [0, 1], normalise; each only where given.
 
     Attributes:
