@@ -31,6 +31,9 @@ from imu_cli.statistics.intervals import Estimate, census
 from imu_cli.unlearning import scenario
 from imu_cli.views import junit
 
+NAMING = ("strip_prefix", "leave_out")
+"""Options of the record by which the file's tensors are the model's."""
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -55,6 +58,7 @@ def _from_record(
             "label": found.forget.label,
             "data": paths.placed(found.forget.data, "data", folder) if config.data is None else config.data,
         }
+    known |= {name: found.options[name].value for name in NAMING if name in found.options and found.options[name].value}
     if config.scenario == "auto":
         known["scenario"] = found.scenario
     values = {
@@ -263,6 +267,8 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     """
     layout.require_file(model)
     output = Path(config.output) if config.output else destination.beside(model, "evaluation")
+    if config.output is None:
+        destination.refuse_cache(output, model)
     wanted, report = _gates(config), _junit_file(config, output)
     _refuse_foreign(output)
     found = provenance.read_record(model)

@@ -33,7 +33,9 @@ EVERYTHING = ["index=:"]
 def load_model(path: Path, config: ModelConfig, known: Said | None = None) -> tuple[Checkpoint, Loaded]:
     """The checkpoint and the model it fits into, loaded strictly; ``known`` is what a record says of it."""
     checkpoint = open_checkpoint(path)
-    return checkpoint, architecture.load(checkpoint, config.arch, config.arch_arg, known)
+    return checkpoint, architecture.load(
+        checkpoint, config.arch, config.arch_arg, known, strip_prefix=config.strip_prefix, leave_out=config.leave_out
+    )
 
 
 def with_features(config: ForgetConfig) -> ForgetConfig:
@@ -74,7 +76,8 @@ def open_all(path: Path, config: ForgetConfig, events: Events, known: Said | Non
     with clock.timed("loading"):
         opened = (_open_on_features if on_features else _open_on_images)(path, config, events, known, clock)
     data = opened.data
-    for warning in (*opened.checkpoint.layout.notes, *(data.notes if data else ()), *opened.forget.notes):
+    loaded = opened.network.loaded.notes if opened.network else ()
+    for warning in (*opened.checkpoint.layout.notes, *loaded, *(data.notes if data else ()), *opened.forget.notes):
         opened.note(warning)
     return opened
 
@@ -97,7 +100,7 @@ def _read_data(config: ForgetConfig) -> _Given:
 def _open_on_images(path: Path, config: ForgetConfig, events: Events, known: Said | None, clock: Clock) -> Session:
     checkpoint, loaded = load_model(path, config, known)
     said = [*([] if known is None else [known]), *loaded.said]
-    steps, steps_source = preprocessing.find(config.preprocess, [(item.preprocess, item.source) for item in said])
+    steps, steps_source = preprocessing.find(config.preprocess, [(item.steps, item.source) for item in said])
     device = engine_module.pick_device(config.device, int(os.environ.get("LOCAL_RANK", "0")))
     model = engine_module.prepare(loaded.model, device)
     given = _read_data(config)
@@ -121,7 +124,7 @@ def _open_on_features(path: Path, config: ForgetConfig, events: Events, known: S
             "--data out and name the images' data set"
         )
     named = config.head or str(store.said["head"])
-    head = named_head(checkpoint, named, "--head" if config.head else store.shown)
+    head = named_head(checkpoint, named, "--head" if config.head else store.shown, config.strip_prefix)
     said = [*([] if known is None else [known]), Said(store.shown, classes=given.few.classes)]
     classes = names_of_classes(config, said, None, head.classes)
     forget = load_forget(config.forget, given.data, config.label, classes, given.stdin)
@@ -134,7 +137,9 @@ def _open_on_features(path: Path, config: ForgetConfig, events: Events, known: S
 def names_of_classes(config: ModelConfig, said: Sequence[Said], data: SampleSet | None, count: int) -> ClassNames:
     """The class names by the sources' order: ``--classes``, a record, the model's files, a data set of all classes."""
     named = Path(config.classes) if config.classes else None
-    by = next((item for item in said if item.classes), None)
+    by = next((item for item in said if item.classes or "classes" in item.wrong), None)
+    if named is None and by is not None:
+        by.refuse("classes")
     return class_names(
         named, None if by is None else by.classes, [data] if data else [], count, "" if by is None else by.source
     )

@@ -139,8 +139,7 @@ def _replay(opened: Session, matrix: Tensor, written: Path, h: Rows) -> str:
     made = checkpoint.open_checkpoint(written)
     if network is None:
         return made.sha256
-    tensors = {name.removeprefix(network.loaded.prefix): tensor for name, tensor in made.tensors().items()}
-    architecture.load_into(network.loaded.model, tensors, str(written))
+    architecture.load_into(network.loaded.model, network.loaded.state_of(made), str(written))
     batch = engine.batch(samples, rows, network.preprocess, opened.device)
     with torch.inference_mode():
         logits = logits_of(network.loaded.model(batch)).to(torch.float64).cpu()
