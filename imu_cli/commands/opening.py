@@ -14,7 +14,7 @@ from imu_cli.features import engine as engine_module
 from imu_cli.features import memory, origin
 from imu_cli.features.session import Clock, Network, Session
 from imu_cli.influence import closed_form
-from imu_cli.models import architecture
+from imu_cli.models import architecture, sidecar
 from imu_cli.models.architecture import Loaded
 from imu_cli.models.checkpoint import Checkpoint, open_checkpoint
 from imu_cli.models.head import find_head, named_head
@@ -124,6 +124,7 @@ def _open_on_features(path: Path, config: ForgetConfig, events: Events, known: S
             "--data out and name the images' data set"
         )
     named = config.head or str(store.said["head"])
+    sidecar.refuse_other_heads(checkpoint.folder)
     head = named_head(checkpoint, named, "--head" if config.head else store.shown, config.strip_prefix)
     said = [*([] if known is None else [known]), Said(store.shown, classes=given.few.classes)]
     classes = names_of_classes(config, said, None, head.classes)

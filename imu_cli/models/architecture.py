@@ -189,9 +189,11 @@ def _refuse_other_numbers(model: nn.Module, tensors: Mapping[str, Tensor], where
         if target is None or target.dtype == tensor.dtype:
             continue
         if target.is_floating_point() and not tensor.is_floating_point():
+            quantised = tensor.dtype in (torch.int8, torch.uint8)
+            why = "quantised weights mean nothing without their scales: give the checkpoint from before quantisation"
             raise RefusedError(
-                f"{where}: {name} is {dtype} in the file, where the architecture computes with fractions; quantised weights mean "
-                "nothing without their scales: give the checkpoint from before quantisation"
+                f"{where}: {name} is {dtype} in the file, where the architecture computes with fractions; "
+                + (why if quantised else "imu does not turn one into the other: check --arch, or save it as floats")
             )
         exact = target.is_floating_point() or name.endswith(names.COUNTERS) or target.is_complex()
         if not exact and not bool((tensor.to(target.dtype).to(tensor.dtype) == tensor).all()):
@@ -323,6 +325,7 @@ def load(
         ImuError: no architecture known, an argument of it that nobody may guess, or the tensors do not fit it.
         RefusedError: the files say that it is a model which imu does not handle.
     """
+    sidecar.refuse_other_heads(checkpoint.folder)
     said, where = read_said(checkpoint), str(checkpoint.path)
     in_file = {name: entry.shape for name, entry in checkpoint.entries.items()}
 

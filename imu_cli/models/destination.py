@@ -77,14 +77,19 @@ def choose(layout: Layout, output: str | None, force: bool) -> Destination:
     return made
 
 
+def in_cache(output: Path) -> bool:
+    """Whether a file would lie in a model's folder of the Hugging Face cache."""
+    where = output.parent.resolve()
+    return any(folder.name.startswith(CACHE) and (folder / "blobs").is_dir() for folder in (where, *where.parents))
+
+
 def refuse_cache(output: Path, model: Path) -> None:
     """Ask where a result goes that would lie in the Hugging Face cache, from which it would be pruned with the model.
 
     Raises:
         ImuError: nobody named that place, and it lies in the cache.
     """
-    where = output.parent.resolve()
-    if any(folder.name.startswith(CACHE) and (folder / "blobs").is_dir() for folder in (where, *where.parents)):
+    if in_cache(output):
         raise ImuError(
             f"{model}: lies in the Hugging Face cache, where {output.name} would be pruned with it; say where it goes with --output"
         )

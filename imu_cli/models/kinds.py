@@ -96,17 +96,18 @@ def _of_words(words: Sequence[str]) -> str | None:
     return "a learning-rate schedule" if {"_last_lr", "_step_count"} <= set(words[:20]) else None
 
 
-def refuse_adapter(path: Path, names: Sequence[str]) -> None:
+def refuseadapter_message(path: Path, names: Sequence[str]) -> None:
     """Refuse the tensors of a LoRA or other adapter, which hold changes to another model's weights.
 
     Raises:
         RefusedError: with how to make one model of both.
     """
     if path.name.startswith(ADAPTER) or (names and all(name.startswith(ADAPTER_PREFIX) for name in names)):
-        raise RefusedError(_adapter(path))
+        raise RefusedError(adapter_message(path))
 
 
-def _adapter(path: Path) -> str:
+def adapter_message(path: Path) -> str:
+    """What to do with an adapter."""
     return (
         f"{path}: an adapter (LoRA or another of peft), changes to another model's weights; make one model of both where it was "
         "trained: peft's model.merge_and_unload().save_pretrained('merged')"
@@ -136,7 +137,7 @@ def refuse_folder(folder: Path, files: Sequence[Path]) -> None:
     names = {path.name for path in files}
     found = pickled(folder, files)
     if ADAPTER_CONFIG in names and all(path.name.startswith(ADAPTER) for path in found):
-        raise RefusedError(_adapter(folder))
+        raise RefusedError(adapter_message(folder))
     if found:
         raise RefusedError(_pickles(folder, found))
     others = [
@@ -181,6 +182,8 @@ def pickle_message(path: Path, target: Path) -> str:
 
 def pickle_advice(path: Path) -> str:
     """What to do with a file that is a pickle: convert it, its folder, or another file."""
+    if path.name.startswith(ADAPTER):
+        return adapter_message(path)
     what = of_trainer(path)
     if what is not None:
         return f"{path}: {what}, no model; name the file with the model's weights"

@@ -50,7 +50,7 @@ def _of_folder(folder: Path) -> tuple[Any, list[str]]:
     except OSError as error:
         raise ImuError(f"{folder}: cannot be read ({error.strerror})") from error
     if (folder / kinds.ADAPTER_CONFIG).is_file() and any(path.name.startswith(kinds.ADAPTER) for path in files):
-        kinds.refuse_adapter(folder / kinds.ADAPTER, [])
+        raise RefusedError(kinds.adapter_message(folder))
     found = kinds.pickled(folder, files)
     if len(found) > 1 and all(kinds.is_part(path.name) for path in found):
         raise ImuError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.files import reading
-from imu_cli.models import layout
+from imu_cli.models import kinds, layout
 
 REGISTRIES = ("torchvision", "timm", "hf")
 METADATA_KEY = "imu"
@@ -83,24 +83,26 @@ def refuse_foreign_config(config: Mapping[str, Any], where: object) -> None:
 HEADS: Mapping[str, str] = {
     "multi_label_classification": (
         "a multi-label model, whose outputs are sigmoids of their own; imu lowers a class against the others, by softmax margins, "
-        "which means nothing there"
+        "which means nothing there. If it was trained with softmax, write single_label_classification there"
     ),
     "regression": "a regression model, whose outputs are numbers and no classes; there is no class to forget",
 }
 """What a transformers config's ``problem_type`` says of heads that are no softmax over classes."""
 
 
-def refuse_other_heads(config: Mapping[str, Any], where: object) -> None:
-    """Refuse a config that says that the head is no softmax over classes.
+def refuse_other_heads(folder: Path) -> None:
+    """Refuse a model whose config says that its head is no softmax over classes, however it is built; other files say nothing.
 
     Raises:
         RefusedError: with what it is.
     """
+    try:
+        config = _json(folder, CONFIG) or {}
+    except ImuError:
+        return  # told where it is read for what it says
     kind = config.get("problem_type")
     if isinstance(kind, str) and kind in HEADS:
-        raise RefusedError(
-            f"{where}: problem_type is {kind}: {HEADS[kind]}. If it was trained with softmax, write single_label_classification there"
-        )
+        raise RefusedError(f"{folder / CONFIG}: problem_type is {kind}: {HEADS[kind]}")
 
 
 def read(path: Path, metadata: Mapping[str, str], folder: Path) -> list[Said]:
@@ -139,7 +141,11 @@ def _metadata(path: Path, metadata: Mapping[str, str]) -> Said | None:
 
 def _json(folder: Path, name: str) -> dict[str, Any] | None:
     """A JSON object beside the weights; None where there is no such file."""
-    return reading.read_json(layout.inside(folder, name)) if (folder / name).is_file() else None
+    if not (folder / name).is_file():
+        return None
+    path = layout.inside(folder, name)
+    kinds.refuse_pointer(path)
+    return reading.read_json(path)
 
 
 def _config(folder: Path) -> Said | None:
@@ -149,7 +155,6 @@ def _config(folder: Path) -> Said | None:
         return Said(CONFIG, wrong=dict.fromkeys(("arch", "preprocess", "classes"), error))
     if config is None:
         return None
-    refuse_other_heads(config, folder / CONFIG)
     if config.get("model_type") == TIMM_WRAPPER:
         return _timm(folder, config, "config.json (timm, by transformers)")
     if "model_type" in config:
@@ -267,7 +272,7 @@ def _names(labels: Any, where: Path, key: str) -> tuple[tuple[str, ...] | None, 
         return tuple(name.strip() for name in labels), {}
     odd = next((name for name in labels if not isinstance(name, str)), labels) if isinstance(labels, list) else labels
     return None, {
-        "classes": ImuError(f"{where}: {key}: {str(odd)[:40]!r} is not a name; mend it, or give --classes FILE")
+        "classes": ImuError(f"{where}: {key}: {repr(odd)[:40]} is not a name; mend it, or give --classes FILE")
     }
 
 
