@@ -131,8 +131,10 @@ def _widen(model: nn.Module) -> None:
             tensor.data = tensor.data.float()
 
 
-def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str, prefix: str = "") -> None:
     """Copy the tensors into the model, in its dtypes but float32 at least, or say every way in which they do not fit.
+
+    ``prefix`` is what the file has before their names.
 
     Raises:
         ImuError: tensors are missing, unexpected, misshapen or not finite.
@@ -144,7 +146,7 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> No
     state, misfits = _translated(model, tensors) if _is_transformers(model) else (tensors, _misfits(model, tensors))
     found = [f"{kind}: {names.listed(those)}" for kind, those in misfits.items() if those]
     if found:
-        raise ImuError(f"{where}: does not fit the architecture; {'; '.join(found)}; {_mend(model, misfits)}")
+        raise ImuError(f"{where}: does not fit the architecture; {'; '.join(found)}; {_mend(model, misfits, prefix)}")
     bad = [
         name
         for name, tensor in tensors.items()
@@ -158,18 +160,14 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> No
     model.load_state_dict(full)
 
 
-def _mend(model: nn.Module, misfits: Mapping[str, Sequence[str]]) -> str:
+def _mend(model: nn.Module, misfits: Mapping[str, Sequence[str]], prefix: str) -> str:
     """What to do about tensors that do not fit: leave out what lies beside the model, or say the architecture better."""
-    unexpected, known = misfits["unexpected"], set(model.state_dict())
-    own = {name.rpartition(".")[0] for name in known}
-    words = {name.partition(".")[0] for name in known}
-    beside = sorted({name.partition(".")[0] for name in unexpected} - words)
-    only_beside = not misfits["missing"] and not misfits["misshapen"] and len(beside) > 0
-    if only_beside and all(
-        name.partition(".")[0] in beside and name.rpartition(".")[0] not in own for name in unexpected
-    ):
-        options = " ".join(f"--leave-out {word}" for word in beside[:3])
-        return f"if these are no part of the classifier, add {options}; else check --arch and --arch-arg"
+    words = {name.partition(".")[0] for name in model.state_dict()}
+    unexpected = misfits["unexpected"]
+    if unexpected and not any(name.partition(".")[0] in words for name in unexpected) and not misfits["missing"]:
+        options = sorted({names.beside_words(name, prefix) for name in unexpected})[:3]
+        shown = " ".join(f"--leave-out {option}" for option in options)
+        return f"if these are no part of the classifier, add {shown}; else check --arch and --arch-arg"
     return "check --arch and --arch-arg"
 
 
@@ -348,7 +346,7 @@ def load(
             model = _build(factory, chosen.name, arguments)
     overlooked = choices.overlooked(model, chosen.name, arguments)
     try:
-        load_into(model, _state(checkpoint, naming), where)
+        load_into(model, _state(checkpoint, naming), where, naming.prefix)
     except ImuError as error:
         if overlooked:
             raise type(error)(f"{error}; {overlooked[0]}") from error

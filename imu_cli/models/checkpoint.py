@@ -102,14 +102,19 @@ class Checkpoint:
         return found
 
     def prefix(self, known: set[str]) -> str:
-        """The wrappers' prefix, such as ``module.``, under which the file has a name that the model knows; "" if none."""
+        """What is before the names that the model knows, if it is words of wrappers or is before every name; "" if neither."""
         starts = {""}
         for name in self.entries:
             words = names.WRAPPER.match(name)
-            starts |= (
-                {words[0][:end] for end in range(1, len(words[0]) + 1) if words[0][end - 1] == "."} if words else set()
-            )
-        fitting = [start for start in starts if any(start + name in self.entries for name in known)]
+            starts |= set(names.starts(words[0])) if words else set()
+            starts |= {name[: -len(own)] for own in known if name.endswith(f".{own}")}
+        kept = [name for name in self.entries if not names.is_beside(name)]
+        fitting = [
+            start
+            for start in starts
+            if any(start + name in self.entries for name in known)
+            and (not start or names.WRAPPER.fullmatch(start) or all(name.startswith(start) for name in kept))
+        ]
         return min(fitting, key=len, default="")
 
     def named(self, prefix: str, name: str) -> str:

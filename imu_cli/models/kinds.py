@@ -96,7 +96,7 @@ def _of_words(words: Sequence[str]) -> str | None:
     return "a learning-rate schedule" if {"_last_lr", "_step_count"} <= set(words[:20]) else None
 
 
-def refuseadapter_message(path: Path, names: Sequence[str]) -> None:
+def refuse_adapter(path: Path, names: Sequence[str]) -> None:
     """Refuse the tensors of a LoRA or other adapter, which hold changes to another model's weights.
 
     Raises:

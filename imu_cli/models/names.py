@@ -44,8 +44,15 @@ class Naming:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether ``--leave-out`` means a name: the name itself, its first words, or a pattern such as ``*.ema``."""
-    return name == pattern or name.startswith(f"{pattern.removesuffix('.')}.") or fnmatchcase(name, pattern)
+    """Whether ``--leave-out`` means a name: the name itself, its first words, or a pattern such as ``*.ema``.
+
+    Words of wrappers before the name need not be given.
+    """
+    words = WRAPPER.match(name)
+    return any(
+        each == pattern or each.startswith(f"{pattern.removesuffix('.')}.") or fnmatchcase(each, pattern)
+        for each in (name, name[words.end() :] if words else name)
+    )
 
 
 def left_out(names: Collection[str], patterns: Sequence[str], where: object) -> list[str]:
@@ -103,18 +110,22 @@ def find(
     """
     out = left_out(in_file, leave_out, where)
     kept = {name: shape for name, shape in in_file.items() if name not in set(out)}
-    if strip_prefix is not None:
-        stripped(kept, strip_prefix, where)
-        prefix = strip_prefix
-    else:
-        prefix = _prefix(kept, in_model, where)
+    prefix = _prefix(kept, in_model, where) if strip_prefix is None else strip_prefix
+    if prefix or strip_prefix is not None:
+        stripped(kept, prefix, where)
     beside = [name for name in kept if name.removeprefix(prefix) not in in_model and is_beside(name, prefix)]
     return Naming(prefix, tuple(sorted([*out, *beside])))
 
 
 def is_beside(name: str, prefix: str = "") -> bool:
-    """Whether a name is that of a trainer's own tensor, before or after the prefix."""
-    return any(BESIDE.match(part) is not None for part in (name, name.removeprefix(prefix)))
+    """Whether a name is that of a trainer's own tensor, after the prefix, some of its words, or none of them."""
+    return any(BESIDE.match(name[len(start) :]) is not None for start in starts(prefix) if name.startswith(start))
+
+
+def beside_words(name: str, prefix: str) -> str:
+    """The first words by which ``--leave-out`` means a tensor beside the model: after those that it shares with the prefix."""
+    start = max((start for start in starts(prefix) if name.startswith(start)), key=len)
+    return start + name[len(start) :].partition(".")[0]
 
 
 def _prefix(in_file: Shapes, in_model: Shapes, where: object) -> str:
@@ -122,7 +133,7 @@ def _prefix(in_file: Shapes, in_model: Shapes, where: object) -> str:
     found: Counter[str] = Counter()
     fitting: Counter[str] = Counter()
     for name, shape in in_file.items():
-        for start in _starts(name):
+        for start in starts(name):
             own = name[len(start) :]
             if own in wanted:
                 found[start] += 1
@@ -137,7 +148,7 @@ def _prefix(in_file: Shapes, in_model: Shapes, where: object) -> str:
     return min(found, key=lambda start: (-found[start], len(start)), default="")
 
 
-def _starts(name: str) -> list[str]:
+def starts(name: str) -> list[str]:
     """What may be a prefix of the name: nothing, and its first words up to each dot."""
     return ["", *(name[: dot.end()] for dot in re.finditer(r"\.", name))]
 
