@@ -327,7 +327,11 @@ def inspect(
 @app.command()
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="A .pth, .pt, .bin or .ckpt file: a state_dict, or what holds one.")
+        Path,
+        typer.Argument(
+            metavar="IN",
+            help="A .pth, .pt, .bin or .ckpt file: a state_dict, or what holds one; an index of such shards, or a folder.",
+        ),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The .safetensors file to write.")],
     key: Annotated[
@@ -337,12 +341,23 @@ def convert(
     strip_prefix: Annotated[
         str | None, typer.Option(help="Take this off the names that start with it.", metavar="PREFIX")
     ] = None,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Tensors that are not written, by name, first words (ema_model) or pattern ('*.ema'); may be repeated.",
+            metavar="NAME",
+        ),
+    ] = None,
     arch: Annotated[
         str | None,
         typer.Option(
             help="Write this into the file's metadata: a registry's architecture, such as torchvision:resnet18, that fits.",
             metavar="ARCH",
         ),
+    ] = None,
+    arch_arg: Annotated[
+        list[str] | None,
+        typer.Option(help="Argument of the architecture, for the metadata too; may be repeated.", metavar="KEY=VALUE"),
     ] = None,
     preprocess: Annotated[
         str | None,
@@ -355,7 +370,15 @@ def convert(
     from imu_cli.commands import convert as converting
 
     made = converting.run(
-        source, output, key=key, strip_prefix=strip_prefix, arch=arch, preprocessing=preprocess, force=force
+        source,
+        output,
+        key=key,
+        strip_prefix=strip_prefix,
+        leave_out=leave_out or [],
+        arch=arch,
+        arch_arg=arch_arg or [],
+        preprocessing=preprocess,
+        force=force,
     )
     for note in made.notes:
         Terminal(quiet).note(note)

@@ -36,6 +36,9 @@ from imu_cli.unlearning.procedure import Method
 from imu_cli.unlearning.targets import HeldOut
 from imu_cli.views import junit
 
+NAMING = ("strip_prefix", "leave_out")
+"""Options of the record by which the file's tensors are the model's."""
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -60,6 +63,7 @@ def _from_record(
             "label": found.forget.label,
             "data": paths.placed(found.forget.data, "data", folder) if config.data is None else config.data,
         }
+    known |= {name: found.options[name].value for name in NAMING if name in found.options and found.options[name].value}
     if config.scenario == "auto":
         known["scenario"] = found.scenario
     values = {
@@ -284,6 +288,8 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     """
     layout.require_file(model)
     output = Path(config.output) if config.output else destination.beside(model, "evaluation")
+    if config.output is None:
+        destination.refuse_cache(output, model)
     _refuse_foreign(output)
     report = _junit_file(config, output)
     wanted = _gates(config, report)

@@ -157,8 +157,7 @@ def _replay(opened: Session, matrix: Tensor, written: Path, h: Rows) -> str:
     made = checkpoint.open_checkpoint(written)
     if network is None:
         return made.sha256
-    tensors = {name.removeprefix(network.loaded.prefix): tensor for name, tensor in made.tensors().items()}
-    architecture.load_into(network.loaded.model, tensors, str(written))
+    architecture.load_into(network.loaded.model, network.loaded.state_of(made), str(written))
     batch = engine.batch(samples, rows, network.preprocess, opened.device)
     run = Engine(network.loaded.model, opened.head.module, opened.device, len(rows), opened.run.precision)
     with torch.inference_mode():

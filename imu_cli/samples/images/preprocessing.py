@@ -263,11 +263,11 @@ class TimmTransform(Preprocessing):
 class ProcessorTransform(Preprocessing):
     """The image processor that was saved with a transformers model; all of it runs in the decoding threads."""
 
-    def __init__(self, config: Mapping[str, Any], where: str) -> None:
+    def __init__(self, config: Mapping[str, Any], where: str, model_type: str | None = None) -> None:
         remedy = "mend preprocessor_config.json, or give --preprocess"
         self._side = checked(ProcessorData, _listed(config), where, remedy).longest()
         transformers = libraries.transformers(where)
-        self._processor = _processor_class(transformers, config, where).from_dict(dict(config))
+        self._processor = _processor_class(transformers, config, where, model_type).from_dict(dict(config))
         self._config = json.loads(self._processor.to_json_string())
 
     @property
@@ -315,9 +315,19 @@ def _failed(library: str, error: Exception) -> ImuError:
     return ImuError(f"{library}: cannot prepare an image ({type(error).__name__}: {cut(said)}); give --preprocess")
 
 
-def _processor_class(transformers: Any, config: Mapping[str, Any], where: str) -> Any:
-    """The class in transformers that a processor's config names, by any of the names it has had."""
-    named = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
+def _processor_of(transformers: Any, model_type: str | None) -> str:
+    """The name of the image processor that transformers has for a kind of model, as its own loader takes it; "" where none is."""
+    names = transformers.models.auto.image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type)
+    if isinstance(names, Mapping):  # by what computes it, since version 5
+        names = (names.get("torchvision"), names.get("pil"))
+    found = [name for name in ((names,) if isinstance(names, str) else names or ()) if isinstance(name, str)]
+    return found[0] if found else ""
+
+
+def _processor_class(transformers: Any, config: Mapping[str, Any], where: str, model_type: str | None) -> Any:
+    """The class in transformers that a processor's config names, by any of the names it has had, or that its model has."""
+    said = config.get("image_processor_type") or config.get("feature_extractor_type")
+    named = str(said or _processor_of(transformers, model_type))
     plain = named.removesuffix("Fast").removesuffix("FeatureExtractor").removesuffix("ImageProcessor")
     for name in (named, f"{plain}ImageProcessor", f"{plain}ImageProcessorFast"):
         found = getattr(transformers, name, None) if name.isidentifier() else None
@@ -329,7 +339,7 @@ def _processor_class(transformers: Any, config: Mapping[str, Any], where: str) -
     )
 
 
-LIBRARIES: dict[str, Callable[[Mapping[str, Any], str], Preprocessing]] = {
+LIBRARIES: dict[str, Callable[..., Preprocessing]] = {
     "timm": TimmTransform,
     "transformers": ProcessorTransform,
 }
@@ -337,12 +347,13 @@ LIBRARIES: dict[str, Callable[[Mapping[str, Any], str], Preprocessing]] = {
 
 def _of_library(values: Mapping[str, Any], where: str) -> Preprocessing:
     library, config = values.get("library"), values.get("config", {})
-    if library not in LIBRARIES or not isinstance(config, Mapping) or set(values) - {"library", "config"}:
+    more = {key: values[key] for key in ("model_type",) if library == "transformers" and key in values}
+    if library not in LIBRARIES or not isinstance(config, Mapping) or set(values) - {"library", "config", *more}:
         raise ImuError(
             f"{where}: library {shown(library)}; write {{library: timm, config: {{...}}}} or transformers with its processor's config"
         )
     try:
-        return LIBRARIES[library](config, where)
+        return LIBRARIES[library](config, where, **more)
     except ImuError:
         raise
     except Exception as error:  # the library's own reading of values that a file gave
@@ -394,10 +405,14 @@ def find(
 ) -> tuple[Preprocessing, str]:
     """The preprocessing and its source: the option, else the first of ``others`` (value, source) that says anything.
 
+    A value may be what is wrong with that source, which is raised only if it is asked.
+
     Raises:
         ImuError: no source knows it, and the message shows the line to add; or a few images of it do not fit ``max_memory``.
     """
     for value, source in [(given, "--preprocess"), *others]:
+        if isinstance(value, ImuError):
+            raise value
         if value or (source == "--preprocess" and value is not None):
             steps = parse(value, source)
             what = f"{AT_ONCE} images of {steps.side:,} x {steps.side:,}"
