@@ -1,7 +1,7 @@
 """Recovery tells a class that the features still hold from a row that wins everywhere, and from a class they lost."""
 
-import numpy as np
 import hundred
+import numpy as np
 import pytest
 import torch
 from torch import Tensor

@@ -442,8 +442,7 @@ def test_a_missing_class_is_named_with_its_count() -> None:
 
 
 def test_a_mean_difference_covers_the_truth() -> None:
-    """Differences of two gaps, mostly 0 and now and then ±1 or 2: at least 93 of 100 intervals hold the true mean, and one
-    without any difference is no point."""
+    """Differences of two gaps, mostly 0: at least 93 of 100 intervals hold the true mean; where none differs, it is no point."""
     generator = torch.Generator().manual_seed(0)
     values, chances = torch.tensor([-2, -1, 0, 1, 2]), torch.tensor([0.005, 0.03, 0.9, 0.05, 0.015])
     truth, held = float((values * chances).sum()), 0
