@@ -1,10 +1,14 @@
 """What the pipeline tells whoever drives it: notes as they arise and progress; the command line draws them."""
 
+import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from imu_cli import stopping
 
 Advance = Callable[[int], None]
 
@@ -19,6 +23,23 @@ class Events(Protocol):
     def track(self, label: str, total: int | None) -> AbstractContextManager[Advance]:
         """A context that yields a function to call with the number of things done since the last call."""
         ...
+
+
+@contextmanager
+def libraries_unheard() -> Iterator[None]:
+    """What libraries warn of or log stays with them: it names their files on this machine and calls that no user made.
+
+    Warnings that our own code causes are not shown either, but are still errors where a filter makes them so, as in tests.
+    """
+    last = logging.lastResort
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"(?!imu_cli(\.|$))")
+        warnings.showwarning = lambda *_, **__: None
+        logging.lastResort = logging.NullHandler()
+        try:
+            yield
+        finally:
+            logging.lastResort = last
 
 
 class Silent:
@@ -41,7 +62,8 @@ class Clock:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the time that the context takes to a stage."""
+        """Add the time that the context takes to a stage; a stage begins where a signal may end the run."""
+        stopping.check()
         start = time.perf_counter()
         try:
             yield

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imu_cli.commands import held_out, opening, procedure, provenance, scoring
+from imu_cli.commands import held_out, opening, preparation, provenance, reuse
 from imu_cli.config.commands import EvaluateConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import curves, gates, measures, shadow_heads, summary
@@ -16,22 +16,28 @@ from imu_cli.evaluation.evidence import Evidence, Split, forgotten_rows, referen
 from imu_cli.events import Events, Log
 from imu_cli.features import engine
 from imu_cli.features.session import Session
-from imu_cli.files import paths, writing
+from imu_cli.files import outputs, paths, writing
+from imu_cli.linear import objective
+from imu_cli.linear.objective import Members
 from imu_cli.linear.rows import Logits, Mapped, Rows, with_bias
 from imu_cli.models import checkpoint, destination, layout
 from imu_cli.models.architecture import Architecture, Loaded
 from imu_cli.models.sidecar import Said
 from imu_cli.records import storage
-from imu_cli.records.evaluation import Evaluation
+from imu_cli.records.evaluation import Evaluation, Metric
 from imu_cli.records.record import Record
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.vectors import is_features
 from imu_cli.statistics import metrics
 from imu_cli.statistics.intervals import Estimate, census
 from imu_cli.unlearning import scenario
-from imu_cli.unlearning.methods import Method, warn_if_at_chance
+from imu_cli.unlearning.notes import warn_if_at_chance
+from imu_cli.unlearning.procedure import Method
 from imu_cli.unlearning.targets import HeldOut
 from imu_cli.views import junit
+
+NAMING = ("strip_prefix", "leave_out")
+"""Options of the record by which the file's tensors are the model's."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ def _from_record(
             "label": found.forget.label,
             "data": paths.placed(found.forget.data, "data", folder) if config.data is None else config.data,
         }
+    known |= {name: found.options[name].value for name in NAMING if name in found.options and found.options[name].value}
     if config.scenario == "auto":
         known["scenario"] = found.scenario
     values = {
@@ -164,7 +171,7 @@ class _Models:
         """Logits of every model on a set of images; features are read once where backbones agree."""
         opened, original = self.opened, self.original
         h = (
-            scoring.forget_features(opened, self.config, narrow=True)
+            reuse.forget_features(opened, self.config, narrow=True)
             if what == "forget"
             else opened.features_of(samples, what, narrow=True)
         )
@@ -221,15 +228,14 @@ def _parts(opened: Session, by: str | None) -> dict[str, Tensor] | None:
 
 def _refuse_foreign(path: Path) -> None:
     """The evaluation's file may be replaced if it is an evaluation, and nothing else may."""
-    if path.exists():
+
+    def ours(file: Path) -> bool:
         try:
-            ours = isinstance(storage.read(path), Evaluation)
+            return isinstance(storage.read(file), Evaluation)
         except ImuError:
-            ours = False
-        if not ours:
-            raise ImuError(f"{path}: exists and is not an evaluation that imu wrote; choose another --output")
-    if not path.parent.is_dir():
-        raise ImuError(f"{path.parent}: no such folder; create it, or choose another --output")
+            return False
+
+    outputs.own_file(path, "", ours, "is not an evaluation that imu wrote; choose another --output")
 
 
 def _gates(config: EvaluateConfig, report: Path | None) -> list[gates.Gate]:
@@ -266,6 +272,7 @@ def _junit_file(config: EvaluateConfig, output: Path) -> Path | None:
         raise ImuError(
             "--junit: holds verdicts, and there is no requirement; add --require, or gates: in the YAML file"
         )
+    outputs.found(Path(config.junit), "--junit")
     if Path(config.junit).resolve() == output.resolve():
         raise ImuError(f"--junit {config.junit}: is the evaluation's own file; choose another")
     writing.refuse_foreign(Path(config.junit), junit.MARK, "--junit")
@@ -281,9 +288,11 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     """
     layout.require_file(model)
     output = Path(config.output) if config.output else destination.beside(model, "evaluation")
+    if config.output is None:
+        destination.refuse_cache(output, model)
+    _refuse_foreign(output)
     report = _junit_file(config, output)
     wanted = _gates(config, report)
-    _refuse_foreign(output)
     found = provenance.read_record(model)
     if found is None and destination.beside(model, "record").is_file():
         events.note(f"{destination.beside(model, 'record')}: describes another file than {model}; it is not used")
@@ -306,6 +315,7 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         shadow = shadow_heads.run(evidence, opened.matrix(), original.matrix(), unlearning, config.shadows, opened.log)
         evidence = replace(evidence, shadow=shadow)
     measured = measures.measure(evidence)
+    _tell_edge(opened, evidence, measured)
     verdicts = gates.judge_all(wanted, {item.name: item for item in measured}, config.require_on == "value")
     for verdict in verdicts:
         if verdict.warning:
@@ -331,10 +341,31 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         **provenance.common(opened, effective, merged, folder),
     )
     texts = {output: storage.dump(made)} | ({} if report is None else {report: junit.junit(made)})
-    with writing.together(*texts) as files:
+
+    def replaced(path: Path) -> None:
+        _refuse_foreign(path) if path == output else _junit_file(config, output)
+
+    with writing.together(*texts, replaced=replaced) as files:
         for file, text in zip(files, texts.values(), strict=True):
             file.write_text(text, encoding="utf-8")
     return Evaluated(made, output)
+
+
+def _tell_edge(opened: Session, e: Evidence, measured: list[Metric]) -> None:
+    """Say with the count on D_f how many of its samples another batch size, precision or device may move across the boundary."""
+    logits = e.forget.after
+    assert isinstance(logits, Logits)
+    shared = torch.zeros(opened.head.classes, dtype=torch.bool, device=logits.head.device)
+    shared[list(e.forgotten)] = True
+    members = Members(e.forget.labels, opened.head.classes, shared if e.kind == "class" else None)
+    margin = preparation.boundary(opened, logits.h)
+    near = objective.on_the_edge(logits.h, logits.head, members, margin)
+    if near:
+        told = (
+            f"{near} of them within {margin:.2g} logits of the boundary, where another batch size or device may decide"
+        )
+        metric = next(item for item in measured if item.name == "forget.accuracy")
+        metric.note = "; ".join(part for part in (metric.note, told) if part)
 
 
 def _warn_if_at_chance(opened: Session, e: Evidence) -> None:
@@ -371,14 +402,14 @@ def _require_shadows(config: EvaluateConfig, found: Record | None, head_only: bo
 
 def _unlearning(opened: Session, e: Evidence, found: Record, folder: Path) -> shadow_heads.Unlearning:
     """How the model was unlearned, from its record; ``folder`` is what the record's paths are relative to."""
-    wanted = procedure.frozen(found, folder)
+    wanted = preparation.frozen(found, folder)
 
     def chosen_by() -> HeldOut | None:
         quiet = replace(opened, run=opening.run_of(wanted), log=Log())
         return held_out.chosen_by(quiet, wanted.test, wanted.reference, e.forgotten)[0]
 
     method: Method = "matched" if wanted.method == "matched" else "imu"
-    return shadow_heads.Unlearning(method, procedure.of(wanted), wanted.rows, chosen_by, opened.head.rounded)
+    return shadow_heads.Unlearning(method, preparation.of(wanted), wanted.rows, chosen_by, opened.head.rounded)
 
 
 def _kind(opened: Session, config: EvaluateConfig) -> tuple[scenario.Kind, str]:

@@ -1,8 +1,6 @@
 """Everything a command opens before it computes: checkpoint, model, preprocessing, class names, forget set, features."""
 
-import os
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -13,10 +11,12 @@ from imu_cli.config.shared import ForgetConfig, ModelConfig
 from imu_cli.errors import ImuError
 from imu_cli.events import Events, Log
 from imu_cli.features import engine as engine_module
-from imu_cli.features import memory, origin
+from imu_cli.features import origin
 from imu_cli.features.session import Network, Run, Session
+from imu_cli.files import memory, streams
+from imu_cli.files.reading import environment_number
 from imu_cli.influence import closed_form
-from imu_cli.models import architecture
+from imu_cli.models import architecture, sidecar
 from imu_cli.models.architecture import Loaded
 from imu_cli.models.checkpoint import Checkpoint, open_checkpoint
 from imu_cli.models.head import find_head, named_head
@@ -30,6 +30,7 @@ from imu_cli.samples.vectors import Vectors
 
 Config = TypeVar("Config", bound=ForgetConfig)
 
+TORCHRUN = "torchrun sets it, start imu with it or unset it"
 EVERYTHING = ["index=:"]
 """The selector of every row of a data set."""
 
@@ -37,7 +38,9 @@ EVERYTHING = ["index=:"]
 def load_model(path: Path, config: ModelConfig, known: Said | None = None) -> tuple[Checkpoint, Loaded]:
     """The checkpoint and the model it fits into, loaded strictly; ``known`` is what a record says of it."""
     checkpoint = open_checkpoint(path)
-    return checkpoint, architecture.load(checkpoint, config.arch, config.arch_arg, known)
+    return checkpoint, architecture.load(
+        checkpoint, config.arch, config.arch_arg, known, strip_prefix=config.strip_prefix, leave_out=config.leave_out
+    )
 
 
 def with_features(config: Config) -> Config:
@@ -83,7 +86,8 @@ def open_all(path: Path, config: ForgetConfig, events: Events, known: Said | Non
     with log.timed("loading"):
         opened = (_open_on_features if on_features else _open_on_images)(path, config, known, run, log)
     data = opened.data
-    for warning in (*opened.checkpoint.layout.notes, *(data.notes if data else ()), *opened.forget.notes):
+    loaded = opened.network.loaded.notes if opened.network else ()
+    for warning in (*opened.checkpoint.layout.notes, *loaded, *(data.notes if data else ()), *opened.forget.notes):
         opened.note(warning)
     return opened
 
@@ -99,18 +103,20 @@ class _Given:
 
 def _read_data(config: ForgetConfig) -> _Given:
     data = open_source(config.data, "data") if config.data else None
-    stdin = BytesIO(sys.stdin.buffer.read()) if config.forget == ["-"] else None
-    return _Given(data, stdin, peek(config.forget, data, engine_module.PROBE, stdin))
+    stdin = BytesIO(streams.from_stdin()) if config.forget == ["-"] else None
+    return _Given(data, stdin, peek(config.forget, data, engine_module.TRIED, stdin))
 
 
 def _open_on_images(path: Path, config: ForgetConfig, known: Said | None, run: Run, log: Log) -> Session:
     checkpoint, loaded = load_model(path, config, known)
     said = [*([] if known is None else [known]), *loaded.said]
-    steps, steps_source = preprocessing.find(config.preprocess, [(item.preprocess, item.source) for item in said])
-    device = engine_module.pick_device(config.device, int(os.environ.get("LOCAL_RANK", "0")))
+    others = [(item.steps, item.source) for item in said]
+    steps, steps_source = preprocessing.find(config.preprocess, others, run.max_memory)
+    device = engine_module.pick_device(config.device, environment_number("LOCAL_RANK", 0, 0, 4095, TORCHRUN))
+    engine_module.refuse_precision(config.precision, device)
     model = engine_module.prepare(loaded.model, device)
     given = _read_data(config)
-    probe = engine_module.batch(given.few, range(len(given.few)), steps, device)
+    probe = engine_module.probe_of(given.few, steps, device)
     engine_module.refuse_if_random(model, probe)
     head = find_head(model, probe, checkpoint, loaded.prefix, config.head)
     classes = names_of_classes(config, said, given.data, head.classes)
@@ -131,7 +137,8 @@ def _open_on_features(path: Path, config: ForgetConfig, known: Said | None, run:
             "--data out and name the images' data set"
         )
     named = config.head or str(store.said["head"])
-    head = named_head(checkpoint, named, "--head" if config.head else store.shown)
+    sidecar.refuse_other_heads(checkpoint.folder)
+    head = named_head(checkpoint, named, "--head" if config.head else store.shown, config.strip_prefix)
     said = [*([] if known is None else [known]), Said(store.shown, classes=given.few.classes)]
     classes = names_of_classes(config, said, None, head.classes)
     forget = load_forget(config.forget, given.data, config.label, classes, given.stdin)
@@ -168,7 +175,9 @@ def _naturally(name: str) -> list[tuple[bool, int, str]]:
 def names_of_classes(config: ModelConfig, said: Sequence[Said], data: SampleSet | None, count: int) -> ClassNames:
     """The class names by the sources' order: ``--classes``, a record, the model's files, a data set of all classes."""
     named = Path(config.classes) if config.classes else None
-    by = next((item for item in said if item.classes), None)
+    by = next((item for item in said if item.classes or "classes" in item.wrong), None)
+    if named is None and by is not None:
+        by.refuse("classes")
     return class_names(
         named, None if by is None else by.classes, [data] if data else [], count, "" if by is None else by.source
     )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from imu_cli import __version__, options
-from imu_cli.commands import scoring
+from imu_cli.commands import reuse
 from imu_cli.config.shared import ForgetConfig, SamplesConfig
 from imu_cli.features.session import Session
 from imu_cli.files import paths
@@ -129,5 +129,5 @@ def common(opened: Session, config: ForgetConfig, origins: Mapping[str, str], fo
         "environment": environment(opened.device),
         "seconds": opened.log.clock.seconds,
         "notes": opened.log.notes,
-        "run": scoring.run_info(opened),
+        "run": reuse.run_info(opened),
     }

@@ -7,25 +7,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from imu_cli.commands import opening, procedure, provenance, scoring
+from imu_cli import options
+from imu_cli.commands import opening, preparation, provenance, reuse
 from imu_cli.commands.provenance import common
 from imu_cli.config.commands import PAPER, UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.events import Events
-from imu_cli.features import engine
+from imu_cli.features import engine, extraction
+from imu_cli.features.engine import Engine
 from imu_cli.features.session import Session
 from imu_cli.files.paths import relative_to
 from imu_cli.influence import scores
 from imu_cli.linear import objective
 from imu_cli.linear.rows import Rows, predicted
-from imu_cli.models import checkpoint, destination, layout
+from imu_cli.models import checkpoint, destination, diagnosis, layout
 from imu_cli.models import destination as destination_module
-from imu_cli.models.head import PRECISIONS, check_replay, logits_of
+from imu_cli.models.architecture import Architecture
+from imu_cli.models.head import check_replay
 from imu_cli.records import parts, storage
 from imu_cli.records.parts import HeldOutInfo, Interval, Link
 from imu_cli.records.record import LookInfo, Record, Target
 from imu_cli.statistics.metrics import binomial_range
 from imu_cli.unlearning import methods, targets
+from imu_cli.unlearning import procedure as procedure_module
 from imu_cli.unlearning.ascent import Outcome
 
 REPLAYED = 64
@@ -82,8 +86,8 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
             f"head {opened.head.module}: all its weights are 0, so that no change of it can be measured; "
             "it was never trained, give the checkpoint after training"
         )
-    h = scoring.forget_features(opened, config)
-    ready = procedure.ready(opened, config, h)
+    h = reuse.forget_features(opened, config)
+    ready = preparation.ready(opened, config, h)
     job = ready.job
     opened.note(f"method {job.method} ({job.method_source})")
     held = 0 if job.held is None else len(job.held.h)
@@ -105,7 +109,20 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
     return Unlearned(made, place.output, place.record)
 
 
-def _tell_end(opened: Session, job: methods.Job, outcome: Outcome) -> None:
+def next_words(done: Unlearned, config: UnlearnConfig, origins: Mapping[str, str]) -> list[str]:
+    """The command that measures what was written, as it can be typed: with the file of options or the code that it needs."""
+    words, record = ["imu", "evaluate", str(done.output)], done.record
+    built = Architecture(str(record.architecture["name"]), "record")
+    if options.CONFIG_FILE in origins:
+        words += ["--config", origins[options.CONFIG_FILE]]
+    elif built.runs_code and config.arch is not None:
+        words += ["--arch", config.arch]
+        words += [word for pair in config.arch_arg for word in ("--arch-arg", pair)]
+    given = config.test or "DATA"
+    return [*words, "--test", given]
+
+
+def _tell_end(opened: Session, job: procedure_module.Job, outcome: Outcome) -> None:
     start, end = outcome.start.forget, outcome.end.forget
     moved = f"from {start:.2%} to {end:.2%} of {len(job.forgetting.labels)} forget samples, head changed by {outcome.end.head_change:.2%}"
     if job.target is None:
@@ -118,7 +135,7 @@ def _tell_end(opened: Session, job: methods.Job, outcome: Outcome) -> None:
         opened.note(_lost(opened, job, outcome.head))
 
 
-def _lost(opened: Session, job: methods.Job, head: Tensor) -> str:
+def _lost(opened: Session, job: procedure_module.Job, head: Tensor) -> str:
     """How many held-out samples of kept classes went to a forgotten class."""
     test = job.held
     assert test is not None
@@ -140,15 +157,17 @@ def _replay(opened: Session, matrix: Tensor, written: Path, h: Rows) -> str:
     made = checkpoint.open_checkpoint(written)
     if network is None:
         return made.sha256
-    tensors = {name.removeprefix(network.loaded.prefix): tensor for name, tensor in made.tensors().items()}
-    architecture.load_into(network.loaded.model, tensors, str(written))
+    architecture.load_into(network.loaded.model, network.loaded.state_of(made), str(written))
     batch = engine.batch(samples, rows, network.preprocess, opened.device)
+    run = Engine(network.loaded.model, opened.head.module, opened.device, len(rows), opened.run.precision)
     with torch.inference_mode():
-        logits = logits_of(network.loaded.model(batch)).to(torch.float64).cpu()
+        made_logits = extraction.in_halves(run, batch)[1]
+    logits = made_logits.to(torch.float64).cpu()
     expected = (h[slice(len(rows))].cpu() @ matrix.T).to(torch.float64)
     error = float((logits - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
-    # The written model runs in float32: features of a lower precision are as far off as that precision is.
-    check_replay(opened.head.with_matrix(matrix), error, PRECISIONS[opened.run.precision])
+    # It runs as for the features, in their precision, but unfolded and in a batch of its own.
+    why = diagnosis.of_a_run(run.precision, run.device.type, len(rows))
+    check_replay(opened.head.with_matrix(matrix), error, made_logits.dtype, why, run.precision)
     return made.sha256
 
 
@@ -174,8 +193,8 @@ def _record(
     opened: Session,
     config: UnlearnConfig,
     origins: Mapping[str, str],
-    ready: procedure.Ready,
-    done: methods.Done,
+    ready: preparation.Ready,
+    done: procedure_module.Done,
     place: destination.Destination,
 ) -> Record:
     folder, outcome, job = place.record.parent, done.outcome, ready.job

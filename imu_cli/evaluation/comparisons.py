@@ -7,16 +7,7 @@ import torch
 from torch import Tensor
 
 from imu_cli.evaluation import attacks, published_scores, retrained
-from imu_cli.evaluation.evidence import (
-    NO_ORIGINAL,
-    NO_RETAIN,
-    NO_TEST,
-    Evidence,
-    Found,
-    Split,
-    forgotten_rows,
-    metric,
-)
+from imu_cli.evaluation.evidence import NO_ORIGINAL, NO_RETAIN, NO_TEST, Evidence, Found, Split, forgotten_rows, metric
 from imu_cli.linear.rows import Outputs
 from imu_cli.records.evaluation import Metric
 from imu_cli.statistics import metrics

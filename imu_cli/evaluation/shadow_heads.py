@@ -24,7 +24,7 @@ from imu_cli.linear import objective, refits
 from imu_cli.linear.rows import held, with_bias
 from imu_cli.statistics.intervals import NotMeasured
 from imu_cli.unlearning import methods, scenario
-from imu_cli.unlearning.methods import Classifier, Forgetting, Method, Procedure
+from imu_cli.unlearning.procedure import Classifier, Forgetting, Method, Procedure
 from imu_cli.unlearning.targets import HeldOut
 
 FEWEST = 8

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from imu_cli.errors import ImuError
 from imu_cli.events import Log
-from imu_cli.features import cache, extraction, memory, origin
+from imu_cli.features import cache, extraction, origin
 from imu_cli.features import engine as engine_module
 from imu_cli.features.engine import Engine
 from imu_cli.features.extraction import Seen
 from imu_cli.features.precision import Precision
+from imu_cli.files import memory
 from imu_cli.linear.rows import Mapped, Rows, refuse_not_finite
 from imu_cli.models.architecture import Loaded
 from imu_cli.models.checkpoint import Checkpoint
@@ -25,7 +26,7 @@ from imu_cli.samples.classes import ClassNames
 from imu_cli.samples.columns import as_array
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.forget import ForgetSet
-from imu_cli.samples.images.preprocessing import Preprocessing
+from imu_cli.samples.inputs import InputStep
 from imu_cli.samples.vectors import Vectors
 
 
@@ -38,7 +39,7 @@ class Network:
 
     loaded: Loaded
     model: nn.Module
-    preprocess: Preprocessing
+    preprocess: InputStep
     preprocess_source: str
     probe: Tensor
 
@@ -113,9 +114,10 @@ class Session:
         assert self.vectors is not None
         said, shown = self.vectors.said, self.vectors.shown
         unknown: dict[str, Any] = {"name": "not known", "source": shown, "arguments": {}, "code": None}
-        given = said.get("architecture")
+        given = said.get("architecture") or {}
+        whole = set(given) == set(unknown) and None not in (given["name"], given["source"], given["arguments"])
         return {
-            "architecture": given if isinstance(given, dict) and set(given) == set(unknown) else unknown,
+            "architecture": given if whole else unknown,
             "preprocess": dict(said.get("preprocess") or {}),
             "preprocess_source": shown,
         }

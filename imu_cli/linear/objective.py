@@ -102,6 +102,16 @@ def counts_in(h: Rows, head: Tensor, members: Members, margin: float = 0.0) -> t
     return hits, near
 
 
+def on_the_edge(h: Rows, head: Tensor, members: Members, margin: float) -> int:
+    """How many rows of H have their best member and the best other class less than ``margin`` apart, in logits."""
+    found = 0
+    for rows in blocks(len(h), max(head.shape)):
+        logits, mask = h[rows] @ head.T, members[rows]
+        inside, outside = (logits.masked_fill(part, -math.inf).amax(dim=1) for part in (~mask, mask))
+        found += int(((inside - outside).abs() < margin).sum())
+    return found
+
+
 def share_in(h: Rows, head: Tensor, members: Members) -> float:
     """Share of the rows of H (n, d+1) that a head W (c, d+1) predicts as one of their members; 0 to 1."""
     return counts_in(h, head, members)[0] / len(h)

@@ -1,7 +1,7 @@
 """H (n, d+1) float64 of many samples and their logits, taken by blocks of rows: held in memory, or made when asked for.
 
-Whatever is computed over all samples runs over ``blocks``, so that its memory does not grow with their number, and gives
-the same bits whether the features are held or mapped.
+Whatever is computed over all samples runs over ``blocks``, the same whether the features are held or mapped, so that its
+memory does not grow with their number.
 """
 
 from collections.abc import Callable, Iterator

@@ -11,7 +11,6 @@ from imu_cli.errors import ImuError
 from imu_cli.samples.classes import ClassNames, mapped
 from imu_cli.samples.columns import alike, members, numbers, take
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
-from imu_cli.samples.images.stores import Files
 from imu_cli.samples.overlap import overlap
 from imu_cli.samples.table import Problems
 
@@ -191,7 +190,7 @@ def _note_copies(draft: Draft, problems: Problems) -> list[str]:
 
 def _spot(samples: SampleSet, row: int) -> Hashable:
     """The same for two rows of a set if they are one sample: links can make two files one, rows of an array are themselves."""
-    return samples.location(row) if isinstance(samples.store, Files) else samples.positions[row]
+    return samples.location(row) if samples.root is not None else samples.positions[row]
 
 
 def _summary(draft: Draft, repeated: list[str], relabelled: int) -> list[str]:
@@ -238,7 +237,7 @@ def _holds_all(draft: Draft, data: SampleSet, in_data: Sequence[int]) -> bool:
 
 def _left(samples: SampleSet, data: SampleSet, rows: Sequence[int]) -> Sequence[int]:
     """Those of the data set's rows that are not among the images, as samples, whatever their content."""
-    if samples.store is data.store and not isinstance(data.store, Files):
+    if samples.store is data.store and data.root is None:
         return take(rows, members(take(data.positions, rows), samples.positions, inside=False))
     here = {samples.location(row) for row in range(len(samples))}
     return numbers(row for row in rows if data.location(row) not in here)

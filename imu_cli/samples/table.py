@@ -5,19 +5,20 @@ import hashlib
 import io
 import json
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 from weakref import WeakKeyDictionary
 
 from imu_cli.errors import ImuError, InvalidRowsError, nearest
-from imu_cli.files import writing
+from imu_cli.files import outputs, streams, writing
+from imu_cli.files.reading import MAX_LIST, content, cut, json_value
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
-from imu_cli.samples.images.stores import Files
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
+KINDS = "name a .csv, .tsv or .jsonl file"
 FILE_COLUMNS = ("file_name", "path", "filepath", "image")
 TEXT_COLUMNS = ("id", "group", "reason")
 KNOWN_COLUMNS = (*FILE_COLUMNS, "index", "label", *TEXT_COLUMNS, "weight", "true_label")
@@ -109,7 +110,7 @@ _read_streams: "WeakKeyDictionary[BinaryIO, bytes]" = WeakKeyDictionary()
 def _read_once(stream: BinaryIO) -> bytes:
     """A stream's bytes, as often as they are asked for: ``peek`` needs the list before ``load_forget`` does."""
     if stream not in _read_streams:
-        _read_streams[stream] = stream.read()
+        _read_streams[stream] = streams.from_stdin(stream)
     return _read_streams[stream]
 
 
@@ -120,11 +121,9 @@ def read_table(path: Path | None, stdin: BinaryIO | None, problems: Problems) ->
         ImuError: it cannot be read, or is not UTF-8.
     """
     try:
-        data = _read_once(stdin or sys.stdin.buffer) if path is None else path.read_bytes()
+        data = _read_once(stdin or streams.stdin()) if path is None else content(path, MAX_LIST, KINDS, problems.name)
     except OSError as error:
-        raise ImuError(
-            f"{problems.name}: cannot be read ({error.strerror}); name a .csv, .tsv or .jsonl file"
-        ) from error
+        raise ImuError(f"{problems.name}: cannot be read ({error.strerror}); {KINDS}") from error
     text = _text(problems.name, data)
     kind = _kind(path, text)
     columns, rows, lines = _json_rows(text, problems) if kind == ".jsonl" else _csv_rows(text, kind, problems)
@@ -185,7 +184,7 @@ def _json_rows(text: str, problems: Problems) -> Rows:
             continue
         try:
             row = _json_row(source)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             problems.add(line, f"no JSON object of plain values ({error}); write one object a line")
             continue
         columns |= dict.fromkeys(row)
@@ -195,14 +194,17 @@ def _json_rows(text: str, problems: Problems) -> Rows:
 
 
 def _json_row(source: str) -> dict[str, str]:
-    found = json.loads(source)
+    found = json_value(source)
     if not isinstance(found, dict):
         raise ValueError(f"a {type(found).__name__}")
-    row = {}
+    row: dict[str, str] = {}
     for key, value in found.items():
         if isinstance(value, (bool, list, dict)):
-            raise ValueError(f"'{key}' is a {type(value).__name__}")
-        row[key.strip().lower()] = "" if value is None else str(value)
+            raise ValueError(f"'{cut(key)}' is a {type(value).__name__}")
+        name = key.strip().lower()
+        if name in row:
+            raise ValueError(f"the key '{cut(name)}' stands twice")
+        row[name] = "" if value is None else str(value)
     return row
 
 
@@ -222,7 +224,7 @@ def manifest_text(data: SampleSet, rows: Sequence[int], suffix: str = ".csv") ->
     Columns: ``file_name``, or ``index`` for array data; ``label`` as name, or id where no name is known; ``id`` where
     the data set has it.
     """
-    by_name = isinstance(data.store, Files)
+    by_name = data.root is not None
     columns = ["file_name" if by_name else "index", "label", *(["id"] if "id" in data.columns else [])]
     cells = []
     for row in rows:
@@ -256,12 +258,12 @@ def write_manifest(data: SampleSet, rows: Sequence[int], out: Path, *, force: bo
     """
     if out.suffix.lower() not in SUFFIXES:
         raise ImuError(f"{out}: no kind of list; name it .csv, .tsv or .jsonl")
-    if out.exists() and not force:
-        raise ImuError(f"{out}: exists; choose another name, or --force to replace it")
+    outputs.refuse_output(out, None, force)
     try:
         content = manifest_text(data, rows, out.suffix.lower()).encode()
     except UnicodeEncodeError as error:
         line = error.object[: error.start].rpartition("\n")[2] + error.object[error.start :].partition("\n")[0]
         raise ImuError(f"{out}: a file name is not UTF-8 ({line!r}); rename the file") from error
-    with writing.together(out) as (file,):
+    replaced = partial(outputs.refuse_output, source=None, force=True) if force else writing.nothing
+    with writing.together(out, replaced=replaced) as (file,):
         file.write_bytes(content)

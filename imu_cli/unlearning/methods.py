@@ -3,10 +3,8 @@
 Tensors and numbers in, a head out; what is told on the way goes to a ``Log``. Nothing is read or written here.
 """
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,142 +12,17 @@ from torch import Tensor
 from imu_cli.errors import ImuError
 from imu_cli.events import Advance, Log
 from imu_cli.influence import closed_form
-from imu_cli.influence.closed_form import Damping
-from imu_cli.influence.scores import Scored
 from imu_cli.linear import objective
 from imu_cli.linear.objective import Members
-from imu_cli.linear.rows import Rows
-from imu_cli.records.parts import WHAT
 from imu_cli.records.record import LookInfo
-from imu_cli.statistics import chance
-from imu_cli.statistics.metrics import binomial_range
 from imu_cli.unlearning import ascent, targets
 from imu_cli.unlearning.ascent import Outcome, Step
 from imu_cli.unlearning.matched import fit
 from imu_cli.unlearning.matched.problem import Problem
+from imu_cli.unlearning.notes import tell_matched
+from imu_cli.unlearning.procedure import Classifier, Done, Forgetting, Job, Method, Procedure
 from imu_cli.unlearning.scenario import Plan
-from imu_cli.unlearning.targets import HEAD_CHANGE_WITHOUT_TARGET, Comparison, HeldOut, Limits, Look
-
-Method = Literal["imu", "matched"]
-
-
-@dataclass(frozen=True)
-class Forgetting:
-    """The forget set before a head: H (n, d+1), labels (n,), true labels (n,) and weights (n,) where they are given.
-
-    ``scores`` gives its influence scores; they are asked for where the ascent is weighted by them.
-    """
-
-    h: Rows
-    labels: Tensor
-    true_labels: Tensor | None
-    weights: Tensor | None
-    scores: Callable[[], Scored]
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """The head that is changed: W (c, d+1) float64, and what rounds a head to the values that its file can hold."""
-
-    matrix: Tensor
-    rounded: Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Ascent:
-    """How the ascent goes.
-
-    Attributes:
-        weights: influence weights, or uniform (plain gradient ascent).
-        reweight: when weights are computed again.
-        keep, clip_quantile: of ``closed_form.weigh``; ``damping`` is that of the scores.
-        step: length of a normalised step, as a fraction of the head's norm.
-        learning_rate: of SGD in place of normalised steps; with momentum, weight decay, l1, minibatch and epochs.
-        published: the published loss, plain cross-entropy of each sample's own label, for a fixed number of epochs.
-        seed: of the minibatches' order.
-    """
-
-    weights: Literal["influence", "uniform"] = "influence"
-    reweight: Literal["once", "epoch", "step"] = "once"
-    keep: float = 1.0
-    clip_quantile: float = 0.93
-    damping: Damping = field(default_factory=lambda: Damping(0.01))
-    step: float = 0.005
-    learning_rate: float | None = None
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    l1: float = 0.0
-    minibatch: int | None = None
-    epochs: int | None = None
-    published: bool = False
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Matching:
-    """How matched unlearning goes: ρ (found along a path if None), AUC to go on to, damping of Σ, K-FAC's class factor."""
-
-    rho: float | None = None
-    max_auc: float = 0.51
-    sigma_damping: float = 0.01
-    class_factor: bool = True
-
-
-@dataclass(frozen=True)
-class Procedure:
-    """What a user asks for: method, target and budgets, and how either method goes.
-
-    Attributes:
-        method: ``auto`` is imu for whole classes, without target or held-out data, or where ``ascent_option`` is given.
-        ascent_option: an option that only the ascent has, by its flag, where one was given.
-        until: the target share in place of the scenario's own.
-        margin: distance from a decision boundary, in logits, that rounding may move a sample by.
-        max_drop, max_class_drop, max_steps, max_head_change: budgets; see ``targets.Limits``.
-    """
-
-    method: Literal["auto", "imu", "matched"] = "auto"
-    ascent_option: str | None = None
-    until: float | None = None
-    margin: float = 0.0
-    max_drop: float = 0.01
-    max_class_drop: float | None = None
-    max_steps: int = 1000
-    max_head_change: float | None = None
-    ascent: Ascent = field(default_factory=Ascent)
-    matching: Matching = field(default_factory=Matching)
-
-
-@dataclass
-class Job:
-    """A forget set with its plan, target and method, ready to be unlearned; ``held`` is the data that the run chooses by."""
-
-    forgetting: Forgetting
-    classifier: Classifier
-    plan: Plan
-    held: HeldOut | None
-    unseen: Comparison | None
-    procedure: Procedure
-    limits: Limits
-    target_source: str
-    look: Callable[[Tensor], Look]
-    method: Method
-    method_source: str
-    log: Log
-    scored: Scored | None = None
-    selection: closed_form.Selection | None = None
-
-    @property
-    def target(self) -> float | None:
-        """The share that the forget set is to reach; None without a target."""
-        return self.limits.target
-
-
-def warn_if_at_chance(log: Log, right: Tensor, classes: int, what: str = "the forget set") -> None:
-    """Say so where the model does no better than chance on a set; ``right`` (n,) says which samples it gets right."""
-    if len(right):
-        told = chance.warning(int(right.sum()), len(right), classes, what)
-        if told is not None:
-            log.note(told)
+from imu_cli.unlearning.targets import HEAD_CHANGE_WITHOUT_TARGET, Comparison, HeldOut, Limits
 
 
 def _method(procedure: Procedure, kind: str, target: float | None, held_in_memory: bool) -> tuple[Method, str]:
@@ -246,80 +119,6 @@ def bounds(
     return replace(limits, max_auc=max(procedure.matching.max_auc, unseen.least_auc(head))), source
 
 
-def tell_start(job: Job, *, proven_classes: bool) -> None:
-    """Target and its source, before the first step; a target that is already met is an error.
-
-    ``proven_classes`` says whether a data set could tell that classes are whole.
-    """
-    n, kind, labels, classifier = len(job.forgetting.labels), job.plan.kind, job.forgetting.labels, job.classifier
-    if kind == "sample" and not proven_classes and len(labels.unique()) == 1 and n > 1:
-        job.log.note("all forget samples share one label; if they are the whole class, use --scenario class")
-    if job.target is None:
-        what = (
-            f"; the head may move by {job.limits.max_head_change:.1%} of its norm" if job.limits.max_head_change else ""
-        )
-        job.log.note(f"target: {job.target_source}{what}")
-        return
-    start = job.look(classifier.rounded(classifier.matrix))
-    if job.limits.max_auc is not None:
-        _tell_margins(job, start)
-        return
-    text = f"target: at most {job.target:.2%} of the {n} {WHAT[kind]} ({job.target_source}); now {start.forget:.2%}"
-    if kind != "class":
-        low, high = binomial_range(job.target, n)
-        text += (
-            f". At a true rate of {job.target:.2%}, {n} samples show {low:.2%} to {high:.2%} in 95 of 100 cases: inside "
-            "that range accuracy is no evidence either way"
-        )
-    job.log.note(text)
-    if job.limits.share_met(start) and not (job.method == "matched" and job.procedure.matching.rho is not None):
-        raise ImuError(_already(job, start))
-
-
-def _tell_margins(job: Job, start: Look) -> None:
-    """The target where accuracy has nothing to say: margins like those of unseen samples.
-
-    Raises:
-        ImuError: the forget set looks unseen by its margins, too.
-    """
-    n, limits = len(job.forgetting.labels), job.limits
-    assert start.auc is not None
-    assert limits.max_auc is not None
-    shares = (
-        f"{start.forget:.2%} of the {n} {WHAT[job.plan.kind]}, as {0.0 if start.unseen is None else start.unseen:.2%} of unseen "
-        "samples are"
-    )
-    if targets.alike(start.auc, limits.max_auc) and job.procedure.matching.rho is None:
-        raise ImuError(
-            f"target: the forget set looks like unseen samples already, by accuracy ({shares}) and by its margins (membership AUC "
-            f"{start.auc:.3f}, aim {limits.max_auc:g}): there is nothing to forget here that could be measured; nothing was written. "
-            "If these samples are remembered all the same, ask for more with --until 'forget.accuracy<=X', --max-auc or --rho"
-        )
-    job.log.note(
-        f"target: accuracy has nothing to say here ({shares}); the target is the spread of unseen samples' margins: membership AUC "
-        f"{start.auc:.3f} now, at most {limits.max_auc:.4g} wanted"
-    )
-
-
-def _already(job: Job, start: Look) -> str:
-    """Why a target that is met before the first step ends the run, by what is true of this run."""
-    found = f"{start.forget:.2%} of the forget samples, target at most {job.target:.2%}"
-    if job.procedure.until is not None:
-        return (
-            f"--until: already met before the first step ({found}); ask for less, or leave --until out so that unseen samples "
-            "say how far to go; nothing was written"
-        )
-    if job.plan.kind == "class":
-        return (
-            f"target: already met before the first step ({found}): the model does not predict these classes on their own samples. "
-            "It has unlearned them already, or sees them wrongly (preprocessing, order of the classes); nothing was written"
-        )
-    return (
-        f"target: already met before the first step ({found}); the model does not give these samples their labels more often than "
-        "that as it is: check labels and preprocessing, or ask for less with --until; nothing was written"
-    )
-
-
 def _weigh(job: Job) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
     """Weights (n,) of the forget samples, and how to compute them again for another head."""
     given, wanted = job.forgetting, job.procedure.ascent
@@ -360,15 +159,6 @@ def _update(job: Job) -> tuple[ascent.Update, Limits, ascent.Reason]:
     return update, replace(job.limits, max_steps=wanted.epochs * update.steps_per_epoch()), "epochs"
 
 
-@dataclass(frozen=True)
-class Done:
-    """What either method ended with: outcome, trajectory for the record, and details of the solver."""
-
-    outcome: Outcome
-    trajectory: list[LookInfo]
-    details: dict[str, Any]
-
-
 def run(job: Job) -> Done:
     """Unlearn by the method that was chosen, to the target or a budget."""
     return match_to(job) if job.method == "matched" else ascend_on(job)
@@ -389,7 +179,7 @@ def ascend_on(job: Job) -> Done:
 def match_to(job: Job) -> Done:
     """Solve matched unlearning along ρ to the target or a budget."""
     _, item = solve_matched(job)
-    _tell_matched(job.log, item, job.held)
+    tell_matched(job.log, item, job.held)
     start = LookInfo(step=0, **vars(item.outcome.start))
     points = [
         LookInfo(step=number, rho=p.rho, margin_error=p.margin_error, **{**vars(p.look), "auc": p.auc})
@@ -420,41 +210,6 @@ def solve_matched(job: Job) -> tuple[Problem, fit.Matched]:
                 return problem, item
             advance(1)
     raise AssertionError("a run ends with what was chosen")
-
-
-def _evidence(auc: float, n: int, m: int) -> str:
-    """Whether n forget samples and m unseen ones show that an AUC is not 0.5: its standard error where both are alike."""
-    error = math.sqrt((n + m + 1) / (12 * n * m)) if m else math.inf
-    if abs(auc - 0.5) <= 1.96 * error:
-        return f"{n} forget samples against {m} unseen ones do not show that it differs from 0.5 (standard error {error:.3f})"
-    return "the forget samples can still be told from unseen ones by their margins"
-
-
-def _tell_matched(log: Log, found: fit.Matched, held: HeldOut | None) -> None:
-    d = found.details
-    log.note(
-        f"matched: ρ {d.rho:.3g} of {len(found.points)} tried, margins miss their targets by {d.margin_error:.3g} "
-        f"(before: {d.margin_error_before:.3g}) in log-odds, root mean square"
-    )
-    if d.auc is not None:
-        log.note(f"matched: membership AUC against the held-out samples {d.auc_before:.3f} before, {d.auc:.3f} after")
-    if d.auc is not None and d.max_auc is not None and not targets.alike(d.auc, d.max_auc):
-        further = (
-            "what is left lies in samples that are recognised safely either way, a smaller --rho moves them too"
-            if found.outcome.reason == "target"
-            else "the budget ends here, a larger --max-drop lets them come closer, at the cost of other samples"
-        )
-        told = _evidence(d.auc, d.n, 0 if held is None else len(held.labels))
-        log.note(f"matched: the AUC is above the {d.max_auc:.4g} aimed at; {told}; {further}")
-    if d.n > d.capacity:
-        log.note(
-            f"{d.n} samples are more than the {d.capacity} margins this head can set freely; "
-            f"{d.margins_within_half:.0%} came within 0.5 of their target"
-        )
-    if not d.converged:
-        log.note(
-            "matched: the last re-linearisation still moved the head a little; what is written was measured as it is"
-        )
 
 
 def _drain(run: Iterator[Step | Outcome], advance: Advance) -> Outcome:

@@ -1,6 +1,7 @@
 """Results as tables on a terminal: pure functions of what the pipeline returned."""
 
 import io
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from imu_cli.models.contents import Inspection
 from imu_cli.records.evaluation import Evaluation, Metric
-from imu_cli.records.extraction import Extracted
+from imu_cli.records.features import Extracted
 from imu_cli.records.influence import Influence
 from imu_cli.records.parts import ScoreInfo
 from imu_cli.records.record import Record
@@ -247,7 +248,9 @@ def extracted(result: Extracted) -> RenderableType:
     result = words.printable(result)
     head, run = result.head, result.seconds
     taken = next((value for name, value in run.items() if name.startswith("features of")), 0.0)
-    which = " --forget class=NAME" if result.complete else ""
+    named = next(iter(result.forget.per_class), None)
+    which = ["--forget", f"class={named}"] if result.complete and named else []
+    following = shlex.join(["imu", "unlearn", result.model.path, "--features", result.output, *which])
     processes = f"{result.processes} process{'es' * (result.processes > 1)}"
     facts = [
         (
@@ -262,9 +265,7 @@ def extracted(result: Extracted) -> RenderableType:
         ("replay error", f"{head.replay_error:.1e} of the largest logit"),
         ("by", f"{processes}, {result.blocks} blocks, {taken:.1f} of {run['all']:.1f} s in the model"),
     ]
-    return _blocks(
-        _pairs(result.output, facts), Text(f"next: imu unlearn {result.model.path} --features {result.output}{which}")
-    )
+    return _blocks(_pairs(result.output, facts), Text(f"next: {following}"))
 
 
 def _files(result: Inspection) -> list[tuple[str, str]]:

@@ -273,7 +273,7 @@ def test_twenty_problems_are_shown_and_the_rest_counted(pets: Path) -> None:
         ("cat", "cat is a folder, not an image"),
         (".", "is a folder, not an image"),
         ("pipe.png", "is no regular file"),
-        ("cat/0.png\0.png", "is missing"),
+        ("cat/0.png\0.png", "holds a NUL"),
         ("cat\\0.png", "is missing; write / between folder names"),
         ("x" * 5000, "is missing"),
         ("   ", "the file name is empty"),
@@ -750,7 +750,7 @@ def test_a_list_is_written_whole_or_not_at_all(pets: Path, tmp_path: Path) -> No
         os.umask(old)
     assert out.stat().st_mode & 0o777 == 0o640
     assert out.read_text() == "file_name,label\ncat/0.png,cat\n"
-    with pytest.raises(ImuError, match="exists; choose another name, or --force"):
+    with pytest.raises(ImuError, match="exists; choose another --output, or --force"):
         write_manifest(data, [1], out)
     write_manifest(data, [1], out, force=True)
     assert out.read_text() == "file_name,label\ncat/1.png,cat\n"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from imu_cli import options
-from imu_cli.commands import held_out, scoring
+from imu_cli.commands import held_out, reuse
 from imu_cli.config.commands import UnlearnConfig
 from imu_cli.features.session import Session
 from imu_cli.files import paths
@@ -16,11 +16,11 @@ from imu_cli.influence.closed_form import Damping
 from imu_cli.influence.scores import Scored
 from imu_cli.linear import objective
 from imu_cli.linear.rows import Rows, predicted
-from imu_cli.models.head import PRECISIONS, REPLAY_TOLERANCE
+from imu_cli.models.head import PRECISIONS, replay_tolerance
 from imu_cli.records.parts import HeldOutInfo
 from imu_cli.records.record import Record
-from imu_cli.unlearning import methods, scenario, targets
-from imu_cli.unlearning.methods import Ascent, Classifier, Forgetting, Job, Matching, Procedure
+from imu_cli.unlearning import methods, notes, scenario, targets
+from imu_cli.unlearning.procedure import Ascent, Classifier, Forgetting, Job, Matching, Procedure
 
 ASCENT_ONLY = ("preset", "weights", "reweight", "rows", "step", "learning_rate", "max_steps", "keep", "clip_quantile")
 """Options that only the ascent has."""
@@ -88,16 +88,14 @@ def ready(opened: Session, config: UnlearnConfig, h: Rows) -> Ready:
     plan = scenario.plan(kind, source, labels, opened.head.classes, config.rows)
     opened.note(f"scenario {kind} ({source})")
     held, held_info = held_out.chosen_by(opened, config.test, config.reference, plan.forgotten)
-    methods.warn_if_at_chance(opened.log, predicted(h, matrix) == labels, opened.head.classes)
+    notes.warn_if_at_chance(opened.log, predicted(h, matrix) == labels, opened.head.classes)
     if held is not None:
-        methods.warn_if_at_chance(
-            opened.log, held.right(matrix), opened.head.classes, "held-out samples of kept classes"
-        )
+        notes.warn_if_at_chance(opened.log, held.right(matrix), opened.head.classes, "held-out samples of kept classes")
     job = methods.prepare(
         _forgetting(opened, config, h), Classifier(matrix, opened.head.rounded), plan, held,
         of(config, boundary(opened, h)), opened.log,
     )  # fmt: skip
-    methods.tell_start(job, proven_classes=has_data)
+    notes.tell_start(job, proven_classes=has_data)
     return Ready(job, held_info)
 
 
@@ -107,7 +105,8 @@ def boundary(opened: Session, h: Rows) -> float:
     Two logits may each be off by the replay tolerance times the largest logit: so much are folding, batch size, device and
     precision allowed to do. What less than float32 does to features is said as the scores' error, and not counted in full.
     """
-    tolerance = min(REPLAY_TOLERANCE[PRECISIONS.get(opened.precision, torch.float32)], COARSEST)
+    computed_in = PRECISIONS.get(opened.precision, torch.float32)
+    tolerance = min(replay_tolerance(computed_in, opened.precision), COARSEST)
     return 2 * tolerance * objective.largest_logit(h, opened.matrix())
 
 
@@ -116,9 +115,9 @@ def _forgetting(opened: Session, config: UnlearnConfig, h: Rows) -> Forgetting:
     true_labels = None if true is None else torch.tensor(list(true), dtype=torch.int64, device=labels.device)
 
     def scores() -> Scored:
-        return scoring.cached_scores(opened, config) or scoring.compute_scores(opened, config, h)
+        return reuse.cached_scores(opened, config) or reuse.compute_scores(opened, config, h)
 
-    return Forgetting(h, labels, true_labels, scoring.sample_weights(opened), scores)
+    return Forgetting(h, labels, true_labels, reuse.sample_weights(opened), scores)
 
 
 def frozen(found: Record, folder: Path) -> UnlearnConfig:

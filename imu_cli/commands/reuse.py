@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from imu_cli.config.shared import ForgetConfig
-from imu_cli.features import cache, extraction, memory, origin
+from imu_cli.features import cache, extraction, origin
 from imu_cli.features.session import Session, Taken
+from imu_cli.files import memory
 from imu_cli.influence import closed_form, scores
 from imu_cli.influence.scores import Scored
 from imu_cli.linear.rows import Mapped, Rows, blocks
@@ -30,6 +31,7 @@ def _cache_fields(opened: Session) -> dict[str, Any]:
         "architecture": described["architecture"],
         "preprocess": described["preprocess"],
         "dtype": opened.precision,
+        "float32": "ieee",  # and not what earlier versions left it to be on a GPU
         "model": opened.checkpoint.path.name or opened.checkpoint.path.resolve().name,
     }
 
