@@ -363,12 +363,12 @@ def test_interrupt_while_writing(
     job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ctrl-C between the two files, the worst moment, removes both."""
-    from imu_cli.records import storage
+    from imu_cli.records import json_files
 
     def interrupt(*_: object) -> str:
         raise StoppedError(signal.SIGINT)
 
     before = listing(job)
-    monkeypatch.setattr(storage, "dump", interrupt)
+    monkeypatch.setattr(json_files, "dump", interrupt)
     assert main([*GO, "--no-cache"]) == 130
     assert listing(job) == before

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imu_cli import stopping
+from imu_cli import signals
 from imu_cli.errors import ImuError
 from imu_cli.features import allocation
 from imu_cli.features.engine import Engine, to_device
@@ -77,7 +77,7 @@ def stream(
     on_cpu = run.device.type == "cpu"
     with allocation.kept() if on_cpu else contextlib.nullcontext():
         for stacked in preprocess.batches(samples, run.batch_size, wanted, beside=not on_cpu):
-            stopping.check()
+            signals.check()
             with torch.inference_mode():
                 made = in_halves(run, to_device(stacked, preprocess, run.device))
                 if behind is not None:

@@ -26,8 +26,8 @@ from imu_cli.evaluation.evidence import (
     target_model,
 )
 from imu_cli.linear.rows import Outputs, Rows, by_rows, only
-from imu_cli.records.definitions import DEFINITIONS
 from imu_cli.records.evaluation import ClassRow, Metric, PartRow
+from imu_cli.records.metric_definitions import DEFINITIONS
 from imu_cli.statistics import metrics
 from imu_cli.statistics.intervals import Estimate, NotMeasured
 from imu_cli.unlearning import targets
