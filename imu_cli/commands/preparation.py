@@ -16,7 +16,8 @@ from imu_cli.influence.closed_form import Damping
 from imu_cli.influence.scores import Scored
 from imu_cli.linear import objective
 from imu_cli.linear.rows import Rows, predicted
-from imu_cli.models.head import PRECISIONS, replay_tolerance
+from imu_cli.models.head import PRECISIONS
+from imu_cli.models.replay import replay_tolerance
 from imu_cli.records.parts import HeldOutInfo
 from imu_cli.records.record import Record
 from imu_cli.unlearning import messages, methods, scenario, targets

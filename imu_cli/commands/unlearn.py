@@ -23,7 +23,7 @@ from imu_cli.linear.rows import Rows, predicted
 from imu_cli.models import checkpoint, destination, diagnosis, layout
 from imu_cli.models import destination as destination_module
 from imu_cli.models.architecture import Architecture
-from imu_cli.models.head import check_replay
+from imu_cli.models.replay import check_replay
 from imu_cli.records import json_files, parts
 from imu_cli.records.parts import HeldOutInfo, Interval, Link
 from imu_cli.records.record import LookInfo, Record, Target

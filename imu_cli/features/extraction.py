@@ -12,7 +12,8 @@ from imu_cli.errors import ImuError
 from imu_cli.features import allocation
 from imu_cli.features.engine import Engine, to_device
 from imu_cli.models import diagnosis
-from imu_cli.models.head import Head, check_replay, replay_error
+from imu_cli.models.head import Head
+from imu_cli.models.replay import check_replay, replay_error
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.inputs import InputStep
 
