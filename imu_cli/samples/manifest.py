@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from imu_cli.errors import ImuError, nearest
+from imu_cli.files.reading import cut
 from imu_cli.samples.classes import ClassNames, in_model_ids
 from imu_cli.samples.csv_lines import SUFFIXES, Problems, Table, read_table, unknown_columns
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
@@ -149,11 +150,11 @@ def _list_path(spec: str) -> tuple[Path | None, Problems]:
 
 def _selected(specs: list[str], data: SampleSet | None, label: str | None, classes: ClassNames) -> Draft:
     if data is None:
-        raise ImuError(f"--forget {' '.join(specs)}: selects rows of --data; give --data")
+        raise ImuError(f"--forget {cut(' '.join(specs))}: selects rows of --data; give --data")
     if label is not None:
         raise ImuError(f"--label {label}: selectors take the labels of --data; list the images in a forget.csv instead")
     rows = select_rows(data, specs, classes)
-    return Draft(data.subset(rows), " ".join(specs), numbers([UNKNOWN]) * len(rows), rows)
+    return Draft(data.subset(rows), cut(" ".join(specs)), numbers([UNKNOWN]) * len(rows), rows)
 
 
 def _from_folder(spec: str, data: SampleSet | None, label: str | None, classes: ClassNames) -> Draft:
