@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from imu_cli.errors import ImuError
 from imu_cli.files import writing
+from imu_cli.files.reading import cut
 from imu_cli.models import digits as demo_model
 
 MARKER = ".imu-demo"
@@ -118,6 +119,8 @@ def run(folder: Path, force: bool, seed: int, main: Callable[[Sequence[str]], in
     Raises:
         ImuError: the folder holds something else, or a command failed.
     """
+    if not 0 <= seed < 2**32:
+        raise ImuError(f"--seed {cut(str(seed))}: not from 0 to {2**32 - 1:,}; give a smaller one")
     _clear(folder, force)
     writing.to_stdout(
         f"# scikit-learn's digits as class folders in {folder}, and a network trained on them (seed {seed})\n"
