@@ -1,28 +1,34 @@
 """``python -m imu_cli`` and the console script ``imu``."""
 
 import gc
-import signal
+import os
 import sys
-from types import FrameType
 
-from imu_cli.cli import main as run
-from imu_cli.errors import StoppedError
-
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+from imu_cli import stopping
 
 
-def _stop(number: int, _: FrameType | None) -> None:
-    raise StoppedError(number)
+def _open_streams() -> None:
+    """Give closed standard streams nothing to read or write.
+
+    Else the next file that is opened, the model for instance, gets their number, and what a library says on standard error
+    is written into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    for number in SIGNALS:
-        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # nohup has SIGHUP ignored
-            signal.signal(number, _stop)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what torch's C++ warns of names its own source files
+    _open_streams()
+    stopping.install()
+    from imu_cli.cli import main as run  # a signal that comes during this import is noted, and obeyed after it
+
     code = run()
-    for number in SIGNALS:  # what was to be done is done: a signal that comes now must not end it with another code
-        signal.signal(number, signal.SIG_IGN)
+    stopping.over()
     # Python looks through everything that torch made for garbage before it exits, several times: a fifth of what importing
     # torch takes. The process ends here and the files are closed, so there is nothing to find.
     gc.freeze()

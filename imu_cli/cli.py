@@ -4,6 +4,7 @@ Nothing here imports torch at its top: ``imu --help`` and ``imu report`` start a
 """
 
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,11 +15,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imu_cli import __version__
+from imu_cli import __version__, stopping
 from imu_cli.config.commands import EvaluateConfig, FeaturesConfig, InfluenceConfig, UnlearnConfig
 from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError, StoppedError
-from imu_cli.files import reading, writing
+from imu_cli.events import libraries_unheard
+from imu_cli.files import reading, streams, writing
+from imu_cli.files.streams import tell
 from imu_cli.options import ModelPath, Origins, OutputFormat, Quiet, ReportFormat, TableOrJson, takes
 
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ imu unlearn model.safetensors --forget forget.csv
 
 EPILOG = (
     "Exit codes: 0 done; 1 a bug; 2 wrong usage, input or environment, nothing written; 3 a target or requirement was not met; "
-    "4 refused, this checkpoint cannot be handled; 5 inconclusive, too few samples; 130 interrupted, 143 terminated."
+    "4 refused, this checkpoint cannot be handled; 5 inconclusive, too few samples; 130 interrupted, 143 terminated, 129 hung up."
 )
 
 app = typer.Typer(
@@ -54,7 +57,7 @@ app.add_typer(cache_app, name="cache")
 
 
 class Terminal:
-    """Notes and progress bars on stderr; bars only where stderr is a terminal."""
+    """Notes and progress bars on stderr; bars only where stderr is a terminal. Progress is where a signal ends the run."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
@@ -62,13 +65,14 @@ class Terminal:
     def note(self, text: str) -> None:
         """One line on stderr."""
         if not self.quiet:
-            typer.echo(f"note: {text}", err=True)
+            tell(f"note: {text}")
 
     @contextmanager
     def track(self, label: str, total: int | None) -> Iterator["Advance"]:
         """A progress bar while the context lasts."""
-        if self.quiet or not sys.stderr.isatty():
-            yield lambda done: None
+        stopping.check()
+        if self.quiet or sys.stderr is None or not sys.stderr.isatty():
+            yield lambda done: stopping.check()
             return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -76,7 +80,12 @@ class Terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(label, total=total)
-            yield lambda done: progress.advance(task, done)
+
+            def advance(done: int) -> None:
+                stopping.check()
+                progress.advance(task, done)
+
+            yield advance
 
 
 def _show(renderable: "RenderableType") -> None:
@@ -84,10 +93,10 @@ def _show(renderable: "RenderableType") -> None:
 
     from imu_cli.views.terminal import PIPED_WIDTH, text_of
 
-    if sys.stdout.isatty():
+    if sys.stdout is not None and sys.stdout.isatty():
         Console(highlight=False).print(renderable)
     else:
-        writing.to_stdout(text_of(renderable, width=reading.columns(PIPED_WIDTH)))
+        streams.to_stdout(streams.plainer(text_of(renderable, width=reading.columns(PIPED_WIDTH))))
 
 
 def _show_version(wanted: bool) -> None:
@@ -124,9 +133,7 @@ def influence(
     else:
         writing.to_stdout(machine.as_json([result]) if form == "json" else machine.influence_csv(result))
     if config.images and not quiet:
-        typer.echo(
-            f"wrote {config.images}: it holds images from the forget list, delete it when you have seen it", err=True
-        )
+        tell(f"wrote {config.images}: it holds images from the forget list, delete it when you have seen it")
 
 
 @app.command()
@@ -148,8 +155,8 @@ def unlearn(
     else:
         writing.to_stdout(machine.as_json([result.record]) if form == "json" else machine.record_csv(result.record))
     if not quiet:
-        typer.echo(f"wrote {result.output} and {result.record_path}", err=True)
-        typer.echo(f"next: imu evaluate {result.output} --test DATA", err=True)
+        tell(f"wrote {result.output} and {result.record_path}")
+        tell(f"next: {shlex.join(unlearn_module.next_words(result, config, origins))}")
     raise typer.Exit(3 if result.record.reached is False else 0)
 
 
@@ -174,7 +181,7 @@ def evaluate(
         _print_results([result.evaluation], [str(model)], form)
     if not quiet:
         written = [str(path) for path in (result.path, config.junit) if path]
-        typer.echo(f"wrote {' and '.join(written)}", err=True)
+        tell(f"wrote {' and '.join(written)}")
     raise typer.Exit(gates.exit_code(result.evaluation.requirements))
 
 
@@ -235,7 +242,7 @@ def report(
         _print_results(results, names, form)
     for file in pages:
         if file != reporting.STDOUT:
-            typer.echo(f"wrote {file}", err=True)
+            tell(f"wrote {file}")
 
 
 @app.command()
@@ -286,10 +293,7 @@ def features(
     else:
         writing.to_stdout(machine.as_json([result]))
     if not quiet:
-        typer.echo(
-            f"wrote {result.output}: features of people's images are personal data, it is readable by you alone",
-            err=True,
-        )
+        tell(f"wrote {result.output}: features of people's images are personal data, it is readable by you alone")
 
 
 @app.command()
@@ -323,7 +327,11 @@ def inspect(
 @app.command()
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="A .pth, .pt, .bin or .ckpt file: a state_dict, or what holds one.")
+        Path,
+        typer.Argument(
+            metavar="IN",
+            help="A .pth, .pt, .bin or .ckpt file: a state_dict, or what holds one; an index of such shards, or a folder.",
+        ),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The .safetensors file to write.")],
     key: Annotated[
@@ -333,12 +341,23 @@ def convert(
     strip_prefix: Annotated[
         str | None, typer.Option(help="Take this off the names that start with it.", metavar="PREFIX")
     ] = None,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Tensors that are not written, by name, first words (ema_model) or pattern ('*.ema'); may be repeated.",
+            metavar="NAME",
+        ),
+    ] = None,
     arch: Annotated[
         str | None,
         typer.Option(
             help="Write this into the file's metadata: a registry's architecture, such as torchvision:resnet18, that fits.",
             metavar="ARCH",
         ),
+    ] = None,
+    arch_arg: Annotated[
+        list[str] | None,
+        typer.Option(help="Argument of the architecture, for the metadata too; may be repeated.", metavar="KEY=VALUE"),
     ] = None,
     preprocess: Annotated[
         str | None,
@@ -351,12 +370,20 @@ def convert(
     from imu_cli.commands import convert as converting
 
     made = converting.run(
-        source, output, key=key, strip_prefix=strip_prefix, arch=arch, preprocessing=preprocess, force=force
+        source,
+        output,
+        key=key,
+        strip_prefix=strip_prefix,
+        leave_out=leave_out or [],
+        arch=arch,
+        arch_arg=arch_arg or [],
+        preprocessing=preprocess,
+        force=force,
     )
     for note in made.notes:
         Terminal(quiet).note(note)
     if not quiet:
-        typer.echo(f"wrote {made.output}: {made.tensors} tensors, {made.bytes:,} bytes", err=True)
+        tell(f"wrote {made.output}: {made.tensors} tensors, {made.bytes:,} bytes")
 
 
 @cache_app.command("ls")
@@ -385,7 +412,10 @@ def cache_ls(form: OutputFormat = "table") -> None:
     else:
         _show(terminal.plain_table(f"{cache.folder()}: {len(rows)} entries", header, rows))
     for path in broken:
-        typer.echo(f"{path}: {cache.BROKEN}; imu cache rm --broken removes it", err=True)
+        ours = path.suffix != ".json" or cache.is_named_so(path)
+        tell(
+            f"{path}: {cache.BROKEN}; {'imu cache rm --broken removes it' if ours else 'it is not of the cache, and stays'}"
+        )
 
 
 @cache_app.command("show")
@@ -427,7 +457,7 @@ def cache_rm(
     from imu_cli.commands import cache as cache_module
 
     for line in cache_module.clear_cache(keys or [], forget, data, broken=broken, everything=everything):
-        typer.echo(line, err=True)
+        tell(line)
 
 
 @cache_app.command("verify")
@@ -439,13 +469,13 @@ def cache_verify() -> None:
     bad = [*broken, *(entry.paths[0] for entry in entries if cache.read(entry) is None)]
     for path in bad:
         writing.to_stdout(f"{path}: {cache.BROKEN}\n")
-    typer.echo(f"{len(entries) + len(broken)} entries, {len(bad)} {cache.BROKEN}", err=True)
+    tell(f"{len(entries) + len(broken)} entries, {len(bad)} {cache.BROKEN}")
     raise typer.Exit(3 if bad else 0)
 
 
 def _usage(message: str) -> int:
     """A wrong call: the help where nothing was asked for, else what was wrong with it."""
-    typer.echo(message if message.startswith("Usage:") else f"imu: {message.rstrip('.')}; see --help", err=True)
+    tell(message if message.startswith("Usage:") else f"imu: {message.rstrip('.')}; see --help")
     return 2
 
 
@@ -453,25 +483,61 @@ def _stopped(number: int, placed: Sequence[Path]) -> int:
     """What a run that was stopped leaves behind, said; and its exit code, 128 and the number of the signal."""
     how = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
     left = f"written before that, whole: {', '.join(map(str, placed))}" if placed else "no output was written"
-    typer.echo(f"imu: {how}; {left}", err=True)
+    tell(f"imu: {how}; {left}")
     return 128 + number
+
+
+def _refused(error: BaseException) -> str | None:
+    """What the system refused, in a line, wherever it happened; None for an error that is a bug."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
+        return "memory: there is not enough of it; give --max-memory or a smaller --batch-size, or another machine"
+    if not isinstance(error, OSError):
+        return None
+    said = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename or 'a stream or file'}: {said}; check its path, its folder and the room on its disk"
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    stopping.check()
+    try:
+        Path.cwd()
+    except OSError as error:  # torch's libraries end the process where there is none
+        raise ImuError("the working directory is gone; change into one that is there") from error
+    try:
+        result = app(args=None if argv is None else list(argv), prog_name="imu", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads it any more: imu --help | head
+        streams.discard_stdout()
+        result = 0
+    except SystemExit as error:  # what typer makes of the same
+        streams.discard_stdout()
+        result = 0 if error.code == 1 else error.code
+    stopping.check()
+    return result if isinstance(result, int) else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; errors become one message on stderr."""
     reading.drop_wrong_sizes()
     before, signals = len(writing.PLACED), len(StoppedError.received)
+    streams.forgiving()
     try:
-        result = app(args=None if argv is None else list(argv), prog_name="imu", standalone_mode=False)
+        with libraries_unheard():
+            return _run(argv)
     except (Exception, StoppedError) as error:
         placed = writing.PLACED[before:]
         if len(StoppedError.received) > signals:
             return _stopped(StoppedError.received[signals], placed)
+        left = f"; written before that: {', '.join(map(str, placed))}" if placed else ""
         if isinstance(error, ImuError):
-            left = f"; written before that: {', '.join(map(str, placed))}" if placed else ""
-            typer.echo(f"imu: {error}{left}", err=True)
+            tell(f"imu: {error}{left}")
             return error.exit_code
+        refused = _refused(error)
+        if refused is not None:
+            streams.flush_or_discard()
+            tell(f"imu: {refused}{left}")
+            return ImuError.exit_code
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):
             return _usage(error.format_message())
         raise
-    return result if isinstance(result, int) else 0

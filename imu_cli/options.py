@@ -27,6 +27,8 @@ CONFIGS = (InfluenceConfig, UnlearnConfig, EvaluateConfig, FeaturesConfig)
 YAML_REMEDY = "write lines such as 'data: train'"
 LARGEST = 2**63 - 1
 """Whole numbers beyond it are no count of anything, and torch and numpy cannot take them."""
+CONFIG_FILE = "config"
+"""Beside the origins of options: the YAML file that was given, for the line that says how to go on."""
 STRENGTH = ("file", "environment", "flag")
 INSTEAD = ("features", "data")
 """Options that stand in each other's place: two given at one place contradict each other."""
@@ -267,7 +269,7 @@ def takes(config: type[Any], without: Sequence[str] = ()) -> Callable[[Callable[
             mine = {parameter.name: values.pop(parameter.name) for parameter in own}
             yaml_file = values.pop("yaml_file", None)
             merged, origins = merge(config, _given(context, values), yaml_file)
-            command(**mine, config=merged, origins=origins)
+            command(**mine, config=merged, origins=origins | ({CONFIG_FILE: yaml_file} if yaml_file else {}))
 
         parameters = [
             inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),

@@ -2,9 +2,14 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from harness import Server
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -12,11 +17,21 @@ SHARED = ROOT.parent / "shared"
 sys.path[:0] = [str(folder) for folder in (Path(__file__).parent, *Path(__file__).parent.iterdir()) if folder.is_dir()]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where commands run that do not say it themselves."""
+    parser.addoption("--device", choices=["auto", "cpu", "cuda", "mps"], help="IMU_DEVICE of all tests (default: none)")
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests never touch the user's cache or options."""
+def _own_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Tests never touch the user's cache or options; ``--device`` is theirs."""
     for name in [name for name in os.environ if name.startswith("IMU_")]:
         monkeypatch.delenv(name)
+    device = request.config.getoption("--device")
+    if device is not None:
+        monkeypatch.setenv("IMU_DEVICE", device)
     monkeypatch.setenv("IMU_CACHE_DIR", str(tmp_path_factory.mktemp("cache") / "imu"))
 
 
@@ -50,6 +65,35 @@ def job(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator["Server"]:
+    """The process that forks a child for each run of the command line."""
+    from harness import serving
+
+    with serving() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def small(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to copy: the digits model as a file and as a folder, and a few images of each class."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("small")
+    data = tmp_path_factory.mktemp("data")
+    for label in range(10):
+        (data / str(label)).mkdir()
+        for image in sorted((digits / "data/train" / str(label)).iterdir())[:8]:
+            shutil.copy(image, data / str(label))
+    shutil.copy(digits / "model.safetensors", folder)
+    shutil.copy(digits / "model.py", folder)
+    (folder / "imu.yaml").write_text((digits / "imu.yaml").read_text().replace("data/train", str(data)))
+    (folder / "net").mkdir()
+    shutil.copy(digits / "model.safetensors", folder / "net")
+    (folder / "net/README.md").write_text("a model card\n")
+    return folder
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:

@@ -13,6 +13,8 @@ def clear_cache(
 ) -> list[str]:
     """Remove cache entries by key, by the samples they hold, the broken ones, or all; says what was removed.
 
+    What processes that were killed left goes with any of them.
+
     Raises:
         ImuError: nothing named, an unknown key, or an unreadable forget list.
     """
@@ -31,10 +33,13 @@ def clear_cache(
         cache.remove(entry)
     said = [f"removed {entry.kind} {entry.key[:12]} ({entry.count} samples)" for entry in chosen.values()]
     if broken or everything:
-        for path in torn:
-            path.with_suffix(".safetensors").unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+        for path in cache.remove_torn(torn):
             said.append(f"removed {path.name} ({cache.BROKEN})")
+    # Nobody can say whose features these are: they go with whatever is removed.
+    said += [
+        f"removed {path.name} (left by a process that was killed)"
+        for path in cache.sweep(everything or forget is not None)
+    ]
     return said or ["nothing in the cache belongs to that"]
 
 

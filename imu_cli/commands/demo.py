@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +16,14 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
+from imu_cli import stopping
 from imu_cli.errors import ImuError
-from imu_cli.files import writing
+from imu_cli.files import locks, outputs, staging, writing
 from imu_cli.files.reading import cut
 from imu_cli.models import digits as demo_model
 
 MARKER = ".imu-demo"
+IMAGE = re.compile(r"(train|test)/[0-9]/[0-9]{4}\.png")
 MEAN, STD = 0.305, 0.376
 CLASS = "3"
 
@@ -80,6 +83,7 @@ def train(images: np.ndarray, labels: np.ndarray, seed: int, epochs: int = 20, w
         optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
         x, y = _batch(images), torch.from_numpy(labels).long()
         for _ in range(epochs):
+            stopping.check()
             for rows in torch.randperm(len(x)).split(64):
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
@@ -87,17 +91,61 @@ def train(images: np.ndarray, labels: np.ndarray, seed: int, epochs: int = 20, w
     return model.eval()
 
 
-def _clear(folder: Path, force: bool) -> None:
-    """Make room for the demo; only a folder that an earlier demo made is ever removed."""
-    if not folder.exists():
-        return
-    if folder.is_dir() and not any(folder.iterdir()):
+RUNNING = "unfinished\n"
+"""What the marker holds while the demo's commands run; a demo of which nobody holds the marker then was killed."""
+FILES = {MARKER, "model.safetensors", "model.py", "imu.yaml", "forget.csv", "__pycache__", "data"} | {
+    f"unlearned.{ending}" for ending in ("safetensors", "record.json", "evaluation.json")
+}
+
+
+def _strange(folder: Path) -> str | None:
+    """A file in a demo's folder that the demo does not write, None where there is none."""
+    for path in sorted(folder.iterdir()):
+        if path.name not in FILES and staging.NAMED.fullmatch(path.name) is None:
+            return path.name
+    for inner, _, names in os.walk(folder / "data"):
+        for name in sorted(names):
+            if not IMAGE.fullmatch(f"{os.path.relpath(inner, folder / 'data')}/{name}"):
+                return os.path.relpath(Path(inner, name), folder)
+    return None
+
+
+def _was_killed(folder: Path) -> bool:
+    """Whether the demo in it came to no end; the marker is held by one that is still running.
+
+    Raises:
+        ImuError: one is running.
+    """
+    marker = folder / MARKER
+    if marker.read_text(encoding="utf-8", errors="replace") != RUNNING:
+        return False
+    descriptor = locks.take(marker)
+    if descriptor is None:
+        raise ImuError(f"{folder}: another imu demo is writing it at this moment; wait for it, or name another folder")
+    locks.release(descriptor)
+    return True
+
+
+def _refuse(folder: Path, force: bool) -> None:
+    """Refuse a folder that the demo may not take; only what an earlier demo made is ever replaced.
+
+    Raises:
+        ImuError: it is somebody's, or ``force`` is missing.
+    """
+    there = outputs.found(folder)
+    if folder.is_symlink() or there == "file":
+        raise ImuError(f"{folder}: exists and was not made by imu demo; name another folder")
+    if there == "nothing" or not any(folder.iterdir()):
         return
     if not (folder / MARKER).is_file():
         raise ImuError(f"{folder}: exists and was not made by imu demo; name another folder")
-    if not force:
+    if not _was_killed(folder) and not force:
         raise ImuError(f"{folder}: holds an earlier demo; --force replaces it, or name another folder")
-    shutil.rmtree(folder)
+    strange = _strange(folder)
+    if strange is not None:
+        raise ImuError(
+            f"{folder}: holds {strange}, which imu demo does not write, so it is not replaced; name another folder"
+        )
 
 
 def make(folder: Path, seed: int) -> None:
@@ -121,11 +169,24 @@ def run(folder: Path, force: bool, seed: int, main: Callable[[Sequence[str]], in
     """
     if not 0 <= seed < 2**32:
         raise ImuError(f"--seed {cut(str(seed))}: not from 0 to {2**32 - 1:,}; give a smaller one")
-    _clear(folder, force)
+    with contextlib.suppress(OSError):  # what follows says it
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    _refuse(folder, force)
     writing.to_stdout(
         f"# scikit-learn's digits as class folders in {folder}, and a network trained on them (seed {seed})\n"
     )
-    make(folder, seed)
+    with contextlib.ExitStack() as held:
+        with writing.folder(folder, lambda _: _refuse(folder, force)) as made:
+            make(made, seed)
+            (made / MARKER).write_text(RUNNING, encoding="utf-8")
+            descriptor = locks.take(made / MARKER)
+            if descriptor is not None:
+                held.callback(locks.release, descriptor)
+        _run_commands(folder, main)
+        (folder / MARKER).write_text("", encoding="utf-8")
+
+
+def _run_commands(folder: Path, main: Callable[[Sequence[str]], int]) -> None:
     writing.to_stdout(f"$ cd {shlex.quote(os.fspath(folder))}\n")
     with contextlib.chdir(folder):
         for command in COMMANDS:

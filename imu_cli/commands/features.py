@@ -8,11 +8,11 @@ each N-th block, and PyTorch's process group is what they wait for each other by
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ from imu_cli.config.commands import FeaturesConfig
 from imu_cli.config.shared import ForgetConfig, SamplesConfig
 from imu_cli.errors import ImuError, StoppedError
 from imu_cli.events import Events, Silent
-from imu_cli.features import memory, origin
+from imu_cli.features import origin
 from imu_cli.features.extraction import Seen
 from imu_cli.features.session import Session
-from imu_cli.files import writing
-from imu_cli.files.reading import environment_number, read_json
-from imu_cli.records.extraction import Extracted
+from imu_cli.files import locks, memory, outputs, parts, writing
+from imu_cli.files.reading import environment_number
+from imu_cli.records.features import Extracted
 from imu_cli.samples import vectors as featurefile
 from imu_cli.samples.images import decoding
 
@@ -115,7 +115,7 @@ def _plan(opened: Session) -> Plan:
         "backbone_sha256": opened.outside_sha256,
         "head": opened.head.module,
         **{name: value for name, value in opened.described().items() if name != "preprocess_source"},
-        "precision": opened.config.precision,
+        "precision": opened.run.precision,
         "batch_size": size,
         "folded": opened.engine.folded,
         "device": opened.device.type,
@@ -123,30 +123,6 @@ def _plan(opened: Session) -> Plan:
     }
     # As the plan's file has it, so that both can be compared.
     return Plan(json.loads(json.dumps(said)), tuple(range(start, min(start + rows, n)) for start in range(0, n, rows)))
-
-
-def _prepare(folder: Path, plan: Plan, force: bool) -> None:
-    """The folder of the blocks, with what they agree in; one that another run left is refused, or with force removed.
-
-    Raises:
-        ImuError: the folder is another run's, is not ours, or cannot be made.
-    """
-    file = folder / "plan.json"
-    if folder.exists() and force and file.is_file():
-        shutil.rmtree(folder)
-    if not folder.exists():
-        folder.mkdir(mode=0o700)
-        file.write_text(json.dumps(plan.said, sort_keys=True), encoding="utf-8")
-        return
-    try:
-        found = read_json(file, texts="names")
-    except ImuError as error:
-        raise ImuError(f"{folder}: is there and was not left by imu features; choose another --output") from error
-    differs = [name for name in plan.said if found.get(name) != plan.said[name]]
-    if differs:
-        raise ImuError(
-            f"{folder}: was left by another run, which differs in {', '.join(differs)}; --force begins anew, or choose another --output"
-        )
 
 
 def _is_whole(path: Path, plan: Plan, rows: range) -> bool:
@@ -189,10 +165,9 @@ def _write_block(plan: Plan, folder: Path, number: int, made: list[Seen]) -> Non
     try:
         save_file(tensors, part, {"plan": plan.key, "replay_error": repr(worst)})
         part.replace(path)
-    except OSError as error:
-        raise ImuError(
-            f"{folder}: cannot write ({error.strerror}); what is there is kept, run again to go on"
-        ) from error
+    except (OSError, safetensors.SafetensorError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise ImuError(f"{folder}: cannot write ({said}); what is there is kept, run again to go on") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -221,9 +196,17 @@ def _join(opened: Session, plan: Plan, folder: Path, output: Path, config: Featu
     }
     width = opened.head.matrix.shape[1] - opened.head.bias
     pieces = (load_file(path)["features"] for path in paths)
-    with opened.clock.timed("joining"), writing.together(output, private=True) as (file,):
+    with opened.log.timed("joining"), _written(output, config, folder) as file:
         featurefile.write(file, (len(samples), width), pieces, columns, said)
     return worst
+
+
+@contextmanager
+def _written(output: Path, config: FeaturesConfig, folder: Path) -> Iterator[Path]:
+    """Where the file is made; once it stands, the blocks go."""
+    replaced = partial(_refuse, force=True) if config.force else writing.nothing
+    with writing.together(output, private=True, replaced=replaced, goes=[folder]) as (file,):
+        yield file
 
 
 def _forget_config(config: FeaturesConfig) -> ForgetConfig:
@@ -237,13 +220,14 @@ def _output(config: FeaturesConfig) -> Path:
     path = Path(config.output or "features.safetensors")
     if not featurefile.is_features(path.name):
         raise ImuError(f"--output {path}: not a .safetensors file; that is what features are written as")
-    if not path.parent.is_dir():
-        raise ImuError(f"{path.parent}: no such folder; create it, or choose another --output")
-    if path.exists() and not config.force:
-        raise ImuError(f"{path}: exists; choose another --output, or --force to replace it")
+    _refuse(path, config.force)
+    return path
+
+
+def _refuse(path: Path, force: bool) -> None:
+    outputs.refuse_output(path, None, force)
     if path.exists():
         featurefile.open_features(str(path))  # force replaces features, and nothing else
-    return path
 
 
 def run_features(model: Path, config: FeaturesConfig, events: Events) -> Extracted | None:
@@ -254,14 +238,15 @@ def run_features(model: Path, config: FeaturesConfig, events: Events) -> Extract
         RefusedError: the checkpoint cannot be handled.
     """
     output = _output(config)
-    folder, start = output.with_name(f"{output.name}.parts"), time.perf_counter()
-    with _ranks() as ranks:
-        opened = opening.open_all(model, _forget_config(config), events if ranks.first else Silent())
+    folder, start = parts.of(output), time.perf_counter()
+    with _ranks() as ranks, ExitStack() as held:
+        wanted = _forget_config(config)
+        opened = opening.open_all(model, wanted, events if ranks.first else Silent())
         if opened.network is None:
             raise ImuError(f"{config.data}: holds features already; name images")
         plan = _plan(opened)
         if ranks.first:
-            _prepare(folder, plan, config.force)
+            held.callback(locks.release, parts.prepare(output, plan.said, config.force))
         _wait(ranks)
         try:
             _compute(opened, plan, folder, ranks)
@@ -272,13 +257,12 @@ def run_features(model: Path, config: FeaturesConfig, events: Events) -> Extract
         if not ranks.first:
             return None
         worst = _join(opened, plan, folder, output, config)
-        shutil.rmtree(folder)
     opened.head = replace(opened.head, replay_error=worst)
     return Extracted(
         output=str(output),
         model=provenance.model_hash_of(opened.checkpoint, Path()),
         head=provenance.head_info(opened.head),
-        forget=provenance.forget_info(opened, Path()),
+        forget=provenance.forget_info(opened, wanted, Path()),
         complete=not config.forget,
         precision=config.precision,
         batch_size=opened.engine.batch_size,
@@ -287,6 +271,6 @@ def run_features(model: Path, config: FeaturesConfig, events: Events) -> Extract
         blocks=len(plan.blocks),
         bytes=output.stat().st_size,
         peak_bytes=memory.peak(),
-        seconds={**opened.clock.seconds, "all": round(time.perf_counter() - start, 4)},
-        notes=opened.notes,
+        seconds={**opened.log.clock.seconds, "all": round(time.perf_counter() - start, 4)},
+        notes=opened.log.notes,
     )

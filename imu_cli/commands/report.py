@@ -34,7 +34,8 @@ def write(results: Sequence[Record | Evaluation], names: Sequence[str], wanted: 
         raise ImuError(f"{flags}: name the same file; give each a file of its own")
     texts = {form: PAGES[form][0](results, names) for form in targets}
     files = {Path(file): texts[form] for form, file in targets.items() if file != STDOUT}
-    with writing.together(*files) as parts:
+    marks = {Path(file): (PAGES[form][1], f"--{form}") for form, file in targets.items() if file != STDOUT}
+    with writing.together(*files, replaced=lambda path: writing.refuse_foreign(path, *marks[path])) as parts:
         for part, text in zip(parts, files.values(), strict=True):
             part.write_text(text, encoding="utf-8")
     for form, file in targets.items():

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from imu_cli.files import writing
+from imu_cli.files import outputs, writing
 from imu_cli.samples import manifest, table
 from imu_cli.samples import selectors as dataset
 
@@ -14,6 +14,8 @@ def run(selectors: Sequence[str], data: str, output: str, force: bool) -> None:
     Raises:
         ImuError: nothing selected, or the file exists.
     """
+    if output != "-":
+        outputs.refuse_output(Path(output), None, force)
     samples = manifest.open_source(data, "data")
     rows = dataset.select_rows(samples, list(selectors))
     if output == "-":

@@ -5,15 +5,18 @@ first line, the samples' names on a line each, and on its last line their number
 listed by their ends, and a million samples pass by line by line. The folder is readable by its owner only.
 """
 
+import errno
 import hashlib
 import itertools
 import json
 import os
 import re
+import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +24,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import platformdirs
 from pydantic import BaseModel, ConfigDict
 
+from imu_cli import stopping
 from imu_cli.errors import ImuError
+from imu_cli.files import locks
 from imu_cli.files.checking import checked
 from imu_cli.files.reading import MAX_JSON, json_value, parse_json
 
@@ -32,9 +37,11 @@ FORMAT = 2
 BROKEN = "torn, edited, or of another version"
 """What is said of an entry that is not used."""
 STALE = 3600
-"""Age in seconds from which a temporary file is taken to be left over by a process that was killed."""
+"""Age in seconds from which a temporary file of an earlier version, which has no lock, is taken to be left over."""
 Kind = Literal["scores", "features"]
 _TAIL = re.compile(rb'\], "count": ([0-9]{1,18}), "sha256": "([0-9a-f]{64})"\}\n')
+_TEMPORARY, _JSON = re.compile(r"\.tmp-.*"), re.compile(r".*\.json")
+_TENSORS = re.compile(r"(scores|features)-[0-9a-f]{32}\.safetensors")
 _TAIL_BYTES = 120
 """More than the last line can have."""
 
@@ -127,6 +134,21 @@ def _parse(path: Path) -> Entry | None:
         return None
 
 
+def _names(pattern: re.Pattern[str]) -> list[Path]:
+    """Files of the cache under such names; none where there is no cache.
+
+    Raises:
+        ImuError: it cannot be read.
+    """
+    try:
+        with os.scandir(folder()) as found:
+            return sorted(folder() / entry.name for entry in found if pattern.fullmatch(entry.name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise _cannot_read(error) from error
+
+
 def _written(path: Path) -> float:
     """When a file was written; now, for one that another process has just removed."""
     try:
@@ -135,19 +157,75 @@ def _written(path: Path) -> float:
         return time.time()
 
 
-def _left_over() -> list[Path]:
-    """What a process that was killed while writing left: tensors without their JSON file, old temporary files."""
-    bare = [
-        path.with_suffix(".json") for path in folder().glob("*-*.safetensors") if not path.with_suffix(".json").exists()
-    ]
-    return bare + [path for path in folder().glob(".tmp-*") if time.time() - _written(path) > STALE]
+@contextmanager
+def _held() -> Iterator[None]:
+    """The moment in which entries appear or go, for one process at a time; without a cache there is nothing to hold."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(locks.held_folder(folder()))
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            raise _cannot_read(error) from error
+        yield
+
+
+def _is_dead(path: Path, asked: bool) -> bool:
+    """Whether a temporary folder, or an earlier version's file, is a process's that lives no more.
+
+    Such a file has no lock of its own; unless ``asked`` to remove it, it is given an hour.
+    """
+    try:
+        found = os.lstat(path)
+        if found.st_uid != os.geteuid():
+            return False
+        if stat.S_ISREG(found.st_mode):
+            return asked or time.time() - found.st_mtime > STALE
+        if not stat.S_ISDIR(found.st_mode) or set(os.listdir(path)) - {"lock", "data"}:
+            return False
+        descriptor = locks.take(path / "lock", sure=True)
+    except OSError:
+        return False
+    if descriptor is None:
+        return False
+    locks.release(descriptor)
+    return True
+
+
+def _left_over(asked: bool = False) -> list[Path]:
+    """What a process that was killed while writing left: temporary folders, and the name of the JSON file of bare tensors."""
+    bare = [path.with_suffix(".json") for path in _names(_TENSORS) if not path.with_suffix(".json").exists()]
+    return [path for path in _names(_TEMPORARY) if _is_dead(path, asked)] + bare
+
+
+def sweep(asked: bool = False) -> list[Path]:
+    """Remove what processes that were killed left, which may hold anybody's features; what was removed.
+
+    ``asked``: by a user who wants nothing to stay.
+
+    Raises:
+        ImuError: it cannot be removed.
+    """
+    try:
+        with _held():
+            found = _left_over(asked)
+            for path in found:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.with_suffix(".safetensors").unlink(missing_ok=True)
+                    path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _cannot_write(error, "see who owns it") from error
+    return found
 
 
 def entries() -> tuple[list[Entry], list[Path]]:
-    """All entries that can be read, oldest first, and the JSON files that are torn, edited or missing."""
-    parsed = [(path, _parse(path)) for path in sorted(folder().glob("*.json"), key=_written)]
-    torn = [path for path, entry in parsed if entry is None and path.exists()]
-    return [entry for _, entry in parsed if entry], sorted(torn + _left_over())
+    """All entries that can be read, oldest first, and what is torn, edited, or left by a process that was killed."""
+    with _held():
+        parsed = [(path, _parse(path)) for path in sorted(_names(_JSON), key=_written)]
+        torn = [path for path, entry in parsed if entry is None and path.exists()]
+        return [entry for _, entry in parsed if entry], sorted(torn + _left_over())
 
 
 def _checksum(tensors: Path, described: Path) -> str:
@@ -213,8 +291,9 @@ def _nearest(kind: Kind, fields: Mapping[str, Any]) -> str:
 def find(kind: Kind, fields: Mapping[str, Any]) -> Lookup:
     """Look an entry up by everything it depends on; a torn or edited one counts as missing and is said to be so."""
     key = key_of(kind, fields)
+    _tidy()
     _, path = files_of(kind, key, folder())
-    if not path.exists():
+    if path not in _names(_JSON):
         return Lookup(None, {}, _nearest(kind, fields))
     entry = _parse(path)
     tensors = read(entry) if entry else None
@@ -227,27 +306,52 @@ def find(kind: Kind, fields: Mapping[str, Any]) -> Lookup:
 def scratch(remedy: str = "set IMU_CACHE_DIR or --no-cache") -> Iterator[Path]:
     """A temporary file in the cache's folder that only its owner can read; removed at the end, if it is still there.
 
+    It lies in a folder of its own with a lock, so that it is known for what it is if this process is killed.
+
     ``remedy`` is what the message advises where it cannot be written.
 
     Raises:
         ImuError: the folder cannot be written, or the disk is full.
     """
-    made = folder()
     try:
-        if not made.is_dir():  # a folder that was there keeps its mode: it may be everybody's, such as /tmp
-            made.mkdir(parents=True, exist_ok=True)
-            made.chmod(0o700)
-        handle, name = tempfile.mkstemp(dir=made, prefix=".tmp-")
-        os.close(handle)
+        own = _begin()
     except OSError as error:
         raise _cannot_write(error, remedy) from error
     try:
-        yield Path(name)
+        yield own.path / "data"
     except OSError as error:
         raise _cannot_write(error, remedy) from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":  # what that library makes of a full disk
+            raise
+        raise ImuError(f"{folder()}: the cache cannot be written ({error}); {remedy}") from error
     finally:
-        with suppress(OSError):
-            Path(name).unlink(missing_ok=True)
+        shutil.rmtree(own.path, ignore_errors=True)
+        locks.release(own.descriptor)
+
+
+@dataclass(frozen=True)
+class _Own:
+    path: Path
+    descriptor: int
+
+
+def _begin() -> _Own:
+    made = folder()
+    if not made.is_dir():  # a folder that was there keeps its mode: it may be everybody's, such as /tmp
+        made.mkdir(parents=True, exist_ok=True)
+        made.chmod(0o700)
+    _tidy()
+    with locks.held_folder(made):  # so that nobody sees it without its lock
+        path = Path(tempfile.mkdtemp(dir=made, prefix=".tmp-"))
+        descriptor = locks.take(path / "lock")
+    if descriptor is None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+    return _Own(path, descriptor)
+
+
+def _cannot_read(error: OSError) -> ImuError:
+    return ImuError(f"{folder()}: the cache cannot be read ({error.strerror}); set IMU_CACHE_DIR or --no-cache")
 
 
 def _cannot_write(error: OSError, remedy: str) -> ImuError:
@@ -274,16 +378,44 @@ def write(
             file.write(f'\n], "count": {count}')
             file.flush()
             file.write(f', "sha256": "{_checksum(tensors, described)}"}}\n')
-        for temporary, path in zip((tensors, described), paths, strict=True):
-            temporary.chmod(0o600)
-            temporary.replace(path)
+        stopping.check()
+        with locks.held_folder(folder()):
+            for temporary, path in zip((tensors, described), paths, strict=True):
+                temporary.chmod(0o600)
+                temporary.replace(path)
     return paths[1]
 
 
 def remove(entry: Entry) -> None:
     """Delete an entry's files, the JSON first so that nothing finds half an entry."""
-    for path in reversed(entry.paths):
-        path.unlink(missing_ok=True)
+    with _held():
+        for path in reversed(entry.paths):
+            path.unlink(missing_ok=True)
+
+
+def is_named_so(path: Path) -> bool:
+    """Whether a JSON file is called as entries are; one of another name is somebody's, and never removed."""
+    return _TENSORS.fullmatch(path.with_suffix(".safetensors").name) is not None
+
+
+def remove_torn(paths: Iterable[Path]) -> list[Path]:
+    """Delete JSON files that are called as entries are and are none, each with the tensors beside it; what was deleted."""
+    with _held():
+        gone = [path for path in paths if is_named_so(path)]
+        for path in gone:
+            path.with_suffix(".safetensors").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+    return gone
+
+
+def _tidy() -> None:
+    """Remove in passing what is known for dead by its lock; a cache that may not be written is nobody's to tidy here."""
+    found = _names(_TEMPORARY)
+    if any(path.is_dir() for path in found):
+        with suppress(OSError, ImuError), _held():
+            for path in found:
+                if path.is_dir() and _is_dead(path, asked=False):
+                    shutil.rmtree(path)
 
 
 def named(prefix: str) -> Entry:

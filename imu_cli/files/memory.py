@@ -1,7 +1,9 @@
-"""How much memory there is, sizes as people write them, and what a file claims held against both before it is built."""
+"""How much memory there is and was taken, sizes as people write them, and what a file claims held against both."""
 
 import math
 import re
+import resource
+import sys
 from pathlib import Path
 
 from imu_cli.errors import ImuError
@@ -59,17 +61,17 @@ def available() -> int:
     return int(max(0, min(psutil.virtual_memory().available, inside)))
 
 
-def limit(given: str | None) -> int:
-    """Bytes that a set's features may take: ``--max-memory``, else half of what is free."""
-    return parse(given) if given is not None else int(SHARE * available())
+def limit(given: int | None) -> int:
+    """Bytes that a set's features may take: as many as given, else half of what is free."""
+    return given if given is not None else int(SHARE * available())
 
 
-def require(wanted: int, given: str | None, where: str, what: str, remedy: str) -> None:
+def require(wanted: int, given: int | None, where: str, what: str, remedy: str) -> None:
     """Refuse what would take more memory than there is, before any of it is taken.
 
     Args:
         wanted: bytes.
-        given: ``--max-memory``.
+        given: ``--max-memory`` in bytes.
         where: what asks for it.
         what: what it is, as "32 images of 30,000 x 30,000".
         remedy: what to do.
@@ -81,3 +83,9 @@ def require(wanted: int, given: str | None, where: str, what: str, remedy: str) 
     if wanted > room:
         source = "--max-memory" if given is not None else "half of what is free"
         raise ImuError(f"{where}: {what} would take {wanted / 1e9:,.3g} GB, {source} is {room / 1e9:.3g} GB; {remedy}")
+
+
+def peak() -> int:
+    """Bytes of memory that this process has had resident at most, pages of mapped files among them."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

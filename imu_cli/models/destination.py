@@ -3,17 +3,19 @@
 A folder carries along what describes the model, and nothing that could hold the weights as they were.
 """
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from imu_cli.errors import ImuError
-from imu_cli.files import writing
-from imu_cli.models.layout import WEIGHTS, Layout, inside, main_file, stem
+from imu_cli.files import outputs, writing
+from imu_cli.files.outputs import refuse_output as refuse_output
+from imu_cli.models.kinds import WEIGHTS
+from imu_cli.models.layout import Layout, inside, main_file, stem
 from imu_cli.records import record, storage
 
 CARRIED = (".json", ".txt", ".md", ".yaml", ".yml")
@@ -21,6 +23,8 @@ CARRIED_NAMES = ("LICENSE", "LICENCE", "NOTICE", "README")
 MAX_CARRIED = 10_000_000
 """Bytes of a config, a list of labels, a tokenizer or a model card; weights in text form are larger."""
 CONFIG = "config.json"
+CACHE = "models--"
+"""Start of a model's folder in the Hugging Face cache."""
 OWN = (".record.json", ".evaluation.json")
 """Endings of what the tool wrote about the model that it read; the new model gets its own."""
 
@@ -57,12 +61,15 @@ def choose(layout: Layout, output: str | None, force: bool) -> Destination:
     """Where the result goes, refused before any work if it cannot go there.
 
     Raises:
-        ImuError: it is the input, exists, or cannot be created.
+        ImuError: it is the input, exists, or cannot be created, or would come to lie in the Hugging Face cache unasked.
     """
     if layout.is_folder:
         return _folder(layout, output, force)
     main = layout.main
     path = Path(output) if output else main.with_name(f"{main.stem}.unlearned{main.suffix}")
+    outputs.found(path)
+    if output is None:
+        refuse_cache(path, layout.model)
     config = main.with_name(CONFIG)
     elsewhere = path.parent.resolve() != main.parent.resolve()
     left = (str(config),) if elsewhere and config.is_file() else ()
@@ -72,41 +79,38 @@ def choose(layout: Layout, output: str | None, force: bool) -> Destination:
     return made
 
 
-def refuse_output(output: Path, source: Path, force: bool) -> None:
-    """Refuse, before any work, an output file that is the input (also through links), exists, or cannot be created.
+def in_cache(output: Path) -> bool:
+    """Whether a file would lie in a model's folder of the Hugging Face cache."""
+    where = output.parent.resolve()
+    return any(folder.name.startswith(CACHE) and (folder / "blobs").is_dir() for folder in (where, *where.parents))
+
+
+def refuse_cache(output: Path, model: Path) -> None:
+    """Ask where a result goes that would lie in the Hugging Face cache, from which it would be pruned with the model.
 
     Raises:
-        ImuError: with what to do.
+        ImuError: nobody named that place, and it lies in the cache.
     """
-    if output.exists() and source.exists() and output.samefile(source):
-        raise ImuError(f"{output}: is the input; choose another --output, the input is never overwritten")
-    if (output.exists() or output.is_symlink()) and not force:
-        raise ImuError(f"{output}: exists; choose another --output, or --force to replace it")
-    if output.is_dir():
-        raise ImuError(f"{output}: a folder; name a file as --output")
-    _refuse_parent(output)
-
-
-def _refuse_parent(output: Path) -> None:
-    if not output.parent.is_dir():
-        raise ImuError(f"{output.parent}: no such folder; create it, or choose another --output")
-    if not os.access(output.parent, os.W_OK):
-        raise ImuError(f"{output.parent}: not writable; choose another --output")
+    if in_cache(output):
+        raise ImuError(
+            f"{model}: lies in the Hugging Face cache, where {output.name} would be pruned with it; say where it goes with --output"
+        )
 
 
 def _folder(layout: Layout, output: str | None, force: bool) -> Destination:
     source = layout.folder if layout.folder.name not in ("", "..") else layout.folder.resolve()
     path = Path(output) if output else source.with_name(f"{source.name}.unlearned")
+    if output is None:
+        refuse_cache(path, layout.model)
     carried, left = _sidecars(layout)
     made = Destination(path, path / f"{stem(layout.main)}.record.json", True, tuple(carried), tuple(left))
-    if path.exists() and path.samefile(source):
-        raise ImuError(f"{path}: is the input; choose another --output, the input is never overwritten")
+    there = outputs.found(path)
+    outputs.refuse_source(path, source)
     if path.name.endswith(WEIGHTS) and not path.is_dir():
         raise ImuError(f"{path}: named as a file, and {layout.model} is written as a folder; name one as --output")
-    if path.is_symlink() or (path.exists() and not path.is_dir()):
+    if path.is_symlink() or there == "file":
         raise ImuError(f"{path}: exists and is not a folder; choose another --output")
     refuse_foreign(made, layout, force)
-    _refuse_parent(path)
     return made
 
 
@@ -175,14 +179,14 @@ def opened(made: Destination, layout: Layout, force: bool) -> Iterator[tuple[Pat
         ImuError: cannot be written, or something else has come into their place meanwhile.
     """
     if not made.is_folder:
-        with writing.together(made.output, made.record) as (weights, text):
+        replaced = partial(refuse_output, source=layout.main, force=True) if force else writing.nothing
+        with writing.together(made.output, made.record, replaced=replaced) as (weights, text):
             yield weights, text
         return
-    with writing.folder(made.output) as temporary:
+    with writing.folder(made.output, lambda _: refuse_foreign(made, layout, force)) as temporary:
         for path in made.carried:
             shutil.copyfile(path, temporary / path.name)
         yield temporary, temporary / made.record.name
-        refuse_foreign(made, layout, force)
 
 
 def beside(model: Path, kind: Literal["record", "evaluation"]) -> Path:

@@ -80,18 +80,26 @@ def _of_classes(samples: SampleSet, selector: str, value: str, classes: ClassNam
     if classes is None:
         count = len(samples.classes) if samples.classes is not None else max(samples.labels, default=UNKNOWN) + 1
         classes = ClassNames(count, samples.classes, samples.source)
-    labels = as_array(mapped(samples, classes)[0])
+    ids, wrong = mapped(samples, classes)
+    labels, cause = as_array(ids), _one_cause(ids, wrong)
     rows: list[Sequence[int]] = []
     for part in _parts(value, dict.fromkeys(classes.names or ())):
         try:
             wanted = classes.parse(part)
         except ImuError as error:
-            raise ImuError(f"{selector}: {error}") from error
+            raise ImuError(f"{selector}: {cause or error}") from error
         found = numbers(np.flatnonzero(labels == wanted))
         if not found:
-            raise ImuError(f"{selector}: {samples.source} has no row of class '{part}'")
+            why = f"; {next(iter(wrong.values()))}" if wrong else ""
+            raise ImuError(f"{selector}: {cause or f'{samples.source} has no row of class {part!r}{why}'}")
         rows.append(found)
     return rows
+
+
+def _one_cause(ids: Sequence[int], wrong: Mapping[int, str]) -> str | None:
+    """Why no row has a label of the model, where one cause explains all of them."""
+    causes = set(wrong.values())
+    return causes.pop() if len(causes) == 1 and len(wrong) > 1 and not (as_array(ids) != UNKNOWN).any() else None
 
 
 def _of_column(samples: SampleSet, selector: str, kind: str, value: str) -> list[Sequence[int]]:

@@ -5,18 +5,17 @@ import hashlib
 import io
 import json
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 from weakref import WeakKeyDictionary
 
 from imu_cli.errors import ImuError, InvalidRowsError, nearest
-from imu_cli.files import writing
+from imu_cli.files import outputs, streams, writing
 from imu_cli.files.reading import MAX_LIST, content, cut, json_value
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
-from imu_cli.samples.images.stores import Files
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 KINDS = "name a .csv, .tsv or .jsonl file"
@@ -111,7 +110,7 @@ _read_streams: "WeakKeyDictionary[BinaryIO, bytes]" = WeakKeyDictionary()
 def _read_once(stream: BinaryIO) -> bytes:
     """A stream's bytes, as often as they are asked for: ``peek`` needs the list before ``load_forget`` does."""
     if stream not in _read_streams:
-        _read_streams[stream] = stream.read()
+        _read_streams[stream] = streams.from_stdin(stream)
     return _read_streams[stream]
 
 
@@ -122,7 +121,7 @@ def read_table(path: Path | None, stdin: BinaryIO | None, problems: Problems) ->
         ImuError: it cannot be read, or is not UTF-8.
     """
     try:
-        data = _read_once(stdin or sys.stdin.buffer) if path is None else content(path, MAX_LIST, KINDS, problems.name)
+        data = _read_once(stdin or streams.stdin()) if path is None else content(path, MAX_LIST, KINDS, problems.name)
     except OSError as error:
         raise ImuError(f"{problems.name}: cannot be read ({error.strerror}); {KINDS}") from error
     text = _text(problems.name, data)
@@ -225,7 +224,7 @@ def manifest_text(data: SampleSet, rows: Sequence[int], suffix: str = ".csv") ->
     Columns: ``file_name``, or ``index`` for array data; ``label`` as name, or id where no name is known; ``id`` where
     the data set has it.
     """
-    by_name = isinstance(data.store, Files)
+    by_name = data.root is not None
     columns = ["file_name" if by_name else "index", "label", *(["id"] if "id" in data.columns else [])]
     cells = []
     for row in rows:
@@ -259,12 +258,12 @@ def write_manifest(data: SampleSet, rows: Sequence[int], out: Path, *, force: bo
     """
     if out.suffix.lower() not in SUFFIXES:
         raise ImuError(f"{out}: no kind of list; name it .csv, .tsv or .jsonl")
-    if out.exists() and not force:
-        raise ImuError(f"{out}: exists; choose another name, or --force to replace it")
+    outputs.refuse_output(out, None, force)
     try:
         content = manifest_text(data, rows, out.suffix.lower()).encode()
     except UnicodeEncodeError as error:
         line = error.object[: error.start].rpartition("\n")[2] + error.object[error.start :].partition("\n")[0]
         raise ImuError(f"{out}: a file name is not UTF-8 ({line!r}); rename the file") from error
-    with writing.together(out) as (file,):
+    replaced = partial(outputs.refuse_output, source=None, force=True) if force else writing.nothing
+    with writing.together(out, replaced=replaced) as (file,):
         file.write_bytes(content)

@@ -180,6 +180,12 @@ class Vectors:
     def _bytes(self) -> NDArray[np.uint8]:
         return np.memmap(self.path, np.uint8, "r")
 
+    root: None = None
+
+    def arrays(self, _: NDArray[np.int64]) -> None:
+        """Features are read as they lie in the file, not through an input step."""
+        return
+
     def decode(self, at: int) -> Any:
         """There is no image.
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from plans import assert_close_rows
 from safetensors.torch import load, save_file
 
 from imu_cli.cli import main
@@ -146,14 +147,13 @@ def test_what_changed_is_computed_anew(work: Path, name: str, capsys: pytest.Cap
 
 
 def test_what_is_applied_to_scores_afterwards_needs_no_new_ones(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Fraction kept, clipping and batch size do not change scores: they are read, and give what no cache gives."""
+    """Fraction kept, clipping and batch size change scores by rounding at most: they are read, and give what no cache gives."""
     scored(capsys)
     for options in (["--keep", "0.5"], ["--clip-quantile", "0.5"], ["--batch-size", "3"]):
         found = scored(capsys, *options)
         assert found["scores"]["from_cache"] is True
         fresh = scored(capsys, *options, "--no-cache")
-        weights = [[row["weight"] for row in made["rows"]] for made in (found, fresh)]
-        assert weights[0] == pytest.approx(weights[1], rel=1e-5)
+        assert_close_rows(fresh["rows"], found["rows"])
 
 
 def test_no_cache_neither_reads_nor_writes(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -322,9 +322,10 @@ def test_writing_again_mends_a_broken_entry() -> None:
 
 
 def test_what_a_killed_process_left_is_listed_and_removed(capsys: pytest.CaptureFixture[str]) -> None:
-    """Tensors without their JSON file, and old temporary files, may be personal data: they are found and can be removed.
+    """Tensors without their JSON file, and temporary ones, may be personal data: they are found and can be removed.
 
-    A temporary file of just now may belong to a process that is still writing, and is left alone.
+    What a process that lives is writing has its lock, and stays. A file of an earlier version, which knew no lock, is given an
+    hour, but where nothing is to stay.
     """
     kept = write()
     torn = write({**FIELDS, "damping": "1"})
@@ -333,12 +334,54 @@ def test_what_a_killed_process_left_is_listed_and_removed(capsys: pytest.Capture
     for path in (old, new):
         path.write_bytes(b"features")
     os.utime(old, (time.time() - 2 * cache.STALE,) * 2)
-    assert cache.entries() == ([kept], sorted([torn.paths[1], old]))
-    assert main(["cache", "verify"]) == 3
-    assert main(["cache", "rm", "--broken"]) == 0
-    assert sorted(cache.folder().iterdir()) == sorted([*kept.paths, new])
-    assert main(["cache", "verify"]) == 0
+    dead = cache.folder() / ".tmp-dead"
+    dead.mkdir()
+    (dead / "data").write_bytes(b"features")
+    with cache.scratch() as living:  # in passing, what has a lock that nobody holds goes
+        living.write_bytes(b"features")
+        assert sorted(cache.folder().iterdir()) == sorted([*kept.paths, torn.paths[0], old, new, living.parent])
+        dead.mkdir()
+        assert cache.entries() == ([kept], sorted([torn.paths[1], old, dead]))
+        assert main(["cache", "verify"]) == 3
+        assert main(["cache", "rm", "--broken"]) == 0
+        assert sorted(cache.folder().iterdir()) == sorted([*kept.paths, new, living.parent])
+        assert main(["cache", "verify"]) == 0
+        dead.mkdir()
+        assert main(["cache", "rm", "--all"]) == 0
+        assert list(cache.folder().iterdir()) == [living.parent]
+    assert list(cache.folder().iterdir()) == []
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("how", ["key", "forget"])
+def test_what_is_left_goes_with_whatever_is_removed(
+    how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody can say whose features a killed process left: removing a person's entries removes them too."""
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    entry = write()
+    dead = cache.folder() / ".tmp-dead"
+    dead.mkdir()
+    (dead / "data").write_bytes(b"features")
+    (dead / "lock").touch()
+    bare = cache.folder() / f"features-{'0' * 32}.safetensors"
+    bare.write_bytes(b"features")
+    assert main(["cache", "rm", *([entry.key] if how == "key" else ["--forget", str(tmp_path)])]) == 0
+    assert "left by a process that was killed" in capsys.readouterr().err
+    assert sorted(cache.folder().iterdir()) == ([] if how == "key" else sorted(entry.paths))
+
+
+def test_somebody_elses_files_in_the_folder_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """``IMU_CACHE_DIR`` may be a folder with other things in it: none of them is ever removed."""
+    monkeypatch.setenv("IMU_CACHE_DIR", str(tmp_path))
+    write()
+    mine = {"config.json": "{}", "config.safetensors": "x", "scores-.safetensors": "x", ".tmp-mine/thesis.tex": "x"}
+    for name, text in mine.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for more in (["--all"], ["--broken"], ["--all", "--broken"]):
+        assert main(["cache", "rm", *more]) == 0
+        assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(mine)
 
 
 # --- several processes

@@ -7,7 +7,7 @@ two lines of torch, to the bit.
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -25,7 +25,9 @@ from imu_cli.files import memory, yaml_reading
 from imu_cli.files.checking import Finite, Said, Side, Spread, checked, problem
 from imu_cli.files.reading import cut, shown
 from imu_cli.models import libraries
+from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images.stores import MAX_PIXELS
+from imu_cli.samples.inputs import InputStep
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
@@ -53,16 +55,21 @@ def _no_switch(value: Any) -> Any:
 Length = Annotated[Side, BeforeValidator(_no_switch)]
 
 
-class Preprocessing(Protocol):
-    """What an image goes through, in two parts: what a decoding thread does, and what the model's device does."""
+class Preprocessing(InputStep, Protocol):
+    """The input step of images: what a decoding thread does to one, and what the model's device does to a batch."""
 
     @property
     def side(self) -> int:
         """The longest side that a square image has on the way, 0 where images stay as they are."""
         return 0
 
-    def described(self) -> dict[str, Any]:
-        """As it stands in the record and the cache key, and as ``parse`` reads it again."""
+    def batches(
+        self, samples: SampleSet, size: int, rows: Sequence[int] | None = None, *, beside: bool = False
+    ) -> Iterator[Tensor]:
+        """Images decoded ahead, (size, channels, height, width); see ``decoding.batches``."""
+        from imu_cli.samples.images import decoding
+
+        return decoding.batches(samples, self, size, rows, beside=beside)
 
     def shape(self, image: Image.Image) -> NDArray[Any]:
         """One image to a (height, width, channels) array."""
@@ -111,7 +118,7 @@ def _sides(given: int | tuple[int, int]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Preprocess:
+class Preprocess(Preprocessing):
     """Convert to ``mode``, resize, centre-crop, scale to [0, 1], normalise; each only where given.
 
     Attributes:
@@ -256,11 +263,11 @@ class TimmTransform(Preprocessing):
 class ProcessorTransform(Preprocessing):
     """The image processor that was saved with a transformers model; all of it runs in the decoding threads."""
 
-    def __init__(self, config: Mapping[str, Any], where: str) -> None:
+    def __init__(self, config: Mapping[str, Any], where: str, model_type: str | None = None) -> None:
         remedy = "mend preprocessor_config.json, or give --preprocess"
         self._side = checked(ProcessorData, _listed(config), where, remedy).longest()
         transformers = libraries.transformers(where)
-        self._processor = _processor_class(transformers, config, where).from_dict(dict(config))
+        self._processor = _processor_class(transformers, config, where, model_type).from_dict(dict(config))
         self._config = json.loads(self._processor.to_json_string())
 
     @property
@@ -308,9 +315,19 @@ def _failed(library: str, error: Exception) -> ImuError:
     return ImuError(f"{library}: cannot prepare an image ({type(error).__name__}: {cut(said)}); give --preprocess")
 
 
-def _processor_class(transformers: Any, config: Mapping[str, Any], where: str) -> Any:
-    """The class in transformers that a processor's config names, by any of the names it has had."""
-    named = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
+def _processor_of(transformers: Any, model_type: str | None) -> str:
+    """The name of the image processor that transformers has for a kind of model, as its own loader takes it; "" where none is."""
+    names = transformers.models.auto.image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type)
+    if isinstance(names, Mapping):  # by what computes it, since version 5
+        names = (names.get("torchvision"), names.get("pil"))
+    found = [name for name in ((names,) if isinstance(names, str) else names or ()) if isinstance(name, str)]
+    return found[0] if found else ""
+
+
+def _processor_class(transformers: Any, config: Mapping[str, Any], where: str, model_type: str | None) -> Any:
+    """The class in transformers that a processor's config names, by any of the names it has had, or that its model has."""
+    said = config.get("image_processor_type") or config.get("feature_extractor_type")
+    named = str(said or _processor_of(transformers, model_type))
     plain = named.removesuffix("Fast").removesuffix("FeatureExtractor").removesuffix("ImageProcessor")
     for name in (named, f"{plain}ImageProcessor", f"{plain}ImageProcessorFast"):
         found = getattr(transformers, name, None) if name.isidentifier() else None
@@ -322,7 +339,7 @@ def _processor_class(transformers: Any, config: Mapping[str, Any], where: str) -
     )
 
 
-LIBRARIES: dict[str, Callable[[Mapping[str, Any], str], Preprocessing]] = {
+LIBRARIES: dict[str, Callable[..., Preprocessing]] = {
     "timm": TimmTransform,
     "transformers": ProcessorTransform,
 }
@@ -330,12 +347,13 @@ LIBRARIES: dict[str, Callable[[Mapping[str, Any], str], Preprocessing]] = {
 
 def _of_library(values: Mapping[str, Any], where: str) -> Preprocessing:
     library, config = values.get("library"), values.get("config", {})
-    if library not in LIBRARIES or not isinstance(config, Mapping) or set(values) - {"library", "config"}:
+    more = {key: values[key] for key in ("model_type",) if library == "transformers" and key in values}
+    if library not in LIBRARIES or not isinstance(config, Mapping) or set(values) - {"library", "config", *more}:
         raise ImuError(
             f"{where}: library {shown(library)}; write {{library: timm, config: {{...}}}} or transformers with its processor's config"
         )
     try:
-        return LIBRARIES[library](config, where)
+        return LIBRARIES[library](config, where, **more)
     except ImuError:
         raise
     except Exception as error:  # the library's own reading of values that a file gave
@@ -383,14 +401,18 @@ def parse(given: str | Mapping[str, Any], where: str = "--preprocess") -> Prepro
 
 
 def find(
-    given: str | Mapping[str, Any] | None, others: Sequence[tuple[Any, str]], max_memory: str | None = None
+    given: str | Mapping[str, Any] | None, others: Sequence[tuple[Any, str]], max_memory: int | None = None
 ) -> tuple[Preprocessing, str]:
     """The preprocessing and its source: the option, else the first of ``others`` (value, source) that says anything.
+
+    A value may be what is wrong with that source, which is raised only if it is asked.
 
     Raises:
         ImuError: no source knows it, and the message shows the line to add; or a few images of it do not fit ``max_memory``.
     """
     for value, source in [(given, "--preprocess"), *others]:
+        if isinstance(value, ImuError):
+            raise value
         if value or (source == "--preprocess" and value is not None):
             steps = parse(value, source)
             what = f"{AT_ONCE} images of {steps.side:,} x {steps.side:,}"

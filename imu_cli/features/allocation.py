@@ -1,21 +1,9 @@
-"""The most memory that this process has taken, and memory kept while a network runs; ``files.memory`` knows what there is."""
+"""Memory kept with the process while a network runs, so that each batch does not get its pages from the system anew."""
 
 import ctypes
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from imu_cli.files.memory import available, limit, parse, require
-
-__all__ = ["available", "kept", "limit", "parse", "peak", "require"]
-
-
-def peak() -> int:
-    """Bytes of memory that this process has had resident at most, pages of mapped files among them."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
-
 
 TRIM, MMAP = -1, -3
 """glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD (malloc.h)."""
