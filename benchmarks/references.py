@@ -12,6 +12,7 @@ with those of a slow oracle, ``torch.optim.LBFGS`` in float64, one head at a tim
 import contextlib
 import importlib.util
 import math
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ HALVES, SHADOWS, CANDIDATES = 8, 64, 1_000
 CASES = [(10_000, 64), (49_500, 64), (49_500, 512)]
 """Retain samples and features."""
 FORWARD_SECONDS = 26.0
-"""What the three feature passes of the hundred-class evaluation took that this benchmark stands for (issue 17)."""
+"""What the three feature passes of a hundred-class evaluation took on two cores."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,14 @@ def counted(module: ModuleType) -> Iterator[list[int]]:
 
 
 def bare(data: Data, heads: int) -> float:
-    """Seconds of the two matrix products of one pass over the rows, float64, for this many heads."""
+    """Processor seconds of the two matrix products of one pass over the rows, float64, for this many heads."""
     weights = data.head.repeat(heads, 1)
     some = data.h[:2_000]
     taken = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = time.process_time()
         (some @ weights.T).T @ some
-        taken.append(time.perf_counter() - began)
+        taken.append(time.process_time() - began)
     return min(taken) * len(data.h) / len(some)
 
 
@@ -119,7 +120,7 @@ def oracle(data: Data, mine: Tensor) -> Tensor:
     h, labels = data.h[mine.nonzero().squeeze(1)], data.labels[mine]
     head = data.head.clone().requires_grad_()
     solver = torch.optim.LBFGS(
-        [head], max_iter=3_000, history_size=30, tolerance_grad=1e-9, tolerance_change=0, line_search_fn="strong_wolfe"
+        [head], max_iter=500, history_size=30, tolerance_grad=1e-8, tolerance_change=0, line_search_fn="strong_wolfe"
     )
 
     def loss() -> Tensor:
@@ -154,8 +155,6 @@ def loaded(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    import sys
-
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
@@ -169,9 +168,11 @@ def criteria(runs: dict[str, list[dict[str, Any]]], near: dict[str, float]) -> l
         for most in [max(one["passes"] for one in (*runs["references"], *runs["shadows"]))]
     ]
     if wanted is not None:
-        took = wanted["seconds"]
-        what = "reference heads, all retain samples of a hundred classes"
-        found.append(Criterion(what, f"≤ {FORWARD_SECONDS:.0f} s", f"{took:.1f} s", took <= FORWARD_SECONDS))
+        took = wanted["cpu"]
+        what = "reference heads, all retain samples of a hundred classes, processor time"
+        found.append(Criterion(what, f"≤ {2 * FORWARD_SECONDS:.0f} s", f"{took:.1f} s", took <= 2 * FORWARD_SECONDS))
+    worst = max(one["cpu"] / one["products_alone"] for one in (*runs["references"], *runs["shadows"]))
+    found.append(Criterion("heads ÷ matrix products alone in float64", "≤ 3", f"{worst:.2f}", worst <= 3))
     ratios = [one["seconds"] / one["estimate"] for one in runs["shadows"]]
     far = max((max(r, 1 / r) for r in ratios), default=math.nan)
     found.append(Criterion("shadow heads: estimate, off by a factor of", "≤ 3", f"{far:.1f}", far <= 3))
@@ -193,8 +194,9 @@ def main() -> None:
         data = hundred(n, d)
         members = reference_members(n)
         if number == 0 and options.before is not None:
-            runs["before"].append(run(loaded(options.before), data, members[:-1], refits.COARSE)[0])
+            runs["before"].append(run(loaded(options.before), data, members[[0, 1, -1]], refits.COARSE)[0])
         said, heads = run(refits, data, members, refits.COARSE)
+        common.console.print(said, style="dim")
         runs["references"].append(said)
         if number == 0:
             near = against_oracle(data, heads, members)
@@ -203,10 +205,10 @@ def main() -> None:
             runs["shadows"].append(run(refits, data, shadow_members(n), refits.TOLERANCE)[0] | {"estimate": estimate})
     rows = [
         [name, f"{one['n']:,} x {one['features']}", one["heads"], f"{one['seconds']:.1f}", f"{one['passes']:.0f}",
-         f"{one['products_alone']:.1f}", f"{one['decrement']:.0e}"]
+         f"{one['cpu']:.1f}", f"{one['products_alone']:.1f}", f"{one['decrement']:.0e}"]
         for name, kind in runs.items() for one in kind
     ]  # fmt: skip
-    columns = ["", "rows x features", "heads", "s", "passes a head", "products alone, s", "decrement"]
+    columns = ["", "rows x features", "heads", "s", "passes a head", "processor s", "products alone", "decrement"]
     common.table("Heads of a hundred classes", columns, rows, left=2)
     checked = criteria(runs, near)
     common.keep(

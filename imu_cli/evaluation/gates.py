@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from imu_cli.errors import ImuError
-from imu_cli.records.definitions import BOTH_SIDES, DEFINITIONS, NUMBERS, SIDE_IS_HARMLESS, range_of
 from imu_cli.records.evaluation import Metric, Requirement
+from imu_cli.records.metric_definitions import BOTH_SIDES, DEFINITIONS, NUMBERS, SIDE_IS_HARMLESS, range_of
 from imu_cli.records.parts import Interval
 from imu_cli.statistics.counts import holds
 
@@ -30,8 +30,8 @@ def parse(text: str, option: str = "--require") -> Gate:
     """Read ``metric<=number``; ``metric.before`` is the original's value.
 
     Raises:
-        ImuError: not of that form, no finite number, an unknown metric, with the nearest name, or a bound that no value of
-            the metric can miss, or none can meet.
+        ImuError: not of that form, no finite number, an unknown metric, with the nearest name, or a bound outside the
+            metric's range.
     """
     match = PATTERN.fullmatch(text)
     if not match:
@@ -47,24 +47,36 @@ def parse(text: str, option: str = "--require") -> Gate:
         bound = math.nan
     if not math.isfinite(bound):
         raise ImuError(f"{option} {text!r}: {number!r} is not a number; {_spelling(metric, number)}")
-    _refuse_decided(text, option, metric, sign, number, bound)
+    _refuse_outside(text, option, metric, number, bound)
     return Gate(text, metric, bool(before), sign, bound)
 
 
-def _refuse_decided(text: str, option: str, metric: str, sign: str, number: str, bound: float) -> None:
-    """Refuse a gate whose verdict is certain before anything is measured.
+def _refuse_outside(text: str, option: str, metric: str, number: str, bound: float) -> None:
+    """Refuse a bound that no value of the metric can reach: the verdict is certain before anything is measured.
 
     Raises:
         ImuError: with the metric's range, and how the bound was probably meant.
     """
     low, high = range_of(metric)
-    where = f"{metric} lies between {low:g} and {high:g}" if math.isfinite(high) else f"{metric} is {low:g} or more"
     if not low <= bound <= high:
-        raise ImuError(f"{option} {text!r}: {where}, so that {number} bounds nothing; {_spelling(metric, number)}")
-    certain = {"<=": bound == high, ">=": bound == low, "<": bound == low, ">": bound == high}[sign]
-    if certain:
-        verdict = "passes whatever the model is" if "=" in sign else "cannot be met by any model"
-        raise ImuError(f"{option} {text!r}: {verdict}, for {where}; give a bound inside")
+        raise ImuError(
+            f"{option} {text!r}: {_where(metric)}, so that {number} bounds nothing; {_spelling(metric, number)}"
+        )
+
+
+def _where(metric: str) -> str:
+    low, high = range_of(metric)
+    return f"{metric} lies between {low:.4g} and {high:.4g}" if math.isfinite(high) else f"{metric} is {low:g} or more"
+
+
+def decided(gate: Gate) -> str:
+    """What is wrong with a bound at the end of the range that every value meets, or none; empty where it decides something."""
+    low, high = range_of(gate.metric)
+    ends = {"<=": high, ">=": low, "<": low, ">": high}
+    if gate.bound != ends[gate.sign]:
+        return ""
+    verdict = "passes whatever the model is" if "=" in gate.sign else "cannot be met by any model"
+    return f"{verdict}: {_where(gate.metric)}"
 
 
 def _spelling(metric: str, number: str) -> str:
@@ -99,7 +111,7 @@ def judge(gate: Gate, metric: Metric, on_value: bool) -> Requirement:
     """The verdict on one gate: a metric that could not be measured fails, and so does NaN."""
     value = metric.before if gate.of_original else metric.value
     interval = metric.before_interval if gate.of_original else metric.interval
-    warning = one_sided(gate, metric)
+    warning = decided(gate) or one_sided(gate, metric)
     if value is None or not math.isfinite(value):
         reason = f"not measured ({metric.missing})" if metric.missing else "not measured"
         return Requirement(text=gate.text, metric=gate.metric, verdict="fail", compared=None, reason=reason)
@@ -142,7 +154,7 @@ def judge_all(gates: Sequence[Gate], metrics: Mapping[str, Metric], on_value: bo
         if (gate.metric, gate.of_original, opposite) in sides or any(
             BOTH_SIDES.get(gate.metric) == other.metric for other in gates
         ):
-            verdict.warning = ""
+            verdict.warning = decided(gate)
     return found
 
 

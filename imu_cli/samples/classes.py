@@ -11,8 +11,8 @@ import numpy as np
 
 from imu_cli.errors import ImuError, InvalidRowsError, nearest
 from imu_cli.files.reading import MAX_NAMES, content, cut
-from imu_cli.samples.columns import as_array, numbers
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
+from imu_cli.samples.packing import as_array, numbers
 
 
 @dataclass(frozen=True)

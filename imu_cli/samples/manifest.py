@@ -13,14 +13,14 @@ from typing import BinaryIO
 
 from imu_cli.errors import ImuError, nearest
 from imu_cli.samples.classes import ClassNames, in_model_ids
-from imu_cli.samples.columns import numbers
+from imu_cli.samples.csv_lines import SUFFIXES, Problems, Table, read_table, unknown_columns
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.forget import Draft, ForgetSet, settle
 from imu_cli.samples.images.folders import open_flat
 from imu_cli.samples.locators import gathered, places_of, points_into
+from imu_cli.samples.packing import numbers
 from imu_cli.samples.selectors import SELECTORS, is_selector, select_rows
 from imu_cli.samples.sources import Role, open_named
-from imu_cli.samples.table import SUFFIXES, Problems, Table, read_table, unknown_columns
 from imu_cli.samples.vectors import is_features
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from imu_cli.errors import ImuError, nearest
 from imu_cli.files.reading import cut
 from imu_cli.samples.classes import ClassNames, mapped
-from imu_cli.samples.columns import as_array, numbers
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
+from imu_cli.samples.packing import as_array, numbers
 
 SELECTORS = ("class", "index", "id", "coarse")
 

@@ -21,8 +21,8 @@ from imu_cli.files import memory
 from imu_cli.files.checking import Said, checked
 from imu_cli.files.reading import parse_json, shown
 from imu_cli.models.layout import Entry, Shard, read_header
-from imu_cli.samples.columns import SHA256, Digests, RowNames, Texts, as_array, numbers
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
+from imu_cli.samples.packing import SHA256, Digests, RowNames, Texts, as_array, numbers
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from imu_cli.models.contents import Inspection
+from imu_cli.models.headers import Inspection
 from imu_cli.records.evaluation import Evaluation, Metric
 from imu_cli.records.features import Extracted
 from imu_cli.records.influence import Influence

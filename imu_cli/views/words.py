@@ -4,12 +4,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from imu_cli.records.definitions import NUMBERS
 from imu_cli.records.evaluation import Evaluation, Metric
 from imu_cli.records.influence import Influence
+from imu_cli.records.json_files import as_shown
+from imu_cli.records.metric_definitions import NUMBERS
 from imu_cli.records.parts import WHAT, Decade, ForgetInfo, Interval, Model
 from imu_cli.records.record import Record
-from imu_cli.records.storage import as_shown
 
 Result = TypeVar("Result", bound=Model)
 

@@ -1,5 +1,6 @@
 """Recovery tells a class that the features still hold from a row that wins everywhere, and from a class they lost."""
 
+import hundred
 import numpy as np
 import pytest
 import torch
@@ -240,3 +241,57 @@ def test_a_probe_without_the_samples_it_needs_is_not_measured(labels: list[int],
     forget = torch.ones(2, 3)
     result = recovery.linear_probe(forget, torch.tensor([1, 1]), features, torch.tensor(labels), forgotten, seeded())
     assert isinstance(result, NotMeasured)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.2])
+def test_a_row_takes_what_it_is_allowed(share: float) -> None:
+    """The bias is set so that the put-back row takes exactly this share of the kept samples, in every draw."""
+    features, labels, means = blobs(1000, 20, 30)
+    weight, bias = fitted_head(means, features)
+    gone = labels == 0
+    found = recovery.k_shot_recovery(
+        features[gone], weight, bias, labels[gone], 5, seeded(), kept_features=features[~gone], taken_before=share
+    )
+    assert isinstance(found, recovery.Recovery)
+    assert found.adjusted
+    assert found.taken is not None
+    kept = int((~gone).sum())
+    assert found.taken.low == found.taken.high == round(share * kept) / kept
+
+
+def test_recovery_at_the_originals_share_is_less_than_with_a_greedy_row() -> None:
+    """A hundred classes: the row with its own bias takes many kept samples, and recovers more than at the original's share."""
+    made = hundred.data()
+    kept = made.test_labels != 3
+    own = float(((hundred.wide(made.test[kept]) @ made.head.T).argmax(1) == 3).double().mean())
+    gone = made.labels == 3
+    given = (made.train[gone], made.head[:, :-1], made.head[:, -1], made.labels[gone], 1)
+    fair, greedy = (
+        recovery.k_shot_recovery(*given, seeded(), kept_features=made.test[kept], taken_before=share)
+        for share in (own, None)
+    )
+    assert isinstance(fair, recovery.Recovery)
+    assert isinstance(greedy, recovery.Recovery)
+    assert (fair.adjusted, greedy.adjusted) == (True, False)
+    assert fair.taken is not None
+    assert greedy.taken is not None
+    assert fair.taken.value == pytest.approx(own, abs=1 / int(kept.sum()))
+    assert greedy.taken.value > 2 * own
+    assert fair.accuracy.value < greedy.accuracy.value
+    assert (fair.own_accuracy, fair.own_taken) == (greedy.accuracy, greedy.taken)
+
+
+def test_several_classes_share_what_the_original_took() -> None:
+    """Two forgotten classes: their rows together take the share, and an absent original leaves the bias as it came."""
+    features, labels, means = blobs(1000, 20, 30)
+    weight, bias = fitted_head(means, features)
+    gone = labels < 2
+    found = recovery.k_shot_recovery(
+        features[gone], weight, bias, labels[gone], 5, seeded(), kept_features=features[~gone], taken_before=0.05
+    )
+    assert isinstance(found, recovery.Recovery)
+    assert found.taken is not None
+    assert found.taken.value == pytest.approx(0.05, abs=1e-3)
+    bare = recovery.k_shot_recovery(features[gone], weight, bias, labels[gone], 5, seeded())
+    assert isinstance(bare, recovery.Recovery)
+    assert (bare.taken, bare.adjusted) == (None, False)

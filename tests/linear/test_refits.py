@@ -1,5 +1,6 @@
 """Heads fitted many at once are each the one minimum that scikit-learn finds, and a head tells its own weight decay."""
 
+import hundred
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from imu_cli.errors import ImuError
 from imu_cli.linear import curvature, refits
+from imu_cli.linear.rows import Joined
 
 
 def problem(n: int = 400, c: int = 4, d: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -24,11 +26,12 @@ def masks(k: int, n: int, seed: int = 1) -> Tensor:
     return torch.rand(k, n, generator=torch.Generator().manual_seed(seed)) < 0.5
 
 
-@pytest.mark.parametrize("exact", [0, 10_000], ids=["kronecker", "exact"])
+@pytest.mark.parametrize(("exact", "blocks"), [(0, 0), (0, 10**6), (10_000, 0)], ids=["kronecker", "blocks", "exact"])
 @pytest.mark.parametrize("l2", [1e-1, 1e-3])
-def test_every_head_is_scikit_learns(l2: float, exact: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three halves at once, with either preconditioner: weights equal to six digits, bias penalised like the rest."""
+def test_every_head_is_scikit_learns(l2: float, exact: int, blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three halves at once, with any preconditioner: weights equal to six digits, bias penalised like the rest."""
     monkeypatch.setattr(curvature, "EXACT", exact)
+    monkeypatch.setattr(curvature, "BLOCKS", blocks)
     h, labels = problem()
     members = masks(3, len(h))
     found = refits.fit(h, labels, members, 4, l2, tolerance=1e-16)
@@ -93,3 +96,93 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         refits.fit(h, labels, ~everything, 4, 1e-2)
     with pytest.raises(ImuError, match="not finite"):
         refits.fit(h / 0, labels, everything, 4, 1e-2)
+
+
+@pytest.mark.parametrize("blocks", [0, 10**9], ids=["kronecker", "blocks"])
+@pytest.mark.parametrize("exact", [0, 10**9], ids=["", "exact"])
+def test_an_inverse_undoes_its_curvature(blocks: int, exact: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is symmetric and positive; the exact one turns the gradient's change over a small step into that step."""
+    monkeypatch.setattr(curvature, "EXACT", exact)
+    monkeypatch.setattr(curvature, "BLOCKS", blocks)
+    h, labels = problem()
+    share = torch.full((1, len(h)), 1 / len(h), dtype=torch.float64)
+    rows = refits.Problem(h, labels, share, 1e-2)
+    head, step, other = torch.randn(3, 4, 7, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    inverse = curvature.inverse(h, share[0], head, 1e-2)
+    assert float((other * inverse(step[None])).sum()) == pytest.approx(
+        float((step * inverse(other[None])).sum()), rel=1e-9
+    )
+    assert float((step * inverse(step[None])).sum()) > 0
+    if exact:
+        change = rows.at((head + 1e-6 * step)[None])[1] - rows.at((head - 1e-6 * step)[None])[1]
+        assert torch.allclose(inverse(change)[0], 2e-6 * step, rtol=1e-4, atol=1e-11)
+
+
+def test_a_hundred_classes_take_few_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Halves of a hundred classes: at most 60 passes a head (1,500 before), each within 1e-6 nats of its best."""
+    passes, at = [0], refits.Problem.at
+
+    def counting(self: refits.Problem, heads: Tensor) -> tuple[Tensor, Tensor]:
+        passes[0] += len(heads)
+        return at(self, heads)
+
+    made = hundred.data(n=2500, m=100)
+    h, labels, members = hundred.wide(made.train), made.labels, masks(2, len(made.labels))
+    monkeypatch.setattr(refits.Problem, "at", counting)
+    found = refits.fit(h, labels, members, hundred.CLASSES, hundred.L2, start=made.head, tolerance=refits.COARSE)
+    assert found.converged
+    assert passes[0] / len(members) <= 60
+    best = refits.fit(h, labels, members, hundred.CLASSES, hundred.L2, start=found.heads[0], tolerance=1e-9)
+    shares = members.double() / members.sum(1, keepdim=True)
+    problem = refits.Problem(h, labels, shares, hundred.L2)
+    assert float((at(problem, found.heads)[0] - at(problem, best.heads)[0]).max()) <= 1e-6
+
+
+def test_the_way_is_told_in_a_hundred_parts() -> None:
+    """Progress rises to 100 and never beyond, also where nothing was left to do."""
+    h, labels = problem()
+    heard: list[int] = []
+    made = refits.fit(h, labels, masks(3, len(h)), 4, 1e-2, advance=heard.append)
+    assert sum(heard) == 100
+    assert min(heard) > 0
+    heard.clear()
+    refits.fit(h, labels, masks(3, len(h))[:1], 4, 1e-2, start=made.heads[0], advance=heard.append)
+    assert sum(heard) == 100
+
+
+def test_float32_only_leads_there() -> None:
+    """Features far from what float32 resolves end where float64 alone would: the last word is float64's."""
+    h, labels = problem()
+    shifted = torch.cat([h[:, :-1] + 3000, h[:, -1:]], dim=1)
+    found = refits.fit(shifted, labels, masks(2, len(h)), 4, 1e-3, tolerance=1e-12)
+    best = refits.fit(shifted, labels, masks(2, len(h)), 4, 1e-3, tolerance=1e-16)
+    shares = masks(2, len(h)).double() / masks(2, len(h)).sum(1, keepdim=True)
+    values = [refits.Problem(shifted, labels, shares, 1e-3).at(fitted.heads)[0] for fitted in (found, best)]
+    assert found.converged
+    assert float((values[0] - values[1]).abs().max()) < 1e-10
+
+
+def test_what_cannot_be_fitted_is_no_fit() -> None:
+    """Features beyond any scale are an error that says so, and no head of nonsense."""
+    h, labels = problem(n=50)
+    with pytest.raises(ImuError, match="badly scaled"):
+        refits.fit(h * 1e200, labels, torch.ones(1, 50, dtype=torch.bool), 4, 1e-3)
+
+
+def test_rows_of_two_sets_are_rows_of_one() -> None:
+    """Joined rows are those of the two written one after the other, by slices, by numbers and in a fit."""
+    h, labels = problem(n=90)
+    joined = Joined(h[:33], h[33:])
+    for part in (slice(0, 90), slice(10, 20), slice(30, 40), slice(33, 60), slice(80, 200), slice(0, 0)):
+        assert torch.equal(joined[part], h[part])
+    numbers = torch.tensor([0, 32, 33, 89, 5])
+    assert torch.equal(joined[numbers], h[numbers])
+    fits = [refits.fit(rows, labels, masks(2, 90), 4, 1e-2, tolerance=1e-14).heads for rows in (h, joined)]
+    assert torch.allclose(*fits, atol=1e-6)
+
+
+def test_an_estimate_is_of_the_right_size() -> None:
+    """Twice the heads are estimated at more, on a quiet machine about twice as much."""
+    made = hundred.data(n=2500, m=100)
+    few, many = (min(refits.seconds(hundred.wide(made.train), 100, heads) for _ in range(3)) for heads in (2, 64))
+    assert 0 < few < many

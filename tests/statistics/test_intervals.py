@@ -22,6 +22,7 @@ from imu_cli.statistics.intervals import (
     finite_scores,
     korn_graubard,
     mcnemar,
+    mean_difference,
     paired_difference,
     require_classes,
     two_sided,
@@ -438,3 +439,21 @@ def test_a_missing_class_is_named_with_its_count() -> None:
         require_classes(labels, torch.tensor([0, 1, 2]))
     with pytest.raises(ImuError, match="empty"):
         require_classes(labels[:0], labels)
+
+
+def test_a_mean_difference_covers_the_truth() -> None:
+    """Differences of two gaps, mostly 0: at least 93 of 100 intervals hold the true mean; where none differs, it is no point."""
+    generator = torch.Generator().manual_seed(0)
+    values, chances = torch.tensor([-2, -1, 0, 1, 2]), torch.tensor([0.005, 0.03, 0.9, 0.05, 0.015])
+    truth, held = float((values * chances).sum()), 0
+    for _ in range(2000):
+        drawn = values[torch.multinomial(chances, 150, replacement=True, generator=generator)]
+        found = mean_difference(drawn)
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= truth <= found.high
+        assert found.low <= found.value <= found.high
+    assert held / 2000 >= 0.93
+    none = mean_difference(torch.zeros(50, dtype=torch.int32))
+    assert none.low is not None
+    assert none.low < 0 == none.value

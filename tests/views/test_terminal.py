@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from rich.console import RenderableType
 
 from imu_cli.influence.closed_form import decades
-from imu_cli.records.definitions import DEFINITIONS, NUMBERS
 from imu_cli.records.evaluation import Evaluation, Metric, Requirement
 from imu_cli.records.influence import Influence, KernelRow, Mover, ScoreRow, ScoreRows
+from imu_cli.records.metric_definitions import DEFINITIONS, NUMBERS
 from imu_cli.records.parts import Decade, Environment, FileHash, ForgetInfo, HeadInfo, Interval, OptionValue, ScoreInfo
 from imu_cli.records.record import LookInfo, Record, Target
 from imu_cli.unlearning.ascent import Reason
@@ -275,6 +275,58 @@ def test_an_evaluation_says_everything(width: int) -> None:
     assert "nothing" in flat(terminal.text_of(terminal.evaluation(evaluation(changed=[])), width=width))
 
 
+def of_classes(count: int, changed: int) -> list[dict[str, Any]]:
+    """Rows of so many classes in two splits, of which the last ``changed`` fell, each a little more than the one before."""
+    rows = [(k, split) for split in ("test", "retain") for k in range(count)]
+    fell = {at: 0.01 * (at - len(rows) + changed + 1) for at in range(len(rows) - changed, len(rows))}
+    return [
+        {"class": f"class {k}", "split": split, "n": 50, "before": 0.9, "after": 0.9 - fell.get(at, 0.0)}
+        for at, (k, split) in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "changed", "title", "rows"),
+    [
+        (100, 45, "Accuracy per class: the 20 most changed of 45 that changed, of 200; all are in JSON", 20),
+        (100, 7, "Accuracy per class: the 7 that changed, of 200; all are in JSON", 7),
+        (10, 7, "Accuracy per class\n", 20),
+    ],
+)
+def test_a_terminal_shows_the_classes_that_changed_most(count: int, changed: int, title: str, rows: int) -> None:
+    """Of a hundred classes in two splits the twenty that changed most, those first, and how many there are; of few all."""
+    made = evaluation(per_class=of_classes(count, changed))
+    text = terminal.text_of(terminal.evaluation(made), width=140)
+    assert title in text
+    shown = [line.split() for line in text.splitlines() if line.startswith("class ") and "90.00 %" in line]
+    assert len(shown) == rows
+    if count == 100:
+        assert shown[0][:3] == ["class", "99", "retain"]
+        assert len(text.splitlines()) < 150
+    assert len(tables.per_class(made).rows) == 2 * count  # what Markdown and HTML draw
+
+
+def test_the_verdict_is_the_last_thing_on_the_screen() -> None:
+    """After the tables a terminal stops scrolling at the gates and the paragraph; a record at whether its target was met."""
+    text = terminal.text_of(
+        terminal.evaluation(evaluation(summary="DAMAGE, not forgetting: so it is. And more.")), width=140
+    )
+    assert text.rstrip().endswith("DAMAGE, not forgetting: so it is. And more.")
+    assert text.index("Requirements") > text.index("It is not a finding") > text.index("Not measured")
+    ended = terminal.text_of(terminal.record(record()), width=140).rstrip()
+    assert ended.splitlines()[-1].startswith(("Target met", "TARGET NOT MET", "No target was given"))
+
+
+def test_what_a_gate_lets_pass_stands_beside_it() -> None:
+    """A warning in the table, whose verdict stays."""
+    gate = Requirement(
+        text="mia.auc<=0.6", metric="mia.auc", verdict="pass", compared=0.5, reason="fine", warning="one-sided: so"
+    )
+    assert tables.requirements(evaluation(requirements=[gate])).rows == [
+        ("pass", "mia.auc<=0.6", "0.5", "fine; one-sided: so")
+    ]
+
+
 @pytest.mark.parametrize("reason", get_args(Reason))
 @pytest.mark.parametrize(
     ("reached", "verdict"), [(True, "Target met"), (False, "TARGET NOT MET"), (None, "No target was given")]
@@ -443,7 +495,10 @@ def test_evaluations_as_csv_parse_back() -> None:
     metrics = [
         (name, item) for result, name in zip(made, ["a, b.json", 'c".json'], strict=True) for item in result.metrics
     ]
-    for row, (name, item) in zip(rows, metrics, strict=True):
+    for row, name in zip(rows[len(metrics) :], ["a, b.json", 'c".json'], strict=True):
+        assert (row["model"], row["metric"], row["n"]) == (name, "forget.class_accuracy[class 3]", "137")
+        assert (row["before"], row["after"]) == ("1.0", "")
+    for row, (name, item) in zip(rows[: len(metrics)], metrics, strict=True):
         assert (row["model"], row["metric"], row["missing"]) == (name, item.name, item.missing or "")
         assert row["after"] == ("" if item.value is None else repr(item.value))
         assert row["n"] == ("" if item.n is None else str(item.n))
