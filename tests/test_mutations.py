@@ -380,6 +380,14 @@ def test_a_process_group_that_cannot_be(copy: Path, monkeypatch: pytest.MonkeyPa
     assert "no process group" in called(command)[2]
 
 
+def test_a_seed_of_the_demo_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before a file is written, so that the folder is free for the next try."""
+    monkeypatch.chdir(tmp_path)
+    for text in ("-1", str(2**32), DIGITS):
+        assert judged(["demo", "d", f"--seed={text}"], tmp_path) == 2
+    assert not (tmp_path / "d").exists()
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_that_is_no_number(name: str, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By flag and by variable; what is a number after all is used."""

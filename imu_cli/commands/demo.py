@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from imu_cli import signals
 from imu_cli.errors import ImuError
 from imu_cli.files import locks, outputs, staging, writing
+from imu_cli.files.reading import cut
 from imu_cli.models import digits as demo_model
 
 MARKER = ".imu-demo"
@@ -166,6 +167,8 @@ def run(folder: Path, force: bool, seed: int, main: Callable[[Sequence[str]], in
     Raises:
         ImuError: the folder holds something else, or a command failed.
     """
+    if not 0 <= seed < 2**32:
+        raise ImuError(f"--seed {cut(str(seed))}: not from 0 to {2**32 - 1:,}; give a smaller one")
     with contextlib.suppress(OSError):  # what follows says it
         folder.parent.mkdir(parents=True, exist_ok=True)
     _refuse(folder, force)

@@ -27,6 +27,7 @@ from typing import Any
 
 from imu_cli.errors import ImuError
 from imu_cli.files import locks
+from imu_cli.files.reading import json_value
 
 NAMED = re.compile(r"\..*\.imu-[0-9a-f]{8}", re.DOTALL)
 ENDING = len(".") + len(".imu-") + 8
@@ -310,7 +311,7 @@ def _planned(found: Staging) -> tuple[list[Move], list[Path]]:
     """What a dead run was about to change; nothing where it had not come to that, or the plan is not one of ours."""
     parent = found.path.parent
     try:
-        said = json.loads((found.path / "plan.json").read_text(encoding="utf-8"))
+        said = json_value((found.path / "plan.json").read_text(encoding="utf-8"), "names")
         moves = [Move(parent / item["name"], item["new"], item["was"]) for item in said["outputs"]]
         goes = [parent / name for name in said["goes"]]
     except FileNotFoundError:

@@ -17,7 +17,7 @@ from annotated_types import MinLen
 from imu_cli import signals
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.files.checking import Said, checked
-from imu_cli.files.reading import parse_json, read_json
+from imu_cli.files.reading import cut, parse_json, read_json
 from imu_cli.models import kinds
 from imu_cli.models.kinds import PICKLES, WEIGHTS
 
@@ -244,7 +244,7 @@ def _unused(model: Path, used: Sequence[str]) -> tuple[str, ...]:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f", +{len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return ", ".join(map(cut, names[:SHOWN])) + (f", +{len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def inside(folder: Path, name: str, where: str | None = None) -> Path:

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from imu_cli.errors import ImuError
+from imu_cli.files import memory
 from imu_cli.files.checking import Said, checked
 from imu_cli.files.reading import parse_json, shown
 from imu_cli.models.layout import Entry, Shard, read_header
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
-from imu_cli.samples.packing import Digests, RowNames, Texts, as_array, numbers
+from imu_cli.samples.packing import SHA256, Digests, RowNames, Texts, as_array, numbers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -219,6 +220,9 @@ def open_features(spec: str) -> SampleSet:
     said = _said(shard)
     n, width = _shape(shard)
     _refuse_kinds(shard)
+    # A file with holes is as large as it likes; the features are mapped, the columns are held.
+    held = sum(entry.end - entry.start for name, entry in shard.entries.items() if name in KINDS) + n * SHA256
+    memory.require(held, None, str(path), f"the columns of {n:,} rows", "take it apart")
     with safetensors.safe_open(str(path), framework="np") as file:
         arrays = {name: file.get_tensor(name) for name in shard.entries if name in KINDS}
     _refuse_lengths(path, arrays, n)

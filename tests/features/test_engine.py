@@ -405,7 +405,7 @@ def test_processes_decode_what_threads_do(images: SampleSet, monkeypatch: pytest
 
 FAULTS = """
 import resource, torch
-from imu_cli.features import memory
+from imu_cli.features import allocation as memory
 
 def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) // 1024

@@ -320,9 +320,9 @@ def test_the_place_and_the_value_are_named(values: Any, said: str) -> None:
 
 def test_what_does_not_fit_is_refused_before_it_is_made() -> None:
     """``--max-memory`` where it is given, else half of what is free."""
-    memory.require(1000, "1KB", "a", "it", "do")
+    memory.require(1000, 1000, "a", "it", "do")
     with pytest.raises(ImuError, match=r"a: it would take 2 GB, --max-memory is 1 GB; do"):
-        memory.require(2 * 10**9, "1GB", "a", "it", "do")
+        memory.require(2 * 10**9, 10**9, "a", "it", "do")
     with pytest.raises(ImuError, match="half of what is free"):
         memory.require(2**60, None, "a", "it", "do")
 

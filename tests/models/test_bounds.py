@@ -49,7 +49,7 @@ def test_a_timm_config_that_claims_too_much(name: str, tmp_path: Path) -> None:
 
 
 VIT: dict[str, dict[str, Any]] = {
-    "labels": {"id2label": None, "num_labels": 10**9},
+    "labels": {"id2label": None, "label2id": None, "num_labels": 10**9},
     "layers": {"num_hidden_layers": 10**9},
     "many layers": {"num_hidden_layers": 900_000},
     "width": {"hidden_size": 10**9},

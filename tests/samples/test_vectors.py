@@ -148,3 +148,19 @@ def test_numbers_of_one_column_do_not_reach_another() -> None:
 
     assert set(tensors()) - set(vectors.KINDS) == {"features", "logits"}
     assert np.dtype(np.float64).name in vectors.CODES
+
+
+def test_a_file_of_holes_is_not_read_into_memory(tmp_path: Path) -> None:
+    """Columns of half a terabyte that take no disk: what they would take is said before they are read."""
+    n = 2**36
+    header = {
+        "__metadata__": {"imu.features": json.dumps(SAID)},
+        "labels": {"dtype": "I64", "shape": [n], "data_offsets": [0, 8 * n]},
+        "features": {"dtype": "F16", "shape": [n, 1], "data_offsets": [8 * n, 10 * n]},
+    }
+    text = json.dumps(header).encode()
+    with (tmp_path / "x.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + 10 * n)
+    with pytest.raises(ImuError, match=r"x\.safetensors: the columns of 68,719,476,736 rows would take 2.*e\+03 GB"):
+        open_features(str(tmp_path / "x.safetensors"))
