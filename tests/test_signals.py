@@ -166,8 +166,8 @@ def test_a_signal_ends_the_wait_for_standard_input(job: Path, number: signal.Sig
 
 def test_what_is_ignored_stays_ignored(job: Path) -> None:
     """Under nohup SIGHUP is ignored: the run goes on and ends well."""
-    code = "import os, signal\nfrom imu_cli import __main__; from imu_cli.records import storage\ndump = storage.dump\n"
-    code += "storage.dump = lambda *given: os.kill(os.getpid(), signal.SIGHUP) or dump(*given)\n__main__.main()"
+    code = "import os, signal\nfrom imu_cli import __main__; from imu_cli.records import json_files\ndump = json_files.dump\n"
+    code += "json_files.dump = lambda *given: os.kill(os.getpid(), signal.SIGHUP) or dump(*given)\n__main__.main()"
     with start(code, *GO, before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as process:
         _, told = process.communicate(timeout=100)
     assert process.returncode == 0, told
