@@ -29,7 +29,7 @@ from imu_cli.events import Events, Silent
 from imu_cli.features import memory, origin
 from imu_cli.features.extraction import Seen
 from imu_cli.features.session import Session
-from imu_cli.files import locks, outputs, parts, writing
+from imu_cli.files import outputs, parts, writing
 from imu_cli.records.extraction import Extracted
 from imu_cli.samples import vectors as featurefile
 from imu_cli.samples.images import decoding
@@ -237,12 +237,13 @@ def run_features(model: Path, config: FeaturesConfig, events: Events) -> Extract
             raise ImuError(f"{config.data}: holds features already; name images")
         plan = _plan(opened)
         if ranks.first:
-            held.callback(locks.release, parts.prepare(output, plan.said, config.force))
+            held.callback(parts.leave, output, parts.prepare(output, plan.said, config.force))
         _wait(ranks)
         try:
             _compute(opened, plan, folder, ranks)
         except StoppedError:
-            opened.note(f"{folder}: the blocks that are done stay; the same command goes on from there")
+            if parts.has_any(output):
+                opened.note(f"{folder}: the blocks that are done stay; the same command goes on from there")
             raise
         _wait(ranks)
         if not ranks.first:
