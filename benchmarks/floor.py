@@ -36,7 +36,7 @@ from imu_cli.commands import opening
 from imu_cli.commands import unlearn as unlearn_module
 from imu_cli.config.commands import InfluenceConfig, UnlearnConfig
 from imu_cli.events import Silent
-from imu_cli.features import engine, memory
+from imu_cli.features import allocation, engine
 from imu_cli.features.session import Session
 from imu_cli.samples.images import decoding
 from imu_cli.samples.manifest import open_source
@@ -162,7 +162,7 @@ def serve(network: Network, data: str) -> None:
     assert not loaded.training
 
     def fast() -> None:
-        with memory.kept():
+        with allocation.kept():
             forward(opened.engine.model, ready)
 
     passes: dict[str, Callable[[], None]] = {

@@ -22,8 +22,8 @@ from wide import wide
 
 from imu_cli.commands import held_out
 from imu_cli.samples.manifest import open_source
-from imu_cli.unlearning.ascent import Limits
 from imu_cli.unlearning.matched import fit
+from imu_cli.unlearning.targets import Comparison, Limits
 
 SECONDS, GIBIBYTES = 30.0, 8.0
 
@@ -52,8 +52,8 @@ def solve(job: Job) -> dict[str, Any]:
     case = samples.draw(data, half, job.n, 0)
     wall, cpu = time.perf_counter(), time.process_time()
     aim = fit.aim(
-        case.plan, case.h, case.labels, data.matrix, case.goal, case.held, by_accuracy=False, true_labels=None,
-        max_auc=job.max_auc,
+        case.h, case.labels, data.matrix, case.goal, Comparison(case.plan, case.labels, None, case.held),
+        kind=case.plan.kind, by_accuracy=False, max_auc=job.max_auc,
     )  # fmt: skip
     problem = fit.prepare(
         case.h, case.labels, data.matrix, aim.targets, case.held,

@@ -20,7 +20,7 @@ from torch import Tensor
 from imu_cli.commands import unlearn as pipeline
 from imu_cli.events import Silent
 from imu_cli.statistics import metrics
-from imu_cli.unlearning.scenario import CLASS_TARGET
+from imu_cli.unlearning.targets import CLASS_TARGET
 
 WEIGHTS: dict[str, dict[str, Any]] = {
     "influence": {},

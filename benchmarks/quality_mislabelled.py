@@ -22,10 +22,10 @@ from imu_cli.commands import held_out
 from imu_cli.influence import closed_form
 from imu_cli.linear import objective, refits
 from imu_cli.samples.manifest import open_source
-from imu_cli.unlearning import ascent, scenario
-from imu_cli.unlearning.ascent import Limits, Look
+from imu_cli.unlearning import ascent, scenario, targets
 from imu_cli.unlearning.matched import fit
-from imu_cli.unlearning.scenario import HeldOut, Plan
+from imu_cli.unlearning.scenario import Plan
+from imu_cli.unlearning.targets import Comparison, HeldOut, Limits, Look
 
 IMAGES, WRONG, SEEDS, WEIGHT_DECAY = 5000, 500, 5, 1e-5
 DEFAULTS = samples.DEFAULTS
@@ -49,7 +49,7 @@ class Case:
     @property
     def look(self) -> Callable[[Tensor], Look]:
         """What the run sees of a head."""
-        return scenario.looker(self.h, self.plan.members, self.head, self.held)
+        return targets.looker(self.h, self.plan.members, self.head, self.held)
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,10 @@ def draw(data: Cifar, half: list[int], seed: int) -> Case:
     plan = scenario.plan("mislabelled", "benchmark", labels[:WRONG], data.head.classes, "auto")
     chooses = torch.zeros(len(data.test), dtype=torch.bool)
     chooses[torch.tensor(half)] = True
-    held = scenario.held_out(data.test[chooses], data.test_labels[chooses], ())
+    held = targets.held_out(data.test[chooses], data.test_labels[chooses], ())
     hits = int(((h[:WRONG] @ head.T).argmax(1) == labels[:WRONG]).sum())
-    goal, _ = scenario.target(plan, None, held, head, labels[:WRONG], true[:WRONG], hits)
+    unseen = Comparison(plan, labels[:WRONG], true[:WRONG], held)
+    goal, _ = targets.target(plan, None, unseen, head, hits, WRONG)
     assert goal is not None
     return Case(
         seed, head, h[:WRONG], labels[:WRONG], true[:WRONG], (h[WRONG:], true[WRONG:]), held,
@@ -128,8 +129,9 @@ def imu(case: Case) -> Found:
 def match(case: Case, *, knows: bool) -> Found:
     """Matched to the held-out margins of the wrong labels; true labels known or not."""
     aim = fit.aim(
-        case.plan, case.h, case.wrong, case.head, case.goal, case.held, by_accuracy=False,
-        true_labels=case.true if knows else None, max_auc=DEFAULTS.max_auc,
+        case.h, case.wrong, case.head, case.goal,
+        Comparison(case.plan, case.wrong, case.true if knows else None, case.held),
+        kind=case.plan.kind, by_accuracy=False, max_auc=DEFAULTS.max_auc,
     )  # fmt: skip
     problem = fit.prepare(
         case.h, case.wrong, case.head, aim.targets, case.held,

@@ -27,10 +27,10 @@ from imu_cli.linear import objective
 from imu_cli.samples.manifest import open_source
 from imu_cli.statistics import metrics
 from imu_cli.statistics.intervals import Estimate
-from imu_cli.unlearning import ascent, scenario
-from imu_cli.unlearning.ascent import Limits, Look
+from imu_cli.unlearning import ascent, scenario, targets
 from imu_cli.unlearning.matched import fit
-from imu_cli.unlearning.scenario import HeldOut, Plan
+from imu_cli.unlearning.scenario import Plan
+from imu_cli.unlearning.targets import Comparison, HeldOut, Limits, Look
 
 SIZES = (37, 500, 5000)
 SEEDS = (0, 1, 2, 3, 4)
@@ -67,7 +67,7 @@ class Case:
     @property
     def look(self) -> Callable[[Tensor], Look]:
         """What the run sees of a head: the forget set and the choosing half."""
-        return scenario.looker(self.h, self.plan.members, self.data.matrix, self.held)
+        return targets.looker(self.h, self.plan.members, self.data.matrix, self.held)
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,9 @@ def draw(data: Cifar, half: Sequence[int], n: int, seed: int) -> Case:
     plan = scenario.plan("sample", "benchmark", labels, data.head.classes, "auto")
     chooses = torch.zeros(len(data.test), dtype=torch.bool)
     chooses[torch.tensor(half)] = True
-    held = scenario.held_out(data.test[chooses], data.test_labels[chooses], ())
+    held = targets.held_out(data.test[chooses], data.test_labels[chooses], ())
     hits = int(((data.train[rows] @ data.matrix.T).argmax(dim=1) == labels).sum())
-    goal, _ = scenario.target(plan, None, held, data.matrix, labels, None, hits)
+    goal, _ = targets.target(plan, None, Comparison(plan, labels, None, held), data.matrix, hits, n)
     assert goal is not None
     return Case(n, seed, data, rows, plan, held, data.test[~chooses], data.test_labels[~chooses], goal)
 
@@ -162,8 +162,8 @@ def _match(case: Case, limits: Limits, by_accuracy: bool, method: str, max_auc: 
     goal = limits.target
     assert goal is not None
     aim = fit.aim(
-        case.plan, case.h, case.labels, head, goal, held,
-        by_accuracy=by_accuracy, true_labels=None, max_auc=max_auc,
+        case.h, case.labels, head, goal, Comparison(case.plan, case.labels, None, held),
+        kind=case.plan.kind, by_accuracy=by_accuracy, max_auc=max_auc,
     )  # fmt: skip
     problem = fit.prepare(
         case.h, case.labels, head, aim.targets, held, damping=DEFAULTS.sigma_damping, class_factor=DEFAULTS.class_factor

@@ -17,6 +17,14 @@ from imu_cli.models import libraries
 from imu_cli.models.candidates import INDEX, names_hash, shapes_hash
 from imu_cli.models.factories import resolve
 
+VARIANTS = {
+    "googlenet": {"aux_logits": False},
+    "inception_v3": {"aux_logits": False},
+    "vit_b_16": {"image_size": 384},
+    "vit_l_16": {"image_size": 512},
+    "vit_h_14": {"image_size": 518},
+}
+"""Arguments by which torchvision's own weights differ in their tensors from what the bare name builds."""
 OUT = Path(__file__).parent.parent / "imu_cli" / "models" / INDEX
 
 
@@ -39,7 +47,11 @@ def _torchvision() -> Iterator[tuple[str, list[str], dict[str, tuple[int, ...]]]
     for model in models.list_models(module=models):
         name = f"torchvision:{model}"
         shapes, other = _shapes(name, num_classes=11), _shapes(name, num_classes=12)
-        yield name, sorted({key.rpartition(".")[0] for key in shapes if shapes[key] != other[key]}), shapes
+        classifier = sorted({key.rpartition(".")[0] for key in shapes if shapes[key] != other[key]})
+        yield name, classifier, shapes
+        if model in VARIANTS:
+            given = " ".join(f"--arch-arg {key}={json.dumps(value)}" for key, value in VARIANTS[model].items())
+            yield f"{name} {given}", classifier, _shapes(name, num_classes=11, **VARIANTS[model])
 
 
 def _timm() -> Iterator[tuple[str, list[str], dict[str, tuple[int, ...]]]]:

@@ -22,6 +22,7 @@ def _open_streams() -> None:
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what torch's C++ warns of names its own source files
     _open_streams()
     stopping.install()
     from imu_cli.cli import main as run  # a signal that comes during this import is noted, and obeyed after it

@@ -4,7 +4,7 @@ Nothing here imports torch at its top: ``imu --help`` and ``imu report`` start a
 """
 
 import json
-import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,8 @@ from imu_cli import __version__, stopping
 from imu_cli.config.commands import EvaluateConfig, FeaturesConfig, InfluenceConfig, UnlearnConfig
 from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError, StoppedError
-from imu_cli.files import streams, writing
+from imu_cli.events import libraries_unheard
+from imu_cli.files import reading, streams, writing
 from imu_cli.files.streams import tell
 from imu_cli.options import ModelPath, Origins, OutputFormat, Quiet, ReportFormat, TableOrJson, takes
 
@@ -95,9 +96,7 @@ def _show(renderable: "RenderableType") -> None:
     if sys.stdout is not None and sys.stdout.isatty():
         Console(highlight=False).print(renderable)
     else:
-        given = os.environ.get("COLUMNS", "")
-        width = int(given) if given.isascii() and given.isdigit() and len(given) <= 4 else 0
-        streams.to_stdout(streams.plainer(text_of(renderable, width=width or PIPED_WIDTH)))
+        streams.to_stdout(streams.plainer(text_of(renderable, width=reading.columns(PIPED_WIDTH))))
 
 
 def _show_version(wanted: bool) -> None:
@@ -157,7 +156,7 @@ def unlearn(
         writing.to_stdout(machine.as_json([result.record]) if form == "json" else machine.record_csv(result.record))
     if not quiet:
         tell(f"wrote {result.output} and {result.record_path}")
-        tell(f"next: imu evaluate {result.output} --test DATA")
+        tell(f"next: {shlex.join(unlearn_module.next_words(result, config, origins))}")
     raise typer.Exit(3 if result.record.reached is False else 0)
 
 
@@ -328,7 +327,11 @@ def inspect(
 @app.command()
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="A .pth, .pt, .bin or .ckpt file: a state_dict, or what holds one.")
+        Path,
+        typer.Argument(
+            metavar="IN",
+            help="A .pth, .pt, .bin or .ckpt file: a state_dict, or what holds one; an index of such shards, or a folder.",
+        ),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The .safetensors file to write.")],
     key: Annotated[
@@ -338,12 +341,23 @@ def convert(
     strip_prefix: Annotated[
         str | None, typer.Option(help="Take this off the names that start with it.", metavar="PREFIX")
     ] = None,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Tensors that are not written, by name, first words (ema_model) or pattern ('*.ema'); may be repeated.",
+            metavar="NAME",
+        ),
+    ] = None,
     arch: Annotated[
         str | None,
         typer.Option(
             help="Write this into the file's metadata: a registry's architecture, such as torchvision:resnet18, that fits.",
             metavar="ARCH",
         ),
+    ] = None,
+    arch_arg: Annotated[
+        list[str] | None,
+        typer.Option(help="Argument of the architecture, for the metadata too; may be repeated.", metavar="KEY=VALUE"),
     ] = None,
     preprocess: Annotated[
         str | None,
@@ -356,7 +370,15 @@ def convert(
     from imu_cli.commands import convert as converting
 
     made = converting.run(
-        source, output, key=key, strip_prefix=strip_prefix, arch=arch, preprocessing=preprocess, force=force
+        source,
+        output,
+        key=key,
+        strip_prefix=strip_prefix,
+        leave_out=leave_out or [],
+        arch=arch,
+        arch_arg=arch_arg or [],
+        preprocessing=preprocess,
+        force=force,
     )
     for note in made.notes:
         Terminal(quiet).note(note)
@@ -497,10 +519,12 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; errors become one message on stderr."""
+    reading.drop_wrong_sizes()
     before, signals = len(writing.PLACED), len(StoppedError.received)
     streams.forgiving()
     try:
-        return _run(argv)
+        with libraries_unheard():
+            return _run(argv)
     except (Exception, StoppedError) as error:
         placed = writing.PLACED[before:]
         if len(StoppedError.received) > signals:

@@ -4,6 +4,7 @@ import difflib
 import functools
 import inspect
 import json
+import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
@@ -16,12 +17,18 @@ from imu_cli.config.commands import EvaluateConfig, FeaturesConfig, InfluenceCon
 from imu_cli.config.option import Option
 from imu_cli.errors import ImuError
 from imu_cli.files.paths import PathKind, placed
+from imu_cli.files.reading import shown
 
 Config = TypeVar("Config")
 Origins = dict[str, str]
 
 CONFIGS = (InfluenceConfig, UnlearnConfig, EvaluateConfig, FeaturesConfig)
 """Whose options one imu.yaml holds."""
+YAML_REMEDY = "write lines such as 'data: train'"
+LARGEST = 2**63 - 1
+"""Whole numbers beyond it are no count of anything, and torch and numpy cannot take them."""
+CONFIG_FILE = "config"
+"""Beside the origins of options: the YAML file that was given, for the line that says how to go on."""
 STRENGTH = ("file", "environment", "flag")
 INSTEAD = ("features", "data")
 """Options that stand in each other's place: two given at one place contradict each other."""
@@ -133,24 +140,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ImuError: missing, not a mapping, or an unknown key.
     """
-    import yaml
+    from imu_cli.files import yaml_reading
 
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ImuError(f"--config {path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ImuError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    values = yaml_reading.read_yaml(path, YAML_REMEDY, f"--config {path}")
+    values = {} if values is None else values
     if not isinstance(values, dict):
-        raise ImuError(f"{path}: not a mapping; write lines such as 'data: train'")
+        raise ImuError(f"{path}: not a mapping; {YAML_REMEDY}")
     known, texts = _known_keys(), _text_keys()
     made: dict[str, Any] = {}
     for key, value in values.items():
-        name = str(key).replace("-", "_")
+        name = key.replace("-", "_")
+        if name in made:
+            raise ImuError(f"{path}: {key!r} stands twice, with - and with _; remove one")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(sorted(known))}"
-            raise ImuError(f"{path}: {key!r} is not an option; {hint}")
+            raise ImuError(f"{path}: {shown(key)} is not an option; {hint}")
         if name == "arch_arg" and isinstance(value, dict):
             value = [f"{argument}={_yaml(text)}" for argument, text in value.items()]
         if name in texts and isinstance(value, int | float) and not isinstance(value, bool):
@@ -177,13 +182,29 @@ def build(config: type[Config], values: Mapping[str, Any], origins: Mapping[str,
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(config).validate_python(dict(values))
+        made = TypeAdapter(config).validate_python(dict(values))
     except ValidationError as error:
         problems = []
         for item in error.errors():
             name = str(item["loc"][0]) if item["loc"] else "options"
-            problems.append(f"{_where(name, origins)} {item['input']!r}: {item['msg'].lower()}")
+            problems.append(f"{_where(name, origins)} {shown(item['input'])}: {item['msg'].lower()}")
         raise ImuError("\n".join(dict.fromkeys(problems))) from error
+    _refuse_numbers(made, values, origins)
+    return made
+
+
+def _refuse_numbers(config: Any, given: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+    """No number is infinite, not a number, or beyond 64 bits (ranges alone let NaN through), and none is a switch."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        odd = not math.isfinite(value) if isinstance(value, float) else isinstance(value, int) and abs(value) > LARGEST
+        if odd:
+            what = "not a number that can be used; give a smaller one"
+            raise ImuError(f"{_where(field.name, origins)} {shown(value)}: {what}")
+        if isinstance(given.get(field.name), bool) and not isinstance(value, bool):
+            raise ImuError(
+                f"{_where(field.name, origins)} {given[field.name]}: a switch where a number is wanted; give one"
+            )
 
 
 def _drop_weaker(values: dict[str, Any], origins: Origins) -> None:
@@ -248,7 +269,7 @@ def takes(config: type[Any], without: Sequence[str] = ()) -> Callable[[Callable[
             mine = {parameter.name: values.pop(parameter.name) for parameter in own}
             yaml_file = values.pop("yaml_file", None)
             merged, origins = merge(config, _given(context, values), yaml_file)
-            command(**mine, config=merged, origins=origins)
+            command(**mine, config=merged, origins=origins | ({CONFIG_FILE: yaml_file} if yaml_file else {}))
 
         parameters = [
             inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),

@@ -17,11 +17,21 @@ SHARED = ROOT.parent / "shared"
 sys.path[:0] = [str(folder) for folder in (Path(__file__).parent, *Path(__file__).parent.iterdir()) if folder.is_dir()]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where commands run that do not say it themselves."""
+    parser.addoption("--device", choices=["auto", "cpu", "cuda", "mps"], help="IMU_DEVICE of all tests (default: none)")
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests never touch the user's cache or options."""
+def _own_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Tests never touch the user's cache or options; ``--device`` is theirs."""
     for name in [name for name in os.environ if name.startswith("IMU_")]:
         monkeypatch.delenv(name)
+    device = request.config.getoption("--device")
+    if device is not None:
+        monkeypatch.setenv("IMU_DEVICE", device)
     monkeypatch.setenv("IMU_CACHE_DIR", str(tmp_path_factory.mktemp("cache") / "imu"))
 
 

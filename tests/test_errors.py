@@ -203,14 +203,18 @@ def test_tied_head_is_refused(job: Path, digits: Path, capsys: pytest.CaptureFix
 
 
 def test_forget_samples_inside_test(job: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Held-out data that holds a copy of a forget sample is refused, whatever the file is called."""
+    """Held-out data that holds the very file of a forget sample is refused; a twin, the same bytes elsewhere, is left out and said."""
     shutil.copytree(digits / "data/test", "held")
     image = next((digits / "data/train/3").glob("*.png"))
     shutil.copy(image, "held/3/copy.png")
     before = listing(job)
-    assert main([*GO, "--test", "held"]) == 2
+    assert main([*GO, "--test", str(digits / "data/train")]) == 2
     assert "also stands in --test" in capsys.readouterr().err
     assert listing(job) == before
+    assert main([*GO, "--test", "held"]) == 0
+    assert "--test held: 1 of its 451 samples are twins of forget samples" in capsys.readouterr().err
+    assert main(["evaluate", "model.unlearned.safetensors", *BASE, "--test", "held"]) == 0
+    assert "--test held: 1 of its 451 samples are twins of forget samples" in capsys.readouterr().err
 
 
 def test_target_already_met(job: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ There is no fallback: a file that this refuses would have to run code, and is re
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,8 @@ from imu_cli.errors import ImuError
 from imu_cli.files import outputs, writing
 from imu_cli.models import architecture, sidecar
 from imu_cli.models.checkpoint import open_checkpoint, same_bits
-from imu_cli.models.layout import WEIGHTS
-from imu_cli.models.pickles import chosen, plain_tensors, prefix_notes, read, some, stripped
+from imu_cli.models.kinds import WEIGHTS
+from imu_cli.models.pickles import chosen, load, named, plain_tensors, prefix_notes, refuse_other, some
 from imu_cli.samples.images import preprocessing as preprocess
 
 
@@ -38,51 +38,63 @@ def run(
     *,
     key: str | None = None,
     strip_prefix: str | None = None,
+    leave_out: Sequence[str] = (),
     arch: str | None = None,
+    arch_arg: Sequence[str] = (),
     preprocessing: str | None = None,
     force: bool = False,
 ) -> Converted:
     """Write the model's tensors of a pickle into a safetensors file, whole or not at all, and compare them bit by bit.
 
     Args:
-        source: ``.pth``, ``.pt``, ``.bin``, ``.ckpt``: a state_dict, or a dict that holds one.
+        source: ``.pth``, ``.pt``, ``.bin``, ``.ckpt``: a state_dict, or a dict that holds one; an index of shards, which are
+            joined; or a folder with one of these.
         output: the ``.safetensors`` file.
         key: which entry of the file holds the model, ``state_dict`` or ``checkpoint.model``.
         strip_prefix: what is taken off the names that start with it.
+        leave_out: tensors that are not written, by name, first words or pattern.
         arch: a registry's architecture for the metadata; it must fit.
+        arch_arg: ``key=value`` of its factory, for the metadata too.
         preprocessing: a preset or YAML file for the metadata.
         force: replace an existing output.
 
     Raises:
         RefusedError: reading it would run code, or it is a program rather than weights.
-        ImuError: not a PyTorch file, no tensors or several sets of them in it, or nothing could be written.
+        ImuError: not a PyTorch file, no tensors or several sets of them in it, shards that do not make the whole model, or
+            nothing could be written.
     """
     if not output.name.endswith(WEIGHTS):
         raise ImuError(f"{output}: give the new file a name that ends in {WEIGHTS}")
     outputs.refuse_output(output, source, force)
-    said = _metadata(arch, preprocessing)
-    found = read(source)
-    name, values, notes = chosen(found, source, key)
-    values = stripped(values, strip_prefix, source)
-    notes += prefix_notes(values)
+    said = _metadata(arch, arch_arg, preprocessing)
+    found, notes = load(source)
+    refuse_other(found, source)
+    name, values, more = chosen(found, source, key)
+    notes += more
+    values, more = named(values, strip_prefix, leave_out, source)
+    notes += [*more, *prefix_notes(values)]
     made, more = plain_tensors(values, source)
     notes += more
     replaced = partial(outputs.refuse_output, source=source, force=True) if force else writing.nothing
     with writing.together(output, replaced=replaced) as (file,):
         save_file(made, file, metadata={"format": "pt"} | said)
-        _verify(file, made, arch)
+        _verify(file, made, arch, arch_arg)
     size = sum(tensor.nbytes for tensor in made.values())
     return Converted(output, len(made), size, (*_named(name), *notes, *_absent(output, said)))
 
 
-def _metadata(arch: str | None, preprocessing: str | None) -> dict[str, str]:
+def _metadata(arch: str | None, arch_arg: Sequence[str], preprocessing: str | None) -> dict[str, str]:
     """The ``imu`` metadata key; the names are checked before the pickle is read."""
     if arch is not None and not sidecar.is_registry(arch):
         raise ImuError(
             f"--arch {arch}: a checkpoint may name a registry's model only ({', '.join(sidecar.REGISTRIES)}), "
             "never code; give --arch to the other commands instead"
         )
+    if arch_arg and arch is None:
+        raise ImuError("--arch-arg: only with --arch, whose arguments they are; add it, or leave them out")
     said: dict[str, Any] = {} if arch is None else {"arch": arch}
+    if arch_arg:
+        said["arguments"] = architecture.parse_arguments(arch_arg)
     if preprocessing is not None:
         said["preprocess"] = preprocess.parse(preprocessing).described()
     return {sidecar.METADATA_KEY: json.dumps(said)} if said else {}
@@ -92,7 +104,7 @@ def _named(key: str) -> list[str]:
     return [f"the model's tensors are those under {key!r}"] if key else []
 
 
-def _verify(file: Path, made: Mapping[str, Tensor], arch: str | None) -> None:
+def _verify(file: Path, made: Mapping[str, Tensor], arch: str | None, arch_arg: Sequence[str]) -> None:
     """Read the file back and compare every tensor; where an architecture is named, load it strictly."""
     checkpoint = open_checkpoint(file)
     back = checkpoint.tensors()
@@ -100,7 +112,7 @@ def _verify(file: Path, made: Mapping[str, Tensor], arch: str | None) -> None:
     if wrong:
         raise ImuError(f"{file}: {some(wrong)} read back differently from what was written; check the disk")
     if arch is not None:
-        architecture.load(checkpoint, arch)
+        architecture.load(checkpoint, arch, arch_arg)
 
 
 def _absent(output: Path, metadata: Mapping[str, str]) -> list[str]:

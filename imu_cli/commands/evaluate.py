@@ -8,28 +8,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imu_cli.commands import held_out, opening, provenance, scoring
+from imu_cli.commands import held_out, opening, preparation, provenance, reuse
 from imu_cli.config.commands import EvaluateConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import curves, gates, measures, shadow_heads, summary
-from imu_cli.evaluation.evidence import Evidence, Split
-from imu_cli.events import Events
+from imu_cli.evaluation.evidence import Evidence, Split, forgotten_rows, reference
+from imu_cli.events import Events, Log
 from imu_cli.features import engine
 from imu_cli.features.session import Session
 from imu_cli.files import outputs, paths, writing
+from imu_cli.linear import objective
+from imu_cli.linear.objective import Members
 from imu_cli.linear.rows import Logits, Mapped, Rows, with_bias
 from imu_cli.models import checkpoint, destination, layout
 from imu_cli.models.architecture import Architecture, Loaded
 from imu_cli.models.sidecar import Said
 from imu_cli.records import storage
-from imu_cli.records.evaluation import Evaluation
+from imu_cli.records.evaluation import Evaluation, Metric
 from imu_cli.records.record import Record
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.vectors import is_features
 from imu_cli.statistics import metrics
 from imu_cli.statistics.intervals import Estimate, census
 from imu_cli.unlearning import scenario
+from imu_cli.unlearning.notes import warn_if_at_chance
+from imu_cli.unlearning.procedure import Method
+from imu_cli.unlearning.targets import HeldOut
 from imu_cli.views import junit
+
+NAMING = ("strip_prefix", "leave_out")
+"""Options of the record by which the file's tensors are the model's."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,7 @@ def _from_record(
             "label": found.forget.label,
             "data": paths.placed(found.forget.data, "data", folder) if config.data is None else config.data,
         }
+    known |= {name: found.options[name].value for name in NAMING if name in found.options and found.options[name].value}
     if config.scenario == "auto":
         known["scenario"] = found.scenario
     values = {
@@ -156,12 +165,13 @@ class _Models:
     opened: Session
     original: _Other | None
     retrained: _Other | None
+    config: EvaluateConfig
 
     def split(self, samples: SampleSet, what: str) -> Split:
         """Logits of every model on a set of images; features are read once where backbones agree."""
         opened, original = self.opened, self.original
         h = (
-            scoring.forget_features(opened, narrow=True)
+            reuse.forget_features(opened, self.config, narrow=True)
             if what == "forget"
             else opened.features_of(samples, what, narrow=True)
         )
@@ -228,10 +238,25 @@ def _refuse_foreign(path: Path) -> None:
     outputs.own_file(path, "", ours, "is not an evaluation that imu wrote; choose another --output")
 
 
-def _gates(config: EvaluateConfig) -> list[gates.Gate]:
-    """The requirements of the YAML file's ``gates:``, then those of ``--require``; one that stands twice counts once."""
-    found = [gates.parse(text, "gates:") for text in config.gates]
-    return list(dict.fromkeys([*found, *(gates.parse(text) for text in config.require)]))
+def _gates(config: EvaluateConfig, report: Path | None) -> list[gates.Gate]:
+    """The requirements of the YAML file's ``gates:``, then those of ``--require``; one that stands twice counts once.
+
+    Raises:
+        ImuError: one that cannot be judged; the JUnit file says so too, lest an earlier one be taken for today's.
+    """
+    texts = [*((text, "gates:") for text in config.gates), *((text, "--require") for text in config.require)]
+    found, problems = list[gates.Gate](), dict[str, str]()
+    for text, option in texts:
+        try:
+            found.append(gates.parse(text, option))
+        except ImuError as error:
+            problems[text] = str(error)
+    if problems and report is not None:
+        with writing.together(report) as (file,):
+            file.write_text(junit.refused(problems), encoding="utf-8")
+    if problems:
+        raise ImuError("\n".join(problems.values()))
+    return list(dict.fromkeys(found))
 
 
 def _junit_file(config: EvaluateConfig, output: Path) -> Path | None:
@@ -263,14 +288,18 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     """
     layout.require_file(model)
     output = Path(config.output) if config.output else destination.beside(model, "evaluation")
+    if config.output is None:
+        destination.refuse_cache(output, model)
     _refuse_foreign(output)
-    wanted, report = _gates(config), _junit_file(config, output)
+    report = _junit_file(config, output)
+    wanted = _gates(config, report)
     found = provenance.read_record(model)
     if found is None and destination.beside(model, "record").is_file():
         events.note(f"{destination.beside(model, 'record')}: describes another file than {model}; it is not used")
     config, merged, known = _from_record(config, origins, found, destination.beside(model, "record"))
     _stdin_again(config, found)
-    opened = opening.open_all(model, config, events, known)
+    effective = opening.with_features(config)
+    opened = opening.open_all(model, effective, events, known)
     if found is not None and opened.forget.sha256 != found.forget.sha256:
         opened.note("the forget set is not the one that the record was made with (names, labels or contents differ)")
     parts = _parts(opened, config.by)
@@ -278,15 +307,19 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     again = None if config.retrained is None else _open_other(opened, Path(config.retrained), config)
     head_only = None if original is None else set(original.changed) <= set(opened.head.tensors)
     if config.attack is not None:
-        shadow_heads.require(config, found, head_only)
-    evidence = replace(_gather(_Models(opened, original, again), config, found), parts=parts)
+        _require_shadows(config, found, head_only)
+    evidence = replace(_gather(_Models(opened, original, again, effective), config, found), parts=parts)
+    _warn_if_at_chance(opened, evidence)
     if config.attack is not None and found is not None and original is not None:
-        shadow = shadow_heads.run(
-            opened, original.matrix(), evidence, found, config, destination.beside(model, "record").parent
-        )
+        unlearning = _unlearning(opened, evidence, found, destination.beside(model, "record").parent)
+        shadow = shadow_heads.run(evidence, opened.matrix(), original.matrix(), unlearning, config.shadows, opened.log)
         evidence = replace(evidence, shadow=shadow)
     measured = measures.measure(evidence)
+    _tell_edge(opened, evidence, measured)
     verdicts = gates.judge_all(wanted, {item.name: item for item in measured}, config.require_on == "value")
+    for verdict in verdicts:
+        if verdict.warning:
+            opened.note(f"{verdict.text}: {verdict.warning}")
     folder = output.parent
     made = Evaluation(
         model=provenance.model_hash_of(opened.checkpoint, folder),
@@ -305,7 +338,7 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         given={name: paths.relative_to(getattr(config, name), "data", folder) for name in ("data", "test", "retain")},
         scenario=evidence.kind,
         scenario_source=_kind(opened, config)[1] if merged.get("scenario") != "record" else "record",
-        **provenance.common(opened, merged, folder),
+        **provenance.common(opened, effective, merged, folder),
     )
     texts = {output: storage.dump(made)} | ({} if report is None else {report: junit.junit(made)})
 
@@ -316,6 +349,67 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         for file, text in zip(files, texts.values(), strict=True):
             file.write_text(text, encoding="utf-8")
     return Evaluated(made, output)
+
+
+def _tell_edge(opened: Session, e: Evidence, measured: list[Metric]) -> None:
+    """Say with the count on D_f how many of its samples another batch size, precision or device may move across the boundary."""
+    logits = e.forget.after
+    assert isinstance(logits, Logits)
+    shared = torch.zeros(opened.head.classes, dtype=torch.bool, device=logits.head.device)
+    shared[list(e.forgotten)] = True
+    members = Members(e.forget.labels, opened.head.classes, shared if e.kind == "class" else None)
+    margin = preparation.boundary(opened, logits.h)
+    near = objective.on_the_edge(logits.h, logits.head, members, margin)
+    if near:
+        told = (
+            f"{near} of them within {margin:.2g} logits of the boundary, where another batch size or device may decide"
+        )
+        metric = next(item for item in measured if item.name == "forget.accuracy")
+        metric.note = "; ".join(part for part in (metric.note, told) if part)
+
+
+def _warn_if_at_chance(opened: Session, e: Evidence) -> None:
+    """Say so where the model, before unlearning if that is known, does no better than chance on kept classes."""
+    for name, split in (("--test", e.test), ("--retain", e.retain)):
+        if split is None:
+            continue
+        logits = reference(split)
+        kept = ~forgotten_rows(e, split.labels)
+        right = (metrics.predictions(logits) == split.labels)[kept]
+        warn_if_at_chance(opened.log, right, opened.head.classes, f"samples of kept classes in {name}")
+
+
+def _require_shadows(config: EvaluateConfig, found: Record | None, head_only: bool | None) -> None:
+    """Refuse ``--attack shadow-heads`` where it cannot be made, before anything is computed.
+
+    Raises:
+        ImuError: names what it lacks.
+    """
+    lacks = [name for name in ("test", "retain") if getattr(config, name) is None]
+    if lacks:
+        raise ImuError(f"--attack shadow-heads: needs {' and '.join(f'--{name}' for name in lacks)}")
+    if config.shadows < shadow_heads.FEWEST:
+        raise ImuError(f"--shadows {config.shadows}: too few to know a spread by; give {shadow_heads.FEWEST} or more")
+    if found is None:
+        raise ImuError(
+            "--attack shadow-heads: needs the record of imu unlearn beside the model; the shadows are unlearned with its options"
+        )
+    if head_only is None:
+        raise ImuError("--attack shadow-heads: needs the original; give --original")
+    if not head_only:
+        raise ImuError("--attack shadow-heads: needs a change of the head only; here tensors outside the head differ")
+
+
+def _unlearning(opened: Session, e: Evidence, found: Record, folder: Path) -> shadow_heads.Unlearning:
+    """How the model was unlearned, from its record; ``folder`` is what the record's paths are relative to."""
+    wanted = preparation.frozen(found, folder)
+
+    def chosen_by() -> HeldOut | None:
+        quiet = replace(opened, run=opening.run_of(wanted), log=Log())
+        return held_out.chosen_by(quiet, wanted.test, wanted.reference, e.forgotten)[0]
+
+    method: Method = "matched" if wanted.method == "matched" else "imu"
+    return shadow_heads.Unlearning(method, preparation.of(wanted), wanted.rows, chosen_by, opened.head.rounded)
 
 
 def _kind(opened: Session, config: EvaluateConfig) -> tuple[scenario.Kind, str]:
@@ -365,4 +459,17 @@ def _gather(models: _Models, config: EvaluateConfig, found: Record | None) -> Ev
         head_before=None if original is None else models.head(original.matrix()),
         same_backbone=original is not None and original.same_backbone,
         compat=config.compat,
+        training=None if opened.data is None else len(opened.data),
+        twins_left=opened.forget.twins_left,
+        log=opened.log,
+        **_allowed(found),
     )
+
+
+def _allowed(found: Record | None) -> dict[str, Any]:
+    """What the unlearning compared with, and what it was allowed to cost, from its record."""
+    if found is None:
+        return {"target_follows": True}
+    guards = {name: found.options[name].value for name in ("max_drop", "max_class_drop") if name in found.options}
+    known: dict[str, Any] = {name: value for name, value in guards.items() if isinstance(value, float)}
+    return {"target_follows": found.target.follows, "margin": found.target.margin, **known}

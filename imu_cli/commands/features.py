@@ -26,16 +26,18 @@ from imu_cli.config.commands import FeaturesConfig
 from imu_cli.config.shared import ForgetConfig, SamplesConfig
 from imu_cli.errors import ImuError, StoppedError
 from imu_cli.events import Events, Silent
-from imu_cli.features import memory, origin
+from imu_cli.features import origin
 from imu_cli.features.extraction import Seen
 from imu_cli.features.session import Session
-from imu_cli.files import outputs, parts, writing
-from imu_cli.records.extraction import Extracted
+from imu_cli.files import memory, outputs, parts, writing
+from imu_cli.files.reading import environment_number
+from imu_cli.records.features import Extracted
 from imu_cli.samples import vectors as featurefile
 from imu_cli.samples.images import decoding
 
 BLOCKS = 256
 """Blocks that a set is cut into at most: so much of the work is lost at most when a process dies."""
+MOST_PROCESSES = 65_536
 LOGITS = 64
 """First rows whose logits are kept, so that whoever reads the file can replay the head."""
 
@@ -56,14 +58,20 @@ class Ranks:
 @contextmanager
 def _ranks() -> Iterator[Ranks]:
     """The process group while the context lasts, where torchrun made one."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = environment_number("WORLD_SIZE", 1, 1, MOST_PROCESSES, opening.TORCHRUN)
     if count == 1 or "RANK" not in os.environ:
         yield Ranks(0, 1)
         return
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    environment_number("RANK", 0, 0, count - 1, opening.TORCHRUN)
+    here = environment_number("LOCAL_WORLD_SIZE", 1, 1, count, opening.TORCHRUN)
+    environment_number("MASTER_PORT", 0, 1, 65535, opening.TORCHRUN)
     # torchrun gives each process one thread, whatever the cores.
     torch.set_num_threads(max(1, decoding.workers() // here))
-    torch.distributed.init_process_group("gloo")
+    try:
+        torch.distributed.init_process_group("gloo")
+    except (ValueError, RuntimeError) as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise ImuError(f"RANK, WORLD_SIZE: no process group is made of them ({said}); {opening.TORCHRUN}") from error
     try:
         yield Ranks(torch.distributed.get_rank(), count)
     finally:
@@ -107,7 +115,7 @@ def _plan(opened: Session) -> Plan:
         "backbone_sha256": opened.outside_sha256,
         "head": opened.head.module,
         **{name: value for name, value in opened.described().items() if name != "preprocess_source"},
-        "precision": opened.config.precision,
+        "precision": opened.run.precision,
         "batch_size": size,
         "folded": opened.engine.folded,
         "device": opened.device.type,
@@ -188,7 +196,7 @@ def _join(opened: Session, plan: Plan, folder: Path, output: Path, config: Featu
     }
     width = opened.head.matrix.shape[1] - opened.head.bias
     pieces = (load_file(path)["features"] for path in paths)
-    with opened.clock.timed("joining"), _written(output, config, folder) as file:
+    with opened.log.timed("joining"), _written(output, config, folder) as file:
         featurefile.write(file, (len(samples), width), pieces, columns, said)
     return worst
 
@@ -232,7 +240,8 @@ def run_features(model: Path, config: FeaturesConfig, events: Events) -> Extract
     output = _output(config)
     folder, start = parts.of(output), time.perf_counter()
     with _ranks() as ranks, ExitStack() as held:
-        opened = opening.open_all(model, _forget_config(config), events if ranks.first else Silent())
+        wanted = _forget_config(config)
+        opened = opening.open_all(model, wanted, events if ranks.first else Silent())
         if opened.network is None:
             raise ImuError(f"{config.data}: holds features already; name images")
         plan = _plan(opened)
@@ -254,7 +263,7 @@ def run_features(model: Path, config: FeaturesConfig, events: Events) -> Extract
         output=str(output),
         model=provenance.model_hash_of(opened.checkpoint, Path()),
         head=provenance.head_info(opened.head),
-        forget=provenance.forget_info(opened, Path()),
+        forget=provenance.forget_info(opened, wanted, Path()),
         complete=not config.forget,
         precision=config.precision,
         batch_size=opened.engine.batch_size,
@@ -263,6 +272,6 @@ def run_features(model: Path, config: FeaturesConfig, events: Events) -> Extract
         blocks=len(plan.blocks),
         bytes=output.stat().st_size,
         peak_bytes=memory.peak(),
-        seconds={**opened.clock.seconds, "all": round(time.perf_counter() - start, 4)},
-        notes=opened.notes,
+        seconds={**opened.log.clock.seconds, "all": round(time.perf_counter() - start, 4)},
+        notes=opened.log.notes,
     )

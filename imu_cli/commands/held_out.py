@@ -11,7 +11,9 @@ from imu_cli.records.parts import HeldOutInfo
 from imu_cli.samples.classes import in_model_ids
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.manifest import open_source
-from imu_cli.samples.overlap import overlap
+from imu_cli.samples.overlap import overlap, without
+from imu_cli.unlearning import targets
+from imu_cli.unlearning.targets import HeldOut
 
 
 def half(samples: SampleSet, seed: int) -> list[int]:
@@ -39,43 +41,75 @@ def reference_of(opened: Session, test: str | None, reference: str | None) -> tu
     samples = held_out(opened, given, f"--{option}")
     whole = len(samples)
     if option == "test":
-        samples = samples.subset(half(samples, opened.config.seed))
+        samples = samples.subset(half(samples, opened.run.seed))
         opened.note(
-            f"--test {given}: a random half ({len(samples)} of {whole}, seed {opened.config.seed}) sets target and guard; "
+            f"--test {given}: a random half ({len(samples)} of {whole}, seed {opened.run.seed}) sets target and guard; "
             "the other half is left for evaluate"
         )
     info = HeldOutInfo(
-        given=given, option=option, n=whole, used=len(samples), seed=opened.config.seed, sha256=rows_hash(samples)
+        given=given, option=option, n=whole, used=len(samples), seed=opened.run.seed, sha256=rows_hash(samples)
     )  # fmt: skip
     return samples, info
 
 
-def held_out(opened: Session, spec: str, option: str = "--test") -> SampleSet:
-    """The held-out set in the model's ids.
+def chosen_by(
+    opened: Session, test: str | None, reference: str | None, forgotten: tuple[int, ...]
+) -> tuple[HeldOut | None, HeldOutInfo | None]:
+    """Features and labels of the held-out samples that a run chooses by, and how the record tells them; None with neither.
 
     Raises:
-        ImuError: a class the model does not have, or forget samples stand in it.
+        ImuError: no sample of a kept class is among them.
+    """
+    found = reference_of(opened, test, reference)
+    if found is None:
+        return None, None
+    samples, info = found
+    labels = opened.labels(samples)
+    return targets.held_out(opened.features_of(samples, "held-out"), labels, forgotten), info
+
+
+def held_out(opened: Session, spec: str, option: str = "--test") -> SampleSet:
+    """The held-out set in the model's ids, without twins of the forget samples.
+
+    Raises:
+        ImuError: a class the model does not have, forget samples stand in it, or nothing but twins of them.
     """
     samples = in_model_ids(open_source(spec, "test", opened.data), opened.classes)
     shared = overlap(opened.forget.samples, samples)
-    if shared:
+    if shared.same:
         raise InvalidRowsError(
             [
                 f"{opened.forget.samples.where(mine)}: also stands in {option} as {samples.where(theirs)}; "
                 "held-out data must not hold forget samples"
-                for mine, theirs in shared
+                for mine, theirs in shared.same
             ]
         )
-    return samples
+    twins = {theirs for _, theirs in shared.twins}
+    if twins:
+        opened.note(
+            f"{option} {spec}: {len(twins)} of its {len(samples)} samples are twins of forget samples (the same bytes) and are "
+            "left out"
+        )
+    if len(twins) == len(samples):
+        raise ImuError(f"{option} {spec}: nothing is left of it without twins of the forget samples; give other data")
+    return without(samples, twins)
 
 
 def retained(opened: Session, spec: str) -> SampleSet:
-    """The ``--retain`` set in the model's ids, without the forget samples in it."""
+    """The ``--retain`` set in the model's ids, without the forget samples in it and their twins."""
     samples = in_model_ids(open_source(spec, "retain", opened.data), opened.classes)
-    inside = {theirs for _, theirs in overlap(opened.forget.samples, samples)}
+    shared, whole = overlap(opened.forget.samples, samples), len(samples)
+    inside = {theirs for _, theirs in shared.same}
+    twins = {theirs for _, theirs in shared.twins} - inside
     if inside:
-        opened.note(f"--retain {spec}: {len(inside)} of its {len(samples)} samples are forget samples and are left out")
-        samples = samples.subset([row for row in range(len(samples)) if row not in inside])
+        opened.note(f"--retain {spec}: {len(inside)} of its {whole} samples are forget samples and are left out")
+    if twins:
+        mine = len({mine for mine, theirs in shared.twins if theirs in twins})
+        opened.note(
+            f"--retain {spec}: {len(twins)} of its {whole} samples are twins (the same bytes) of {mine} forget samples and are left "
+            "out; where they stay in the training data, those forget samples are not forgotten while their twins are remembered"
+        )
+    samples = without(samples, inside | twins)
     if len(samples) == 0:
         raise ImuError(f"--retain {spec}: nothing is left of it without the forget samples")
     return samples

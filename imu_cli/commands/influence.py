@@ -5,13 +5,13 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from imu_cli.commands import opening, provenance, scoring
+from imu_cli.commands import opening, preparation, provenance, reuse
 from imu_cli.config.commands import InfluenceConfig, UnlearnConfig
 from imu_cli.config.shared import TargetConfig
 from imu_cli.events import Events
 from imu_cli.features.session import Session
 from imu_cli.files import writing
-from imu_cli.influence import closed_form
+from imu_cli.influence import closed_form, scores
 from imu_cli.linear import margins
 from imu_cli.linear.rows import Rows
 from imu_cli.linear.rows import logits as logits_by_rows
@@ -19,7 +19,7 @@ from imu_cli.records import influence
 from imu_cli.samples.columns import reals
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import thumbnails
-from imu_cli.unlearning import methods
+from imu_cli.unlearning import methods, notes
 from imu_cli.unlearning.matched import kernel
 from imu_cli.views import page
 
@@ -33,14 +33,15 @@ def run_influence(
     """Score every forget sample; only the cache is written, and the page of ``--images``."""
     if config.images is not None:
         writing.refuse_foreign(Path(config.images), page.MARK, "--images")
+    config = opening.with_features(config)
     opened = opening.open_all(model, config, events)
-    scored, h = scoring.cached_scores(opened), None
+    scored, h = reuse.cached_scores(opened, config), None
     if scored is None or config.kernel:
-        h = scoring.forget_features(opened)
-        scored = scored or scoring.compute_scores(opened, h)
-    selection = closed_form.weigh(scored.scores, config.keep, config.clip_quantile, scoring.sample_weights(opened))
-    methods.warn_if_at_chance(opened, float(scored.right.double().mean()))
-    samples = opened.forget.samples
+        h = reuse.forget_features(opened, config)
+        scored = scored or reuse.compute_scores(opened, config, h)
+    selection = closed_form.weigh(scored.scores, config.keep, config.clip_quantile, reuse.sample_weights(opened))
+    accuracy, samples = float(scored.right.double().mean()), opened.forget.samples
+    notes.warn_if_at_chance(opened.log, scored.right, opened.head.classes)
     ids = opened.forget.ids or samples.names
     rows = influence.ScoreRows(
         ids, samples.names, samples.labels, opened.classes.name,
@@ -51,15 +52,15 @@ def run_influence(
         model=provenance.model_hash_of(opened.checkpoint, here),
         **opened.described(),
         head=provenance.head_info(opened.head),
-        forget=provenance.forget_info(opened, here),
-        accuracy=float(scored.right.double().mean()),
-        scores=scoring.score_info(scored, selection),
+        forget=provenance.forget_info(opened, config, here),
+        accuracy=accuracy,
+        scores=scores.described(scored, selection),
         sign=closed_form.SIGN,
         cached=scored.entry,
-        notes=opened.notes,
+        notes=opened.log.notes,
         rows=rows,
         kernel=_kernel(opened, config, h) if config.kernel and h is not None else [],
-        run=scoring.run_info(opened),
+        run=reuse.run_info(opened),
     )
     if config.images is not None:
         _gallery(made, samples, Path(config.images), config.show)
@@ -78,11 +79,11 @@ def _kernel(opened: Session, config: InfluenceConfig, h: Rows) -> list[influence
     """Matched unlearning solved but not written: strengths, self-influence, and the samples that move each most."""
     shared = {item.name: getattr(config, item.name) for item in fields(TargetConfig)}
     wanted = UnlearnConfig(**shared, method="matched")
-    job = methods.prepare(opened, wanted, h)
-    problem, found = methods.solve_matched(opened, wanted, job)
+    job = preparation.ready(opened, wanted, h).job
+    problem, found = methods.solve_matched(job)
     rows = kernel.kernel_rows(problem, found.strengths, head=found.outcome.head, top=MOVERS)
     names = opened.forget.samples.names
-    before = margins.margins(logits_by_rows(h, opened.matrix()), job.labels)
+    before = margins.margins(logits_by_rows(h, opened.matrix()), opened.labels())
     return [
         influence.KernelRow(
             path=names[row],

@@ -11,8 +11,9 @@ from imu_cli.commands import opening
 from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.features import engine
-from imu_cli.models import architecture, layout, sidecar
+from imu_cli.models import architecture, destination, layout, sidecar
 from imu_cli.models.checkpoint import Checkpoint
+from imu_cli.models.choices import UnsaidError
 from imu_cli.models.contents import Finding, Inspection, header
 from imu_cli.models.head import Head, find_head
 from imu_cli.samples.classes import ClassNames
@@ -46,6 +47,7 @@ def run(model: Path, config: ModelConfig) -> Inspection:
         plain = {name: value for name, value in built.arguments.items() if not isinstance(value, dict)}
         arguments = ", ".join(f"{name}={value}" for name, value in plain.items())
         _learnt(found, "architecture", f"{built.name}{f' ({arguments})' if arguments else ''}", built.source)
+        made.notes += loaded[1].notes
         if loaded[1].prefix:
             made.notes.append(f"all names start with {loaded[1].prefix!r}, which is read over and kept on writing")
     said = _said(model)
@@ -53,7 +55,7 @@ def run(model: Path, config: ModelConfig) -> Inspection:
         found,
         "preprocessing",
         "--preprocess",
-        lambda: preprocessing.find(config.preprocess, [(item.preprocess, item.source) for item in said]),
+        lambda: preprocessing.find(config.preprocess, [(item.steps, item.source) for item in said]),
     )
     if steps is not None:
         shown = ", ".join(f"{name} {value}" for name, value in steps[0].described().items() if value is not None)
@@ -87,6 +89,7 @@ def _tried(found: list[Finding], what: What, flag: str, step: Callable[[], Found
     except RefusedError as error:
         found.append(Finding(what=what, problem=str(error)))
     except ImuError as error:
+        flag = "--arch-arg" if isinstance(error, UnsaidError) else flag
         found.append(Finding(what=what, problem=str(error), flag=flag))
     return None
 
@@ -149,7 +152,7 @@ def _tell_classes(found: list[Finding], classes: ClassNames | None) -> None:
     _learnt(found, "classes", ", ".join(classes.names[:SHOWN_CLASSES]) + more, classes.source)
 
 
-PLACEHOLDERS = {"--arch": "ARCH", "--preprocess": "imagenet", "--head": "MODULE"}
+PLACEHOLDERS = {"--arch": "ARCH", "--arch-arg": "KEY=VALUE", "--preprocess": "imagenet", "--head": "MODULE"}
 """What stands in the line to copy for a flag that is missing and not optional."""
 
 
@@ -164,6 +167,10 @@ def _next(model: Path, config: ModelConfig, found: Sequence[Finding]) -> str | N
         words += [flag, value] if isinstance(value, str) and flag not in wrong else []
     for pair in config.arch_arg:
         words += ["--arch-arg", pair]
+    words += ["--strip-prefix", config.strip_prefix] if config.strip_prefix is not None else []
+    for name in config.leave_out:
+        words += ["--leave-out", name]
+    words += ["--output", "unlearned"] if destination.in_cache(model.absolute()) else []
     for flag in [flag for flag in PLACEHOLDERS if flag in wrong]:
         words += [flag, PLACEHOLDERS[flag]]
     return shlex.join(words)

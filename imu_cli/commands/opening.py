@@ -1,20 +1,22 @@
 """Everything a command opens before it computes: checkpoint, model, preprocessing, class names, forget set, features."""
 
-import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 from imu_cli.config.shared import ForgetConfig, ModelConfig
 from imu_cli.errors import ImuError
-from imu_cli.events import Events
+from imu_cli.events import Events, Log
 from imu_cli.features import engine as engine_module
-from imu_cli.features import memory, origin
-from imu_cli.features.session import Clock, Network, Session
-from imu_cli.files import streams
+from imu_cli.features import origin
+from imu_cli.features.session import Network, Run, Session
+from imu_cli.files import memory, streams
+from imu_cli.files.reading import environment_number
 from imu_cli.influence import closed_form
-from imu_cli.models import architecture
+from imu_cli.models import architecture, sidecar
 from imu_cli.models.architecture import Loaded
 from imu_cli.models.checkpoint import Checkpoint, open_checkpoint
 from imu_cli.models.head import find_head, named_head
@@ -26,6 +28,9 @@ from imu_cli.samples.images import preprocessing
 from imu_cli.samples.manifest import load_forget, open_source, peek
 from imu_cli.samples.vectors import Vectors
 
+Config = TypeVar("Config", bound=ForgetConfig)
+
+TORCHRUN = "torchrun sets it, start imu with it or unset it"
 EVERYTHING = ["index=:"]
 """The selector of every row of a data set."""
 
@@ -33,10 +38,12 @@ EVERYTHING = ["index=:"]
 def load_model(path: Path, config: ModelConfig, known: Said | None = None) -> tuple[Checkpoint, Loaded]:
     """The checkpoint and the model it fits into, loaded strictly; ``known`` is what a record says of it."""
     checkpoint = open_checkpoint(path)
-    return checkpoint, architecture.load(checkpoint, config.arch, config.arch_arg, known)
+    return checkpoint, architecture.load(
+        checkpoint, config.arch, config.arch_arg, known, strip_prefix=config.strip_prefix, leave_out=config.leave_out
+    )
 
 
-def with_features(config: ForgetConfig) -> ForgetConfig:
+def with_features(config: Config) -> Config:
     """The config with ``--features FILE`` as what it stands for: the data set, and without ``--forget`` all of it.
 
     Raises:
@@ -51,12 +58,18 @@ def with_features(config: ForgetConfig) -> ForgetConfig:
     return replace(config, data=config.features, forget=config.forget or EVERYTHING)
 
 
+def run_of(config: ForgetConfig) -> Run:
+    """How features are computed, as the options say."""
+    most = None if config.max_memory is None else memory.parse(config.max_memory)
+    return Run(config.batch_size, config.precision, most, config.seed)
+
+
 def open_all(path: Path, config: ForgetConfig, events: Events, known: Said | None = None) -> Session:
     """Open and validate everything that the commands share; nothing is written.
 
     Args:
         path: the model.
-        config: options.
+        config: options, as ``with_features`` leaves them.
         events: hears what goes on.
         known: what a record that describes this very model says of it, believed before the model's files.
 
@@ -64,17 +77,17 @@ def open_all(path: Path, config: ForgetConfig, events: Events, known: Said | Non
         ImuError: whatever is wrong with model, options or data, as early as it can be known.
         RefusedError: the checkpoint cannot be handled.
     """
-    clock, config = Clock(), with_features(config)
+    log = Log(events)
     if not config.forget:
         raise ImuError("--forget: not given; name a forget.csv, a folder with --label, or a selector such as class=cat")
     closed_form.Damping.parse(config.damping)
-    if config.max_memory is not None:
-        memory.parse(config.max_memory)
+    run = run_of(config)
     on_features = config.data is not None and featurefile.is_features(config.data)
-    with clock.timed("loading"):
-        opened = (_open_on_features if on_features else _open_on_images)(path, config, events, known, clock)
+    with log.timed("loading"):
+        opened = (_open_on_features if on_features else _open_on_images)(path, config, known, run, log)
     data = opened.data
-    for warning in (*opened.checkpoint.layout.notes, *(data.notes if data else ()), *opened.forget.notes):
+    loaded = opened.network.loaded.notes if opened.network else ()
+    for warning in (*opened.checkpoint.layout.notes, *loaded, *(data.notes if data else ()), *opened.forget.notes):
         opened.note(warning)
     return opened
 
@@ -91,27 +104,30 @@ class _Given:
 def _read_data(config: ForgetConfig) -> _Given:
     data = open_source(config.data, "data") if config.data else None
     stdin = BytesIO(streams.from_stdin()) if config.forget == ["-"] else None
-    return _Given(data, stdin, peek(config.forget, data, engine_module.PROBE, stdin))
+    return _Given(data, stdin, peek(config.forget, data, engine_module.TRIED, stdin))
 
 
-def _open_on_images(path: Path, config: ForgetConfig, events: Events, known: Said | None, clock: Clock) -> Session:
+def _open_on_images(path: Path, config: ForgetConfig, known: Said | None, run: Run, log: Log) -> Session:
     checkpoint, loaded = load_model(path, config, known)
     said = [*([] if known is None else [known]), *loaded.said]
-    steps, steps_source = preprocessing.find(config.preprocess, [(item.preprocess, item.source) for item in said])
-    device = engine_module.pick_device(config.device, int(os.environ.get("LOCAL_RANK", "0")))
+    others = [(item.steps, item.source) for item in said]
+    steps, steps_source = preprocessing.find(config.preprocess, others, run.max_memory)
+    device = engine_module.pick_device(config.device, environment_number("LOCAL_RANK", 0, 0, 4095, TORCHRUN))
+    engine_module.refuse_precision(config.precision, device)
     model = engine_module.prepare(loaded.model, device)
     given = _read_data(config)
-    probe = engine_module.batch(given.few, range(len(given.few)), steps, device)
+    probe = engine_module.probe_of(given.few, steps, device)
     engine_module.refuse_if_random(model, probe)
     head = find_head(model, probe, checkpoint, loaded.prefix, config.head)
     classes = names_of_classes(config, said, given.data, head.classes)
+    _ask_for_order(classes, given.data, loaded.architecture.name)
     forget = load_forget(config.forget, given.data, config.label, classes, given.stdin)
     network = Network(loaded, model, steps, steps_source, probe)
     outside = checkpoint.outside_hash(set(head.tensors))
-    return Session(config, checkpoint, network, None, device, head, outside, classes, forget, given.data, events, clock)
+    return Session(run, checkpoint, network, None, device, head, outside, classes, forget, given.data, log)
 
 
-def _open_on_features(path: Path, config: ForgetConfig, events: Events, known: Said | None, clock: Clock) -> Session:
+def _open_on_features(path: Path, config: ForgetConfig, known: Said | None, run: Run, log: Log) -> Session:
     """The head alone, from the file: the backbone has run elsewhere, and its architecture need not be known."""
     checkpoint, given = open_checkpoint(path), _read_data(config)
     store = given.few.store
@@ -121,20 +137,47 @@ def _open_on_features(path: Path, config: ForgetConfig, events: Events, known: S
             "--data out and name the images' data set"
         )
     named = config.head or str(store.said["head"])
-    head = named_head(checkpoint, named, "--head" if config.head else store.shown)
+    sidecar.refuse_other_heads(checkpoint.folder)
+    head = named_head(checkpoint, named, "--head" if config.head else store.shown, config.strip_prefix)
     said = [*([] if known is None else [known]), Said(store.shown, classes=given.few.classes)]
     classes = names_of_classes(config, said, None, head.classes)
     forget = load_forget(config.forget, given.data, config.label, classes, given.stdin)
     device = engine_module.pick_device(config.device)
     outside = checkpoint.outside_hash(set(head.tensors))
     forget = origin.settled(forget, store)
-    return Session(config, checkpoint, None, store, device, head, outside, classes, forget, given.data, events, clock)
+    return Session(run, checkpoint, None, store, device, head, outside, classes, forget, given.data, log)
+
+
+def _ask_for_order(classes: ClassNames, data: SampleSet | None, arch: str) -> None:
+    """Class folders have an order of their own only if libraries agree on it: torchvision sorts them as strings, timm naturally.
+
+    Raises:
+        ImuError: a timm model whose class names come from folders that the two sort differently; nobody says which was used.
+    """
+    if data is None or data.class_order is None or classes.names is None or classes.names is not data.classes:
+        return
+    natural = tuple(sorted(classes.names, key=_naturally))
+    if arch.startswith("timm:") and natural != classes.names:
+        at = next(row for row, name in enumerate(natural) if name != classes.names[row])
+        raise ImuError(
+            f"class names: not known to this timm model, and the folders of {data.source} have two orders: as strings (torchvision: "
+            f"output {at} is {classes.names[at]!r}) and naturally (timm: output {at} is {natural[at]!r}); say which one it was trained "
+            "in with --classes FILE, one name a line in the order of the outputs"
+        )
+
+
+def _naturally(name: str) -> list[tuple[bool, int, str]]:
+    """The key by which timm sorts class folders: numbers in it count as numbers, and case does not count."""
+    parts = re.split(r"([0-9]+)", name.lower())
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
 def names_of_classes(config: ModelConfig, said: Sequence[Said], data: SampleSet | None, count: int) -> ClassNames:
     """The class names by the sources' order: ``--classes``, a record, the model's files, a data set of all classes."""
     named = Path(config.classes) if config.classes else None
-    by = next((item for item in said if item.classes), None)
+    by = next((item for item in said if item.classes or "classes" in item.wrong), None)
+    if named is None and by is not None:
+        by.refuse("classes")
     return class_names(
         named, None if by is None else by.classes, [data] if data else [], count, "" if by is None else by.source
     )

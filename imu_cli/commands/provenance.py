@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from imu_cli import __version__, options
-from imu_cli.commands import provenance, scoring
-from imu_cli.config.shared import ForgetConfig
+from imu_cli.commands import reuse
+from imu_cli.config.shared import ForgetConfig, SamplesConfig
 from imu_cli.features.session import Session
 from imu_cli.files import paths
 from imu_cli.models import libraries
@@ -36,9 +36,9 @@ def head_info(head: Head) -> HeadInfo:
     )
 
 
-def forget_info(opened: Session, folder: Path) -> ForgetInfo:
+def forget_info(opened: Session, config: SamplesConfig, folder: Path) -> ForgetInfo:
     """The forget set without naming a sample; paths relative to ``folder``."""
-    config, forget = opened.config, opened.forget
+    forget = opened.forget
     counts: dict[str, int] = {}
     for label in forget.samples.labels:
         name = opened.classes.name(label)
@@ -116,18 +116,18 @@ def read_record(path: Path, sha256: str | None = None) -> Record | None:
     return found if isinstance(found, Record) and found.after.sha256 == (sha256 or model_hash(path)) else None
 
 
-def common(opened: Session, origins: Mapping[str, str], folder: Path) -> dict[str, Any]:
+def common(opened: Session, config: ForgetConfig, origins: Mapping[str, str], folder: Path) -> dict[str, Any]:
     """What records and evaluations share."""
     return {
         **opened.described(),
         "classes": list(opened.classes.names) if opened.classes.names else None,
         "classes_source": opened.classes.source,
-        "head": provenance.head_info(opened.head),
-        "forget": provenance.forget_info(opened, folder),
-        "options": provenance.option_values(opened.config, origins, folder),
-        "seed": opened.config.seed,
-        "environment": provenance.environment(opened.device),
-        "seconds": opened.clock.seconds,
-        "notes": opened.notes,
-        "run": scoring.run_info(opened),
+        "head": head_info(opened.head),
+        "forget": forget_info(opened, config, folder),
+        "options": option_values(config, origins, folder),
+        "seed": config.seed,
+        "environment": environment(opened.device),
+        "seconds": opened.log.clock.seconds,
+        "notes": opened.log.notes,
+        "run": reuse.run_info(opened),
     }

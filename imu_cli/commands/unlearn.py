@@ -1,4 +1,4 @@
-"""The commands' work: paths and a config in, a result out. Nothing here prints; ``Events`` hears what goes on."""
+"""``imu unlearn``: the forget set unlearned, the checkpoint and its record written, both or neither."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,24 +7,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from imu_cli.commands import opening, provenance, scoring
+from imu_cli import options
+from imu_cli.commands import opening, preparation, provenance, reuse
 from imu_cli.commands.provenance import common
 from imu_cli.config.commands import PAPER, UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.events import Events
-from imu_cli.features import engine
+from imu_cli.features import engine, extraction
+from imu_cli.features.engine import Engine
 from imu_cli.features.session import Session
 from imu_cli.files.paths import relative_to
+from imu_cli.influence import scores
 from imu_cli.linear import objective
 from imu_cli.linear.rows import Rows, predicted
-from imu_cli.models import checkpoint, destination, layout
+from imu_cli.models import checkpoint, destination, diagnosis, layout
 from imu_cli.models import destination as destination_module
-from imu_cli.models.head import PRECISIONS, check_replay, logits_of
+from imu_cli.models.architecture import Architecture
+from imu_cli.models.head import check_replay
 from imu_cli.records import parts, storage
 from imu_cli.records.parts import HeldOutInfo, Interval, Link
 from imu_cli.records.record import LookInfo, Record, Target
 from imu_cli.statistics.metrics import binomial_range
-from imu_cli.unlearning import methods, scenario
+from imu_cli.unlearning import methods, targets
+from imu_cli.unlearning import procedure as procedure_module
 from imu_cli.unlearning.ascent import Outcome
 
 REPLAYED = 64
@@ -61,7 +66,7 @@ def _refuse_contradictions(config: UnlearnConfig) -> None:
     if config.weights == "uniform" and config.reweight != "once":
         raise ImuError("--reweight: uniform weights do not change as the head moves; leave it out")
     if config.until is not None:
-        scenario.parse_until(config.until)
+        targets.parse_until(config.until)
 
 
 def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], events: Events) -> Unlearned:
@@ -74,39 +79,52 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
     place = destination.choose(layout.resolve(model), config.output, config.force)
     config, origins = with_preset(config, origins)
     _refuse_contradictions(config)
+    config = opening.with_features(config)
     opened = opening.open_all(model, config, events)
     if not bool(opened.head.matrix.any()):
         raise ImuError(
             f"head {opened.head.module}: all its weights are 0, so that no change of it can be measured; "
             "it was never trained, give the checkpoint after training"
         )
-    h = scoring.forget_features(opened)
-    job = methods.prepare(opened, config, h)
+    h = reuse.forget_features(opened, config)
+    ready = preparation.ready(opened, config, h)
+    job = ready.job
     opened.note(f"method {job.method} ({job.method_source})")
     held = 0 if job.held is None else len(job.held.h)
     with objective.threads_for((len(h) + held) * opened.head.matrix.numel()):
-        done = (
-            methods.match_to(opened, config, job) if job.method == "matched" else methods.ascend_on(opened, config, job)
-        )
+        done = methods.run(job)
     outcome = done.outcome
     _tell_end(opened, job, outcome)
     for note in place.notes():
         opened.note(note)
     if opened.network is None:
         opened.note("the written model is not run: features come from a file; its bytes are compared and read back")
-    made = _record(opened, config, origins, job, done, place)
+    made = _record(opened, config, origins, ready, done, place)
     files = opened.checkpoint.layout
-    with opened.clock.timed("writing"), destination.opened(place, files, config.force) as (weights, record_file):
+    with opened.log.timed("writing"), destination.opened(place, files, config.force) as (weights, record_file):
         checkpoint.patch(opened.checkpoint, opened.head.parts(outcome.head.cpu()), weights)
         made.after.sha256 = _replay(opened, outcome.head.cpu(), weights, h)
-        made.seconds = opened.clock.seconds
+        made.seconds = opened.log.clock.seconds
         record_file.write_text(storage.dump(made), encoding="utf-8")
     return Unlearned(made, place.output, place.record)
 
 
-def _tell_end(opened: Session, job: methods.Job, outcome: Outcome) -> None:
+def next_words(done: Unlearned, config: UnlearnConfig, origins: Mapping[str, str]) -> list[str]:
+    """The command that measures what was written, as it can be typed: with the file of options or the code that it needs."""
+    words, record = ["imu", "evaluate", str(done.output)], done.record
+    built = Architecture(str(record.architecture["name"]), "record")
+    if options.CONFIG_FILE in origins:
+        words += ["--config", origins[options.CONFIG_FILE]]
+    elif built.runs_code and config.arch is not None:
+        words += ["--arch", config.arch]
+        words += [word for pair in config.arch_arg for word in ("--arch-arg", pair)]
+    given = config.test or "DATA"
+    return [*words, "--test", given]
+
+
+def _tell_end(opened: Session, job: procedure_module.Job, outcome: Outcome) -> None:
     start, end = outcome.start.forget, outcome.end.forget
-    moved = f"from {start:.2%} to {end:.2%} of {len(job.labels)} forget samples, head changed by {outcome.end.head_change:.2%}"
+    moved = f"from {start:.2%} to {end:.2%} of {len(job.forgetting.labels)} forget samples, head changed by {outcome.end.head_change:.2%}"
     if job.target is None:
         opened.note(
             f"reached: {moved}; without a target this is how far the run went, not evidence that they are forgotten"
@@ -117,7 +135,7 @@ def _tell_end(opened: Session, job: methods.Job, outcome: Outcome) -> None:
         opened.note(_lost(opened, job, outcome.head))
 
 
-def _lost(opened: Session, job: methods.Job, head: Tensor) -> str:
+def _lost(opened: Session, job: procedure_module.Job, head: Tensor) -> str:
     """How many held-out samples of kept classes went to a forgotten class."""
     test = job.held
     assert test is not None
@@ -139,15 +157,17 @@ def _replay(opened: Session, matrix: Tensor, written: Path, h: Rows) -> str:
     made = checkpoint.open_checkpoint(written)
     if network is None:
         return made.sha256
-    tensors = {name.removeprefix(network.loaded.prefix): tensor for name, tensor in made.tensors().items()}
-    architecture.load_into(network.loaded.model, tensors, str(written))
+    architecture.load_into(network.loaded.model, network.loaded.state_of(made), str(written))
     batch = engine.batch(samples, rows, network.preprocess, opened.device)
+    run = Engine(network.loaded.model, opened.head.module, opened.device, len(rows), opened.run.precision)
     with torch.inference_mode():
-        logits = logits_of(network.loaded.model(batch)).to(torch.float64).cpu()
+        made_logits = extraction.in_halves(run, batch)[1]
+    logits = made_logits.to(torch.float64).cpu()
     expected = (h[slice(len(rows))].cpu() @ matrix.T).to(torch.float64)
     error = float((logits - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
-    # The written model runs in float32: features of a lower precision are as far off as that precision is.
-    check_replay(opened.head.with_matrix(matrix), error, PRECISIONS[opened.config.precision])
+    # It runs as for the features, in their precision, but unfolded and in a batch of its own.
+    why = diagnosis.of_a_run(run.precision, run.device.type, len(rows))
+    check_replay(opened.head.with_matrix(matrix), error, made_logits.dtype, why, run.precision)
     return made.sha256
 
 
@@ -173,14 +193,14 @@ def _record(
     opened: Session,
     config: UnlearnConfig,
     origins: Mapping[str, str],
-    job: methods.Job,
-    done: methods.Done,
+    ready: preparation.Ready,
+    done: procedure_module.Done,
     place: destination.Destination,
 ) -> Record:
-    folder, outcome = place.record.parent, done.outcome
+    folder, outcome, job = place.record.parent, done.outcome, ready.job
     spread = None
     if job.target is not None:
-        low, high = binomial_range(job.target, len(job.labels))
+        low, high = binomial_range(job.target, len(job.forgetting.labels))
         spread = Interval(low=low, high=high, method="central 95 % of the binomial distribution")
     has_scores = job.scored is not None and job.selection is not None
     return Record(
@@ -192,17 +212,24 @@ def _record(
         method=job.method,
         method_source=job.method_source,
         rows=job.plan.moving(),
-        target=Target(value=job.target, source=job.target_source, range=spread),
-        scores=scoring.score_info(job.scored, job.selection) if has_scores else None,  # type: ignore[arg-type]
+        target=Target(
+            value=job.target,
+            source=job.target_source,
+            range=spread,
+            follows=job.limits.follows,
+            auc=job.limits.max_auc,
+            margin=job.procedure.margin,
+        ),
+        scores=scores.described(job.scored, job.selection) if has_scores else None,  # type: ignore[arg-type]
         reason=outcome.reason,
         reached=outcome.reached,
         start=LookInfo(step=0, **vars(outcome.start)),
         end=LookInfo(step=len(outcome.steps), **vars(outcome.end)),
         trajectory=done.trajectory,
-        held_out=_relative(job.held_info, folder),
+        held_out=_relative(ready.held_info, folder),
         details=done.details,
         previous=_previous(opened, folder),
         scenario=job.plan.kind,
         scenario_source=job.plan.source,
-        **common(opened, origins, folder),
+        **common(opened, config, origins, folder),
     )

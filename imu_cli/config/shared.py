@@ -25,6 +25,24 @@ class ModelConfig:
     arch_arg: Annotated[
         list[str], Option("Argument of the factory; may be repeated.", metavar="KEY=VALUE", group=MODEL)
     ] = field(default_factory=list)
+    strip_prefix: Annotated[
+        str | None,
+        Option(
+            "What the file's names have before the architecture's.",
+            metavar="PREFIX",
+            default="whatever is before all of them",
+            group=MODEL,
+        ),
+    ] = None
+    leave_out: Annotated[
+        list[str],
+        Option(
+            "Tensors of the file that are no part of the classifier, by name, first words (ema_model) or pattern ('*.ema'); "
+            "may be repeated. They stay in what is written.",
+            metavar="NAME",
+            group=MODEL,
+        ),
+    ] = field(default_factory=list)
     head: Annotated[
         str | None,
         Option(
@@ -66,7 +84,8 @@ class ModelConfig:
     precision: Annotated[
         Precision,
         Option(
-            "What the backbone computes in. With bfloat16 and float16 the error of the scores is measured and said.",
+            "What the backbone computes in; float32 is never TF32. In less than float32 the error of the scores is measured and "
+            "said.",
             group=MODEL,
         ),
     ] = "float32"
@@ -184,13 +203,24 @@ class TargetConfig(ForgetConfig):
     max_drop: Annotated[
         float, Ge(0), Le(1), Option("Largest fall of accuracy on held-out data, as a fraction.", group=STOP)
     ] = 0.01
+    max_class_drop: Annotated[
+        float | None,
+        Gt(0),
+        Le(1),
+        Option(
+            "Largest fall of accuracy of any single kept class on held-out data, as a fraction.",
+            default="not guarded",
+            group=STOP,
+        ),
+    ] = None
     max_auc: Annotated[
         float,
         Ge(0.5),
         Le(1),
         Option(
-            "Membership AUC against held-out data that matched goes on to, within the budgets; 1: the share on the forget "
-            "set alone decides. Not used with --until or --rho.",
+            "Membership AUC against held-out data that the forget set is to come down to: matched goes on to it within the "
+            "budgets, and it is the target where accuracy has nothing to say. 1: the share on the forget set alone decides. "
+            "Not used with --until or --rho.",
             group=MATCHED,
         ),
     ] = 0.51

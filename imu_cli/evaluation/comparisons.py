@@ -1,45 +1,25 @@
 """Metrics against something other than the original: retrained heads, a retrained model, shadow heads, papers' scores."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from imu_cli.errors import ImuError
-from imu_cli.evaluation import attacks, likelihood_ratios, published_scores, retrained
-from imu_cli.evaluation.evidence import (
-    NO_ORIGINAL,
-    NO_RETAIN,
-    NO_TEST,
-    Evidence,
-    Found,
-    Split,
-    forgotten_rows,
-    metric,
-    phi,
-)
-from imu_cli.linear import refits
-from imu_cli.linear.rows import Logits, Outputs, Rows, with_bias
+from imu_cli.evaluation import attacks, published_scores, retrained
+from imu_cli.evaluation.evidence import NO_ORIGINAL, NO_RETAIN, NO_TEST, Evidence, Found, Split, forgotten_rows, metric
+from imu_cli.linear.rows import Outputs
 from imu_cli.records.evaluation import Metric
 from imu_cli.statistics import metrics
 from imu_cli.statistics.intervals import Estimate, NotMeasured, census, clopper_pearson
-
-REFERENCES = 8
-"""Heads on random halves of the retain samples that RMIA compares with."""
-WORK = 4_000_000_000
-"""Multiplications of one pass over the retain samples beyond which heads are not fitted again in passing."""
 
 LOOSE = 0.03
 """Share of test samples beyond a threshold meant for 1 %, from which it is said that it does not hold."""
 
 NO_RETRAINED, NO_COMPAT = NotMeasured("needs --retrained"), NotMeasured("needs --compat")
-HEAD_ONLY = NotMeasured("needs a change of the head only: the features are not those of the original")
 
 
-def _hits(e: Evidence, split: Split, logits: Outputs) -> Tensor:
+def hits(e: Evidence, split: Split, logits: Outputs) -> Tensor:
     """Which rows count as right (n,): on D_f of the class scenario those predicted as any forgotten class."""
     predicted = metrics.predictions(logits)
     if split is e.forget and e.kind == "class":
@@ -48,10 +28,10 @@ def _hits(e: Evidence, split: Split, logits: Outputs) -> Tensor:
 
 
 def _gap(e: Evidence, split: Split, logits: Outputs, other: Outputs) -> Estimate:
-    return retrained.accuracy_gap(_hits(e, split, logits), _hits(e, split, other), census=split is e.forget)
+    return retrained.accuracy_gap(hits(e, split, logits), hits(e, split, other), census=split is e.forget)
 
 
-def _splits(e: Evidence) -> dict[str, Split | None]:
+def splits(e: Evidence) -> dict[str, Split | None]:
     """D_f, and the kept classes of test and retain, where given."""
     kept = {
         name: None if split is None else split.only(~forgotten_rows(e, split.labels))
@@ -63,128 +43,13 @@ def _splits(e: Evidence) -> dict[str, Split | None]:
 MISSING = {"test": NO_TEST, "retain": NO_RETAIN}
 
 
-@dataclass(frozen=True)
-class Refitted:
-    """Heads (K, c, d+1) on random halves of the retain samples, one on all of them (c, d+1), and their weight decay λ."""
-
-    halves: Tensor
-    whole: Tensor
-    l2: float
-
-
-def _wide(e: Evidence, split: Split) -> Rows:
-    return with_bias(split.features, e.head[1] is not None)
-
-
-def matrix_of(head: tuple[Tensor, Tensor | None]) -> Tensor:
-    """W (c, d+1) of a weight and a bias, float64."""
-    weight, bias = head
-    return weight.double() if bias is None else torch.cat([weight, bias[:, None]], dim=1).double()
-
-
-def refit(e: Evidence) -> Refitted | NotMeasured:
-    """Heads that never saw D_f, on the features of the backbone that did; λ is the original head's own."""
-    if e.retain is None:
-        return NO_RETAIN
-    if e.head_before is None:
-        return NO_ORIGINAL
-    if not e.same_backbone:
-        return HEAD_ONLY
-    head = matrix_of(e.head_before)
-    if len(e.retain.labels) * head.numel() * (REFERENCES + 1) > WORK:
-        return NotMeasured(
-            f"a head of {head.numel()} weights on {len(e.retain.labels)} retain samples takes too long to fit again; give a "
-            "part of them as --retain"
-        )
-    h, labels = _wide(e, e.retain), e.retain.labels
-    l2 = refits.own_weight_decay([(h, labels), (_wide(e, e.forget), e.forget.labels)], head)
-    if l2 <= 0:
-        return NotMeasured(
-            "the original's head is surer of its samples than any weight decay explains, so none can be refitted"
-        )
-    half = likelihood_ratios.balanced_members(REFERENCES, len(labels), torch.Generator().manual_seed(e.seed)).to(
-        labels.device
-    )
-    members = torch.cat([half, torch.ones(1, len(labels), dtype=torch.bool, device=labels.device)])
-    try:
-        found = refits.fit(h, labels, members, len(head), l2, start=head, tolerance=refits.COARSE)
-    except ImuError as error:
-        return NotMeasured(str(error))
-    return Refitted(found.heads[:-1], found.heads[-1], l2)
-
-
-def retrained_head_metrics(e: Evidence) -> list[Metric]:
-    """RMIA against heads fitted on retain samples, and the accuracy gaps to one fitted on all of them."""
-    found = refit(e)
-    names = [f"head_gap.{split}" for split in ("forget", "test", "retain")]
-    if isinstance(found, NotMeasured):
-        return [
-            metric("rmia.auc", found, split="forget, test"),
-            *(metric(name, found, split=name.rpartition(".")[2]) for name in names),
-        ]
-    note = f"weight decay {found.l2:.2g}, the original head's own"
-    made = [_rmia(e, found)]
-    for name, (split_name, split) in zip(names, _splits(e).items(), strict=True):
-        if split is None:
-            made.append(metric(name, MISSING[split_name], split=split_name))
-            continue
-        other = Logits(_wide(e, split), found.whole)
-        before = None if split.before is None else _gap(e, split, split.before, other)
-        made.append(metric(name, _gap(e, split, split.after, other), before, split=split_name, target=0.0, note=note))
-    return made
-
-
-def _rmia(e: Evidence, found: Refitted) -> Metric:
-    """``rmia.auc``: one half of test is the population, the class-matched part of the other what D_f is told from."""
-    name, where = "rmia.auc", "forget, test"
-    if e.test is None:
-        return metric(name, NO_TEST, split=where)
-    test = e.test
-    mixed = torch.randperm(len(e.test.labels), generator=torch.Generator().manual_seed(e.seed))
-    half = len(mixed) // 2
-    population, others = mixed[:half].sort().values, mixed[half:].sort().values
-    try:
-        matched = attacks.class_matched(e.forget.labels, e.test.labels[others], torch.Generator().manual_seed(e.seed))
-    except ImuError as error:
-        return metric(name, NotMeasured(str(error)), split=where)
-    pool = others[matched]
-    forget_references, references = (
-        logsigmoid(
-            torch.stack(
-                [attacks.logit_confidence(Logits(_wide(e, split), head), split.labels) for head in found.halves]
-            )
-        )
-        for split in (e.forget, test)
-    )
-
-    def auc_of(which: Literal["before", "after"]) -> Estimate | None:
-        mine, theirs = phi(e.forget, which), phi(test, which)
-        if mine is None or theirs is None:
-            return None
-        # φ = log p/(1 − p), so that log p = log σ(φ).
-        mine, theirs = logsigmoid(mine), logsigmoid(theirs)
-        known = theirs[population], references[:, population]
-        scores = (
-            likelihood_ratios.rmia_offline(mine, forget_references, *known),
-            likelihood_ratios.rmia_offline(theirs[pool], references[:, pool], *known),
-        )
-        return attacks.auc(*scores)
-
-    after = auc_of("after")
-    assert after is not None
-    return metric(
-        name, after, auc_of("before"), split=where, target=0.5,
-        note=f"{REFERENCES} heads on halves of retain, {half} population samples",
-    )  # fmt: skip
-
-
 def retrained_metrics(e: Evidence) -> list[Metric]:
     """How far the model, and the original, are from one that was retrained without D_f."""
     if e.forget.retrained is None:
         return []
     made: list[Metric] = []
     gaps: dict[str, list[Estimate]] = {"after": [], "before": []}
-    for name, split in _splits(e).items():
+    for name, split in splits(e).items():
         if split is None:
             made.append(metric(f"retrained.accuracy_gap.{name}", MISSING[name], split=name))
             continue
@@ -193,10 +58,10 @@ def retrained_metrics(e: Evidence) -> list[Metric]:
         before = None if split.before is None else _gap(e, split, split.before, split.retrained)
         gaps["after"].append(after)
         gaps["before"] += [] if before is None else [before]
-        right = float(_hits(e, split, split.retrained).double().mean())
+        right = float(hits(e, split, split.retrained).double().mean())
         note = f"retrained: {right:.2%}"
         made.append(metric(f"retrained.accuracy_gap.{name}", after, before, split=name, target=0.0, note=note))
-    given = ", ".join(name for name, split in _splits(e).items() if split is not None)
+    given = ", ".join(name for name, split in splits(e).items() if split is not None)
     averages = [
         Estimate(retrained.average_gap(found), None, None, sum(gap.n for gap in found), "mean of absolute gaps")
         if found

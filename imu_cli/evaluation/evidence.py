@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from imu_cli.evaluation import attacks
+from imu_cli.events import Log
 from imu_cli.linear.rows import Logits, Outputs, Rows, only
 from imu_cli.records.definitions import DEFINITIONS
 from imu_cli.records.evaluation import Metric
@@ -89,6 +90,12 @@ class Evidence:
         shadow: what the shadow heads gave; why there is nothing where there is nothing.
         compat: whether scores that papers print are wanted.
         parts: rows of D_f by the name of their id or group, where asked for.
+        training: how many samples the training data have, D_f among them, where known.
+        target_follows: whether the unlearning's target was what unseen samples reach under the model that results.
+        margin: distance from a decision boundary, in logits, that rounding may move a sample by.
+        max_drop, max_class_drop: falls of accuracy on unseen samples that were allowed, the guard's size.
+        twins_left: samples of D_f that have a twin, the same bytes, among the training data that stay.
+        log: hears of what takes time.
     """
 
     kind: scenario.Kind
@@ -106,6 +113,13 @@ class Evidence:
     shadow: Shadow | NotMeasured = NO_SHADOWS
     compat: bool = False
     parts: Mapping[str, Tensor] | None = None
+    training: int | None = None
+    target_follows: bool = False
+    margin: float = 0.0
+    max_drop: float | None = None
+    max_class_drop: float | None = None
+    twins_left: int = 0
+    log: Log = field(default_factory=Log)
 
 
 def interval_of(found: Estimate) -> Interval | None:
@@ -152,8 +166,19 @@ def both(split: Split, measure: Callable[[Outputs], Found]) -> tuple[Found, Foun
 
 
 def reference(split: Split) -> Outputs:
-    """The original's logits where known: what targets are measured on."""
+    """The original's logits where known: what a change is measured from."""
     return split.after if split.before is None else split.before
+
+
+def target_model(e: Evidence, split: Split) -> tuple[Outputs, str]:
+    """Logits of the model whose unseen samples D_f should look like, and its name.
+
+    The model at hand, where the unlearning compared with unseen samples under the head that results, or nothing is known
+    of it; the original where the record says that its share was the target.
+    """
+    if e.target_follows or split.before is None:
+        return split.after, "this model"
+    return split.before, "the original"
 
 
 def matched_pool(e: Evidence) -> Tensor | None:

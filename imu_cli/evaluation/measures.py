@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from imu_cli.errors import ImuError
-from imu_cli.evaluation import attacks, comparisons, recovery
+from imu_cli.evaluation import attacks, comparisons, recovery, reference_heads
 from imu_cli.evaluation.evidence import (
     NO_ORIGINAL,
     NO_RETAIN,
@@ -23,20 +23,35 @@ from imu_cli.evaluation.evidence import (
     matched_pool,
     metric,
     phi,
-    reference,
+    target_model,
 )
-from imu_cli.linear.rows import Outputs, Rows, only
+from imu_cli.linear.rows import Outputs, Rows, by_rows, only
 from imu_cli.records.definitions import DEFINITIONS
 from imu_cli.records.evaluation import ClassRow, Metric, PartRow
 from imu_cli.statistics import metrics
 from imu_cli.statistics.intervals import Estimate, NotMeasured
-from imu_cli.unlearning import scenario
+from imu_cli.unlearning import targets
 
 
 def _forget_hit(e: Evidence, logits: Outputs) -> Estimate:
     if e.kind == "class":
         return metrics.predicted_as(logits, e.forgotten, census=True)
     return metrics.accuracy(logits, e.forget.labels, census=True)
+
+
+def _near(e: Evidence) -> str:
+    """How many samples of D_f are not counted, but would be if rounding moved their logits a little; empty where none."""
+    if not e.margin:
+        return ""
+    own = torch.tensor(e.forgotten, dtype=torch.int64, device=e.forget.labels.device)
+
+    def lacks_of(logits: Tensor, rows: slice) -> Tensor:
+        best = logits[:, own].amax(1) if len(own) else logits.gather(1, e.forget.labels[rows, None])[:, 0]
+        return logits.amax(1) - best
+
+    lacks = by_rows(e.forget.after, lacks_of)
+    near = int(((lacks > 0) & (lacks < e.margin)).sum())
+    return f"{near} more lie within rounding of it" if near else ""
 
 
 def _forget_target(e: Evidence) -> tuple[float | None, str]:
@@ -46,14 +61,14 @@ def _forget_target(e: Evidence) -> tuple[float | None, str]:
         return 1 / e.forget.after.shape[1], "1 / number of classes; with --test the held-out rate"
     if e.test is None:
         return None, "needs --test"
-    logits = reference(e.test)
+    logits, whose = target_model(e, e.test)
     if e.kind == "sample":
         found = _matched_accuracy(e, e.test, logits)
         if isinstance(found, NotMeasured):
             return None, found.reason
-        return found.value, "class-matched test accuracy of the original"
-    rate = scenario.confusion_share(metrics.predictions(logits), e.test.labels, e.forget.labels, e.true_labels)
-    return rate, "held-out rate of these confusions in the original"
+        return found.value, f"class-matched test accuracy of {whose}"
+    rate = targets.confusion_share(metrics.predictions(logits), e.test.labels, e.forget.labels, e.true_labels)
+    return rate, f"held-out rate of these confusions in {whose}"
 
 
 def _matched_accuracy(e: Evidence, test: Split, logits: Outputs) -> Found:
@@ -71,7 +86,16 @@ def forget_metrics(e: Evidence) -> list[Metric]:
     spread = metrics.binomial_range(goal, n) if goal else None
     after, before = both(e.forget, lambda logits: _forget_hit(e, logits))
     found = [
-        metric("forget.accuracy", after, before, split="forget", target=goal, target_note=why, target_range=spread)
+        metric(
+            "forget.accuracy",
+            after,
+            before,
+            split="forget",
+            target=goal,
+            target_note=why,
+            target_range=spread,
+            note=_near(e),
+        )
     ]
     if e.true_labels is not None:
         known = e.true_labels >= 0
@@ -96,11 +120,11 @@ def forget_metrics(e: Evidence) -> list[Metric]:
 
 
 def _matched_logits(e: Evidence) -> tuple[Outputs, Tensor] | None:
-    """The original's logits and the labels of class-matched test samples."""
+    """Logits and labels of class-matched test samples, under the model that they are the target of."""
     rows = None
     with suppress(ImuError):  # test lacks a class of D_f: that is said where accuracies are matched
         rows = matched_pool(e) if e.kind != "class" else None
-    return None if rows is None or e.test is None else (only(reference(e.test), rows), e.test.labels[rows])
+    return None if rows is None or e.test is None else (only(target_model(e, e.test)[0], rows), e.test.labels[rows])
 
 
 def _accuracies(e: Evidence, split: Split, name: str) -> list[Metric]:
@@ -259,23 +283,7 @@ def remains(e: Evidence) -> list[Metric]:
     """What the features still hold: drift, recovery from a few shots, a linear probe."""
     found = [metric("features.drift", NO_ORIGINAL if e.drift is None else e.drift, split="forget")]
     if e.kind == "class":
-        kept = None if e.test is None else only(e.test.features, ~forgotten_rows(e, e.test.labels))
-        for k in (1, 5, 10):
-            generator = torch.Generator().manual_seed(e.seed)
-            made = recovery.k_shot_recovery(
-                e.forget.features, *e.head, e.forget.labels, k, generator, kept_features=kept
-            )
-            taken = ""
-            if not isinstance(made, NotMeasured) and made.taken is not None:
-                taken = f"the row takes {made.taken.value:.2%} of kept test samples"
-            found.append(
-                metric(
-                    f"recovery.k{k}",
-                    made if isinstance(made, NotMeasured) else made.accuracy,
-                    split="forget",
-                    note=taken,
-                )
-            )
+        found += _recoveries(e)
     if e.test is None:
         return [*found, metric("probe.accuracy", NO_TEST, split="forget, test")]
     probe = _probe(e, e.forget.features, e.test.features)
@@ -286,6 +294,39 @@ def remains(e: Evidence) -> list[Metric]:
     )
     before = _probe_before(e, probe)
     return [*found, metric("probe.accuracy", probe.accuracy, before, split="forget, test", note=note)]
+
+
+def _recoveries(e: Evidence) -> list[Metric]:
+    """``recovery.k*``, at the share of kept samples that the original's rows took: on test, or retain where there is none."""
+    name, split = ("test", e.test) if e.test is not None else ("retain", e.retain)
+    kept = None if split is None else split.only(~forgotten_rows(e, split.labels))
+    kept = None if kept is None or len(kept.labels) == 0 else kept
+    taken = None
+    if kept is not None and kept.before is not None:
+        taken = metrics.predicted_as(kept.before, e.forgotten).value
+    made = []
+    for k in (1, 5, 10):
+        found = recovery.k_shot_recovery(
+            e.forget.features, *e.head, e.forget.labels, k, torch.Generator().manual_seed(e.seed),
+            kept_features=None if kept is None else kept.features, taken_before=taken,
+        )  # fmt: skip
+        if isinstance(found, NotMeasured):
+            made.append(metric(f"recovery.k{k}", found, split="forget"))
+        else:
+            made.append(metric(f"recovery.k{k}", found.accuracy, split="forget", note=_taken(found, name)))
+    return made
+
+
+def _taken(found: recovery.Recovery, split: str) -> str:
+    """What the put-back rows take beside the forget samples, in words."""
+    if found.taken is None:
+        return "how many kept samples the row takes is not known without --test; it may be many"
+    if found.own_taken is None or not found.adjusted:
+        return f"the row takes {found.taken.value:.2%} of kept {split} samples; what the original's took is not known"
+    return (
+        f"the row takes {found.taken.value:.2%} of kept {split} samples, as the original's did; with the bias it came with "
+        f"{found.own_taken.value:.2%}, recovering {found.own_accuracy.value:.2%}"
+    )
 
 
 def _probe(e: Evidence, forget: Rows, test: Rows) -> recovery.Probe | NotMeasured:
@@ -348,7 +389,7 @@ def measure(e: Evidence) -> list[Metric]:
     """Every metric, in the order of the definitions; those whose data was not given say what they need."""
     found = [
         *forget_metrics(e), *test_metrics(e), *membership_metrics(e), *retain_metrics(e), *remains(e),
-        *comparisons.retrained_head_metrics(e), *comparisons.retrained_metrics(e), *comparisons.shadow_metrics(e),
+        *reference_heads.reference_head_metrics(e), *comparisons.retrained_metrics(e), *comparisons.shadow_metrics(e),
         *comparisons.compat_metrics(e),
     ]  # fmt: skip
     by_name = {item.name: item for item in found}

@@ -23,12 +23,16 @@ class Recovery:
 
     ``accuracy``: share of the other forget samples predicted as their label. ``taken``: share of kept-class samples
     that the put-back rows take, without which ``accuracy`` could be a row that wins everywhere; None if none were
-    given. Both are means over draws of the k samples, the ends the lowest and highest draw.
+    given. ``own_accuracy`` and ``own_taken`` are the same where the rows keep the bias they came with, ``adjusted`` says
+    whether it was set. All are means over draws of the k samples, the ends the lowest and highest draw.
     """
 
     k: int
     accuracy: Estimate
     taken: Estimate | None
+    own_accuracy: Estimate
+    own_taken: Estimate | None
+    adjusted: bool
 
 
 def k_shot_recovery(
@@ -40,6 +44,7 @@ def k_shot_recovery(
     generator: torch.Generator,
     *,
     kept_features: Rows | None = None,
+    taken_before: float | None = None,
     repeats: int = 10,
 ) -> Recovery | NotMeasured:
     """``recovery.k1|k5|k10``: put the mean feature of k forget samples back as their class's row, then classify.
@@ -51,6 +56,10 @@ def k_shot_recovery(
     Where the span leaves nothing out (c > d) the mean of kept features is taken off instead, and needed.
     After weight imprinting (Qi, Brown and Lowe, CVPR 2018).
 
+    How much comes back depends on the rows' bias, and among many classes the one they come with takes many kept samples
+    too (36 % of them in a hundred classes, 88 % recovered). Where it is known which share of the kept samples the
+    original's own rows took, one constant is added to the rows' biases so that they take that many and no more.
+
     Args:
         features: (n, d) of D_f.
         weight: (c, d) of the unlearned head.
@@ -59,12 +68,14 @@ def k_shot_recovery(
         k: samples drawn of each class.
         generator: of the draws.
         kept_features: (m, d) of kept-class test samples, for ``taken``.
+        taken_before: the share of these that the original predicts as a forgotten class.
         repeats: draws.
     """
     if min(class_counts(labels).values(), default=0) <= k:
         return NotMeasured(f"needs more than {k} forget samples of each class")
     centre = None if kept_features is None else mean(kept_features)
-    right, taken, held_out = [], [], 0
+    own, fair, held_out = list[tuple[float, float]](), list[tuple[float, float]](), 0
+    adjusted = kept_features is not None and taken_before is not None
     for _ in range(repeats):
         stopping.check()
         shots, held = _draw(labels, k, generator)
@@ -72,12 +83,48 @@ def k_shot_recovery(
         head = put_back(means, weight, bias, list(shots), centre)
         if isinstance(head, NotMeasured):
             return head
-        right.append(float((_predict(only(features, held), head) == labels[held]).double().mean()))
-        if kept_features is not None:
-            taken.append(float(among(_predict(kept_features, head), list(shots)).double().mean()))
+        others = (only(features, held), labels[held])
+        own.append(_recognised(head, others, kept_features, list(shots)))
+        if kept_features is not None and taken_before is not None:
+            head = _taking(head, kept_features, list(shots), taken_before)
+            fair.append(_recognised(head, others, kept_features, list(shots)))
         held_out = len(held)
-    lost = None if kept_features is None else _over_draws(taken, len(kept_features))
-    return Recovery(k, _over_draws(right, held_out), lost)
+
+    def over(draws: list[tuple[float, float]]) -> tuple[Estimate, Estimate | None]:
+        right, taken = ([draw[at] for draw in draws] for at in (0, 1))
+        return _over_draws(right, held_out), None if kept_features is None else _over_draws(taken, len(kept_features))
+
+    return Recovery(k, *over(fair if adjusted else own), *over(own), adjusted)
+
+
+def _recognised(
+    head: tuple[Tensor, Tensor], others: tuple[Rows, Tensor], kept: Rows | None, classes: list[int]
+) -> tuple[float, float]:
+    """Share of the other forget samples predicted as their label, and of kept samples as a forgotten class."""
+    right = float((_predict(others[0], head) == others[1]).double().mean())
+    return right, 0.0 if kept is None else float(among(_predict(kept, head), classes).double().mean())
+
+
+def _taking(
+    head: tuple[Tensor, Tensor], kept: Rows, classes: list[int], share: float
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The head with one constant on the biases of ``classes`` so that they win on this share of the kept samples."""
+    weight, bias = head
+    others = [j for j in range(len(weight)) if j not in set(classes)]
+    if not others:
+        return head
+
+    def lead_of(h: Tensor, _: slice) -> Tensor:
+        logits = h.double() @ weight.T + bias
+        return logits[:, classes].amax(dim=1) - logits[:, others].amax(dim=1)
+
+    lead = by_rows(kept, lead_of).sort(descending=True).values
+    count = round(share * len(lead))
+    above = lead[count - 1] if count else lead[0] + 1
+    below = lead[count] if count < len(lead) else lead[-1] - 1
+    moved = bias.clone()
+    moved[classes] -= (above + below) / 2 if count else below + (1 + below.abs()) * 1e-9
+    return weight, moved
 
 
 def zero_shot_recovery(features: Rows, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Estimate | NotMeasured:

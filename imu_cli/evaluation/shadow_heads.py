@@ -7,65 +7,46 @@ not halved: heads on half of them differ so much that what one sample does to a 
 AUC of a head that saw D_f 0.53 with halves, 0.60 with all of them).
 """
 
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from imu_cli import options
-from imu_cli.commands import held_out, scoring
-from imu_cli.config.commands import EvaluateConfig, UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import attacks, likelihood_ratios
 from imu_cli.evaluation.evidence import Evidence, Shadow
-from imu_cli.events import Silent
-from imu_cli.features.session import Clock, Session
-from imu_cli.files import paths
-from imu_cli.influence.closed_form import Damping, influence
+from imu_cli.events import Log
+from imu_cli.influence import scores
+from imu_cli.influence.closed_form import influence
+from imu_cli.influence.scores import Scored
 from imu_cli.linear import objective, refits
 from imu_cli.linear.rows import held, with_bias
-from imu_cli.records.record import Record
 from imu_cli.statistics.intervals import NotMeasured
 from imu_cli.unlearning import methods, scenario
+from imu_cli.unlearning.procedure import Classifier, Forgetting, Method, Procedure
+from imu_cli.unlearning.targets import HeldOut
 
 FEWEST = 8
 
 
-def require(config: EvaluateConfig, found: Record | None, head_only: bool | None) -> None:
-    """Refuse the attack where it cannot be made, before anything is computed.
+@dataclass(frozen=True)
+class Unlearning:
+    """How the model was unlearned, to be done to every shadow head alike.
 
-    Raises:
-        ImuError: names what it lacks.
+    Attributes:
+        method: the one that the record has.
+        procedure: the options of the record, ρ as it came out.
+        rows: which rows of the head may move, as ``scenario.plan`` takes it.
+        chosen_by: gives the held-out samples that the unlearning chose by, None where it had none.
+        rounded: rounds a head to the values that the checkpoint can hold.
     """
-    lacks = [name for name in ("test", "retain") if getattr(config, name) is None]
-    if lacks:
-        raise ImuError(f"--attack shadow-heads: needs {' and '.join(f'--{name}' for name in lacks)}")
-    if config.shadows < FEWEST:
-        raise ImuError(f"--shadows {config.shadows}: too few to know a spread by; give {FEWEST} or more")
-    if found is None:
-        raise ImuError(
-            "--attack shadow-heads: needs the record of imu unlearn beside the model; the shadows are unlearned with its options"
-        )
-    if head_only is None:
-        raise ImuError("--attack shadow-heads: needs the original; give --original")
-    if not head_only:
-        raise ImuError("--attack shadow-heads: needs a change of the head only; here tensors outside the head differ")
 
-
-def frozen(found: Record, folder: Path) -> UnlearnConfig:
-    """The options that the record was made with, method and ρ as they came out."""
-    known = {field.name for field in fields(UnlearnConfig)} & set(found.options)
-    kinds = options.path_kinds(UnlearnConfig)
-    values: dict[str, Any] = {}
-    for name in known:
-        kind, value = kinds[name], found.options[name].value
-        values[name] = paths.placed(value, kind, folder) if kind else value
-    values |= {"method": found.method, "cache": False, "cache_features": False}
-    if found.method == "matched" and isinstance(found.details.get("rho"), float):
-        values["rho"] = found.details["rho"]
-    return options.build(UnlearnConfig, values, {})
+    method: Method
+    procedure: Procedure
+    rows: str
+    chosen_by: Callable[[], HeldOut | None]
+    rounded: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -95,17 +76,17 @@ def _candidates(e: Evidence, h_forget: Tensor, h_test: Tensor) -> Candidates:
 
 
 def run(
-    opened: Session, original: Tensor, e: Evidence, found: Record, config: EvaluateConfig, folder: Path
+    e: Evidence, after: Tensor, original: Tensor, unlearning: Unlearning, shadows: int, log: Log
 ) -> Shadow | NotMeasured:
     """Fit, unlearn and score the shadow heads.
 
     Args:
-        opened: the unlearned model.
-        original: W (c, d+1) of the original.
         e: what was gathered; test and retain are there, the backbones are the same.
-        found: the record of the unlearning.
-        config: options of the evaluation.
-        folder: of the record, that its paths are relative to.
+        after: W (c, d+1) of the unlearned model.
+        original: W (c, d+1) of the original.
+        unlearning: how the one came from the other.
+        shadows: how many heads.
+        log: hears of progress and of fits that did not converge.
     """
     assert e.retain is not None
     assert e.test is not None
@@ -113,81 +94,63 @@ def run(
         return NotMeasured(
             "has no meaning in the mislabelled scenario: unseen samples with these wrong labels are not there"
         )
-    wanted = frozen(found, folder)
-    wide = [held(with_bias(split.features, opened.head.bias)) for split in (e.forget, e.test, e.retain)]
+    bias = e.head[1] is not None
+    wide = [held(with_bias(split.features, bias)) for split in (e.forget, e.test, e.retain)]
     try:
         candidates = _candidates(e, wide[0], wide[1])
-        chosen_by = _held(opened, wanted, e)
+        chosen_by = unlearning.chosen_by()
         l2 = refits.own_weight_decay([(wide[2], e.retain.labels), (wide[0], e.forget.labels)], original)
         if l2 <= 0:
             return NotMeasured("no weight decay explains the original's head, so none can be fitted like it")
         inside = likelihood_ratios.balanced_members(
-            config.shadows, len(candidates.labels), torch.Generator().manual_seed(e.seed)
+            shadows, len(candidates.labels), torch.Generator().manual_seed(e.seed)
         )
-        fitted = _fit(opened, candidates, (wide[2], e.retain.labels), inside, original, l2)
-        with (
-            opened.clock.timed("unlearning shadow heads"),
-            opened.events.track("shadow heads", config.shadows) as advance,
-        ):
+        fitted = _fit(candidates, (wide[2], e.retain.labels), inside, original, l2, log)
+        with log.timed("unlearning shadow heads"), log.track("shadow heads", shadows) as advance:
             unlearned = []
             for head, mine in zip(fitted[:-1], inside, strict=True):
-                unlearned.append(_unlearn(opened, wanted, candidates, mine, head, chosen_by, e))
+                unlearned.append(_unlearn(e, unlearning, candidates, mine, head, chosen_by))
                 advance(1)
     except ImuError as error:
         return NotMeasured(str(error))
-    with opened.clock.timed("comparing shadow heads"):
-        return _compare(candidates, inside, fitted[:-1], unlearned, (opened.matrix(), original, fitted[-1]))
-
-
-def _held(opened: Session, wanted: UnlearnConfig, e: Evidence) -> scenario.HeldOut | None:
-    """The held-out samples that the unlearning chose by, if it had any."""
-    reference = held_out.reference_of(
-        replace(opened, config=wanted, notes=[], events=Silent()), wanted.test, wanted.reference
-    )
-    if reference is None:
-        return None
-    samples, _ = reference
-    labels = opened.labels(samples)
-    return scenario.held_out(opened.features_of(samples, "held-out"), labels, e.forgotten)
+    with log.timed("comparing shadow heads"):
+        return _compare(candidates, inside, fitted[:-1], unlearned, (after, original, fitted[-1]))
 
 
 def _fit(
-    opened: Session, candidates: Candidates, retain: tuple[Tensor, Tensor], inside: Tensor, original: Tensor, l2: float
+    candidates: Candidates, retain: tuple[Tensor, Tensor], inside: Tensor, original: Tensor, l2: float, log: Log
 ) -> Tensor:
     """Heads (K + 1, c, d+1): the shadows, and last one that no candidate was in."""
     h, labels = torch.cat([candidates.h, retain[0]]), torch.cat([candidates.labels, retain[1]])
     none = torch.zeros(1, inside.shape[1], dtype=torch.bool)
     rows = torch.cat([inside, none]).to(h.device)
     members = torch.cat([rows, torch.ones(len(rows), len(retain[1]), dtype=torch.bool, device=h.device)], dim=1)
-    with opened.clock.timed("fitting shadow heads"):
-        found = refits.fit(h, labels, members, len(original), l2, start=original)
+    takes = refits.seconds(h, len(original), len(members))
+    log.note(f"{len(members)} shadow heads on {len(h)} samples: about {max(1, takes):.0f} s to fit")
+    with log.timed("fitting shadow heads"), log.track("fitting shadow heads", 100) as advance:
+        found = refits.fit(h, labels, members, len(original), l2, start=original, advance=advance)
     if not found.converged:
-        opened.note(f"shadow heads: a fit stopped {found.decrement:.1g} nats above its best")
+        log.note(f"shadow heads: a fit stopped {found.decrement:.1g} nats above its best")
     return found.heads
 
 
 def _unlearn(
-    opened: Session, wanted: UnlearnConfig, candidates: Candidates, mine: Tensor, head: Tensor,
-    held: scenario.HeldOut | None, e: Evidence,
-) -> Tensor:  # fmt: skip
+    e: Evidence, unlearning: Unlearning, candidates: Candidates, mine: Tensor, head: Tensor, chosen_by: HeldOut | None
+) -> Tensor:
     """One shadow head after its candidates were unlearned, by the tool's own methods."""
     rows = mine.nonzero().squeeze(1)
-    h, labels = candidates.h[rows], candidates.labels[rows]
-    shadow = replace(
-        opened, config=wanted, head=opened.head.with_matrix(head.cpu()), forget=replace(opened.forget, weights=None),
-        events=Silent(), clock=Clock(), notes=[],
-    )  # fmt: skip
-    plan = scenario.plan(e.kind, "record", labels, len(head), wanted.rows)
-    limits, source = methods.bounds(wanted, plan, held, head, h, labels, None)
-    method: Literal["imu", "matched"] = "matched" if wanted.method == "matched" else "imu"
-    scored = scoring.scored(influence(h, labels, head, Damping.parse(wanted.damping)))
-    job = methods.Job(
-        h, labels, None, plan, held, None, limits.target, source, limits, scenario.looker(h, plan.members, head, held),
-        method, "record", scored=scored,
+    h, labels, wanted = candidates.h[rows], candidates.labels[rows], unlearning.procedure
+
+    def scored() -> Scored:
+        return scores.computed(influence(h, labels, head, wanted.ascent.damping))
+
+    plan = scenario.plan(e.kind, "record", labels, len(head), unlearning.rows)
+    job = methods.prepare(
+        Forgetting(h, labels, None, None, scored), Classifier(head, unlearning.rounded), plan, chosen_by, wanted, Log(),
+        method=(unlearning.method, "record"),
     )  # fmt: skip
     with objective.threads_for(len(h) * head.numel()):
-        done = (methods.match_to if method == "matched" else methods.ascend_on)(shadow, wanted, job)
-    return done.outcome.head.to(h.device)
+        return methods.run(job).outcome.head.to(h.device)
 
 
 def _compare(

@@ -22,10 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import platformdirs
+from pydantic import BaseModel, ConfigDict
 
 from imu_cli import stopping
 from imu_cli.errors import ImuError
 from imu_cli.files import locks
+from imu_cli.files.checking import checked
+from imu_cli.files.reading import MAX_JSON, json_value, parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +44,23 @@ _TEMPORARY, _JSON = re.compile(r"\.tmp-.*"), re.compile(r".*\.json")
 _TENSORS = re.compile(r"(scores|features)-[0-9a-f]{32}\.safetensors")
 _TAIL_BYTES = 120
 """More than the last line can have."""
+
+
+class Head(BaseModel):
+    """The first line of an entry's JSON file."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: int
+    fields: dict[str, Any]
+
+
+def _sample(line: bytes) -> dict[str, str]:
+    """One of the lines that follow: a million of them are looked through, so that no model is made of each."""
+    found = json_value(line.rstrip(b",\n").decode("ascii"), "names")
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), str) for key in ("name", "label", "digest")):
+        raise ValueError("a sample without name, label and digest")
+    return found
 
 
 @dataclass(frozen=True)
@@ -67,14 +87,16 @@ class Entry:
         """Name, label and content hash of each sample.
 
         Raises:
-            ValueError: the file was edited.
-            OSError: it is gone.
+            ImuError: the file was edited, or is gone.
         """
-        with self.paths[1].open("rb") as file:
-            for line in itertools.islice(file, 2, None):
-                if line.startswith(b"]"):
-                    return
-                yield json.loads(line.rstrip(b",\n"))
+        try:
+            with self.paths[1].open("rb") as file:
+                for line in itertools.islice(file, 2, None):
+                    if line.startswith(b"]"):
+                        return
+                    yield _sample(line)
+        except (OSError, ValueError) as error:
+            raise ImuError(f"{self.paths[1]}: {BROKEN}; imu cache rm {self.key[:12]}") from error
 
 
 def folder() -> Path:
@@ -98,14 +120,17 @@ def _parse(path: Path) -> Entry | None:
     if kind not in ("scores", "features"):
         return None
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return None
         with path.open("rb") as file:
-            head = json.loads(file.readline().rstrip(b",\n") + b"}")
+            head = parse_json(file.readline(MAX_JSON).rstrip(b",\n") + b"}", str(path), texts="names")
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
             tail = _TAIL.fullmatch(b"]" + file.read().rpartition(b"\n]")[2])
+        head = checked(Head, head, str(path), "remove it").model_dump()
         if tail is None or head["format"] != FORMAT or key_of(kind, head["fields"]) != key:  # type: ignore[arg-type]
             return None
         return Entry(kind, key, head["fields"], int(tail[1]), tail[2].decode(), path.parent)  # type: ignore[arg-type]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ImuError, OSError, ValueError):
         return None
 
 
@@ -215,12 +240,30 @@ def _checksum(tensors: Path, described: Path) -> str:
 
 def read(entry: Entry) -> "dict[str, Tensor] | None":
     """The tensors of an entry, mapped from its file, or None if they are missing, or they or the samples were changed."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file  # listing entries needs no torch
 
     try:
-        return load_file(entry.paths[0]) if _checksum(*entry.paths) == entry.sha256 else None
-    except OSError:
+        found = load_file(entry.paths[0]) if _checksum(*entry.paths) == entry.sha256 else None
+    except (OSError, SafetensorError):
         return None
+    # A checksum is no secret: whoever edits an entry can make another.
+    return found if found is not None and _fits(entry, found) else None
+
+
+def _fits(entry: Entry, tensors: "Mapping[str, Tensor]") -> bool:
+    """Whether an entry's tensors are of its kind and as many as its samples."""
+    if entry.kind == "features":
+        found = tensors.get("features")
+        return found is not None and found.ndim == 2 and len(found) == entry.count and found.is_floating_point()
+    each = [tensors.get(name) for name in ("scores", "confidence", "right")]
+    single = [tensors.get(name) for name in ("damping", "mean_fisher")]
+    four = tensors.get("precision_error")
+    return (
+        all(item is not None and item.shape == (entry.count,) and not item.is_complex() for item in each)
+        and all(item is not None and item.numel() == 1 for item in single)
+        and (four is None or four.numel() == 4)
+    )
 
 
 @dataclass(frozen=True)
@@ -399,5 +442,5 @@ def belonging(digests: set[str]) -> list[Entry]:
 def _holds(entry: Entry, digests: set[str]) -> bool:
     try:
         return any(sample["digest"] in digests for sample in entry.samples())
-    except (OSError, ValueError, KeyError, TypeError):  # an edited one is found by its checksum, and removed as broken
+    except ImuError:  # an edited one is found by its checksum, and removed as broken
         return False

@@ -9,23 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imu_cli.errors import ImuError
+from imu_cli.errors import ImuError, InvalidRowsError
 from imu_cli.features import folding
 from imu_cli.features.precision import Precision
-from imu_cli.models.head import (
-    PRECISIONS,
-    REPLAY_TOLERANCE,
-    hooked,
-    logits_of,
-    rows_of,
-    tapped,
-)
+from imu_cli.models.arithmetic import Kind, float32_as
+from imu_cli.models.head import PRECISIONS, REPLAY_TOLERANCE, hooked, logits_of, rows_of, tapped
 from imu_cli.samples.dataset import SampleSet
-from imu_cli.samples.images import decoding
-from imu_cli.samples.images.preprocessing import Preprocessing
+from imu_cli.samples.inputs import InputStep
 
 PROBE = 4
 """Images used to find the head and to try whether two passes agree."""
+TRIED = 64
+"""Images of which so many have to be readable: those that are not are named, with all others, when the set is decoded."""
 
 FEW = 2
 """Images of the probe that the way a model runs is tried on."""
@@ -35,6 +30,8 @@ CACHED_BYTES = 16 * 2**20
 SMALLEST, LARGEST = 4, 256
 """Images in a batch on the CPU."""
 LARGEST_ON_GPU = 1024
+TF32_FROM = 8
+"""Compute capability of the first GPUs that have TF32, Ampere's."""
 GPU_SHARE = 0.5
 """Share of an accelerator's free memory that a batch's activations may take."""
 
@@ -52,18 +49,62 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
     return torch.device(found, local_rank % torch.cuda.device_count()) if found == "cuda" else torch.device(found)
 
 
+def refuse_precision(precision: Precision, device: torch.device) -> None:
+    """Refuse TF32 where nothing computes in it.
+
+    Raises:
+        ImuError: no NVIDIA GPU, or one from before Ampere.
+    """
+    if precision != "tf32":
+        return
+    if device.type != "cuda" or torch.version.cuda is None:
+        raise ImuError(
+            f"--precision tf32: what NVIDIA's GPUs compute in, and the model runs on {device.type}; use --precision float32"
+        )
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < TF32_FROM:
+        raise ImuError(
+            f"--precision tf32: this GPU's compute capability is {major}.{minor}, and TF32 comes with {TF32_FROM}.0; "
+            "use --precision float32"
+        )
+
+
 def prepare(model: nn.Module, device: torch.device) -> nn.Module:
     """The model where and how it runs fastest: on the device, convolutions in channels_last."""
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def batch(images: SampleSet, rows: Sequence[int], preprocess: Preprocessing, device: torch.device) -> Tensor:
+def batch(images: SampleSet, rows: Sequence[int], preprocess: InputStep, device: torch.device) -> Tensor:
     """Some rows as one preprocessed (n, channels, height, width) float32 batch, channels_last, on the device."""
-    (stacked,) = decoding.batches(images, preprocess, len(rows), rows)
+    (stacked,) = preprocess.batches(images, len(rows), rows)
     return to_device(stacked, preprocess, device)
 
 
-def to_device(stacked: Tensor, preprocess: Preprocessing, device: torch.device) -> Tensor:
+def probe_of(images: SampleSet, preprocess: InputStep, device: torch.device) -> Tensor:
+    """The first ``PROBE`` images that can be decoded, as a batch.
+
+    Raises:
+        InvalidRowsError: none can.
+        ImuError: they differ in shape.
+    """
+    try:
+        return batch(images, range(min(PROBE, len(images))), preprocess, device)
+    except InvalidRowsError:
+        readable, problems = [], []
+        for row in range(len(images)):
+            try:
+                images.read(row)
+                readable.append(row)
+            except ImuError as error:
+                problems.append(str(error))
+            if len(readable) == PROBE:
+                break
+        if not readable:
+            raise InvalidRowsError(problems) from None
+        return batch(images, readable, preprocess, device)
+
+
+def to_device(stacked: Tensor, preprocess: InputStep, device: torch.device) -> Tensor:
     """Shaped samples (n, channels, height, width) as the model takes them, on the device, channels_last."""
     moved = (stacked.pin_memory() if device.type == "cuda" else stacked).to(device, non_blocking=True)
     return preprocess.scale(moved).contiguous(memory_format=torch.channels_last)
@@ -80,7 +121,7 @@ def refuse_if_random(model: nn.Module, probe: Tensor) -> None:
         ImuError: two passes differ, or the model cannot run on such images.
     """
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), float32_as("ieee"):
             first, second = logits_of(model(probe)), logits_of(model(probe))
     except ImuError:
         raise
@@ -116,15 +157,16 @@ class Engine:
     folded: int = 0
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (n, d) and logits (n, c) of a batch, as the model makes them."""
-        with tapped(self.model.get_submodule(self.layer)) as seen, self._casting():
+        """Features (n, d) and logits (n, c) of a batch, as the model makes them in this precision and no other."""
+        kind: Kind = "tf32" if self.precision == "tf32" else "ieee"
+        with tapped(self.model.get_submodule(self.layer)) as seen, self._casting(), float32_as(kind):
             logits = logits_of(self.model(images))
         h = rows_of(seen[0])
         assert h is not None, "find_head saw one feature vector an image, and all images have one shape"
         return h, logits
 
     def _casting(self) -> AbstractContextManager[Any]:
-        if self.precision == "float32":
+        if PRECISIONS[self.precision] == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, PRECISIONS[self.precision])
 
@@ -186,7 +228,7 @@ def _outputs(model: nn.Module, images: Tensor) -> list[int]:
             found.append(output.numel())
 
     handles = [module.register_forward_hook(keep) for module in model.modules()]
-    with hooked(handles), torch.inference_mode():
+    with hooked(handles), torch.inference_mode(), float32_as("ieee"):
         model(images)
     return found
 
@@ -194,7 +236,7 @@ def _outputs(model: nn.Module, images: Tensor) -> list[int]:
 def _batch_size_on_gpu(model: nn.Module, probe: Tensor) -> int:
     torch.cuda.reset_peak_memory_stats(probe.device)
     before = torch.cuda.memory_allocated(probe.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), float32_as("ieee"):
         model(probe)
     each = max((torch.cuda.max_memory_allocated(probe.device) - before) / len(probe), 1.0)
     free, _ = torch.cuda.mem_get_info(probe.device)

@@ -9,16 +9,12 @@ from torch import Tensor
 
 from imu_cli import stopping
 from imu_cli.errors import ImuError
-from imu_cli.features import memory
+from imu_cli.features import allocation
 from imu_cli.features.engine import Engine, to_device
-from imu_cli.models.head import (
-    Head,
-    check_replay,
-    replay_error,
-)
+from imu_cli.models import diagnosis
+from imu_cli.models.head import Head, check_replay, replay_error
 from imu_cli.samples.dataset import SampleSet
-from imu_cli.samples.images import decoding
-from imu_cli.samples.images.preprocessing import Preprocessing
+from imu_cli.samples.inputs import InputStep
 
 # The pass
 
@@ -36,7 +32,7 @@ class Seen:
     head: Head
 
 
-def _halving(run: Engine, samples: Tensor) -> tuple[Tensor, Tensor]:
+def in_halves(run: Engine, samples: Tensor) -> tuple[Tensor, Tensor]:
     """Features and logits of a batch, in halves where the accelerator's memory does not hold it."""
     try:
         return run.forward(samples)
@@ -44,7 +40,7 @@ def _halving(run: Engine, samples: Tensor) -> tuple[Tensor, Tensor]:
         if len(samples) == 1:
             raise ImuError("--batch-size: one image does not fit the accelerator's memory; use --device cpu") from None
         torch.cuda.empty_cache()
-        parts = [_halving(run, half) for half in samples.chunk(2)]
+        parts = [in_halves(run, half) for half in samples.chunk(2)]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
@@ -56,14 +52,15 @@ def _refuse_not_finite(h: Tensor, samples: SampleSet, rows: Sequence[int]) -> No
 
 
 def stream(
-    run: Engine, head: Head, samples: SampleSet, preprocess: Preprocessing, rows: Sequence[int] | None = None
+    run: Engine, head: Head, samples: SampleSet, preprocess: InputStep, rows: Sequence[int] | None = None
 ) -> Iterator[Seen]:
     """Features of all images, or of the given rows, batch by batch; every batch's logits are replayed.
 
     The next batch is handed to the device before the last one's results are fetched, so that it never waits.
 
     Raises:
-        ImuError: an image cannot be decoded, or features are not finite.
+        InvalidRowsError: images cannot be decoded, all of the set; the model runs no more after the first.
+        ImuError: features are not finite, or images differ in shape.
         RefusedError: the replay check fails on some batch.
     """
     wanted = range(len(samples)) if rows is None else rows
@@ -72,15 +69,17 @@ def stream(
 
     def finish(first: int, h: Tensor, logits: Tensor) -> Seen:
         _refuse_not_finite(h, samples, wanted[first : first + len(h)])
-        replayed = check_replay(checked, replay_error(h, head.matrix, head.bias, logits), logits.dtype)
+        why = diagnosis.of_a_run(run.precision, run.device.type, len(h))
+        error = replay_error(h, head.matrix, head.bias, logits)
+        replayed = check_replay(checked, error, logits.dtype, why, run.precision)
         return Seen(first, h.to("cpu", torch.float32), logits, replayed)
 
     on_cpu = run.device.type == "cpu"
-    with memory.kept() if on_cpu else contextlib.nullcontext():
-        for stacked in decoding.batches(samples, preprocess, run.batch_size, wanted, beside=not on_cpu):
+    with allocation.kept() if on_cpu else contextlib.nullcontext():
+        for stacked in preprocess.batches(samples, run.batch_size, wanted, beside=not on_cpu):
             stopping.check()
             with torch.inference_mode():
-                made = _halving(run, to_device(stacked, preprocess, run.device))
+                made = in_halves(run, to_device(stacked, preprocess, run.device))
                 if behind is not None:
                     seen = finish(*behind)
                     checked = seen.head

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
+from imu_cli.models.arithmetic import float32_as
 from imu_cli.models.head import hooked
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -45,7 +46,7 @@ def pairs(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
             handles.append(module.register_forward_hook(after))
         elif _plain(module, NORMS) and module.running_mean is not None:
             handles.append(module.register_forward_pre_hook(before))
-    with hooked(handles), torch.inference_mode():
+    with hooked(handles), torch.inference_mode(), float32_as("ieee"):
         model(images)
     return [(conv, norm) for conv, norm in found if runs[conv] == runs[norm] == 1]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from imu_cli.errors import ImuError, RefusedError
-from imu_cli.models.head import PRECISIONS, REPLAY_TOLERANCE, Head, replay_error
+from imu_cli.models.head import PRECISIONS, Head, replay_error, replay_tolerance
 from imu_cli.samples.columns import as_array
 from imu_cli.samples.forget import ForgetSet
 from imu_cli.samples.vectors import Vectors, logits_of
@@ -57,7 +57,8 @@ def _replay(store: Vectors, head: Head, note: Callable[[str], None]) -> Head:
         return head
     if store.said.get("head_sha256") != head_hash(head):  # an unlearned head gives other logits, and should
         return head
-    allowed = REPLAY_TOLERANCE[PRECISIONS.get(str(store.said.get("precision")), torch.float32)]
+    precision = str(store.said.get("precision"))
+    allowed = replay_tolerance(PRECISIONS.get(precision, torch.float32), precision)
     error = replay_error(store.mapped()[: len(expected)], head.matrix, head.bias, expected)
     if not error <= allowed:
         raise RefusedError(

@@ -2,4 +2,4 @@
 
 from typing import Literal
 
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]

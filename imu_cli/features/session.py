@@ -1,8 +1,6 @@
 """A model that was opened with its forget set, and the features of any set by one pass of its backbone."""
 
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,14 +9,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from imu_cli import stopping
-from imu_cli.config.shared import ForgetConfig
 from imu_cli.errors import ImuError
-from imu_cli.events import Events
-from imu_cli.features import cache, extraction, memory, origin
+from imu_cli.events import Log
+from imu_cli.features import cache, extraction, origin
 from imu_cli.features import engine as engine_module
 from imu_cli.features.engine import Engine
 from imu_cli.features.extraction import Seen
+from imu_cli.features.precision import Precision
+from imu_cli.files import memory
 from imu_cli.linear.rows import Mapped, Rows, refuse_not_finite
 from imu_cli.models.architecture import Loaded
 from imu_cli.models.checkpoint import Checkpoint
@@ -28,25 +26,8 @@ from imu_cli.samples.classes import ClassNames
 from imu_cli.samples.columns import as_array
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.forget import ForgetSet
-from imu_cli.samples.images.preprocessing import Preprocessing
+from imu_cli.samples.inputs import InputStep
 from imu_cli.samples.vectors import Vectors
-
-
-@dataclass
-class Clock:
-    """Seconds spent in each stage, for the record."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the time that the context takes to a stage; a stage begins where a signal may end the run."""
-        stopping.check()
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 4)
 
 
 @dataclass(frozen=True)
@@ -58,7 +39,7 @@ class Network:
 
     loaded: Loaded
     model: nn.Module
-    preprocess: Preprocessing
+    preprocess: InputStep
     preprocess_source: str
     probe: Tensor
 
@@ -72,6 +53,23 @@ class Taken:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Run:
+    """How features are computed.
+
+    Attributes:
+        batch_size: samples in a forward pass; found if None.
+        precision: what the backbone computes in.
+        max_memory: bytes that the features of a set may take; half of what is free if None.
+        seed: of every random choice.
+    """
+
+    batch_size: int | None = None
+    precision: Precision = "float32"
+    max_memory: int | None = None
+    seed: int = 0
+
+
 @dataclass
 class Session:
     """A model that was opened, its head found and replayed, and a forget set that was validated against it.
@@ -79,7 +77,7 @@ class Session:
     ``network`` runs on images; it is None where the forget samples come as features from a file, ``vectors``.
     """
 
-    config: ForgetConfig
+    run: Run
     checkpoint: Checkpoint
     network: Network | None
     vectors: Vectors | None
@@ -89,16 +87,12 @@ class Session:
     classes: ClassNames
     forget: ForgetSet
     data: SampleSet | None
-    events: Events
-    clock: Clock
-    notes: list[str] = field(default_factory=list)
+    log: Log = field(default_factory=Log)
     taken: Taken | None = None
 
     def note(self, text: str) -> None:
         """Tell the user now, and keep it for the result; once."""
-        if text not in self.notes:
-            self.notes.append(text)
-            self.events.note(text)
+        self.log.note(text)
 
     @cached_property
     def engine(self) -> Engine:
@@ -106,7 +100,7 @@ class Session:
         assert self.network is not None, "features from a file need no engine"
         return engine_module.engine(
             self.network.model, self.head.module, self.network.probe,
-            batch_size=self.config.batch_size, precision=self.config.precision,
+            batch_size=self.run.batch_size, precision=self.run.precision,
         )  # fmt: skip
 
     def described(self) -> dict[str, Any]:
@@ -120,9 +114,10 @@ class Session:
         assert self.vectors is not None
         said, shown = self.vectors.said, self.vectors.shown
         unknown: dict[str, Any] = {"name": "not known", "source": shown, "arguments": {}, "code": None}
-        given = said.get("architecture")
+        given = said.get("architecture") or {}
+        whole = set(given) == set(unknown) and None not in (given["name"], given["source"], given["arguments"])
         return {
-            "architecture": given if isinstance(given, dict) and set(given) == set(unknown) else unknown,
+            "architecture": given if whole else unknown,
             "preprocess": dict(said.get("preprocess") or {}),
             "preprocess_source": shown,
         }
@@ -130,7 +125,7 @@ class Session:
     @property
     def precision(self) -> str:
         """What the features of the forget set were, or are, computed in."""
-        return self.config.precision if self.vectors is None else str(self.vectors.said.get("precision", "not known"))
+        return self.run.precision if self.vectors is None else str(self.vectors.said.get("precision", "not known"))
 
     @property
     def math_device(self) -> torch.device:
@@ -149,8 +144,9 @@ class Session:
         if isinstance(samples.store, Vectors):
             return self._from_file(samples.store, samples, narrow)
         if self.network is None:
+            shown = None if self.vectors is None else self.vectors.shown
             raise ImuError(
-                f"{samples.source}: images, where the forget samples are features of {self.config.data}; "
+                f"{samples.source}: images, where the forget samples are features of {shown}; "
                 "extract them too (imu features), or give the forget samples as images"
             )
         n = len(samples)
@@ -172,7 +168,7 @@ class Session:
         """One pass of the backbone over a set, timed, batch by batch."""
         network, total = self.network, len(samples) if rows is None else len(rows)
         assert network is not None
-        with self.clock.timed(f"features of {what}"), self.events.track(f"features, {what}", total) as advance:
+        with self.log.timed(f"features of {what}"), self.log.track(f"features, {what}", total) as advance:
             for seen in extraction.stream(self.engine, self.head, samples, network.preprocess, rows):
                 self.head = seen.head
                 yield seen
@@ -182,7 +178,7 @@ class Session:
         return (4 if narrow else 8) * n * self.head.matrix.shape[1]
 
     def _fits(self, n: int, narrow: bool) -> bool:
-        return self._bytes(n, narrow) <= memory.limit(self.config.max_memory)
+        return self._bytes(n, narrow) <= memory.limit(self.run.max_memory)
 
     def read(self, found: Tensor, samples: SampleSet, order: Tensor | None = None, *, narrow: bool = False) -> Rows:
         """H of a set whose features (N, d) lie in a file, all of them or those of ``order``.
@@ -198,7 +194,7 @@ class Session:
         return h
 
     def _from_file(self, store: Vectors, samples: SampleSet, narrow: bool) -> Rows:
-        with self.clock.timed("reading features"):
+        with self.log.timed("reading features"):
             self.head = origin.require(store, self.head, self.outside_sha256, self.note)
             whole = samples.positions == range(store.entry.shape[0])
             order = None if whole else torch.tensor(as_array(samples.positions))

@@ -14,6 +14,7 @@ from typing import Any
 
 from imu_cli.errors import ImuError
 from imu_cli.files import locks
+from imu_cli.files.reading import read_json
 
 NAMED = re.compile(r"plan\.json|lock|[0-9]{5}\.safetensors")
 UNDONE = re.compile(r"plan\.json\.part|[0-9]{5}\.[0-9]+\.part|\.?[0-9]{5}\.[0-9]+\.part.*")
@@ -36,11 +37,12 @@ def _refuse_foreign(folder: Path) -> None:
 
 def _planned(folder: Path) -> Any:
     """What the blocks in it follow; None where a run was killed before it had said so."""
-    try:
-        return json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    plan = folder / "plan.json"
+    if not plan.exists():
         return None
-    except (ValueError, RecursionError):
+    try:
+        return read_json(plan, texts="names")
+    except ImuError:
         return {}
 
 

@@ -4,6 +4,7 @@ Symbols (docs/method.md): H (n, d+1) features with a final column of ones where 
 with the bias as last column, P = softmax(H Wᵀ). Everything is float64.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,10 +86,37 @@ def residual_and_losses(logits: Tensor, members: Tensor) -> tuple[Tensor, Tensor
     return outside.addcmul_(within.div_(inner), left, value=-1.0), loss.squeeze(1)
 
 
+def counts_in(h: Rows, head: Tensor, members: Members, margin: float = 0.0) -> tuple[int, int]:
+    """How many rows of H (n, d+1) a head W (c, d+1) predicts as one of their members, and how many only just does not.
+
+    The latter's best member lies less than ``margin``, in logits, below the class that is predicted.
+    """
+    hits = near = 0
+    for rows in blocks(len(h), max(head.shape)):
+        logits, mask = h[rows] @ head.T, members[rows]
+        inside = mask.gather(1, logits.argmax(dim=1, keepdim=True)).squeeze(1)
+        hits += int(inside.sum())
+        if margin > 0:
+            best = logits.masked_fill(~mask, -math.inf).amax(dim=1)
+            near += int((~inside & (logits.amax(dim=1) - best < margin)).sum())
+    return hits, near
+
+
+def on_the_edge(h: Rows, head: Tensor, members: Members, margin: float) -> int:
+    """How many rows of H have their best member and the best other class less than ``margin`` apart, in logits."""
+    found = 0
+    for rows in blocks(len(h), max(head.shape)):
+        logits, mask = h[rows] @ head.T, members[rows]
+        inside, outside = (logits.masked_fill(part, -math.inf).amax(dim=1) for part in (~mask, mask))
+        found += int(((inside - outside).abs() < margin).sum())
+    return found
+
+
 def share_in(h: Rows, head: Tensor, members: Members) -> float:
     """Share of the rows of H (n, d+1) that a head W (c, d+1) predicts as one of their members; 0 to 1."""
-    hits = 0
-    for rows in blocks(len(h), max(head.shape)):
-        predicted = (h[rows] @ head.T).argmax(dim=1, keepdim=True)
-        hits += int(members[rows].gather(1, predicted).sum())
-    return hits / len(h)
+    return counts_in(h, head, members)[0] / len(h)
+
+
+def largest_logit(h: Rows, head: Tensor) -> float:
+    """Largest size of a logit that a head W (c, d+1) gives rows of H (n, d+1)."""
+    return max(float((h[rows] @ head.T).abs().max()) for rows in blocks(len(h), max(head.shape)))

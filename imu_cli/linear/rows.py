@@ -1,7 +1,7 @@
 """H (n, d+1) float64 of many samples and their logits, taken by blocks of rows: held in memory, or made when asked for.
 
-Whatever is computed over all samples runs over ``blocks``, so that its memory does not grow with their number, and gives
-the same bits whether the features are held or mapped.
+Whatever is computed over all samples runs over ``blocks``, the same whether the features are held or mapped, so that its
+memory does not grow with their number.
 """
 
 from collections.abc import Callable, Iterator
@@ -69,6 +69,41 @@ Rows = Tensor | Mapped
 
 
 @dataclass(frozen=True, eq=False)
+class Joined:
+    """The rows of two H (n, d+1) one after the other; nothing is copied until rows are asked for."""
+
+    first: Rows
+    second: Rows
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, d+1)."""
+        return len(self), self.first.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where rows are put."""
+        return self.first.device
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        """H of some rows, by a slice or by their numbers."""
+        n = len(self.first)
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(len(self))
+            parts = [(self.first, slice(min(start, n), min(stop, n)))]
+            parts += [(self.second, slice(max(start - n, 0), max(stop - n, 0)))]
+            held = [h[part] for h, part in parts if part.stop > part.start]
+            return held[0] if len(held) == 1 else torch.cat([h[part] for h, part in parts])
+        made = self.first[rows[:0]].new_empty(len(rows), self.shape[1])
+        ours = rows < n
+        made[ours], made[~ours] = self.first[rows[ours]], self.second[rows[~ours] - n]
+        return made
+
+
+@dataclass(frozen=True, eq=False)
 class Logits:
     """H Wᵀ (n, c) float64 of a head on many samples; rows are computed when they are asked for, and none is kept.
 
@@ -111,7 +146,7 @@ def _numbers(rows: Tensor) -> Tensor:
     return rows.nonzero().squeeze(1) if rows.dtype == torch.bool else rows
 
 
-def by_rows(whole: Outputs | Rows, found: Callable[[Tensor, slice], Tensor]) -> Tensor:
+def by_rows(whole: Outputs | Rows | Joined, found: Callable[[Tensor, slice], Tensor]) -> Tensor:
     """What a function of some rows (k), and of where these stand, gives for each of them (k, …): for all rows (n, …).
 
     The result is one tensor from the first block on: small parts of it, kept between what each block frees again, would
@@ -126,7 +161,7 @@ def by_rows(whole: Outputs | Rows, found: Callable[[Tensor, slice], Tensor]) -> 
     return found(whole[:0], slice(0, 0)) if made is None else made
 
 
-def _width(whole: Outputs | Rows) -> int:
+def _width(whole: Outputs | Rows | Joined) -> int:
     """Numbers in a row of the widest matrix that a block takes."""
     return max(whole.head.shape) if isinstance(whole, Logits) else whole.shape[1]
 

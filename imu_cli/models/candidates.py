@@ -12,14 +12,14 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from imu_cli.models.layout import PREFIXES
+from imu_cli.models import names
 
 INDEX = "models.json"
 
 
-def names_hash(names: Iterable[str]) -> str:
+def names_hash(every: Iterable[str]) -> str:
     """Hash of the tensors' names; batch counters, which old files lack, left out."""
-    kept = sorted(name for name in names if not name.endswith("num_batches_tracked"))
+    kept = sorted(name for name in every if not name.endswith(names.COUNTERS))
     return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:12]
 
 
@@ -29,7 +29,7 @@ def shapes_hash(shapes: Mapping[str, tuple[int, ...]], classifier: Iterable[str]
     kept = sorted(
         f"{name} {tuple(shape)}"
         for name, shape in shapes.items()
-        if not name.startswith(out) and not name.endswith("num_batches_tracked")
+        if not name.startswith(out) and not name.endswith(names.COUNTERS)
     )
     return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:12]
 
@@ -42,13 +42,13 @@ def _index() -> dict[str, Any]:
 
 
 def _without_prefix(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]] | None:
-    """The same without a wrapper's prefix that every name has; None where there is none."""
-    prefix = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in shapes)), None)
-    return None if prefix is None else {name.removeprefix(prefix): shape for name, shape in shapes.items()}
+    """The same without a first word that every name has; None where there is none."""
+    word = names.first_word(shapes)
+    return {name.removeprefix(word): shape for name, shape in shapes.items()} if word else None
 
 
 def find(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Names for ``--arch`` of every indexed model that has exactly these tensors, torchvision's first."""
+    """What to write after ``--arch`` for every indexed model that has exactly these tensors, torchvision's first."""
     found: dict[str, None] = {}
     plain: dict[str, tuple[int, ...]] | None = dict(shapes)
     while plain:

@@ -6,7 +6,7 @@ Pickles are refused: reading one can run code.
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,12 +15,13 @@ from typing import BinaryIO
 
 import safetensors
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import _TYPES as READABLE
 from torch import Tensor
 
 from imu_cli import stopping
-from imu_cli.errors import ImuError
-from imu_cli.models.layout import PREFIXES, Entry, Layout, Shard, combined_hash, file_hash, resolve
+from imu_cli.errors import ImuError, RefusedError
+from imu_cli.models import names
+from imu_cli.models.layout import Entry, Layout, Shard, combined_hash, file_hash, refuse_part, resolve
 
 BLOCK = 1 << 20
 
@@ -30,6 +31,7 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+"""What a head can be written in."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,25 @@ class Checkpoint:
     def _holders(self) -> dict[str, Shard]:
         return {name: shard for shard in self.layout.shards for name in shard.entries}
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors, on the CPU, in the file's dtypes, under the file's names."""
-        return {name: tensor for shard in self.layout.shards for name, tensor in load_file(shard.path).items()}
+    def tensors(self, without: Collection[str] = ()) -> dict[str, Tensor]:
+        """All tensors but those named, on the CPU, in the file's dtypes, under the file's names.
+
+        Raises:
+            RefusedError: one is of a kind that PyTorch does not compute with, such as four-bit numbers.
+        """
+        wanted = [(shard, [name for name in shard.entries if name not in without]) for shard in self.layout.shards]
+        for shard, inside in wanted:
+            for name in inside:
+                if shard.entries[name].dtype not in READABLE:
+                    raise RefusedError(
+                        f"{shard.path}: {name} is {shard.entries[name].dtype}, packed or quantised numbers that imu does not "
+                        "compute with; give the checkpoint from before quantisation"
+                    )
+        found: dict[str, Tensor] = {}
+        for shard, inside in wanted:
+            with safetensors.safe_open(str(shard.path), framework="pt") as file:
+                found |= {name: file.get_tensor(name) for name in inside}
+        return found
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, on the CPU, in the file's dtype; only its shard is opened."""
@@ -84,12 +102,25 @@ class Checkpoint:
             found: Tensor = file.get_tensor(name)
         return found
 
-    def prefix(self, names: set[str]) -> str:
-        """The common prefix, such as ``module.``, that wrappers put before every name the model knows; "" if none."""
-        for prefix in ("", *PREFIXES, *(a + b for a in PREFIXES for b in PREFIXES)):
-            if {prefix + name for name in names} & set(self.entries):
-                return prefix
-        return ""
+    def prefix(self, known: set[str]) -> str:
+        """What is before the names that the model knows, if it is words of wrappers or is before every name; "" if neither."""
+        starts = {""}
+        for name in self.entries:
+            words = names.WRAPPER.match(name)
+            starts |= set(names.starts(words[0])) if words else set()
+            starts |= {name[: -len(own)] for own in known if name.endswith(f".{own}")}
+        kept = [name for name in self.entries if not names.is_beside(name)]
+        fitting = [
+            start
+            for start in starts
+            if any(start + name in self.entries for name in known)
+            and (not start or names.WRAPPER.fullmatch(start) or all(name.startswith(start) for name in kept))
+        ]
+        return min(fitting, key=len, default="")
+
+    def named(self, prefix: str, name: str) -> str:
+        """The file's name for a tensor of the model: with the prefix, or without where only some names have it."""
+        return prefix + name if prefix + name in self.entries or name not in self.entries else name
 
     def outside_hash(self, outside: set[str]) -> str:
         """SHA-256 over names, dtypes, shapes and bytes of every tensor that is not in ``outside``, in name order."""
@@ -124,6 +155,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         ImuError: missing, truncated, not a safetensors file, or shards that do not fit their index.
     """
     layout = resolve(path)
+    refuse_part(layout)
     return Checkpoint(path, layout, {file.name: file_hash(file) for file in layout.files})
 
 

@@ -14,7 +14,8 @@ from typing import Literal
 from imu_cli.errors import ImuError
 from imu_cli.files import outputs, writing
 from imu_cli.files.outputs import refuse_output as refuse_output
-from imu_cli.models.layout import WEIGHTS, Layout, inside, main_file, stem
+from imu_cli.models.kinds import WEIGHTS
+from imu_cli.models.layout import Layout, inside, main_file, stem
 from imu_cli.records import record, storage
 
 CARRIED = (".json", ".txt", ".md", ".yaml", ".yml")
@@ -22,6 +23,8 @@ CARRIED_NAMES = ("LICENSE", "LICENCE", "NOTICE", "README")
 MAX_CARRIED = 10_000_000
 """Bytes of a config, a list of labels, a tokenizer or a model card; weights in text form are larger."""
 CONFIG = "config.json"
+CACHE = "models--"
+"""Start of a model's folder in the Hugging Face cache."""
 OWN = (".record.json", ".evaluation.json")
 """Endings of what the tool wrote about the model that it read; the new model gets its own."""
 
@@ -58,13 +61,15 @@ def choose(layout: Layout, output: str | None, force: bool) -> Destination:
     """Where the result goes, refused before any work if it cannot go there.
 
     Raises:
-        ImuError: it is the input, exists, or cannot be created.
+        ImuError: it is the input, exists, or cannot be created, or would come to lie in the Hugging Face cache unasked.
     """
     if layout.is_folder:
         return _folder(layout, output, force)
     main = layout.main
     path = Path(output) if output else main.with_name(f"{main.stem}.unlearned{main.suffix}")
     outputs.found(path)
+    if output is None:
+        refuse_cache(path, layout.model)
     config = main.with_name(CONFIG)
     elsewhere = path.parent.resolve() != main.parent.resolve()
     left = (str(config),) if elsewhere and config.is_file() else ()
@@ -74,9 +79,29 @@ def choose(layout: Layout, output: str | None, force: bool) -> Destination:
     return made
 
 
+def in_cache(output: Path) -> bool:
+    """Whether a file would lie in a model's folder of the Hugging Face cache."""
+    where = output.parent.resolve()
+    return any(folder.name.startswith(CACHE) and (folder / "blobs").is_dir() for folder in (where, *where.parents))
+
+
+def refuse_cache(output: Path, model: Path) -> None:
+    """Ask where a result goes that would lie in the Hugging Face cache, from which it would be pruned with the model.
+
+    Raises:
+        ImuError: nobody named that place, and it lies in the cache.
+    """
+    if in_cache(output):
+        raise ImuError(
+            f"{model}: lies in the Hugging Face cache, where {output.name} would be pruned with it; say where it goes with --output"
+        )
+
+
 def _folder(layout: Layout, output: str | None, force: bool) -> Destination:
     source = layout.folder if layout.folder.name not in ("", "..") else layout.folder.resolve()
     path = Path(output) if output else source.with_name(f"{source.name}.unlearned")
+    if output is None:
+        refuse_cache(path, layout.model)
     carried, left = _sidecars(layout)
     made = Destination(path, path / f"{stem(layout.main)}.record.json", True, tuple(carried), tuple(left))
     there = outputs.found(path)

@@ -12,6 +12,22 @@ UNKNOWN = (
     "something acts after or beside this layer (dropout, temperature, a second head); "
     "name another with --head, or this model cannot be handled"
 )
+OWN = (
+    "the logits are what this layer returns, and not what the file's weights make of its input in float32: the model's code "
+    "computes in less (half(), bfloat16(), autocast) or changes the weights as it runs; name a factory that does neither "
+    "(--arch file.py:factory), or this model cannot be handled"
+)
+
+
+def of_a_run(precision: str, device: str, images: int) -> str:
+    """Why the head was replayed on the first images and not in a later batch: rounding first, the model last."""
+    less = "" if precision == "float32" else "--precision float32, "
+    return (
+        f"it ran in {precision} on {device}, {images} images at a time, and rounding is the usual cause of a small "
+        f"difference: try {less}another --batch-size{'' if device == 'cpu' else ' or --device cpu'}; "
+        f"where that changes nothing, {UNKNOWN}"
+    )
+
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda z: z.softmax(dim=1),
@@ -74,7 +90,7 @@ def why(head: str, outputs: Mapping[str, Tensor], logits: Tensor) -> str:
         )
     if name != head:
         return f"the logits are the output of {name}; add --head {name}"
-    return UNKNOWN
+    return OWN
 
 
 def no_layer(model: nn.Module, outputs: int) -> str:

@@ -26,6 +26,8 @@ FROM_OUTSIDE = frozenset(
     {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights", "weights_backbone"}
 )  # fmt: skip
 """Arguments by which a registry's factory would read another file or the network; nobody may give them."""
+WEIGHT_SOURCES = frozenset({"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load"})
+"""Keys of timm's ``pretrained_cfg`` that name weights; nothing is read from there."""
 Factory = Callable[..., nn.Module]
 
 
@@ -52,14 +54,14 @@ def resolve(name: str) -> tuple[Factory, str | None]:
     return _from_package(where, factory), None
 
 
-def accepts_num_classes(factory: Factory, name: str) -> bool:
-    """Whether the factory takes ``num_classes``, to be read off the file's head."""
+def outputs_argument(factory: Factory, name: str) -> str | None:
+    """The factory's argument for the number of outputs, to be read off the file's head; None if it takes none."""
     if is_registry(name):
-        return not name.startswith("hf:")
+        return "num_labels" if name.startswith("hf:") else "num_classes"
     try:
-        return "num_classes" in inspect.signature(factory).parameters
+        return "num_classes" if "num_classes" in inspect.signature(factory).parameters else None
     except (TypeError, ValueError):
-        return False
+        return None
 
 
 def near(name: str, names: Sequence[str]) -> str:
@@ -100,11 +102,26 @@ def _timm(model: str) -> Factory:
     if not re.fullmatch(r"[\w.\-]+", model) or not timm.is_model(model):
         raise ImuError(f"--arch {arch}: timm has no such model{near(model, timm.list_models())}")
 
-    def build(**arguments: Any) -> nn.Module:
-        made: nn.Module = timm.create_model(model, pretrained=False, **_inside(arch, arguments))
+    def build(config: Mapping[str, Any] | None = None, **arguments: Any) -> nn.Module:
+        given = _inside(arch, arguments)
+        about = {} if config is None else {"pretrained_cfg": _about(timm, config, given)}
+        made: nn.Module = timm.create_model(model, pretrained=False, **given, **about)
         return made
 
     return build
+
+
+def _about(timm: Any, config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A timm config's ``pretrained_cfg`` without what names weights: timm takes channels, size and outputs from it.
+
+    What timm's own reader of a config does on the way (``load_model_config_from_path``) is done here too: a size that the model
+    takes as it comes is not fixed by the config.
+    """
+    fields = set(timm.models.PretrainedCfg.__dataclass_fields__) - WEIGHT_SOURCES
+    about = {key: value for key, value in config.items() if key in fields and value is not None}
+    if given.get("dynamic_img_size") or given.get("strict_img_size") is False or given.get("use_naflex"):
+        about["fixed_input_size"] = False
+    return about
 
 
 def _hf(model: str) -> Factory:

@@ -14,18 +14,22 @@ from torch.utils.hooks import RemovableHandle
 
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.models import diagnosis
+from imu_cli.models.arithmetic import float32_as
 from imu_cli.models.checkpoint import DTYPES, Checkpoint
 
 PRECISIONS = {
     "float64": torch.float64,
     "float32": torch.float32,
+    "tf32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-"""What a backbone computes in, by the names that options and files have for it."""
+"""Dtype of what a backbone computes, by the names that options and files have for what it computes in."""
 
 REPLAY_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 """Largest error of the replayed logits, relative to the largest logit, by the dtype that the backbone computes in."""
+TF32_TOLERANCE = 4e-3
+"""The same in TF32, whose mantissa is float16's: emulated, a ResNet-18, a ResNet-20 and a ViT are off by up to 0.0009."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,11 @@ def logits_of(output: Any) -> Tensor:
         RefusedError: anything else.
     """
     found = output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if isinstance(found, Tensor) and found.ndim == 1:
+        raise RefusedError(
+            "model: returned one number for an image, as a regression or a yes-or-no head of one sigmoid does; imu changes heads "
+            "that choose between classes, with one logit for each"
+        )
     if not isinstance(found, Tensor) or found.ndim != 2:
         raise RefusedError(
             f"model: returned {_in_words(found)}, not one (images, classes) tensor of logits; this is not a classifier, "
@@ -229,20 +238,25 @@ def _choose(model: nn.Module, path: str | None, calls: Sequence[Call], outputs: 
     return fitting[-1], "last linear layer that runs"
 
 
-def _tolerance(dtype: torch.dtype) -> float:
-    return REPLAY_TOLERANCE.get(dtype, REPLAY_TOLERANCE[torch.float32])
+def replay_tolerance(dtype: torch.dtype, precision: str = "float32") -> float:
+    """Largest error of the replayed logits of this dtype, from a backbone that computes in ``precision``."""
+    allowed = REPLAY_TOLERANCE.get(dtype, REPLAY_TOLERANCE[torch.float32])
+    return max(allowed, TF32_TOLERANCE) if precision == "tf32" else allowed
 
 
-def check_replay(head: Head, error: float, dtype: torch.dtype, why: str = diagnosis.UNKNOWN) -> Head:
-    """The head with the larger of its replay errors.
+def check_replay(
+    head: Head, error: float, dtype: torch.dtype, why: str = diagnosis.UNKNOWN, precision: str = "float32"
+) -> Head:
+    """The head with the larger of its replay errors, of logits of this dtype from a backbone that computes in ``precision``.
 
     Raises:
         RefusedError: the head's own product with its input is not what the model returns; ``why`` is the reason.
     """
-    if not error <= _tolerance(dtype):
+    allowed = replay_tolerance(dtype, precision)
+    if not error <= allowed:
         raise RefusedError(
             f"head {head.module}: the replay check failed, h Wᵀ + b differs from the model's logits by {error:.2g} of "
-            f"the largest logit (allowed: {_tolerance(dtype):g}); {why}"
+            f"the largest logit (allowed: {allowed:g}); {why}"
         )
     return replace(head, replay_error=max(head.replay_error, error))
 
@@ -274,19 +288,20 @@ def find_head(model: nn.Module, images: Tensor, checkpoint: Checkpoint, prefix: 
         path: ``--head``.
 
     Raises:
-        RefusedError: none found, called more than once or on many places, tied, quantised, computed from other tensors,
-            or the replay check fails.
+        RefusedError: none found, one output, called more than once or on many places, tied, quantised, computed from other
+            tensors, or the replay check fails.
         ImuError: ``path`` is not a linear layer, or no image has finite features.
     """
-    with torch.inference_mode():
+    with torch.inference_mode(), float32_as("ieee"):
         calls, logits = _executed(model, images)
     name, source = _choose(model, path, calls, logits.shape[1])
+    _refuse_one_output(name, logits.shape[1])
     layer = affine_layers(model)[name]
     _refuse_tied(model, name, layer)
     own = [call for call in calls if call.name == name]
     _refuse_calls(name, own, outputs_of(layer), logits.shape[1])
     # From a second pass: a forward that is random (dropout that ignores eval()) must not replay.
-    with torch.inference_mode(), tapped(layer) as seen:
+    with torch.inference_mode(), float32_as("ieee"), tapped(layer) as seen:
         model(images)
     features = rows_of(seen[0])
     assert features is not None
@@ -304,22 +319,24 @@ def find_head(model: nn.Module, images: Tensor, checkpoint: Checkpoint, prefix: 
 
 def _read(checkpoint: Checkpoint, prefix: str, name: str, bias: bool, source: str) -> Head:
     """The head of that name as the file has it, not yet replayed."""
-    names = [f"{prefix}{name}.weight"] + ([f"{prefix}{name}.bias"] if bias else [])
+    names = [checkpoint.named(prefix, f"{name}.{part}") for part in ("weight", "bias")[: 1 + bias]]
     dtypes = _file_dtypes(checkpoint.entries, names, f"{prefix}{name}.")
     trailing = checkpoint.entries[names[0]].shape[2:]
     matrix, bias_dtype = _matrix(checkpoint, names), dtypes[1] if bias else ""
     return Head(name, matrix, tuple(names), dtypes[0], bias_dtype, source, 0.0, trailing)
 
 
-def named_head(checkpoint: Checkpoint, name: str, source: str) -> Head:
+def named_head(checkpoint: Checkpoint, name: str, source: str, strip_prefix: str | None = None) -> Head:
     """A head by its path alone, without the model: for features that an engine says enter it. Nothing is replayed here.
+
+    ``strip_prefix`` is what the file's names have before the path; without it, words of wrappers are found.
 
     Raises:
         ImuError: the file has no such layer, or it is no (c, d) matrix.
-        RefusedError: its dtype cannot be written.
+        RefusedError: its dtype cannot be written, or it has one output.
     """
-    prefix = checkpoint.prefix({f"{name}.weight"})
-    weight = checkpoint.entries.get(f"{prefix}{name}.weight")
+    prefix = checkpoint.prefix({f"{name}.weight"}) if strip_prefix is None else strip_prefix
+    weight = checkpoint.entries.get(checkpoint.named(prefix, f"{name}.weight"))
     if weight is None or len(weight.shape) not in (2, 4) or any(size != 1 for size in weight.shape[2:]):
         ends = [
             entry.removesuffix(".weight")
@@ -330,7 +347,23 @@ def named_head(checkpoint: Checkpoint, name: str, source: str) -> Head:
             f"{source}: names the head {name!r}, and {checkpoint.path} has no matrix of that name; it has "
             f"{', '.join(ends[-5:]) or 'none'}: the features are another model's, or --head is wrong"
         )
-    return _read(checkpoint, prefix, name, f"{prefix}{name}.bias" in checkpoint.entries, source)
+    _refuse_one_output(name, weight.shape[0])
+    has_bias = checkpoint.named(prefix, f"{name}.bias") in checkpoint.entries
+    return _read(checkpoint, prefix, name, has_bias, source)
+
+
+def _refuse_one_output(name: str, outputs: int) -> None:
+    """Refuse a head without classes to choose between.
+
+    Raises:
+        RefusedError: it has one output.
+    """
+    if outputs == 1:
+        raise RefusedError(
+            f"head {name}: has one output, a regression or a yes-or-no head of one sigmoid; imu changes heads that choose "
+            "between classes, with one logit for each. A yes-or-no head can be saved with two outputs, whose weights are 0 "
+            "and this one's: that is the same classifier"
+        )
 
 
 def _fits(call: Call, logits: Tensor) -> bool:

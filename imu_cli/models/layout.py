@@ -9,23 +9,29 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors
+from annotated_types import MinLen
 
 from imu_cli import stopping
 from imu_cli.errors import ImuError, RefusedError
+from imu_cli.files.checking import Said, checked
 from imu_cli.files.reading import parse_json, read_json
+from imu_cli.models import kinds
+from imu_cli.models.kinds import PICKLES, WEIGHTS
 
-PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pkl", ".tar")
-WEIGHTS = ".safetensors"
 INDEX = ".safetensors.index.json"
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
-PREFIXES = ("module.", "_orig_mod.", "model.")
-"""What DistributedDataParallel, torch.compile and trainers put before every name."""
 SHOWN = 5
 HASHED = 1_000_000
 """Bytes hashed between two points at which a signal ends the run."""
+
+
+class Index(Said):
+    """An index of shards: the file that holds each tensor, by the tensor's name."""
+
+    weight_map: Annotated[dict[str, str], MinLen(1)]
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,7 @@ def main_file(model: Path) -> Path:
     """The weights' file or index that a MODEL stands for; only a folder is looked into, and nothing is opened.
 
     Raises:
-        RefusedError: a folder whose weights are pickles only.
+        RefusedError: a folder whose weights are pickles only, or an adapter's.
         ImuError: a folder without weights, or with several models.
     """
     if not model.is_dir():
@@ -143,12 +149,14 @@ def main_file(model: Path) -> Path:
     for chosen in (named, indices, found):
         if len(chosen) == 1:
             return chosen[0]
+    if found and all(kinds.is_part(path.name) for path in found):
+        raise ImuError(
+            f"{model}: holds {_some([path.name for path in found])}, shards without their index (model{INDEX}); copy it there too"
+        )
     if found:
         raise ImuError(f"{model}: holds {_some([path.name for path in found])}; name the one that is meant")
-    pickles = [path for path in _listed(model) if path.suffix in PICKLES]
-    if pickles:
-        raise RefusedError(_pickle_message(sorted(pickles)[0], model / f"model{WEIGHTS}"))
-    raise ImuError(f"{model}: a folder without a .safetensors file; name a checkpoint, or a folder that has one")
+    kinds.refuse_folder(model, _listed(model))
+    raise AssertionError("a folder without weights was not refused")
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -174,6 +182,7 @@ def require_file(model: Path) -> None:
         ) from error
     if not stat.S_ISREG(mode):  # a pipe would be waited for, a device read without end
         raise ImuError(f"{path}: not a regular file; name a .safetensors checkpoint")
+    kinds.refuse_pointer(path)
     if not path.name.endswith(INDEX):
         _refuse_pickle(path)
 
@@ -188,14 +197,7 @@ def _refuse_pickle(path: Path) -> None:
     # A safetensors header of 640 bytes, written as 80 02, starts like a pickle; the brace after its length tells.
     is_pickle = is_pickle and start[8:] != b"{"
     if path.suffix in PICKLES or is_pickle:
-        target = path.with_suffix(WEIGHTS)
-        raise RefusedError(
-            _pickle_message(path, target if target != path else path.with_name(f"{path.stem}.new{WEIGHTS}"))
-        )
-
-
-def _pickle_message(path: Path, target: Path) -> str:
-    return f"{path}: a pickle, which can run code when it is read; convert it without running any: imu convert {path} {target}"
+        raise RefusedError(kinds.pickle_advice(path))
 
 
 def resolve(model: Path) -> Layout:
@@ -210,12 +212,27 @@ def resolve(model: Path) -> Layout:
     if not main.name.endswith(INDEX):
         # A file that the user named may be a link to anywhere; one that a folder brought may not.
         path = main if main == model else inside(model, main.name)
-        return Layout(model, (read_header(path),), None, _unused(model, [main.name]))
+        shard = read_header(path)
+        kinds.refuse_adapter(path, list(shard.entries))
+        return Layout(model, (shard,), None, _unused(model, [main.name]))
     weight_map = _weight_map(main)
     folder = main.parent
     shards = [read_header(inside(folder, name, str(main))) for name in sorted(set(weight_map.values()))]
     _refuse_mismatch(main, weight_map, shards)
     return Layout(model, tuple(shards), main, _unused(model, [main.name, *(shard.path.name for shard in shards)]))
+
+
+def refuse_part(layout: Layout) -> None:
+    """Refuse one shard of a model that is spread over several.
+
+    Raises:
+        ImuError: the model is a file whose name says that there are more.
+    """
+    if layout.index is None and kinds.is_part(layout.main.name):
+        raise ImuError(
+            f"{layout.main}: one shard of several, by its name; name the folder or the index ({INDEX.removeprefix('.')}), or rename "
+            "it if it holds the whole model"
+        )
 
 
 def _unused(model: Path, used: Sequence[str]) -> tuple[str, ...]:
@@ -259,9 +276,9 @@ def inside(folder: Path, name: str, where: str | None = None) -> Path:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    found = read_json(index).get("weight_map")
-    if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
-        raise ImuError(f"{index}: has no weight_map from tensors to file names; it is not an index, copy it again")
+    found = checked(
+        Index, read_json(index), str(index), "it has no weight_map from tensors to file names; copy it again"
+    ).weight_map
     bad = sorted(name for name in set(found.values()) if not name.endswith(WEIGHTS))
     if bad:
         raise ImuError(f"{index}: names {_some([repr(name) for name in bad])}, which are no .safetensors files")
@@ -321,4 +338,4 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(MAX_HEADER, size - 8):
             raise ImuError(f"{path}: not a safetensors file (its header would be {length} bytes); check or re-save it")
-        return parse_json(file.read(length), f"{path}: header"), 8 + length
+        return parse_json(file.read(length), f"{path}: header", texts="any"), 8 + length

@@ -1,5 +1,6 @@
 """Every metric's name, title, definition and direction, once: records, gates, tables and docs take them from here."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -141,7 +142,8 @@ DEFINITIONS: dict[str, Definition] = {
     ),
     "head_gap.forget": Definition(
         "gap to a retrained head, D_f",
-        "forget accuracy less that of a head fitted on retain features alone (which the same backbone computed)",
+        "forget accuracy less that of a head fitted on retain features alone (which the same backbone computed), less the same "
+        "difference between the original and a head fitted with D_f as well",
         "target",
         "--retain and the original, head-only change",
     ),
@@ -304,7 +306,8 @@ DEFINITIONS: dict[str, Definition] = {
     ),
     "recovery.k1": Definition(
         "recovery from 1 shot",
-        "share of the other forget samples predicted rightly once the mean feature of 1 is put back as the class's row",
+        "share of the other forget samples predicted rightly once the mean feature of 1 is put back as the class's row, with the "
+        "bias at which it takes as many kept test samples as the original's row did",
         "none",
         "the forget set, class scenario",
     ),
@@ -333,3 +336,30 @@ NUMBERS = {"forget.entropy", "features.drift", "mia.ks", "retrained.kl", "retrai
     name for name in DEFINITIONS if ".auc" in name
 }
 """Metrics shown as plain numbers; the others are shares, shown in percent and gated as fractions."""
+
+BOTH_SIDES = {
+    "mia.auc": "mia.auc_two_sided",
+    "forget.accuracy": "mia.auc_two_sided",
+    "forget.confidence": "mia.auc_two_sided",
+    "retrained.accuracy_gap.forget": "retrained.average_gap",
+    "retrained.accuracy_gap.test": "retrained.average_gap",
+    "retrained.accuracy_gap.retain": "retrained.average_gap",
+}
+"""Metrics that should be near a target, and the one that counts a deviation on either side."""
+
+SIDE_IS_HARMLESS = {
+    "forget.over_unlearned", "mia.auc_two_sided", "mia.tpr_at_1pct_fpr", "shadow.tpr_at_1pct_fpr",
+    *(name for name in DEFINITIONS if name.startswith("compat.")),
+}  # fmt: skip
+"""Metrics with a target that nobody minds being missed on one side, or that are not to be gated on."""
+
+
+def range_of(name: str) -> tuple[float, float]:
+    """The least and the largest value that a metric can have."""
+    if name == "mia.auc_two_sided":
+        return 0.5, 1.0
+    if name == "retrained.js":
+        return 0.0, math.log(2)
+    if name in NUMBERS and not (".auc" in name or name == "mia.ks"):
+        return 0.0, math.inf
+    return (-1.0 if name.endswith("_drop") or "_gap." in name else 0.0), 1.0

@@ -37,13 +37,14 @@ class Metric(Model):
 
 
 class Requirement(Model):
-    """One gate and its verdict."""
+    """One gate and its verdict; ``warning`` says what it lets pass that it probably should not."""
 
     text: str
     metric: str
     verdict: Literal["pass", "fail", "inconclusive"]
     compared: float | None
     reason: str
+    warning: str = ""
 
 
 SplitName = Literal["forget", "test"]

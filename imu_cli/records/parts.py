@@ -12,6 +12,8 @@ from pydantic import (
     field_serializer,
 )
 
+from imu_cli.files.checking import FileName
+
 LIMIT = (
     "This documents a change and the tests made of it. It is not a finding that data were erased, nor that a legal duty "
     "was met."
@@ -39,7 +41,7 @@ class Model(BaseModel):
 class FileHash(Model):
     """A file as it was: path relative to the record's folder, SHA-256 of its bytes."""
 
-    path: str
+    path: FileName
     sha256: str
 
 
@@ -66,9 +68,9 @@ class HeadInfo(Model):
 class ForgetInfo(Model):
     """What was to be forgotten, without naming a sample: how it was given, counts, hashes."""
 
-    given: list[str]
+    given: list[FileName]
     label: str | None
-    data: str | None
+    data: FileName | None
     n: int
     per_class: dict[str, int]
     whole_classes: bool

@@ -14,15 +14,28 @@ from imu_cli.records.parts import FileHash, HeldOutInfo, Interval, Link, Model, 
 
 
 class Target(Model):
-    """What the share on D_f is to fall to, where that comes from, and what n samples show at that rate."""
+    """What the share on D_f is to fall to, where that comes from, and what n samples show at that rate.
+
+    ``value`` is the share at the original head; where it ``follows``, the run compares with unseen samples under the head that
+    results. ``auc`` is the membership AUC that is the target where accuracy has nothing to say. ``margin`` is the distance from
+    a decision boundary, in logits, within which a sample is not counted as forgotten: batch size, folding, precision and device
+    move logits by less.
+    """
 
     value: float | None
     source: str
     range: Interval | None = None
+    follows: bool = False
+    auc: float | None = None
+    margin: float = 0.0
 
 
 class LookInfo(Model):
-    """One look at the head along the way; shares are 0 to 1."""
+    """One look at the head along the way; shares are 0 to 1.
+
+    ``near`` is the share of D_f that is not predicted as a member, but by less than ``Target.margin``; ``unseen`` what
+    ``forget`` is for unseen samples under this head, where the target follows it; ``class_drop`` the largest fall of a kept class.
+    """
 
     step: int
     fraction: float = 1.0
@@ -30,6 +43,9 @@ class LookInfo(Model):
     forget: float
     head_change: float
     test_drop: float | None = None
+    near: float = 0.0
+    unseen: float | None = None
+    class_drop: float | None = None
     rho: float | None = None
     auc: float | None = None
     margin_error: float | None = None

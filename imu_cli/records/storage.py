@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from pydantic import (
     Field,
     TypeAdapter,
-    ValidationError,
 )
 
 from imu_cli.errors import ImuError
-from imu_cli.files.reading import deeper
+from imu_cli.files.checking import checked
+from imu_cli.files.reading import read_json, shown
 from imu_cli.records.evaluation import Evaluation
 from imu_cli.records.influence import Influence
 from imu_cli.records.parts import Model
@@ -20,6 +20,7 @@ from imu_cli.records.record import Record
 
 DEEPEST = 40
 """Levels of nesting in a record; what the tool writes has fewer than ten."""
+KINDS = "name a .record.json or .evaluation.json"
 
 SCHEMAS: dict[str, type[Record] | type[Evaluation]] = {"imu.record/1": Record, "imu.evaluation/1": Evaluation}
 
@@ -65,34 +66,14 @@ def schema() -> dict[str, Any]:
     }
 
 
-def _parsed(path: Path) -> Any:
-    kinds = "name a .record.json or .evaluation.json"
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ImuError(f"{path}: cannot be read ({error.strerror}); {kinds}") from error
-    except ValueError as error:
-        raise ImuError(f"{path}: not JSON; {kinds}") from error
-    except RecursionError as error:
-        raise ImuError(f"{path}: nested too deeply to be a record; {kinds}") from error
-    if deeper(plain, DEEPEST):
-        raise ImuError(f"{path}: nested too deeply to be a record; {kinds}")
-    return plain
-
-
 def read(path: Path) -> Record | Evaluation:
     """Read a record or an evaluation.
 
     Raises:
         ImuError: missing, not JSON, of an unknown schema, or not as the schema says.
     """
-    plain = _parsed(path)
-    schema = plain.get("schema") if isinstance(plain, dict) else None
+    plain = read_json(path, remedy=KINDS, texts="names", deepest=DEEPEST)
+    schema = plain.get("schema")
     if not isinstance(schema, str) or schema not in SCHEMAS:
-        raise ImuError(f"{path}: schema {schema!r} is not known to this version; it reads {', '.join(SCHEMAS)}")
-    try:
-        return SCHEMAS[schema].model_validate(plain)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ImuError(f"{path}: {where}: {first['msg'].lower()}; the file was edited or cut short") from error
+        raise ImuError(f"{path}: schema {shown(schema)} is not known to this version; it reads {', '.join(SCHEMAS)}")
+    return checked(SCHEMAS[schema], plain, str(path), "the file was edited or cut short, make it again")

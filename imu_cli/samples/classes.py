@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from imu_cli.errors import ImuError, InvalidRowsError, nearest
+from imu_cli.files.reading import MAX_NAMES, content, cut
 from imu_cli.samples.columns import as_array, numbers
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 
@@ -43,8 +44,8 @@ class ClassNames:
         if re.fullmatch(r"-?[0-9]{1,18}", text):
             return self._in_range(int(text))
         if self.names is None:
-            raise ImuError(f"label '{text}': the model's class names are not known; give ids, or --classes FILE")
-        raise ImuError(f"label '{text}' is not a class of this model{nearest(text, self.names)}")
+            raise ImuError(f"label '{cut(text)}': the model's class names are not known; give ids, or --classes FILE")
+        raise ImuError(f"label '{cut(text)}' is not a class of this model{nearest(text, self.names)}")
 
     def _in_range(self, number: int) -> int:
         if 0 <= number < self.num_classes:
@@ -61,12 +62,14 @@ class ClassNames:
 
 
 def _classes_file(path: Path, num_classes: int) -> tuple[str, ...]:
+    raw = content(path, MAX_NAMES, "name a file of class names", f"--classes {path}")
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n")]
-    except OSError as error:
-        raise ImuError(f"--classes {path}: cannot be read ({error.strerror}); name a file of class names") from error
+        lines = [line.strip() for line in raw.decode("utf-8-sig").rstrip().split("\n")]
     except UnicodeDecodeError as error:
         raise ImuError(f"--classes {path}: not UTF-8; save it as UTF-8") from error
+    nul = next((number for number, line in enumerate(lines, 1) if "\0" in line), None)
+    if nul is not None:
+        raise ImuError(f"--classes {path}:{nul}: holds a NUL; write one class name on each line")
     if "" in lines:
         raise ImuError(f"--classes {path}:{lines.index('') + 1}: an empty line; write one class name on each")
     if len(lines) != num_classes:
@@ -106,7 +109,8 @@ def class_names(
 def mapped(samples: SampleSet, classes: ClassNames) -> tuple[Sequence[int], dict[int, str]]:
     """Each row's label in the model's ids, mapped by name; and what is wrong with classes that have none, by own id.
 
-    Rows of such a class, and those without a label, are ``UNKNOWN``.
+    Rows of such a class, and those without a label, are ``UNKNOWN``. Where no name at all is one of the model's, the cause is told
+    in place of each name.
     """
     ids, wrong = {}, {}
     own_ids, which = np.unique(as_array(samples.labels), return_inverse=True)
@@ -117,7 +121,32 @@ def mapped(samples: SampleSet, classes: ClassNames) -> tuple[Sequence[int], dict
         except ImuError as error:
             named_by = samples.source if samples.origins is None else samples.origins[list(samples.labels).index(own)]
             wrong[own] = f"{named_by}: {error}"
+    cause = None if ids else _two_vocabularies(samples, classes, list(wrong))
+    if cause is not None:
+        wrong = dict.fromkeys(wrong, cause)
     return numbers(np.array([ids.get(own, UNKNOWN) for own in own_ids.tolist()], np.int64)[which]), wrong
+
+
+WORDNET = re.compile(r"n[0-9]{8}")
+"""A WordNet id, as ImageNet's folders are named, where models have words for their classes."""
+
+
+def _two_vocabularies(samples: SampleSet, classes: ClassNames, own: Sequence[int]) -> str | None:
+    """What to say of a data set whose class names are all unknown to the model, which has names; None where it is one name alone."""
+    if samples.classes is None or classes.names is None or not own:
+        return None
+    theirs = [samples.classes[number] for number in own]
+    if len(theirs) < 2 and not WORDNET.fullmatch(theirs[0]):
+        return None
+    what = "WordNet ids, other names" if all(WORDNET.fullmatch(name) for name in theirs) else "other names"
+    return (
+        f"{samples.source}: its classes ({_few(theirs)}) are {what} than the model's ({_few(classes.names)}, from {classes.source}), "
+        "and none is in both; name the model's classes as the data do, with --classes FILE, one a line in the order of its outputs"
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(repr(name[:30]) for name in names[:2]) + (", …" if len(names) > 2 else "")
 
 
 def in_model_ids(samples: SampleSet, classes: ClassNames) -> SampleSet:
@@ -127,7 +156,7 @@ def in_model_ids(samples: SampleSet, classes: ClassNames) -> SampleSet:
         InvalidRowsError: a class that has rows is not one of the model's, or rows have no label at all.
     """
     labels, wrong = mapped(samples, classes)
-    problems = list(wrong.values())
+    problems = list(dict.fromkeys(wrong.values()))
     bare = [row for row, label in enumerate(samples.labels) if label == UNKNOWN]
     if bare:
         problems.append(

@@ -1,4 +1,4 @@
-"""Rows of labelled images: how a row is read, named, told apart from others, and mapped to the model's classes.
+"""Rows of labelled samples: how a row is read, named, and told apart from others, whatever kind of sample it is.
 
 Nothing here imports torch: ``imu select`` and the validation of manifests stay fast.
 """
@@ -10,16 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from imu_cli import stopping
 from imu_cli.errors import ImuError, StoppedError
 from imu_cli.samples.columns import Digests, as_array, take
-from imu_cli.samples.images.stores import Files, Pixels
 
 UNKNOWN = -1
 """The label of a row whose class is not known."""
@@ -31,7 +29,14 @@ Answer = TypeVar("Answer")
 
 
 class Store(Protocol):
-    """What holds the samples of a set, by position: files, an array, or features without images."""
+    """What holds the samples of a set, by position, and hands them to a model's input step; one class a kind.
+
+    ``samples.images.stores`` has images, in files or in an array; ``samples.vectors`` features that a file holds.
+    """
+
+    @property
+    def root(self) -> Path | None:
+        """The folder, links resolved, that the samples' names are relative to; None where they are rows of something."""
 
     @property
     def digests(self) -> Digests:
@@ -49,20 +54,28 @@ class Store(Protocol):
     def stored(self, at: int) -> bytes:
         """Those bytes."""
 
-    def decode(self, at: int) -> Image.Image:
-        """The whole image."""
+    def decode(self, at: int) -> Any:
+        """The whole sample as the input step of its kind takes it.
+
+        Raises:
+            ImuError: it cannot be had; no place in the message.
+            FileNotFoundError: it is gone.
+        """
+
+    def arrays(self, at: NDArray[np.int64]) -> NDArray[Any] | None:
+        """Several samples (k, …) that lie in an array as they are; None where they have to be decoded one by one."""
 
 
 @dataclass(frozen=True, eq=False)
 class SampleSet:
-    """Labelled images in a fixed order; reading is thread-safe and nothing is decoded before it is asked for.
+    """Labelled samples in a fixed order; reading is thread-safe and nothing is decoded before it is asked for.
 
     Attributes:
         source: the data set as the user named it.
         names: what a manifest's locator would hold: ``airplane/00029.png``, or ``29`` for array data.
         labels: a class id for each row, in the order of ``classes``; ``UNKNOWN`` where there is none.
         classes: names that the source knows for its ids, or None if labels are bare ids.
-        store: what holds the images.
+        store: what holds the samples.
         positions: each row's place in ``store``.
         class_order: where the order of ``classes`` comes from, if it is one that a model is trained with.
         columns: text about each row under a name: ``coarse`` of CIFAR-100, ``id`` and ``group`` of a manifest.
@@ -86,8 +99,8 @@ class SampleSet:
 
     @property
     def root(self) -> Path | None:
-        """The folder that names are relative to, links resolved; None for array data."""
-        return self.store.root if isinstance(self.store, Files) else None
+        """The folder that names are relative to, links resolved; None for rows of arrays and of files of features."""
+        return self.store.root
 
     def where(self, row: int) -> str:
         """The row for a message: its manifest line if it has one, and the file or array index."""
@@ -107,40 +120,29 @@ class SampleSet:
         return self._reached(row, self.store.size)
 
     def stored(self, row: int) -> bytes:
-        """The file's bytes, or the pixels of an array's row.
+        """The file's bytes, or those of an array's row.
 
         Raises:
             ImuError: the file cannot be read.
         """
         return self._reached(row, self.store.stored)
 
-    def read(self, row: int) -> Image.Image:
-        """The fully decoded image.
+    def read(self, row: int) -> Any:
+        """The sample, whole, as the input step of its kind takes it: an image decoded.
 
         Raises:
-            ImuError: missing, truncated, undecodable, or too large to be an honest image; names row and file.
+            ImuError: missing, or not to be had for a reason of its kind; names row and file.
         """
         try:
             return self.store.decode(self.positions[row])
-        except ImuError as error:
-            raise ImuError(f"{self.where(row)}: {error}") from error
         except FileNotFoundError as error:
             raise ImuError(f"{self.where(row)}: the file is gone; put it back or leave the row out") from error
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise ImuError(f"{self.where(row)}: too many pixels ({error}); shrink it or leave it out") from error
-        except UnidentifiedImageError as error:
-            raise ImuError(f"{self.where(row)}: not an image that can be read; replace it or leave it out") from error
-        except Exception as error:  # hostile bytes make Pillow's decoders raise anything at all
-            raise ImuError(
-                f"{self.where(row)}: truncated or damaged image ({error}); replace it or leave it out"
-            ) from error
+        except ImuError as error:
+            raise ImuError(f"{self.where(row)}: {error}") from error
 
-    def pixels(self, rows: Sequence[int]) -> NDArray[np.uint8] | None:
-        """Images (k, height, width, channels) that lie in an array, as they are; None where there are files."""
-        if not isinstance(self.store, Pixels):
-            return None
-        found = self.store.values[as_array(take(self.positions, rows))]
-        return found if found.ndim == 4 else found[..., None]
+    def arrays(self, rows: Sequence[int]) -> NDArray[Any] | None:
+        """Samples (k, …) that lie in an array as they are; None where they have to be read one by one."""
+        return self.store.arrays(as_array(take(self.positions, rows)))
 
     def digest(self, row: int) -> str:
         """sha256 of the stored bytes, computed once.

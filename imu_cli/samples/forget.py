@@ -11,7 +11,7 @@ from imu_cli.errors import ImuError
 from imu_cli.samples.classes import ClassNames, mapped
 from imu_cli.samples.columns import alike, members, numbers, take
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
-from imu_cli.samples.images.stores import Files
+from imu_cli.samples.overlap import overlap
 from imu_cli.samples.table import Problems
 
 
@@ -32,6 +32,7 @@ class ForgetSet:
         relabelled: rows whose label differs from the one that ``--data`` has for them.
         duplicates: a message for each row that repeats an earlier one, by content and label.
         notes: what the user should know; repeated rows are counted here, once.
+        twins_left: how many have a twin among the rows of the data set that stay.
     """
 
     samples: SampleSet
@@ -46,6 +47,7 @@ class ForgetSet:
     relabelled: int = 0
     duplicates: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    twins_left: int = 0
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -96,6 +98,9 @@ class Draft:
         return "" if self.lines is not None else f"{self.samples.where(row)}: "
 
 
+MOST_LOOKED_THROUGH = 200_000
+"""Rows of a data set up to which twins of the forget samples are looked for in it: each file's size is asked for."""
+
 # --- settling
 
 
@@ -108,6 +113,7 @@ def settle(draft: Draft, data: SampleSet | None, classes: ClassNames, problems: 
     _note_missing(draft, data, unmapped, problems)
     repeated = _note_copies(draft, problems)
     problems.refuse()
+    left = _twins_left(draft, data)
     relabelled = sum(UNKNOWN not in (own, other) and own != other for own, other in zip(labels, theirs, strict=True))
     return ForgetSet(
         draft.samples,
@@ -117,7 +123,8 @@ def settle(draft: Draft, data: SampleSet | None, classes: ClassNames, problems: 
         lines=None if draft.lines is None else tuple(draft.lines),
         relabelled=relabelled,
         duplicates=tuple(repeated),
-        notes=tuple(draft.notes + _summary(draft, repeated, relabelled)),
+        notes=tuple(draft.notes + _summary(draft, repeated, relabelled) + _told_twins(draft, left)),
+        twins_left=left,
     )
 
 
@@ -149,8 +156,7 @@ def _why_missing(row: int | None, data: SampleSet | None, unmapped: Mapping[int,
 def _note_copies(draft: Draft, problems: Problems) -> list[str]:
     """Rows that are one image: two labels are a problem, the same label a repetition, returned as messages.
 
-    Copies in different files with different labels are a problem where a list's writer gave the labels, and a warning
-    where the data set did.
+    Twins, copies at different places, may have different labels in real data sets, and that is a note.
     """
     samples = draft.samples
     try:
@@ -171,7 +177,7 @@ def _note_copies(draft: Draft, problems: Problems) -> list[str]:
             continue
         if samples.labels[row] == samples.labels[earlier]:
             repeated.append(f"{samples.where(row)}: the same image as {samples.where(earlier)}")
-        elif draft.written or samples.location(row) == samples.location(earlier):
+        elif samples.location(row) == samples.location(earlier):
             problems.add(
                 draft.line(row), f"{draft.place(row)}the same image has another label at {samples.where(earlier)}"
             )
@@ -184,7 +190,7 @@ def _note_copies(draft: Draft, problems: Problems) -> list[str]:
 
 def _spot(samples: SampleSet, row: int) -> Hashable:
     """The same for two rows of a set if they are one sample: links can make two files one, rows of an array are themselves."""
-    return samples.location(row) if isinstance(samples.store, Files) else samples.positions[row]
+    return samples.location(row) if samples.root is not None else samples.positions[row]
 
 
 def _summary(draft: Draft, repeated: list[str], relabelled: int) -> list[str]:
@@ -196,6 +202,24 @@ def _summary(draft: Draft, repeated: list[str], relabelled: int) -> list[str]:
     if relabelled:
         found.append(f"{draft.description}: {relabelled} labels differ from those of --data; the list's are used")
     return found
+
+
+def _twins_left(draft: Draft, data: SampleSet | None) -> int:
+    """How many forget samples have twins among the rows of the data set that stay."""
+    if data is None or len(data) > MOST_LOOKED_THROUGH:
+        return 0
+    listed = {row for row in draft.rows if row is not None}
+    return len({mine for mine, theirs in overlap(draft.samples, data).twins if theirs not in listed})
+
+
+def _told_twins(draft: Draft, left: int) -> list[str]:
+    """A note where there are some."""
+    if not left:
+        return []
+    return [
+        f"{draft.description}: {left} forget samples have a twin (the same bytes) among the rows of --data that stay; a sample "
+        "is not forgotten while its twin is remembered, list the twins too if they are to go"
+    ]
 
 
 def _holds_all(draft: Draft, data: SampleSet, in_data: Sequence[int]) -> bool:
@@ -213,7 +237,7 @@ def _holds_all(draft: Draft, data: SampleSet, in_data: Sequence[int]) -> bool:
 
 def _left(samples: SampleSet, data: SampleSet, rows: Sequence[int]) -> Sequence[int]:
     """Those of the data set's rows that are not among the images, as samples, whatever their content."""
-    if samples.store is data.store and not isinstance(data.store, Files):
+    if samples.store is data.store and data.root is None:
         return take(rows, members(take(data.positions, rows), samples.positions, inside=False))
     here = {samples.location(row) for row in range(len(samples))}
     return numbers(row for row in rows if data.location(row) not in here)

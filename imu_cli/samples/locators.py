@@ -14,6 +14,9 @@ from imu_cli.samples.images.stores import Files
 from imu_cli.samples.table import FILE_COLUMNS, KNOWN_COLUMNS, TEXT_COLUMNS, Problems, Table
 from imu_cli.samples.vectors import Vectors
 
+LOOKED_AT = 100
+"""First rows of a list by which it is known what its names are relative to."""
+
 
 @dataclass(frozen=True)
 class _Place:
@@ -75,6 +78,21 @@ class _Finder:
         if "\\" in name:
             return "; write / between folder names"
         return "; correct the name or take the row out"
+
+
+def points_into(table: Table, data: SampleSet | None) -> bool:
+    """Whether the names of a list are those of a data set: none of the first is a file beside the list, one is below its folder.
+
+    Names of the rows of a file of features are always the data set's.
+    """
+    column = next((name for name in table.columns if name in FILE_COLUMNS), None)
+    if data is None or column is None:
+        return False
+    if not isinstance(data.store, Files):
+        return isinstance(data.store, Vectors)
+    names = [name for name in table.column(column)[:LOOKED_AT] if name.strip() and not os.path.isabs(name)]
+    there = (os.path.lexists(os.path.join(data.store.root, name)) for name in names)
+    return not any(os.path.lexists(table.folder / name) for name in names) and any(there)
 
 
 def _finder(table: Table, data: SampleSet | None) -> _Finder:

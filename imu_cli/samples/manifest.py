@@ -17,7 +17,7 @@ from imu_cli.samples.columns import numbers
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.forget import Draft, ForgetSet, settle
 from imu_cli.samples.images.folders import open_flat
-from imu_cli.samples.locators import gathered, places_of
+from imu_cli.samples.locators import gathered, places_of, points_into
 from imu_cli.samples.selectors import SELECTORS, is_selector, select_rows
 from imu_cli.samples.sources import Role, open_named
 from imu_cli.samples.table import SUFFIXES, Problems, Table, read_table, unknown_columns
@@ -31,8 +31,8 @@ def _is_table(spec: str) -> bool:
 def open_source(spec: str, role: Role, data: SampleSet | None = None, stdin: BinaryIO | None = None) -> SampleSet:
     """What ``--data``, ``--test`` or ``--retain`` names: a manifest, a folder, or a scheme (``sources.open_named``).
 
-    In a manifest, ``index`` counts rows of ``data`` (what ``--data`` names). File names are relative to ``data``'s
-    folder, but for ``--test``, which lies elsewhere, to the manifest's own. Its class names have no order of their own.
+    In a manifest, ``index`` counts rows of ``data`` (what ``--data`` names). File names are relative to the manifest's own
+    folder; where none of them is there and they are below ``data``'s folder, to that. Its class names have no order of their own.
 
     Raises:
         ImuError: the source cannot be read, or is unknown.
@@ -43,7 +43,7 @@ def open_source(spec: str, role: Role, data: SampleSet | None = None, stdin: Bin
     problems = Problems("stdin" if spec == "-" else spec)
     table = read_table(None if spec == "-" else Path(spec).expanduser(), stdin, problems)
     by_index = "index" in table.columns
-    base = data if by_index or role != "test" else None
+    base = data if by_index or points_into(table, data) else None
     places = places_of(table, base, problems)
     problems.refuse()
     samples = gathered(table, range(len(places)), [place for place in places if place is not None], base)

@@ -1,24 +1,43 @@
-"""Samples that stand in two sets: one file, one index, or the same bytes."""
+"""Samples that stand in two sets: one file or index, or twins, which are the same bytes at two places."""
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
+from imu_cli.samples.columns import numbers
 from imu_cli.samples.dataset import SampleSet
 
 
-def overlap(a: SampleSet, b: SampleSet) -> list[tuple[int, int]]:
-    """Pairs (row of ``a``, row of ``b``) of the same image: one location, or the same stored bytes.
+@dataclass(frozen=True)
+class Overlap:
+    """Pairs (row of ``a``, row of ``b``): ``same`` are one file, or one index of one array; ``twins`` only the same bytes.
 
-    Every row that has a partner stands in some pair; copies do not multiply out. Only files whose sizes occur on both
-    sides are hashed. The same picture in two encodings (a PNG and an array) is not found.
+    Every row that has a partner stands in some pair of its kind; copies do not multiply out.
+    """
+
+    same: list[tuple[int, int]]
+    twins: list[tuple[int, int]]
+
+
+def overlap(a: SampleSet, b: SampleSet) -> Overlap:
+    """What two sets have in common. Only files whose sizes occur on both sides are hashed.
+
+    The same picture in two encodings (a PNG and an array) is not found.
 
     Raises:
         ImuError: a file cannot be read.
     """
-    pairs = _meet([a.location(row) for row in range(len(a))], [b.location(row) for row in range(len(b))])
+    same = _meet([a.location(row) for row in range(len(a))], [b.location(row) for row in range(len(b))])
     sizes_a, sizes_b = ([samples.size(row) for row in range(len(samples))] for samples in (a, b))
     rows_a, rows_b = _rows_of_size(sizes_a, set(sizes_b)), _rows_of_size(sizes_b, set(sizes_a))
-    by_content = _meet(a.digests(rows_a), b.digests(rows_b))
-    return sorted(pairs | {(rows_a[i], rows_b[j]) for i, j in by_content})
+    met = _meet(a.digests(rows_a), b.digests(rows_b))
+    by_content = {(rows_a[i], rows_b[j]) for i, j in met}
+    here, there = {i for i, _ in same}, {j for _, j in same}
+    return Overlap(sorted(same), sorted((i, j) for i, j in by_content - same if not (i in here and j in there)))
+
+
+def without(samples: SampleSet, rows: set[int]) -> SampleSet:
+    """The set without some rows."""
+    return samples.subset(numbers(row for row in range(len(samples)) if row not in rows)) if rows else samples
 
 
 def _rows_of_size(sizes: Sequence[int], wanted: set[int]) -> list[int]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from imu_cli.errors import ImuError, nearest
+from imu_cli.files.reading import cut
 from imu_cli.samples.classes import ClassNames, mapped
 from imu_cli.samples.columns import as_array, numbers
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
@@ -55,8 +56,8 @@ def _pick(samples: SampleSet, selector: str, classes: ClassNames | None) -> list
 
 
 def _slice(selector: str, part: str, n: int) -> Sequence[int]:
-    if not re.fullmatch(r"-?\d+|(-?\d+)?:(-?\d+)?(:(-?\d+)?)?", part, re.ASCII):
-        raise ImuError(f"{selector}: '{part}' is neither a row number nor a slice such as 0:500")
+    if not re.fullmatch(r"-?\d{1,18}|(-?\d{1,18})?:(-?\d{1,18})?(:(-?\d{1,18})?)?", part, re.ASCII):
+        raise ImuError(f"{cut(selector)}: '{cut(part)}' is neither a row number nor a slice such as 0:500")
     bounds = [int(text) if text else None for text in part.split(":")]
     if len(bounds) == 1:
         if not 0 <= int(part) < n:
@@ -79,18 +80,26 @@ def _of_classes(samples: SampleSet, selector: str, value: str, classes: ClassNam
     if classes is None:
         count = len(samples.classes) if samples.classes is not None else max(samples.labels, default=UNKNOWN) + 1
         classes = ClassNames(count, samples.classes, samples.source)
-    labels = as_array(mapped(samples, classes)[0])
+    ids, wrong = mapped(samples, classes)
+    labels, cause = as_array(ids), _one_cause(ids, wrong)
     rows: list[Sequence[int]] = []
     for part in _parts(value, dict.fromkeys(classes.names or ())):
         try:
             wanted = classes.parse(part)
         except ImuError as error:
-            raise ImuError(f"{selector}: {error}") from error
+            raise ImuError(f"{selector}: {cause or error}") from error
         found = numbers(np.flatnonzero(labels == wanted))
         if not found:
-            raise ImuError(f"{selector}: {samples.source} has no row of class '{part}'")
+            why = f"; {next(iter(wrong.values()))}" if wrong else ""
+            raise ImuError(f"{selector}: {cause or f'{samples.source} has no row of class {part!r}{why}'}")
         rows.append(found)
     return rows
+
+
+def _one_cause(ids: Sequence[int], wrong: Mapping[int, str]) -> str | None:
+    """Why no row has a label of the model, where one cause explains all of them."""
+    causes = set(wrong.values())
+    return causes.pop() if len(causes) == 1 and len(wrong) > 1 and not (as_array(ids) != UNKNOWN).any() else None
 
 
 def _of_column(samples: SampleSet, selector: str, kind: str, value: str) -> list[Sequence[int]]:

@@ -14,10 +14,11 @@ from weakref import WeakKeyDictionary
 
 from imu_cli.errors import ImuError, InvalidRowsError, nearest
 from imu_cli.files import outputs, streams, writing
+from imu_cli.files.reading import MAX_LIST, content, cut, json_value
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
-from imu_cli.samples.images.stores import Files
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
+KINDS = "name a .csv, .tsv or .jsonl file"
 FILE_COLUMNS = ("file_name", "path", "filepath", "image")
 TEXT_COLUMNS = ("id", "group", "reason")
 KNOWN_COLUMNS = (*FILE_COLUMNS, "index", "label", *TEXT_COLUMNS, "weight", "true_label")
@@ -120,11 +121,9 @@ def read_table(path: Path | None, stdin: BinaryIO | None, problems: Problems) ->
         ImuError: it cannot be read, or is not UTF-8.
     """
     try:
-        data = _read_once(stdin or streams.stdin()) if path is None else path.read_bytes()
+        data = _read_once(stdin or streams.stdin()) if path is None else content(path, MAX_LIST, KINDS, problems.name)
     except OSError as error:
-        raise ImuError(
-            f"{problems.name}: cannot be read ({error.strerror}); name a .csv, .tsv or .jsonl file"
-        ) from error
+        raise ImuError(f"{problems.name}: cannot be read ({error.strerror}); {KINDS}") from error
     text = _text(problems.name, data)
     kind = _kind(path, text)
     columns, rows, lines = _json_rows(text, problems) if kind == ".jsonl" else _csv_rows(text, kind, problems)
@@ -185,7 +184,7 @@ def _json_rows(text: str, problems: Problems) -> Rows:
             continue
         try:
             row = _json_row(source)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             problems.add(line, f"no JSON object of plain values ({error}); write one object a line")
             continue
         columns |= dict.fromkeys(row)
@@ -195,14 +194,17 @@ def _json_rows(text: str, problems: Problems) -> Rows:
 
 
 def _json_row(source: str) -> dict[str, str]:
-    found = json.loads(source)
+    found = json_value(source)
     if not isinstance(found, dict):
         raise ValueError(f"a {type(found).__name__}")
-    row = {}
+    row: dict[str, str] = {}
     for key, value in found.items():
         if isinstance(value, (bool, list, dict)):
-            raise ValueError(f"'{key}' is a {type(value).__name__}")
-        row[key.strip().lower()] = "" if value is None else str(value)
+            raise ValueError(f"'{cut(key)}' is a {type(value).__name__}")
+        name = key.strip().lower()
+        if name in row:
+            raise ValueError(f"the key '{cut(name)}' stands twice")
+        row[name] = "" if value is None else str(value)
     return row
 
 
@@ -222,7 +224,7 @@ def manifest_text(data: SampleSet, rows: Sequence[int], suffix: str = ".csv") ->
     Columns: ``file_name``, or ``index`` for array data; ``label`` as name, or id where no name is known; ``id`` where
     the data set has it.
     """
-    by_name = isinstance(data.store, Files)
+    by_name = data.root is not None
     columns = ["file_name" if by_name else "index", "label", *(["id"] if "id" in data.columns else [])]
     cells = []
     for row in rows:

@@ -9,14 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import safetensors
 from numpy.typing import NDArray
+from pydantic import Field
 
 from imu_cli.errors import ImuError
-from imu_cli.files.reading import parse_json
+from imu_cli.files.checking import Said, checked
+from imu_cli.files.reading import parse_json, shown
 from imu_cli.models.layout import Entry, Shard, read_header
 from imu_cli.samples.columns import Digests, RowNames, Texts, as_array, numbers
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
@@ -29,7 +31,36 @@ KEY = "imu.features"
 FLOATS = ("F32", "F64", "F16", "BF16")
 TEXTS = ("name", "id", "group")
 """Columns of text: UTF-8 bytes one after the other, and in ``X.end`` where each row's end."""
+KINDS = {
+    "labels": ("I64", 1), "digest": ("U8", 2), "size": ("I64", 1), "weight": ("F64", 1), "true_label": ("I64", 1),
+    **dict.fromkeys(TEXTS, ("U8", 1)), **{f"{name}.end": ("I64", 1) for name in TEXTS},
+}  # fmt: skip
+"""dtype and dimensions of every column that is read; tensors of other names are left alone, whatever they are."""
 CODES = {"float64": "F64", "float32": "F32", "int64": "I64", "uint8": "U8"}
+
+
+class BuiltSaid(Said):
+    """The architecture as records have it; another engine may know less of it."""
+
+    name: str | None = None
+    source: str | None = None
+    arguments: dict[str, Any] | None = None
+    code: str | None = None
+
+
+class FeaturesSaid(Said):
+    """The JSON object under the metadata key ``imu.features``."""
+
+    schema_: Literal["imu.features/1"] = Field(alias="schema")
+    head: str
+    backbone_sha256: str | None = None
+    head_sha256: str | None = None
+    classes: list[str] | None = None
+    architecture: BuiltSaid | None = None
+    preprocess: dict[str, Any] | None = None
+    precision: str | None = None
+    complete: bool | None = None
+    whole_classes: bool | None = None
 
 
 def columns_of(
@@ -149,6 +180,12 @@ class Vectors:
     def _bytes(self) -> NDArray[np.uint8]:
         return np.memmap(self.path, np.uint8, "r")
 
+    root: None = None
+
+    def arrays(self, _: NDArray[np.int64]) -> None:
+        """Features are read as they lie in the file, not through an input step."""
+        return
+
     def decode(self, at: int) -> Any:
         """There is no image.
 
@@ -181,9 +218,11 @@ def open_features(spec: str) -> SampleSet:
     shard = read_header(path)
     said = _said(shard)
     n, width = _shape(shard)
+    _refuse_kinds(shard)
     with safetensors.safe_open(str(path), framework="np") as file:
-        arrays = {name: file.get_tensor(name) for name in shard.entries if name not in ("features", "logits")}
+        arrays = {name: file.get_tensor(name) for name in shard.entries if name in KINDS}
     _refuse_lengths(path, arrays, n)
+    _refuse_values(path, arrays, said.get("classes"))
     texts = {name: Texts(arrays[name], arrays[f"{name}.end"]) for name in TEXTS if name in arrays}
     digests = Digests.given(arrays["digest"]) if "digest" in arrays else Digests.unknown(n)
     classes = said.get("classes")
@@ -211,10 +250,11 @@ def _said(shard: Shard) -> dict[str, Any]:
     said = parse_json(text.encode(), f"{shard.path}: {KEY}")
     if said.get("schema") != SCHEMA:
         raise ImuError(
-            f"{shard.path}: is {said.get('schema')!r}, this imu reads {SCHEMA}; write it again with this version"
+            f"{shard.path}: is {shown(said.get('schema'))}, this imu reads {SCHEMA}; write it again with this version"
         )
     if not isinstance(said.get("head"), str):
         raise ImuError(f"{shard.path}: {KEY}: names no head; write the path of the layer, such as fc")
+    checked(FeaturesSaid, said, f"{shard.path}: {KEY}", "write it as docs/files.md says")
     return said
 
 
@@ -229,19 +269,55 @@ def _shape(shard: Shard) -> tuple[int, int]:
     return entry.shape[0], entry.shape[1]
 
 
+def _refuse_kinds(shard: Shard) -> None:
+    """Every column that is read has its dtype and dimensions, before it is read."""
+    for name, (dtype, dimensions) in KINDS.items():
+        entry = shard.entries.get(name)
+        if entry is not None and (entry.dtype, len(entry.shape)) != (dtype, dimensions):
+            raise ImuError(
+                f"{shard.path}: '{name}' is {entry.dtype} of shape {entry.shape}, not {dtype} of {dimensions} dimensions; "
+                "write it as docs/files.md says"
+            )
+    logits = shard.entries.get("logits")
+    if logits is not None and logits.dtype not in FLOATS:
+        raise ImuError(f"{shard.path}: 'logits' is {logits.dtype}, not one of {', '.join(FLOATS)}; write it again")
+
+
+def _refuse_values(path: Path, arrays: Mapping[str, NDArray[Any]], classes: Sequence[str] | None) -> None:
+    """Labels are ids of the classes, or −1; sizes are none below 0, weights finite and above 0."""
+    for name in ("labels", "true_label"):
+        if name not in arrays:
+            continue
+        wrong = arrays[name] < UNKNOWN
+        if classes:
+            wrong |= arrays[name] >= len(classes)
+        if wrong.any():
+            row = int(wrong.argmax())
+            most = f"0 to {len(classes) - 1}" if classes else "0 and above"
+            raise ImuError(
+                f"{path}: row {row}: '{name}' is {arrays[name][row]}; ids are {most}, and {UNKNOWN} where none is known: write it again"
+            )
+    weights, sizes = arrays.get("weight"), arrays.get("size")
+    if weights is not None and not (np.isfinite(weights) & (weights > 0)).all():
+        raise ImuError(f"{path}: 'weight' is not a number above 0 in every row; write it again")
+    if sizes is not None and (sizes < 0).any():
+        raise ImuError(f"{path}: 'size' is below 0; write it again")
+
+
 def _refuse_lengths(path: Path, arrays: Mapping[str, NDArray[Any]], n: int) -> None:
     for name, array in arrays.items():
         if name in TEXTS:
             ends = arrays.get(f"{name}.end")
-            if array.dtype != np.uint8 or ends is None or ends.dtype != np.int64 or ends.shape != (n,):
+            if ends is None or ends.shape != (n,):
                 raise ImuError(
                     f"{path}: '{name}' needs bytes (U8) and '{name}.end' of shape ({n},) in I64; see docs/files.md"
                 )
-            if (np.diff(ends, prepend=0) < 0).any() or (n and ends[-1] != len(array)):
+            inside = (ends >= 0).all() and (ends <= len(array)).all()
+            if not inside or (np.diff(ends, prepend=0) < 0).any() or (n and ends[-1] != len(array)):
                 raise ImuError(
                     f"{path}: '{name}.end' does not divide the {len(array)} bytes of '{name}'; write it again"
                 )
-        elif name == "digest" and (array.dtype != np.uint8 or array.shape != (n, 32)):
+        elif name == "digest" and array.shape != (n, 32):
             raise ImuError(f"{path}: 'digest' is not of shape ({n}, 32) in U8; write it again")
         elif name in ("size", "weight", "true_label") and array.shape != (n,):
             raise ImuError(f"{path}: '{name}' has {len(array)} rows, 'features' {n}; write it again")

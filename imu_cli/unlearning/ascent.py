@@ -17,44 +17,11 @@ from imu_cli.errors import ImuError
 from imu_cli.linear import objective
 from imu_cli.linear.objective import Members
 from imu_cli.linear.rows import Rows, blocks
+from imu_cli.unlearning.targets import Limits, Look
 
 BISECTIONS = 24
 
-Reason = Literal["target", "max_steps", "max_head_change", "max_drop", "epochs", "path", "rho"]
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a head does: share of D_f predicted as a member (forgotten class or own label), and its cost.
-
-    ``head_change`` is ‖W − W₀‖/‖W₀‖; ``test_drop`` the fall of accuracy on held-out data, None where none is given.
-    """
-
-    forget: float
-    head_change: float
-    test_drop: float | None = None
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When to stop: target share on D_f (None: no target), and what may be spent."""
-
-    target: float | None
-    max_steps: int
-    max_head_change: float | None = None
-    max_drop: float | None = None
-
-    def met(self, look: Look) -> bool:
-        """The target is given and reached."""
-        return self.target is not None and look.forget <= self.target
-
-    def exceeded(self, look: Look) -> Literal["max_head_change", "max_drop"] | None:
-        """Which budget this look is beyond."""
-        if self.max_head_change is not None and look.head_change > self.max_head_change:
-            return "max_head_change"
-        if self.max_drop is not None and look.test_drop is not None and look.test_drop > self.max_drop:
-            return "max_drop"
-        return None
+Reason = Literal["target", "max_steps", "max_head_change", "max_drop", "max_class_drop", "epochs", "path", "rho"]
 
 
 @dataclass(frozen=True)

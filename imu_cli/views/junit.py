@@ -1,5 +1,6 @@
 """Verdicts as JUnit XML, which CI systems show beside the tests."""
 
+from collections.abc import Mapping
 from xml.etree import ElementTree
 
 from imu_cli.records.evaluation import Evaluation, Requirement
@@ -43,6 +44,21 @@ def junit(result: Evaluation) -> str:
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'
 
 
+def refused(problems: Mapping[str, str]) -> str:
+    """An error for every requirement that cannot be judged, by its text: nothing was measured."""
+    counts = {"tests": str(len(problems)), "failures": "0", "errors": str(len(problems))}
+    root = ElementTree.Element("testsuites", {"name": "imu", **counts})
+    suite = ElementTree.SubElement(root, "testsuite", {"name": "imu evaluate", **counts, "skipped": "0", "time": "0"})
+    for text, said in problems.items():
+        shown = words.plain(said)
+        case = ElementTree.SubElement(
+            suite, "testcase", {"classname": "imu.requirement", "name": words.plain(text), "time": "0"}
+        )
+        ElementTree.SubElement(case, "error", {"message": shown, "type": "refused"}).text = shown
+    ElementTree.indent(root)
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'
+
+
 def _seconds(result: Evaluation) -> float:
     return sum(value for value in result.seconds.values() if words.finite(value))
 
@@ -53,6 +69,8 @@ def _case(suite: ElementTree.Element, result: Evaluation, item: Requirement) -> 
     )
     metric = next((metric for metric in result.metrics if metric.name == item.metric), None)
     said = f"{item.verdict}: compared {words.number(item.compared)}; {item.reason}"
+    if item.warning:
+        said += f"\nwarning: {item.warning}"
     if item.verdict in ELEMENTS:
         found = ElementTree.SubElement(case, ELEMENTS[item.verdict], {"message": said, "type": item.verdict})
         found.text = said if metric is None else f"{said}\n{metric.name}: {metric.definition}"

@@ -36,14 +36,30 @@ def influence_csv(result: Influence) -> Iterator[str]:
 
 
 def evaluation_csv(results: Sequence[Evaluation], names: Sequence[str]) -> Iterator[str]:
-    """One line a metric."""
+    """One line a metric, then one for the accuracy of each class in each split, named ``SPLIT.class_accuracy[CLASS]``."""
     header = ["model", "metric", "before", "after", "low", "high", "method", "n", "target", "missing"]
-    rows = [
+    rows: list[list[object]] = [
         [name, m.name, _plain(m.before), _plain(m.value), _plain(m.interval.low if m.interval else None),
          _plain(m.interval.high if m.interval else None), m.interval.method if m.interval else "", m.n or "",
          _plain(m.target), m.missing or ""]
         for result, name in zip(results, names, strict=True) for m in result.metrics
     ]  # fmt: skip
+    rows += [
+        [
+            name,
+            f"{row.split}.class_accuracy[{row.class_}]",
+            _plain(row.before),
+            _plain(row.after),
+            "",
+            "",
+            "",
+            row.n,
+            "",
+            "",
+        ]
+        for result, name in zip(results, names, strict=True)
+        for row in result.per_class
+    ]
     return rows_csv(header, rows)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imu_cli.records.definitions import DEFINITIONS
-from imu_cli.records.evaluation import Evaluation, Metric
+from imu_cli.records.evaluation import ClassRow, Evaluation, Metric
 from imu_cli.records.record import Record
 from imu_cli.views import words
 
@@ -85,17 +85,33 @@ def missing(metrics: Sequence[Metric]) -> Table:
 
 def requirements(result: Evaluation) -> Table:
     """The verdict on every requirement, and why."""
-    rows = [(item.verdict, item.text, words.number(item.compared), item.reason) for item in result.requirements]
+    rows = [
+        (item.verdict, item.text, words.number(item.compared), "; ".join(filter(None, [item.reason, item.warning])))
+        for item in result.requirements
+    ]
     return Table("Requirements", ("verdict", "requirement", "compared", "why"), rows, ("compared",))
 
 
-def per_class(result: Evaluation) -> Table:
-    """Accuracy of every class in every split."""
-    rows = [
-        (row.class_, row.split, str(row.n), words.percent(row.before), words.percent(row.after))
-        for row in result.per_class
-    ]
-    return Table("Accuracy per class", ("class", "split", "n", "before", "after"), rows, ("n", "before", "after"))
+def per_class(result: Evaluation, most: int | None = None) -> Table:
+    """Accuracy of every class in every split; of more than ``most`` those that changed most, and how many there are."""
+    shown, title = result.per_class, "Accuracy per class"
+    if most is not None and len(shown) > most:
+        changed = sorted((row for row in shown if _changed(row)), key=lambda row: -_changed(row))
+        few = (
+            f"the {most} most changed of {len(changed)} that changed"
+            if len(changed) > most
+            else f"the {len(changed)} that changed"
+        )
+        title += f": {few}, of {len(shown)}; all are in JSON, CSV, HTML and Markdown"
+        shown = changed[:most]
+    rows = [(row.class_, row.split, str(row.n), words.percent(row.before), words.percent(row.after)) for row in shown]
+    return Table(title, ("class", "split", "n", "before", "after"), rows, ("n", "before", "after"))
+
+
+def _changed(row: ClassRow) -> float:
+    """How far a class moved; without the original, how far it is from all right."""
+    after = row.after or 0.0
+    return abs((1.0 if row.before is None else row.before) - after)
 
 
 def per_part(result: Evaluation) -> Table:

@@ -1,6 +1,7 @@
 """Results as tables on a terminal: pure functions of what the pipeline returned."""
 
 import io
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from imu_cli.models.contents import Inspection
 from imu_cli.records.evaluation import Evaluation, Metric
-from imu_cli.records.extraction import Extracted
+from imu_cli.records.features import Extracted
 from imu_cli.records.influence import Influence
 from imu_cli.records.parts import ScoreInfo
 from imu_cli.records.record import Record
@@ -124,15 +125,15 @@ REACHED = {True: "bold green", False: "bold red", None: "bold yellow"}
 
 
 def record(result: Record, *, notes: bool = True) -> RenderableType:
-    """What an unlearning did: target, where it stopped, what changed; notes only where they were not told already."""
+    """What an unlearning did: what changed, where it stopped, and last the verdict; notes only where they were not told already."""
     result = words.printable(result)
-    title = Text(result.after.path, style="bold")
     return _blocks(
-        Group(title, Text(words.verdict(result), style=REACHED[result.reached]), drawn(tables.outcome(result))),
+        Text(result.after.path, style="bold"),
         *_filled(tables.path(result)),
         _pairs("", words.run_facts(result)),
         *_notes(result.notes if notes else []),
         Text(result.limit, style="dim"),
+        Group(drawn(tables.outcome(result)), Text(words.verdict(result), style=REACHED[result.reached])),
     )
 
 
@@ -156,6 +157,8 @@ def _filled(*parts: tables.Table) -> list[RenderableType]:
     return [drawn(part) for part in parts if part.rows]
 
 
+MOST_CLASSES = 20
+"""Rows of the table of classes on a terminal."""
 NARROW = 110
 """Columns below which what a metric is goes under the table: beside six columns of numbers it would be folded to words."""
 
@@ -189,18 +192,19 @@ def _summary(text: str) -> Text:
 
 
 def evaluation(result: Evaluation, *, per_class: bool = True, notes: bool = True) -> RenderableType:
-    """What was measured of a model, what was not, and the verdicts."""
+    """What was measured of a model and what was not; the verdicts come last, where a terminal stops scrolling."""
     result = words.printable(result)
     title = Text(f"{result.model.path}: scenario {result.scenario}, {result.forget.n} forget samples", style="bold")
     return _blocks(
-        Group(title, _summary(result.summary)),
-        *_filled(tables.requirements(result)),
+        title,
         _Measured(result.metrics),
         *_missing(result.metrics),
-        *_filled(tables.per_part(result), *([tables.per_class(result)] if per_class else [])),
+        *_filled(tables.per_part(result), *([tables.per_class(result, MOST_CLASSES)] if per_class else [])),
         _pairs("", words.evaluation_facts(result)),
         *_notes(result.notes if notes else []),
         Text(result.limit, style="dim"),
+        *_filled(tables.requirements(result)),
+        _summary(result.summary),
     )
 
 
@@ -244,7 +248,9 @@ def extracted(result: Extracted) -> RenderableType:
     result = words.printable(result)
     head, run = result.head, result.seconds
     taken = next((value for name, value in run.items() if name.startswith("features of")), 0.0)
-    which = " --forget class=NAME" if result.complete else ""
+    named = next(iter(result.forget.per_class), None)
+    which = ["--forget", f"class={named}"] if result.complete and named else []
+    following = shlex.join(["imu", "unlearn", result.model.path, "--features", result.output, *which])
     processes = f"{result.processes} process{'es' * (result.processes > 1)}"
     facts = [
         (
@@ -259,9 +265,7 @@ def extracted(result: Extracted) -> RenderableType:
         ("replay error", f"{head.replay_error:.1e} of the largest logit"),
         ("by", f"{processes}, {result.blocks} blocks, {taken:.1f} of {run['all']:.1f} s in the model"),
     ]
-    return _blocks(
-        _pairs(result.output, facts), Text(f"next: imu unlearn {result.model.path} --features {result.output}{which}")
-    )
+    return _blocks(_pairs(result.output, facts), Text(f"next: {following}"))
 
 
 def _files(result: Inspection) -> list[tuple[str, str]]:

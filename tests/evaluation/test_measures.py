@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imu_cli.evaluation import comparisons, curves, measures, summary
+from imu_cli.evaluation import comparisons, curves, measures, reference_heads, summary
 from imu_cli.evaluation.evidence import Evidence, Split
 from imu_cli.linear import refits, rows
 from imu_cli.linear.rows import Logits, Mapped
@@ -205,8 +205,8 @@ def test_a_retrained_head_has_no_gap_to_a_retrained_head() -> None:
 
 def test_the_refitted_heads_have_the_weight_decay_of_the_original() -> None:
     """It is found from the original head and its training samples."""
-    found = comparisons.refit(evidence(ORIGINAL))
-    assert isinstance(found, comparisons.Refitted)
+    found = reference_heads.refit(evidence(ORIGINAL))
+    assert isinstance(found, reference_heads.Refitted)
     assert found.l2 == pytest.approx(L2, rel=0.01)
 
 

@@ -280,7 +280,8 @@ def test_who_decides_the_architecture(here: Path) -> None:
     assert load(said, None, fallback=recorded).architecture.source == "model.record.json"
     assert load(plain, None, fallback=recorded).architecture.source == "model.record.json"
     with pytest.raises(
-        ImuError, match=r"its architecture is not known; no architecture .* add --arch file\.py:factory"
+        ImuError,
+        match=r"its architecture is not known; no architecture .* with its default arguments, fits .* --arch file\.py:factory",
     ):
         load(plain, None)
 

@@ -180,8 +180,9 @@ def test_a_config_cannot_name_code(tmp_path: Path, file: str) -> None:
     vit_folder(tmp_path)
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     edit(tmp_path / file, auto_map={"AutoModelForImageClassification": "evil.Net", "AutoImageProcessor": "evil.P"})
+    said = read_said(opened(tmp_path))
     with pytest.raises(RefusedError, match=r"names code of its own \(auto_map\)"):
-        load(opened(tmp_path), None)
+        _ = load(opened(tmp_path), None), find(None, [(item.steps, item.source) for item in said])
     assert not (tmp_path / "ran").exists()
 
 

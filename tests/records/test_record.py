@@ -324,7 +324,7 @@ def test_unknown_schemas_are_refused(path: Path, schema: Any) -> None:
 def test_files_that_are_not_json(tmp_path: Path, text: bytes) -> None:
     """What is not JSON is said so."""
     (tmp_path / "a.json").write_bytes(text)
-    with pytest.raises(ImuError, match=r"a\.json: not JSON; name a \.record\.json or \.evaluation\.json"):
+    with pytest.raises(ImuError, match=r"a\.json: not JSON \(.*\); name a \.record\.json or \.evaluation\.json"):
         read(tmp_path / "a.json")
 
 
@@ -332,7 +332,7 @@ def test_files_that_are_not_json(tmp_path: Path, text: bytes) -> None:
 def test_json_that_is_no_record(tmp_path: Path, text: str) -> None:
     """Any other JSON has no schema that is known."""
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(ImuError, match=r"a\.json: schema None is not known"):
+    with pytest.raises(ImuError, match=r"a\.json: (schema None is not known|not a JSON object)"):
         read(tmp_path / "a.json")
 
 

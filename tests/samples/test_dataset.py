@@ -380,9 +380,11 @@ def test_overlap_finds_every_row_that_a_comparison_of_all_pairs_finds(
     )
     b = again.subset(right)
     a.store.digests.known[:] = False
-    pairs = overlap(a, b)
+    found = overlap(a, b)
+    pairs = [*found.same, *found.twins]
     assert ({i for i, _ in pairs}, {j for _, j in pairs}) == slow_overlap(a, b)
-    assert all(a.location(i) == b.location(j) or a.stored(i) == b.stored(j) for i, j in pairs)
+    assert all(a.location(i) == b.location(j) for i, j in found.same)
+    assert all(a.location(i) != b.location(j) and a.stored(i) == b.stored(j) for i, j in found.twins)
     assert len(pairs) == len(set(pairs)) <= 2 * (len(left) + len(right))
 
 
@@ -390,7 +392,8 @@ def test_copies_do_not_multiply_out(tmp_path: Path) -> None:
     """Forty equal images on either side give a number of pairs that grows with 40, not with 1,600."""
     a = folder(tmp_path / "a", {f"{i}.png": colour(1) for i in range(40)})
     b = folder(tmp_path / "b", {f"{i}.png": colour(1) for i in range(40)})
-    pairs = overlap(a, b)
+    found = overlap(a, b)
+    pairs = [*found.same, *found.twins]
     assert {i for i, _ in pairs} == {j for _, j in pairs} == set(range(40))
     assert len(pairs) <= 80
 
@@ -402,7 +405,8 @@ def test_rows_of_two_splits_with_one_index_do_not_overlap() -> None:
     other[0] += 1
     a = SampleSet("a", list("0123"), [0] * 4, None, Pixels("c:/d#train", values), range(4))
     b = SampleSet("b", list("0123"), [0] * 4, None, Pixels("c:/d#test", other), range(4))
-    assert overlap(a, b) == [(0, 3), (1, 2), (2, 1)]
+    assert overlap(a, b).same == []
+    assert overlap(a, b).twins == [(0, 3), (1, 2), (2, 1)]
 
 
 def test_the_data_side_imports_no_torch() -> None:

@@ -273,7 +273,7 @@ def test_twenty_problems_are_shown_and_the_rest_counted(pets: Path) -> None:
         ("cat", "cat is a folder, not an image"),
         (".", "is a folder, not an image"),
         ("pipe.png", "is no regular file"),
-        ("cat/0.png\0.png", "is missing"),
+        ("cat/0.png\0.png", "holds a NUL"),
         ("cat\\0.png", "is missing; write / between folder names"),
         ("x" * 5000, "is missing"),
         ("   ", "the file name is empty"),
@@ -392,14 +392,30 @@ def test_a_label_the_data_set_knows_but_the_model_does_not_is_explained(pets: Pa
     assert list(load(pets, "file_name,label\ncat/0.png,2\n", data, NAMELESS).labels) == [2]
 
 
-def test_one_content_with_two_labels_is_refused_where_the_list_says_them(pets: Path) -> None:
-    """A copy under another name counts as the same image; where the data set itself is at odds it is a note."""
+def test_twins_with_two_labels_are_a_note_and_one_file_with_two_is_refused(pets: Path) -> None:
+    """Real data sets hold identical images under two labels; what a selector takes, the list that it writes is taken, too."""
     (pets / "hen/copy.png").write_bytes((pets / "cat/0.png").read_bytes())
-    said = problems(pets, "file_name,label\ncat/0.png,cat\nhen/copy.png,hen\n")
+    said = problems(pets, "file_name,label\ncat/0.png,cat\ncat/0.png,hen\n")
     assert said == ["forget.csv:3: the same image has another label at forget.csv:2: cat/0.png"]
     forget = load_forget("class=cat,hen", open_folder(pets), None, PETS)
     assert len(forget) == 7
     assert forget.notes == ("class=cat,hen: 1 images have a copy with another label",)
+    data = open_folder(pets)
+    for text in ("file_name,label\ncat/0.png,cat\nhen/copy.png,hen\n", "file_name\ncat/0.png\nhen/copy.png\n"):
+        (said,) = load(pets, text, data).notes
+        assert said.endswith("forget.csv: 1 images have a copy with another label")
+    written = load(pets, manifest_text(data, select_rows(data, ["class=cat,hen"])), data)
+    assert list(written.labels) == list(forget.labels)
+
+
+def test_a_twin_that_stays_in_the_data_set_is_said(pets: Path) -> None:
+    """A sample is not forgotten while its twin is remembered; where both are listed, or no data set is given, nothing is said."""
+    (pets / "cat/twin.png").write_bytes((pets / "cat/0.png").read_bytes())
+    data = open_folder(pets)
+    (said,) = load(pets, "file_name\ncat/0.png\ncat/1.png\n", data).notes
+    assert "forget.csv: 1 forget samples have a twin (the same bytes) among the rows of --data that stay" in said
+    assert not any("have a twin" in note for note in load(pets, "file_name\ncat/0.png\ncat/twin.png\n", data).notes)
+    assert not any("have a twin" in note for note in load(pets, "file_name,label\ncat/0.png,cat\n").notes)
 
 
 def test_an_unreadable_or_missing_list_is_an_error(pets: Path) -> None:
@@ -653,7 +669,7 @@ def test_a_list_of_ids_is_a_data_set_without_names(pets: Path) -> None:
 
 
 def test_a_list_of_what_to_retain_points_into_the_data_set(pets: Path) -> None:
-    """An index counts rows of --data and names are below its folder; a test list has its own folder."""
+    """An index counts rows of --data; names are below the list's own folder, whatever the list is for, else below --data's."""
     lists = pets.parent / "lists"
     draw(lists / "hen" / "0.png", 60)
     (lists / "rest.csv").write_text("index\n1\n2\n")
@@ -661,9 +677,12 @@ def test_a_list_of_what_to_retain_points_into_the_data_set(pets: Path) -> None:
     data = open_folder(pets)
     kept = open_source(str(lists / "rest.csv"), "retain", data)
     assert (kept.names, kept.classes) == (["cat/1.png", "cat/2.png"], ("cat",))
-    assert overlap(kept, data) == [(0, 1), (1, 2)]
-    assert open_source(str(lists / "names.csv"), "retain", data).location(0) == data.location(6)
-    assert open_source(str(lists / "names.csv"), "test", data).location(0) == str((lists / "hen/0.png").resolve())
+    assert overlap(kept, data).same == [(0, 1), (1, 2)]
+    for role in ("retain", "test"):
+        assert open_source(str(lists / "names.csv"), role, data).location(0) == str((lists / "hen/0.png").resolve())
+    (lists / "hen/0.png").unlink()
+    for role in ("retain", "test"):
+        assert open_source(str(lists / "names.csv"), role, data).location(0) == data.location(6)
     with pytest.raises(InvalidRowsError, match="counts rows of --data; give --data"):
         open_source(str(lists / "rest.csv"), "retain")
 
@@ -731,7 +750,7 @@ def test_a_list_is_written_whole_or_not_at_all(pets: Path, tmp_path: Path) -> No
         os.umask(old)
     assert out.stat().st_mode & 0o777 == 0o640
     assert out.read_text() == "file_name,label\ncat/0.png,cat\n"
-    with pytest.raises(ImuError, match="exists; choose another name, or --force"):
+    with pytest.raises(ImuError, match="exists; choose another --output, or --force"):
         write_manifest(data, [1], out)
     write_manifest(data, [1], out, force=True)
     assert out.read_text() == "file_name,label\ncat/1.png,cat\n"

@@ -1,4 +1,5 @@
 import gzip
+import importlib
 import os
 import pickle
 import runpy
@@ -332,7 +333,7 @@ def test_a_damaged_batch_is_read_or_an_error_that_names_it(
     [
         ({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}, "2 images and 1 labels"),
         ({"data": np.zeros((1, 3072), np.uint8), "labels": [10]}, "row 0 has label 10, classes are 0 to 9"),
-        ({"data": np.zeros((1, 3072), np.uint8), "labels": ["cat"]}, "row 0 has label cat"),
+        ({"data": np.zeros((1, 3072), np.uint8), "labels": ["cat"]}, "row 0 has label 'cat'"),
         ({"data": np.zeros((1, 3072), np.int32), "labels": [1]}, "no uint8 array 'data'"),
         ({"data": np.zeros((1, 28), np.uint8), "labels": [1]}, "no uint8 array 'data'"),
         ({"data": np.array([None]), "labels": [1]}, "something other than whole numbers"),
@@ -549,3 +550,74 @@ def test_a_class_folder_of_fifty_thousand_files_is_listed_in_under_a_second(tmp_
     start = time.perf_counter()
     assert len(open_folder(tmp_path)) == 50_000
     assert time.perf_counter() - start < 1
+
+
+# --- what a file claims is held against what it has
+
+
+class _Asks:
+    """Pickles to numpy's own names, with a number of bytes where the bytes belong."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __reduce__(self) -> Any:
+        home = "numpy._core" if int(np.__version__.partition(".")[0]) > 1 else "numpy.core"
+        return importlib.import_module(f"{home}.numeric")._frombuffer, (
+            self.count,
+            np.dtype(np.uint8),
+            (self.count // 3072, 3072),
+            "C",
+        )
+
+
+def test_a_batch_that_asks_for_memory(tmp_path: Path) -> None:
+    """An array whose bytes are a number would be so many zeros: sixty bytes that take ten gigabytes."""
+    write_cifar10(tmp_path)
+    path = tmp_path / "cifar-10-batches-py" / "test_batch"
+    path.write_bytes(pickle.dumps({"data": _Asks(3072 * 3_000_000), "labels": [0]}))
+    with pytest.raises(ImuError, match="an array without its bytes"):
+        open_named(f"cifar10:{tmp_path}#test", "data")
+
+
+@pytest.mark.parametrize("odd", ["bomb", "digits", "text"])
+def test_a_label_that_would_fill_the_message(tmp_path: Path, odd: str) -> None:
+    """Nested references, thousands of digits and long texts are cut where they are shown."""
+    bomb: Any = [0]
+    for _ in range(60):
+        bomb = [bomb, bomb]
+    label = {"bomb": bomb, "digits": 10**6000, "text": "x" * 10**6}[odd]
+    write_cifar10(tmp_path)
+    path = tmp_path / "cifar-10-batches-py" / "test_batch"
+    batch = pickle.loads(path.read_bytes())
+    path.write_bytes(pickle.dumps({**batch, "labels": [label, *batch["labels"][1:]]}))
+    with pytest.raises(ImuError, match="row 0 has label") as caught:
+        open_named(f"cifar10:{tmp_path}#test", "data")
+    assert len(str(caught.value)) < 1000
+
+
+def test_names_of_classes_that_are_none(tmp_path: Path) -> None:
+    """Lists among the names, and a list of coarse labels that is too short."""
+    write_cifar10(tmp_path)
+    path = tmp_path / "cifar-10-batches-py" / "batches.meta"
+    path.write_bytes(pickle.dumps({"label_names": [["a"], *list("bcdefghij")]}))
+    with pytest.raises(ImuError, match="names that are no text"):
+        open_named(f"cifar10:{tmp_path}#test", "data")
+    home = tmp_path / "cifar-100-python"
+    home.mkdir()
+    rows = np.zeros((3, 3072), np.uint8)
+    (home / "meta").write_bytes(pickle.dumps({"fine_label_names": ["a", "b"], "coarse_label_names": ["c"]}))
+    (home / "test").write_bytes(pickle.dumps({"data": rows, "fine_labels": [0, 1, 1], "coarse_labels": [0, 0]}))
+    with pytest.raises(ImuError, match="3 images and 2 coarse labels"):
+        open_named(f"cifar100:{tmp_path}#test", "data")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_idx_file_that_promises_what_it_has_not(tmp_path: Path, packed: bool) -> None:
+    """Four hundred million images in a few bytes are refused before they are read, or room is made for them."""
+    home = write_idx(tmp_path, "MNIST", packed)
+    path = home / ("train-images-idx3-ubyte" + ".gz" * packed)
+    content = b"\0\0\x08\x03" + b"".join(size.to_bytes(4, "big") for size in (400_000_000, 28, 28))
+    path.write_bytes(gzip.compress(content) if packed else content)
+    with pytest.raises(ImuError, match="promises 313,600,000,000 bytes and has"):
+        open_named(f"mnist:{tmp_path}", "data")

@@ -8,8 +8,8 @@ from imu_cli.errors import ImuError
 from imu_cli.influence import closed_form
 from imu_cli.linear import objective
 from imu_cli.unlearning import ascent
-from imu_cli.unlearning.ascent import Limits, NormalisedStep, Objective, Outcome, StochasticSteps
-from imu_cli.unlearning.scenario import looker
+from imu_cli.unlearning.ascent import NormalisedStep, Objective, Outcome, StochasticSteps
+from imu_cli.unlearning.targets import Limits, looker
 
 CASE = Case(40, 10, 7, True, 8.0)
 

@@ -2,12 +2,12 @@ import pytest
 import torch
 
 from imu_cli.linear import margins
-from imu_cli.unlearning import scenario
-from imu_cli.unlearning.ascent import Limits
+from imu_cli.unlearning import scenario, targets
 from imu_cli.unlearning.matched import fit as subject
 from imu_cli.unlearning.matched import problem as problem_module
 from imu_cli.unlearning.matched import solvers
-from imu_cli.unlearning.scenario import HeldOut, Plan
+from imu_cli.unlearning.scenario import Plan
+from imu_cli.unlearning.targets import Comparison, HeldOut, Limits
 
 
 class Fitted:
@@ -41,9 +41,10 @@ class Fitted:
         optimiser.step(loss)
         self.head = head.detach()
         self.plan: Plan = scenario.plan(kind, "test", self.labels, c, "auto")  # type: ignore[arg-type]
-        self.held: HeldOut = scenario.held_out(held, held_labels, self.plan.forgotten)
+        self.held: HeldOut = targets.held_out(held, held_labels, self.plan.forgotten)
         hits = int(((self.h @ self.head.T).argmax(1) == self.labels).sum())
-        goal, _ = scenario.target(self.plan, None, self.held, self.head, self.labels, self.true_labels, hits)
+        self.unseen = Comparison(self.plan, self.labels, self.true_labels, self.held)
+        goal, _ = targets.target(self.plan, None, self.unseen, self.head, hits, n)
         assert goal is not None
         self.goal = goal
 
@@ -51,15 +52,15 @@ class Fitted:
         self, goal: float | None = None, *, by_accuracy: bool = False, max_auc: float | None = 0.51, held: bool = True
     ):
         return subject.aim(
-            self.plan, self.h, self.labels, self.head, self.goal if goal is None else goal, self.held if held else None,
-            by_accuracy=by_accuracy, true_labels=self.true_labels, max_auc=max_auc,
+            self.h, self.labels, self.head, self.goal if goal is None else goal, self.unseen if held else None,
+            kind=self.plan.kind, by_accuracy=by_accuracy, max_auc=max_auc,
         )  # fmt: skip
 
     def problem(self, aim: subject.Aim) -> problem_module.Problem:
         return subject.prepare(self.h, self.labels, self.head, aim.targets, self.held, damping=0.01, class_factor=True)
 
     def run(self, aim: subject.Aim, *, goal: float | None = None, drop: float | None = None, rho: float | None = None):
-        look = scenario.looker(self.h, self.plan.members, self.head, self.held)
+        look = targets.looker(self.h, self.plan.members, self.head, self.held)
         limits = Limits(self.goal if goal is None else goal, 1000, None, drop)
         *points, last = subject.run(self.problem(aim), aim, look, limits, lambda head: head, rho)
         assert isinstance(last, subject.Matched)
@@ -178,9 +179,16 @@ def test_whole_classes_are_not_aimed_at_their_held_out_margins() -> None:
     case = Fitted()
     plan = scenario.plan("class", "test", torch.zeros(6, dtype=torch.int64), 4, "auto")
     rows = case.labels == 0
-    held = scenario.held_out(case.held.h, case.held.labels, plan.forgotten)
+    held = targets.held_out(case.held.h, case.held.labels, plan.forgotten)
     aim = subject.aim(
-        plan, case.h[rows], case.labels[rows], case.head, 0.005, held, by_accuracy=False, true_labels=None, max_auc=0.51
+        case.h[rows],
+        case.labels[rows],
+        case.head,
+        0.005,
+        Comparison(plan, case.labels[rows], None, held),
+        kind="class",
+        by_accuracy=False,
+        max_auc=0.51,
     )
     assert aim.retarget is None
     assert aim.max_auc is None
@@ -190,9 +198,18 @@ def test_beyond_capacity_targets_stay(fitted: Fitted) -> None:
     """More samples than margins that the head can set: targets that follow the head would run ahead of what can come."""
     head, most = fitted.head[:, :5], 3 * 5  # four features and a bias, four classes
     h, labels = fitted.h[:, :5], fitted.labels
-    held = scenario.held_out(fitted.held.h[:, :5], fitted.held.labels, ())
+    held = targets.held_out(fitted.held.h[:, :5], fitted.held.labels, ())
     for n, follows in ((most, True), (most + 1, False)):
         plan = scenario.plan("sample", "test", labels[:n], 4, "auto")
-        made = subject.aim(plan, h[:n], labels[:n], head, 0.5, held, by_accuracy=False, true_labels=None, max_auc=0.51)
+        made = subject.aim(
+            h[:n],
+            labels[:n],
+            head,
+            0.5,
+            Comparison(plan, labels[:n], None, held),
+            kind="sample",
+            by_accuracy=False,
+            max_auc=0.51,
+        )
         assert (made.retarget is not None) is follows
         assert made.max_auc == 0.51

@@ -18,16 +18,8 @@ from torch import Tensor
 
 from imu_cli.cli import main
 from imu_cli.errors import ImuError
-from imu_cli.unlearning.scenario import (
-    CLASS_TARGET,
-    confusion_share,
-    decide,
-    held_out,
-    looker,
-    parse_until,
-    plan,
-    target,
-)
+from imu_cli.unlearning.scenario import decide, plan
+from imu_cli.unlearning.targets import CLASS_TARGET, Comparison, confusion_share, held_out, looker, parse_until, target
 
 C, D = 4, 6
 
@@ -281,7 +273,7 @@ def test_samples_fall_to_the_accuracy_of_unseen_ones(seed: int) -> None:
     rate = brute_force_accuracy(h, labels, forget, weights)
     made = plan("sample", "x", forget, C, "auto")
     for hits in (37, math.ceil(37 * rate) + 1):
-        found, source = target(made, None, held_out(h, labels, ()), weights, forget, None, hits)
+        found, source = target(made, None, Comparison(made, forget, None, held_out(h, labels, ())), weights, hits, 37)
         assert found is not None
         counts = [k / 37 for k in range(hits)]
         assert found == min(counts, key=lambda share: abs(share - rate))
@@ -294,7 +286,9 @@ def test_samples_that_are_at_the_target_already_are_given_the_rate_itself() -> N
     forget = torch.zeros(37, dtype=torch.int64)
     made = plan("sample", "x", forget, C, "auto")
     rate = brute_force_accuracy(h, labels, forget, head())
-    found, _ = target(made, None, held_out(h, labels, ()), head(), forget, None, math.floor(37 * rate))
+    found, _ = target(
+        made, None, Comparison(made, forget, None, held_out(h, labels, ())), head(), math.floor(37 * rate), 37
+    )
     assert found == pytest.approx(rate, abs=1e-12)
 
 
@@ -305,12 +299,15 @@ def test_other_sources_of_a_target() -> None:
     held = held_out(h, test_labels, ())
     for kind in ("class", "sample", "mislabelled"):
         made = plan(kind, "x", labels, C, "auto")
-        assert target(made, "forget.accuracy<=0.5", held, head(), labels, None, 12) == (0.5, "--until")
-    assert target(plan("class", "x", labels, C, "auto"), None, held, head(), labels, None, 12)[0] == CLASS_TARGET
-    value, why = target(plan("sample", "x", labels, C, "auto"), None, None, head(), labels, None, 12)
+        assert target(made, 0.5, Comparison(made, labels, None, held), head(), 12, 12) == (0.5, "--until")
+    assert (
+        target(plan("class", "x", labels, C, "auto"), None, Comparison(made, labels, None, held), head(), 12, 12)[0]
+        == CLASS_TARGET
+    )
+    value, why = target(plan("sample", "x", labels, C, "auto"), None, None, head(), 12, 12)
     assert value is None
     assert "add --test DATA (held-out accuracy) or --until" in why
-    assert target(plan("mislabelled", "x", labels, C, "auto"), None, None, head(), labels, None, 12)[0] == 1 / C
+    assert target(plan("mislabelled", "x", labels, C, "auto"), None, None, head(), 12, 12)[0] == 1 / C
 
 
 def brute_force_confusion(predicted: Tensor, test_labels: Tensor, labels: Tensor, true: Tensor | None) -> float:
@@ -343,7 +340,9 @@ def test_wrong_labels_fall_to_the_rate_of_that_confusion(seed: int, known: str) 
     rate = brute_force_confusion(predicted, test_labels, labels, truth)
     assert confusion_share(predicted, test_labels, labels, truth) == pytest.approx(rate, rel=1e-12)
     made = plan("mislabelled", "x", labels, C, "auto")
-    found, source = target(made, None, held_out(h, test_labels, ()), head(seed), labels, truth, 23)
+    found, source = target(
+        made, None, Comparison(made, labels, truth, held_out(h, test_labels, ())), head(seed), 23, 23
+    )
     assert found == min((k / 23 for k in range(23)), key=lambda share: abs(share - rate))
     assert f"{rate:.2%}, the original's rate of these confusions" in source
 

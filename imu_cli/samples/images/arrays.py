@@ -14,11 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imu_cli.errors import ImuError
+from imu_cli.files import memory
+from imu_cli.files.reading import content, cut, shown
 from imu_cli.samples.columns import RowNames, numbers
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images.stores import Pixels
 
 DIGITS = tuple("0123456789")
+AGAIN = "get the file again"
+MAX_BATCH = 2**31
+"""Bytes of a pickled batch; CIFAR-100's training images have 155 million."""
+MAX_GROWTH = 1_100
+"""Times that a packed file may grow: deflate packs to a 1,032nd at most."""
 FASHION = (
     "T-shirt/top",
     "Trouser",
@@ -45,7 +52,7 @@ def _of_array(
         raise ImuError(f"{source}: holds {len(values)} images and {len(labels)} labels; the files are damaged")
     if not set(map(type, labels)) <= {int} or not 0 <= min(labels, default=0) <= max(labels, default=0) < len(classes):
         odd = next(r for r, label in enumerate(labels) if type(label) is not int or not 0 <= label < len(classes))
-        raise ImuError(f"{source}: row {odd} has label {labels[odd]}, classes are 0 to {len(classes) - 1}")
+        raise ImuError(f"{source}: row {odd} has label {shown(labels[odd])}, classes are 0 to {len(classes) - 1}")
     return SampleSet(
         source,
         RowNames(range(len(labels))),
@@ -92,6 +99,8 @@ class _Dtype:
 def _numbers(data: Any, dtype: Any, shape: Any, order: Any) -> NDArray[Any]:
     if not isinstance(dtype, _Dtype) or not re.fullmatch(r"[iu][1248]", str(dtype.code)):
         raise pickle.UnpicklingError("an array of something other than whole numbers")
+    if not isinstance(data, bytes | bytearray):  # a number would ask for so many bytes
+        raise pickle.UnpicklingError("an array without its bytes")
     kind = np.dtype((dtype.order if dtype.order in ("<", ">") else "=") + dtype.code)
     return np.frombuffer(bytes(data), kind).reshape(tuple(shape), order=order)
 
@@ -131,9 +140,11 @@ def _batch(source: str, path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ImuError(f"{source}: {path} is missing; nothing is downloaded, put it there")
     try:
-        found = _BatchUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        found = _BatchUnpickler(io.BytesIO(content(path, MAX_BATCH, AGAIN)), encoding="latin1").load()
+    except ImuError as error:
+        raise ImuError(f"{source}: {error}") from error
     except Exception as error:  # hostile or torn pickles make the unpickler raise anything at all
-        raise ImuError(f"{source}: {path} is no batch of images ({error}); get the file again") from error
+        raise ImuError(f"{source}: {path} is no batch of images ({cut(str(error))}); {AGAIN}") from error
     if not isinstance(found, dict):
         raise ImuError(f"{source}: {path} holds a {type(found).__name__}, not a batch; get the file again")
     return found
@@ -145,6 +156,13 @@ def _listed(source: str, path: Path, batch: Mapping[str, Any], key: str) -> list
         found = found.values.tolist()
     if not isinstance(found, list):
         raise ImuError(f"{source}: {path} has no list '{key}'; get the file again")
+    return found
+
+
+def _names(source: str, path: Path, batch: Mapping[str, Any], key: str) -> list[str]:
+    found = _listed(source, path, batch, key)
+    if not all(isinstance(name, str) for name in found):
+        raise ImuError(f"{source}: {path} has names that are no text in '{key}'; {AGAIN}")
     return found
 
 
@@ -171,7 +189,7 @@ def open_cifar10(path: Path, source: str, split: str) -> SampleSet:
     batches = [(part, _batch(source, part)) for part in parts]
     values = _cifar_pixels(np.concatenate([_cifar_images(source, part, batch) for part, batch in batches]))
     labels = [label for part, batch in batches for label in _listed(source, part, batch, "labels")]
-    names = _listed(source, home / "batches.meta", _batch(source, home / "batches.meta"), "label_names")
+    names = _names(source, home / "batches.meta", _batch(source, home / "batches.meta"), "label_names")
     return _of_array(source, f"cifar10:{home}#{split}", values, labels, tuple(names))
 
 
@@ -184,14 +202,25 @@ def open_cifar100(path: Path, source: str, split: str) -> SampleSet:
     home = _home(source, path, ("cifar-100-python",), ("train", "test"))
     part, meta = home / split, _batch(source, home / "meta")
     batch = _batch(source, part)
-    fine, coarse = (_listed(source, home / "meta", meta, f"{kind}_label_names") for kind in ("fine", "coarse"))
+    fine, coarse = (_names(source, home / "meta", meta, f"{kind}_label_names") for kind in ("fine", "coarse"))
     above = _listed(source, part, batch, "coarse_labels")
     if not all(isinstance(label, int) and 0 <= label < len(coarse) for label in above):
         raise ImuError(f"{source}: {part} has coarse labels beyond its {len(coarse)} names; get the file again")
     columns = {"coarse": [coarse[label] for label in above]}
     values = _cifar_pixels(_cifar_images(source, part, batch))
+    if len(above) != len(values):
+        raise ImuError(f"{source}: {part} holds {len(values)} images and {len(above)} coarse labels; {AGAIN}")
     labels = _listed(source, part, batch, "fine_labels")
     return _of_array(source, f"cifar100:{home}#{split}", values, labels, tuple(fine), columns)
+
+
+def _refuse_claim(where: str, wanted: int, there: int, *, packed: bool) -> None:
+    """Refuse a header that promises more than its file can hold, or than there is memory for, before any of it is read."""
+    if wanted > there * (MAX_GROWTH if packed else 1):
+        raise ImuError(
+            f"{where}: promises {wanted:,} bytes and has {there:,}, so it is truncated or no idx file; {AGAIN}"
+        )
+    memory.require(wanted, None, where, f"{wanted:,} bytes of images", "take it apart")
 
 
 def _idx(source: str, home: Path, stem: str, dimensions: int) -> NDArray[np.uint8]:
@@ -207,6 +236,7 @@ def _idx(source: str, home: Path, stem: str, dimensions: int) -> NDArray[np.uint
             if header[:4] != bytes([0, 0, 8, dimensions]) or len(sizes) != dimensions:
                 raise ImuError(f"{source}: {path} is no idx file of {dimensions} dimensions; get the file again")
             wanted = math.prod(sizes.tolist())
+            _refuse_claim(f"{source}: {path}", wanted, path.stat().st_size, packed=path.suffix == ".gz")
             # One byte more than promised, not all there is: a gzip file may unpack to anything.
             data = file.read(wanted + 1)
     except (OSError, EOFError, zlib.error, ValueError, OverflowError, MemoryError) as error:
@@ -251,12 +281,18 @@ def open_svhn(path: Path, source: str, split: str) -> SampleSet:
     Raises:
         ImuError: the file is missing or damaged.
     """
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
 
     home = _home(source, path, (), (f"{split}_32x32.mat",))
     try:
-        found = loadmat(home / f"{split}_32x32.mat", variable_names=["X", "y"])
+        file = home / f"{split}_32x32.mat"
+        for name, shape, _ in whosmat(file):
+            if name in ("X", "y"):
+                _refuse_claim(f"{source}: {file.name}", math.prod(shape), file.stat().st_size, packed=True)
+        found = loadmat(file, variable_names=["X", "y"])
         images, labels = found["X"], found["y"].reshape(-1).astype(np.int64)
+    except ImuError:
+        raise
     except Exception as error:  # scipy raises what it likes on a torn file
         raise ImuError(f"{source}: {split}_32x32.mat cannot be read ({error}); get the file again") from error
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3):

@@ -9,8 +9,9 @@ import itertools
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imu_cli.errors import ImuError
+from imu_cli.errors import ImuError, InvalidRowsError, RefusedError
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images.preprocessing import Preprocessing
 
@@ -41,14 +42,49 @@ def _by_processes(images: int, beside: bool) -> bool:
     return beside and images >= PROCESSES_FROM and sys.platform == "linux"
 
 
-def _shaped(images: SampleSet, rows: Sequence[int], preprocess: Preprocessing) -> Piece:
-    stored = images.pixels(rows)
+@dataclass(frozen=True)
+class Spoilt:
+    """What a task answers that has images which cannot be had: what is wrong with each."""
+
+    problems: tuple[str, ...]
+
+
+Answer = Piece | Spoilt | ImuError
+"""What a worker hands back. An error is an answer: raised in another process it would come back as a traceback."""
+
+
+def _shaped(images: SampleSet, rows: Sequence[int], preprocess: Preprocessing) -> Piece | Spoilt:
+    stored = images.arrays(rows)
     if stored is not None and preprocess.takes(stored):
         return stored
-    arrays = [preprocess.shape(images.read(row)) for row in rows]
+    arrays, problems = [], []
+    for row in rows:
+        try:
+            arrays.append(_one(images, row, preprocess))
+        except RefusedError:
+            raise
+        except ImuError as error:
+            problems.append(str(error))
+    if problems:
+        return Spoilt(tuple(problems))
     for row, array in zip(rows, arrays, strict=True):
         _refuse_shape(images, row, array.shape, arrays[0].shape)
     return np.stack(arrays)
+
+
+def _one(images: SampleSet, row: int, preprocess: Preprocessing) -> NDArray[Any]:
+    image = images.read(row)
+    try:
+        return preprocess.shape(image)
+    except RefusedError:
+        raise
+    except ImuError as error:
+        raise ImuError(f"{images.where(row)}: {error}") from error
+    except Exception as error:  # libraries raise anything where a mode or a size does not suit them
+        raise ImuError(
+            f"{images.where(row)}: cannot be preprocessed (mode {image.mode}, {image.width} x {image.height}: {error}); "
+            "convert it to RGB, or leave it out"
+        ) from error
 
 
 def _refuse_shape(images: SampleSet, row: int, shape: tuple[int, ...], first: tuple[int, ...]) -> None:
@@ -60,7 +96,7 @@ def _refuse_shape(images: SampleSet, row: int, shape: tuple[int, ...], first: tu
 
 
 class Tasks:
-    """Pieces by number, for a loader's processes. An error is an answer: raised there it would come back as a traceback."""
+    """Answers by number, for a loader's processes."""
 
     def __init__(self, images: SampleSet, preprocess: Preprocessing, tasks: Sequence[Sequence[int]]) -> None:
         self.images, self.preprocess, self.tasks = images, preprocess, tasks
@@ -68,7 +104,7 @@ class Tasks:
     def __len__(self) -> int:
         return len(self.tasks)
 
-    def __getitem__(self, number: int) -> Piece | ImuError:
+    def __getitem__(self, number: int) -> Answer:
         try:
             return _shaped(self.images, self.tasks[number], self.preprocess)
         except ImuError as error:
@@ -79,8 +115,8 @@ def _same(answer: Any) -> Any:
     return answer
 
 
-def from_processes(tasks: Tasks, count: int, ahead: int) -> Iterator[Piece]:
-    """The pieces in order, from so many forked processes, so many of them made ahead."""
+def from_processes(tasks: Tasks, count: int, ahead: int) -> Iterator[Answer]:
+    """The answers in order, from so many forked processes, so many of them made ahead."""
     from torch.utils.data import DataLoader
 
     # Arrays, not tensors: those would go through shared memory, of which a container has little.
@@ -93,25 +129,41 @@ def from_processes(tasks: Tasks, count: int, ahead: int) -> Iterator[Piece]:
         # Forking beside threads is safe here: the children only decode, on one thread each.
         warnings.simplefilter("ignore", DeprecationWarning)
         answers = iter(loader)
-    for answer in answers:
-        if isinstance(answer, ImuError):
-            raise answer
-        yield answer
+    yield from answers
 
 
-def from_threads(tasks: Tasks, count: int, ahead: int) -> Iterator[Piece]:
-    """The pieces in order, from so many threads, so many of them made ahead."""
+def from_threads(tasks: Tasks, count: int, ahead: int) -> Iterator[Answer]:
+    """The answers in order, from so many threads, so many of them made ahead."""
     with ThreadPoolExecutor(count) as pool:
         numbers = iter(range(len(tasks)))
         pending = [pool.submit(tasks.__getitem__, number) for number in itertools.islice(numbers, max(ahead, count))]
-        while pending:
-            answer = pending.pop(0).result()
+        try:
+            while pending:
+                answer = pending.pop(0).result()
+                pending += [pool.submit(tasks.__getitem__, number) for number in itertools.islice(numbers, 1)]
+                yield answer
+        finally:
+            for task in pending:
+                task.cancel()
+
+
+def _whole(answers: Iterable[Answer]) -> Iterator[Piece]:
+    """The pieces up to the first image that cannot be had; then the rest is decoded only to name all of those.
+
+    Raises:
+        InvalidRowsError: images that cannot be decoded, all of the set.
+        ImuError: an image of another shape, unless others could not be decoded before it.
+    """
+    problems: list[str] = []
+    for answer in answers:
+        if isinstance(answer, Spoilt):
+            problems += answer.problems
+        elif not problems:
             if isinstance(answer, ImuError):
-                for task in pending:
-                    task.cancel()
                 raise answer
-            pending += [pool.submit(tasks.__getitem__, number) for number in itertools.islice(numbers, 1)]
             yield answer
+    if problems:
+        raise InvalidRowsError(list(dict.fromkeys(problems)))  # a set may name an image twice
 
 
 def batches(
@@ -123,14 +175,15 @@ def batches(
     the cores are free to decode.
 
     Raises:
-        ImuError: an image cannot be decoded, or its shape is not that of the others.
+        InvalidRowsError: images cannot be decoded; all of them are named once the rest has been decoded.
+        ImuError: an image's shape is not that of the others.
     """
     wanted = range(len(images)) if rows is None else rows
     parts = [wanted[start : start + size] for start in range(0, len(wanted), size)]
     tasks = [part[start : start + ROWS_A_TASK] for part in parts for start in range(0, len(part), ROWS_A_TASK)]
     make = from_processes if _by_processes(len(wanted), beside) else from_threads
     count = workers() if beside else max(1, workers() - 1)
-    pieces = make(Tasks(images, preprocess, tasks), count, 2 * -(-size // ROWS_A_TASK))
+    pieces = _whole(make(Tasks(images, preprocess, tasks), count, 2 * -(-size // ROWS_A_TASK)))
     first: tuple[int, ...] | None = None
     for part in parts:
         taken = list(itertools.islice(pieces, -(-len(part) // ROWS_A_TASK)))

@@ -6,22 +6,28 @@ two lines of torch, to the bit.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
-import yaml
-from annotated_types import Gt, MinLen
+from annotated_types import Ge, Le, Len, MinLen
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
 from imu_cli.errors import ImuError, RefusedError
+from imu_cli.files import memory, yaml_reading
+from imu_cli.files.checking import Finite, Said, Side, Spread, checked, problem
+from imu_cli.files.reading import cut, shown
 from imu_cli.models import libraries
+from imu_cli.samples.dataset import SampleSet
+from imu_cli.samples.images.stores import MAX_PIXELS
+from imu_cli.samples.inputs import InputStep
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
@@ -33,14 +39,37 @@ PRESETS: dict[str, dict[str, Any]] = {
     "none": {},
 }
 
-PositiveInt = Annotated[int, Gt(0)]
+KEYS = "write keys such as size, crop, mean, std"
+AT_ONCE = 12
+"""Images that are in memory together at least: three batches of the fewest, since two are decoded ahead."""
+PIXEL_BYTES = 24
+"""Bytes of a pixel that enters a model: three channels in float32, and as much again for what is made of them first."""
 
 
-class Preprocessing(Protocol):
-    """What an image goes through, in two parts: what a decoding thread does, and what the model's device does."""
+def _no_switch(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number, not yes or no")
+    return value
 
-    def described(self) -> dict[str, Any]:
-        """As it stands in the record and the cache key, and as ``parse`` reads it again."""
+
+Length = Annotated[Side, BeforeValidator(_no_switch)]
+
+
+class Preprocessing(InputStep, Protocol):
+    """The input step of images: what a decoding thread does to one, and what the model's device does to a batch."""
+
+    @property
+    def side(self) -> int:
+        """The longest side that a square image has on the way, 0 where images stay as they are."""
+        return 0
+
+    def batches(
+        self, samples: SampleSet, size: int, rows: Sequence[int] | None = None, *, beside: bool = False
+    ) -> Iterator[Tensor]:
+        """Images decoded ahead, (size, channels, height, width); see ``decoding.batches``."""
+        from imu_cli.samples.images import decoding
+
+        return decoding.batches(samples, self, size, rows, beside=beside)
 
     def shape(self, image: Image.Image) -> NDArray[Any]:
         """One image to a (height, width, channels) array."""
@@ -70,13 +99,26 @@ def _normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
     return scaled.sub_(less.view(-1, 1, 1)).div_(over.view(-1, 1, 1))
 
 
+def refuse_stretched(image: Image.Image, side: int) -> None:
+    """Refuse an image so long that, with its shorter side resized to ``side``, it would fill the memory.
+
+    Raises:
+        ImuError: no place in the message.
+    """
+    short, long = sorted(image.size)
+    if side * side * long > MAX_PIXELS * short:
+        raise ImuError(
+            f"is {image.width} x {image.height}, and too large once its shorter side has {side} pixels; crop it, or leave it out"
+        )
+
+
 def _sides(given: int | tuple[int, int]) -> list[int]:
     """As torchvision wants a size: one side, or height and width."""
     return [given] if isinstance(given, int) else list(given)
 
 
 @dataclass(frozen=True)
-class Preprocess:
+class Preprocess(Preprocessing):
     """Convert to ``mode``, resize, centre-crop, scale to [0, 1], normalise; each only where given.
 
     Attributes:
@@ -89,12 +131,17 @@ class Preprocess:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
-    crop: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    size: Length | tuple[Length, Length] | None = None
+    crop: Length | tuple[Length, Length] | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
-    mean: Annotated[tuple[float, ...], MinLen(1)] | None = None
-    std: Annotated[tuple[Annotated[float, Gt(0)], ...], MinLen(1)] | None = None
+    mean: Annotated[tuple[Finite, ...], MinLen(1)] | None = None
+    std: Annotated[tuple[Spread, ...], MinLen(1)] | None = None
     mode: Literal["RGB", "L"] = "RGB"
+
+    @property
+    def side(self) -> int:
+        """The longest side of what ``size`` and ``crop`` make."""
+        return max([side for given in (self.size, self.crop) if given is not None for side in _sides(given)], default=0)
 
     def described(self) -> dict[str, Any]:
         """As it stands in the record and the cache key."""
@@ -105,6 +152,8 @@ class Preprocess:
         if image.mode != self.mode:
             image = image.convert(self.mode)
         if self.size is not None:
+            if isinstance(self.size, int):
+                refuse_stretched(image, self.size)
             transforms, size = libraries.torchvision_transforms(), _sides(self.size)
             mode = transforms.InterpolationMode(self.interpolation)
             image = transforms.v2.functional.resize(image, size, interpolation=mode, antialias=True)
@@ -124,19 +173,74 @@ class Preprocess:
         return _scaled(images)
 
 
+Channels = Annotated[list[Finite], Len(1, 4)]
+Spreads = Annotated[list[Spread], Len(1, 4)]
+
+
+class TimmData(Said):
+    """What a timm data config may say, as far as it is used."""
+
+    input_size: Annotated[list[Side], Len(3, 3)] | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] | None = None
+    mean: Channels | None = None
+    std: Spreads | None = None
+    crop_pct: Annotated[Finite, Ge(0.05), Le(20)] | None = None
+    crop_mode: Literal["center", "squash", "border"] | None = None
+
+
+Sizes = Side | Annotated[list[Side], Len(1, 3)] | dict[str, Side | None]
+
+
+class ProcessorData(Said):
+    """What a transformers image processor's config may say, as far as every one of them has it."""
+
+    image_processor_type: str | None = None
+    feature_extractor_type: str | None = None
+    size: Sizes | None = None
+    crop_size: Sizes | None = None
+    pad_size: Sizes | None = None
+    image_mean: Finite | Channels | None = None
+    image_std: Spread | Spreads | None = None
+    rescale_factor: Finite | None = None
+    resample: Annotated[int, Ge(0), Le(5)] | None = None
+    crop_pct: Annotated[Finite, Ge(0.05), Le(20)] | None = None
+    do_resize: bool | None = None
+    do_center_crop: bool | None = None
+    do_rescale: bool | None = None
+    do_normalize: bool | None = None
+
+    def longest(self) -> int:
+        """The longest side that any size in it names, 0 where none does."""
+        found: list[int | None] = [0]
+        for given in (self.size, self.crop_size, self.pad_size):
+            found += given.values() if isinstance(given, dict) else given if isinstance(given, list) else [given]
+        return int(max(side or 0 for side in found) / min(self.crop_pct or 1, 1))
+
+
 class TimmTransform(Preprocessing):
     """timm's own evaluation transform of a model's data config: its resize, crop and border, then mean and std."""
 
     def __init__(self, config: Mapping[str, Any], where: str) -> None:
+        remedy = "mend pretrained_cfg in config.json, or give --preprocess"
+        checked(TimmData, _listed(config), where, remedy)
         timm = libraries.timm(where)
         data = timm.data.resolve_data_config({}, pretrained_cfg=dict(config))
         self.mean, self.std = data["mean"], data["std"]
-        if not all(self.std):
-            raise ValueError(f"std {list(self.std)} would divide by zero")
+        channels = data["input_size"][0]
+        if {len(self.mean), len(self.std)} - {1, channels}:
+            raise ImuError(
+                f"{where}: mean and std: found {len(self.mean)} and {len(self.std)} for {channels} channels; {remedy}"
+            )
+        self._side: int = math.floor(max(data["input_size"][1:]) / min(data["crop_pct"], 1))
         self.mode = "L" if data["input_size"][0] == 1 else "RGB"
         # Without normalising, timm ends on uint8, which is what is cheap to hand to the model's device.
         self._transform = timm.data.create_transform(**data, is_training=False, normalize=False)
         self._data = {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
+
+    @property
+    def side(self) -> int:
+        """The longest side that input_size and crop_pct make."""
+        return self._side
 
     def described(self) -> dict[str, Any]:
         """The resolved data config."""
@@ -144,7 +248,11 @@ class TimmTransform(Preprocessing):
 
     def shape(self, image: Image.Image) -> NDArray[np.uint8]:
         """One image to a (height, width, channels) uint8 array."""
-        pixels: Tensor = self._transform(image if image.mode == self.mode else image.convert(self.mode))
+        refuse_stretched(image, self.side)
+        try:
+            pixels: Tensor = self._transform(image if image.mode == self.mode else image.convert(self.mode))
+        except Exception as error:  # the library's own work on values that a file gave
+            raise _failed("timm", error) from error
         return pixels.permute(1, 2, 0).numpy()
 
     def scale(self, images: Tensor) -> Tensor:
@@ -155,10 +263,17 @@ class TimmTransform(Preprocessing):
 class ProcessorTransform(Preprocessing):
     """The image processor that was saved with a transformers model; all of it runs in the decoding threads."""
 
-    def __init__(self, config: Mapping[str, Any], where: str) -> None:
+    def __init__(self, config: Mapping[str, Any], where: str, model_type: str | None = None) -> None:
+        remedy = "mend preprocessor_config.json, or give --preprocess"
+        self._side = checked(ProcessorData, _listed(config), where, remedy).longest()
         transformers = libraries.transformers(where)
-        self._processor = _processor_class(transformers, config, where).from_dict(dict(config))
+        self._processor = _processor_class(transformers, config, where, model_type).from_dict(dict(config))
         self._config = json.loads(self._processor.to_json_string())
+
+    @property
+    def side(self) -> int:
+        """The longest side that any size in the config names."""
+        return self._side
 
     def described(self) -> dict[str, Any]:
         """The processor's config."""
@@ -169,8 +284,13 @@ class ProcessorTransform(Preprocessing):
 
         Raises:
             RefusedError: the processor makes more than one tensor of an image, such as patches with a mask.
+            ImuError: it cannot work as its config says.
         """
-        made = self._processor(images=image if image.mode == "RGB" else image.convert("RGB"), return_tensors="pt")
+        refuse_stretched(image, self.side)
+        try:
+            made = self._processor(images=image if image.mode == "RGB" else image.convert("RGB"), return_tensors="pt")
+        except Exception as error:  # the library's own work on values that a file gave
+            raise _failed(type(self._processor).__name__, error) from error
         found = made.get("pixel_values")
         if set(made) - {"pixel_values"} or found is None or found.ndim != 4:
             raise RefusedError(
@@ -185,9 +305,29 @@ class ProcessorTransform(Preprocessing):
         return images
 
 
-def _processor_class(transformers: Any, config: Mapping[str, Any], where: str) -> Any:
-    """The class in transformers that a processor's config names, by any of the names it has had."""
-    named = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
+def _listed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as JSON has it."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+
+
+def _failed(library: str, error: Exception) -> ImuError:
+    said = (str(error).splitlines() or [""])[0]
+    return ImuError(f"{library}: cannot prepare an image ({type(error).__name__}: {cut(said)}); give --preprocess")
+
+
+def _processor_of(transformers: Any, model_type: str | None) -> str:
+    """The name of the image processor that transformers has for a kind of model, as its own loader takes it; "" where none is."""
+    names = transformers.models.auto.image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type)
+    if isinstance(names, Mapping):  # by what computes it, since version 5
+        names = (names.get("torchvision"), names.get("pil"))
+    found = [name for name in ((names,) if isinstance(names, str) else names or ()) if isinstance(name, str)]
+    return found[0] if found else ""
+
+
+def _processor_class(transformers: Any, config: Mapping[str, Any], where: str, model_type: str | None) -> Any:
+    """The class in transformers that a processor's config names, by any of the names it has had, or that its model has."""
+    said = config.get("image_processor_type") or config.get("feature_extractor_type")
+    named = str(said or _processor_of(transformers, model_type))
     plain = named.removesuffix("Fast").removesuffix("FeatureExtractor").removesuffix("ImageProcessor")
     for name in (named, f"{plain}ImageProcessor", f"{plain}ImageProcessorFast"):
         found = getattr(transformers, name, None) if name.isidentifier() else None
@@ -199,7 +339,7 @@ def _processor_class(transformers: Any, config: Mapping[str, Any], where: str) -
     )
 
 
-LIBRARIES: dict[str, Callable[[Mapping[str, Any], str], Preprocessing]] = {
+LIBRARIES: dict[str, Callable[..., Preprocessing]] = {
     "timm": TimmTransform,
     "transformers": ProcessorTransform,
 }
@@ -207,17 +347,18 @@ LIBRARIES: dict[str, Callable[[Mapping[str, Any], str], Preprocessing]] = {
 
 def _of_library(values: Mapping[str, Any], where: str) -> Preprocessing:
     library, config = values.get("library"), values.get("config", {})
-    if library not in LIBRARIES or not isinstance(config, Mapping) or set(values) - {"library", "config"}:
+    more = {key: values[key] for key in ("model_type",) if library == "transformers" and key in values}
+    if library not in LIBRARIES or not isinstance(config, Mapping) or set(values) - {"library", "config", *more}:
         raise ImuError(
-            f"{where}: library {library!r}; write {{library: timm, config: {{...}}}} or transformers with its processor's config"
+            f"{where}: library {shown(library)}; write {{library: timm, config: {{...}}}} or transformers with its processor's config"
         )
     try:
-        return LIBRARIES[library](config, where)
+        return LIBRARIES[library](config, where, **more)
     except ImuError:
         raise
     except Exception as error:  # the library's own reading of values that a file gave
         raise ImuError(
-            f"{where}: {library} cannot read it ({type(error).__name__}: {error}); give --preprocess"
+            f"{where}: {library} cannot read it ({type(error).__name__}: {cut(str(error))}); give --preprocess"
         ) from error
 
 
@@ -227,10 +368,8 @@ def _checked(values: Mapping[str, Any], where: str) -> Preprocessing:
     try:
         made = TypeAdapter(Preprocess).validate_python(dict(values))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "(all)"
         known = ", ".join(Preprocess.__dataclass_fields__)
-        raise ImuError(f"{where}: {key}: {first['msg'].lower()}; known keys are {known}") from error
+        raise ImuError(f"{where}: {problem(error, values)}; known keys are {known}") from error
     bands = len(made.mode)
     for name, given in (("mean", made.mean), ("std", made.std)):
         if given is not None and len(given) not in (1, bands):
@@ -249,32 +388,42 @@ def parse(given: str | Mapping[str, Any], where: str = "--preprocess") -> Prepro
     if isinstance(given, Mapping):
         return _checked(given, where)
     if not isinstance(given, str):
-        raise ImuError(f"{where}: {given!r} is neither a preset's name, a YAML file nor a mapping")
+        raise ImuError(f"{where}: {shown(given)} is neither a preset's name, a YAML file nor a mapping")
     if given in PRESETS:
         return _checked(PRESETS[given], f"{where} {given}")
     path = Path(given)
     if not path.is_file():
-        raise ImuError(f"{where} {given}: neither a preset ({', '.join(PRESETS)}) nor a YAML file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ImuError(f"{path}: not YAML ({error})") from error
+        raise ImuError(f"{where} {cut(given)}: neither a preset ({', '.join(PRESETS)}) nor a YAML file")
+    values = yaml_reading.read_yaml(path, KEYS)
     if not isinstance(values, dict):
-        raise ImuError(f"{path}: not a mapping; write keys such as size, crop, mean, std")
+        raise ImuError(f"{path}: not a mapping; {KEYS}")
     return _checked(values, str(path))
 
 
-def find(given: str | Mapping[str, Any] | None, others: Sequence[tuple[Any, str]]) -> tuple[Preprocessing, str]:
+def find(
+    given: str | Mapping[str, Any] | None, others: Sequence[tuple[Any, str]], max_memory: int | None = None
+) -> tuple[Preprocessing, str]:
     """The preprocessing and its source: the option, else the first of ``others`` (value, source) that says anything.
 
+    A value may be what is wrong with that source, which is raised only if it is asked.
+
     Raises:
-        ImuError: no source knows it; the message shows the line to add.
+        ImuError: no source knows it, and the message shows the line to add; or a few images of it do not fit ``max_memory``.
     """
-    if given is not None:
-        return parse(given), "--preprocess"
-    for value, source in others:
-        if value:
-            return parse(value, source), source
+    for value, source in [(given, "--preprocess"), *others]:
+        if isinstance(value, ImuError):
+            raise value
+        if value or (source == "--preprocess" and value is not None):
+            steps = parse(value, source)
+            what = f"{AT_ONCE} images of {steps.side:,} x {steps.side:,}"
+            memory.require(
+                AT_ONCE * PIXEL_BYTES * steps.side**2,
+                max_memory,
+                source,
+                what,
+                "check size and crop of the preprocessing",
+            )
+            return steps, source
     raise ImuError(
         "--preprocess: not known, and wrong preprocessing still gives plausible numbers; add for example "
         "--preprocess imagenet, or a YAML file with\n  {size: 256, crop: 224, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}"

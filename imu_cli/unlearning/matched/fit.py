@@ -9,15 +9,18 @@ from torch import Tensor
 from imu_cli.errors import ImuError
 from imu_cli.linear import margins
 from imu_cli.linear.rows import logits as logits_of
-from imu_cli.unlearning import scenario
-from imu_cli.unlearning.ascent import Limits, Look, Outcome, Reason, Step
+from imu_cli.unlearning import targets
+from imu_cli.unlearning.ascent import Outcome, Reason, Step
 from imu_cli.unlearning.matched import path as path_module
 from imu_cli.unlearning.matched import problem as problem_module
 from imu_cli.unlearning.matched import solvers
-from imu_cli.unlearning.scenario import HeldOut, Plan
+from imu_cli.unlearning.scenario import Kind
+from imu_cli.unlearning.targets import Comparison, HeldOut, Limits, Look
 
 CLOSE = 0.05
-"""Margins that miss their targets by less, in log-odds, are where they should be: less ρ would bring nothing."""
+"""Margins that miss their targets by less, in log-odds, are where they should be: less ρ may bring nothing."""
+STILL = 0.001
+"""Fall of the AUC from one point to the next below which it has come to its end."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +97,14 @@ class Aim:
 
 
 def aim(
-    plan: Plan,
     h: Tensor,
     labels: Tensor,
     head: Tensor,
     goal: float,
-    held: HeldOut | None,
+    unseen: Comparison | None,
     *,
+    kind: Kind,
     by_accuracy: bool,
-    true_labels: Tensor | None,
     max_auc: float | None = None,
 ) -> Aim:
     """What the forget samples' margins are to become.
@@ -118,28 +120,19 @@ def aim(
     """
     logits = h @ head.T
     phi = margins.margins(logits, labels)
-    known = None if true_labels is None or bool((true_labels < 0).any()) else true_labels
-
-    def unseen(at: Tensor) -> tuple[Tensor, Tensor]:
-        assert held is not None
-        theirs = logits_of(held.h, at)
-        if plan.kind == "mislabelled":
-            found = margins.confusion_reference(theirs, held.labels, labels, known)
-            return found.margins, found.weights
-        return margins.margins(theirs, held.labels), margins.class_match(labels, held.labels)
-
-    own_goal = by_accuracy or plan.kind == "class"
-    if held is None or (own_goal and goal < scenario.unseen_share(plan, held, head, labels, known)):
+    own_goal = by_accuracy or kind == "class"
+    if unseen is None or (own_goal and goal < unseen.share(head)):
         shifted = margins.shifted_targets(phi, goal, margins.decision_margins(logits, labels))
-        return Aim(shifted, "a constant shift of all margins", None if held is None else unseen)
+        return Aim(shifted, "a constant shift of all margins", None if unseen is None else unseen.margins)
 
     def coupled(at: Tensor) -> Tensor:
-        return margins.coupled_targets(phi, *unseen(at))
+        return margins.coupled_targets(phi, *unseen.margins(at))
 
-    how = "held-out margins" + (" of the wrong labels" if plan.kind == "mislabelled" else "")
+    how = "held-out margins" + (" of the wrong labels" if kind == "mislabelled" else "")
     # Beyond capacity targets that follow only run ahead of margins that cannot come: both fall, and the model with them.
     follows = not own_goal and len(h) <= (head.shape[0] - 1) * head.shape[1]
-    return Aim(coupled(head), f"{how}, by rank", unseen, coupled if follows else None, None if own_goal else max_auc)
+    bound = None if own_goal or max_auc is None else max(max_auc, unseen.least_auc(head))
+    return Aim(coupled(head), f"{how}, by rank", unseen.margins, coupled if follows else None, bound)
 
 
 def prepare(
@@ -156,13 +149,18 @@ def prepare(
     )  # fmt: skip
 
 
-def _verdict(point: Point, limits: Limits, max_auc: float | None) -> path_module.Verdict:
+def _verdict(points: list[Point], limits: Limits, max_auc: float | None) -> path_module.Verdict:
+    """What the last point is: within the budgets and as far as it is to go, or as far as less ρ would bring it."""
+    point = points[-1]
     if limits.exceeded(point.look) is not None:
         return "spent"
-    if not limits.met(point.look):
+    if not limits.share_met(point.look):
         return "more"
-    alike = max_auc is None or point.auc is None or point.auc <= max_auc or point.margin_error <= CLOSE
-    return "met" if alike else "more"
+    if max_auc is None or point.auc is None or targets.alike(point.auc, max_auc):
+        return "met"
+    larger = min((other for other in points if other.rho > point.rho), key=lambda other: other.rho, default=None)
+    still = larger is not None and larger.auc is not None and larger.auc - point.auc < STILL
+    return "met" if still and point.margin_error <= CLOSE else "more"
 
 
 def run(
@@ -175,8 +173,8 @@ def run(
 ) -> Iterator[Point | Matched]:
     """Solve along decreasing ρ; yields each point and, last, what was chosen.
 
-    The largest ρ that meets the target, and with held-out data looks unseen, within the budgets is chosen; else the
-    smallest that stays within them.
+    The largest ρ that meets the target, and with held-out data looks unseen, within the budgets is chosen; else of those that
+    meet the target the one that looks most like unseen samples, else the smallest that stays within the budgets.
 
     Raises:
         ImuError: every solution on the path exceeds a budget.
@@ -188,13 +186,13 @@ def run(
         head = rounded(solution.head)
         missed = _miss(problem, solution.margins - solution.targets)
         points.append(Point(solution.rho, look(head), _auc(goal, problem, head), missed))
-        return _verdict(points[-1], limits, goal.max_auc)
+        return _verdict(points, limits, goal.max_auc)
 
     path = path_module.path(problem, judge, retarget=goal.retarget)
     for step in path if rho is None else _single(problem, judge, rho, goal.retarget):
         steps.append(step)
         yield points[-1]
-    best = path_module.chosen(steps) if rho is None else steps[0]
+    best = _best(steps, points, limits, goal.max_auc) if rho is None else steps[0]
     if best is None:
         raise ImuError(
             "matched: even the smallest change on the path leaves a budget (--max-drop, --max-head-change); raise it, or "
@@ -208,6 +206,27 @@ def run(
     outcome = Outcome(head, reason, reached, start, at.look, taken)
     details = _details(problem, goal, best.solution, at)
     yield Matched(outcome, tuple(points), best.solution.strengths, best.solution.targets, details)
+
+
+def _best(
+    steps: list[path_module.Step], points: list[Point], limits: Limits, max_auc: float | None
+) -> path_module.Step | None:
+    """The step to keep: see ``run``; None where every one exceeds a budget."""
+    able = [
+        (point, step)
+        for point, step in zip(points, steps, strict=True)
+        if step.verdict != "spent" and limits.share_met(point.look)
+    ]
+    if not able:
+        return path_module.chosen(steps)
+    alike = [
+        (point, step)
+        for point, step in able
+        if max_auc is None or point.auc is None or targets.alike(point.auc, max_auc)
+    ]
+    if alike:
+        return max(alike, key=lambda pair: pair[0].rho)[1]
+    return min(able, key=lambda pair: (pair[0].auc or 0.0, -pair[0].rho))[1]
 
 
 def _single(

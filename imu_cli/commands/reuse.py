@@ -1,18 +1,21 @@
 """Scores of an opened forget set: from the cache, or in closed form from its features; and what they look like in numbers."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from imu_cli.features import cache, extraction, memory, origin
+from imu_cli.config.shared import ForgetConfig
+from imu_cli.features import cache, extraction, origin
 from imu_cli.features.session import Session, Taken
-from imu_cli.influence import closed_form
+from imu_cli.files import memory
+from imu_cli.influence import closed_form, scores
+from imu_cli.influence.scores import Scored
 from imu_cli.linear.rows import Mapped, Rows, blocks
-from imu_cli.records.parts import Decade, PrecisionError, RunInfo, ScoreInfo
+from imu_cli.records.parts import PrecisionError, RunInfo
 from imu_cli.samples import vectors as featurefile
 
 EXACT_ROWS = 128
@@ -28,6 +31,7 @@ def _cache_fields(opened: Session) -> dict[str, Any]:
         "architecture": described["architecture"],
         "preprocess": described["preprocess"],
         "dtype": opened.precision,
+        "float32": "ieee",  # and not what earlier versions left it to be on a GPU
         "model": opened.checkpoint.path.name or opened.checkpoint.path.resolve().name,
     }
 
@@ -38,12 +42,12 @@ def _samples(opened: Session) -> Iterator[dict[str, Any]]:
         yield {"name": name, "label": opened.classes.name(label), "digest": samples.digest(row)}
 
 
-def forget_features(opened: Session, *, narrow: bool = False) -> Rows:
+def forget_features(opened: Session, config: ForgetConfig, *, narrow: bool = False) -> Rows:
     """H (n, d+1) of the forget set: from the feature cache if asked for and there, else from its file or from one pass.
 
     ``narrow`` as for ``Session.features_of``.
     """
-    h, source = _forget_features(opened, narrow)
+    h, source = _forget_features(opened, config, narrow)
     if opened.network is not None and opened.precision != "float32":
         opened.note(
             f"features are computed in {opened.precision}: every number that follows from them carries its error"
@@ -54,19 +58,19 @@ def forget_features(opened: Session, *, narrow: bool = False) -> Rows:
     return h
 
 
-def _forget_features(opened: Session, narrow: bool) -> tuple[Rows, str]:
+def _forget_features(opened: Session, config: ForgetConfig, narrow: bool) -> tuple[Rows, str]:
     samples = opened.forget.samples
     if opened.vectors is not None:
         return opened.features_of(samples, "forget", narrow=narrow), opened.vectors.shown
     fields = _cache_fields(opened)
-    if opened.config.cache_features:
+    if config.cache_features:
         found = cache.find("features", fields)
         if found.tensors is not None:
             return opened.read(found.tensors["features"], samples, narrow=narrow), "cache"
         if found.why:
             opened.note(f"feature cache: {found.why}")
     h = opened.features_of(samples, "forget", narrow=narrow)
-    if opened.config.cache_features:
+    if config.cache_features:
         _keep(opened, h, fields)
     return h, "model"
 
@@ -75,7 +79,7 @@ def _keep(opened: Session, h: Rows, fields: dict[str, Any]) -> None:
     """Write the features to the cache, by blocks."""
     width = opened.head.matrix.shape[1] - opened.head.bias
     parts = (h[rows][:, :width] for rows in blocks(len(h), h.shape[1]))
-    with opened.clock.timed("cache"):
+    with opened.log.timed("cache"):
         cache.write("features", fields, _samples(opened), lambda path: featurefile.write(path, (len(h), width), parts))
     opened.note(
         "features of the forget samples, which are personal data, were cached; imu cache rm --forget removes them"
@@ -98,29 +102,15 @@ def run_info(opened: Session) -> RunInfo:
     )
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Scores (n,), confidences (n,) and predictions-right (n,) of the forget set, and where they came from."""
-
-    scores: Tensor
-    confidence: Tensor
-    right: Tensor
-    damping: float
-    mean_fisher: float
-    from_cache: bool
-    entry: str | None
-    precision_error: PrecisionError | None = None
+def _score_fields(opened: Session, damping: str) -> dict[str, Any]:
+    return {**_cache_fields(opened), "head": origin.head_hash(opened.head), "damping": damping}
 
 
-def _score_fields(opened: Session) -> dict[str, Any]:
-    return {**_cache_fields(opened), "head": origin.head_hash(opened.head), "damping": opened.config.damping}
-
-
-def cached_scores(opened: Session) -> Scored | None:
+def cached_scores(opened: Session, config: ForgetConfig) -> Scored | None:
     """Scores from the cache, if it is to be used and holds exactly these."""
-    if not opened.config.cache:
+    if not config.cache:
         return None
-    fields = _score_fields(opened)
+    fields = _score_fields(opened, config.damping)
     found = cache.find("scores", fields)
     if found.tensors is None:
         if found.why:
@@ -139,24 +129,19 @@ def _unpacked(numbers: Tensor) -> PrecisionError:
     return PrecisionError(n=int(n), relative_rms=rms, rank_correlation=rank, sign_changed=int(signs))
 
 
-def compute_scores(opened: Session, h: Rows) -> Scored:
+def compute_scores(opened: Session, config: ForgetConfig, h: Rows) -> Scored:
     """Scores in closed form from the features, written to the cache unless that is turned off."""
-    damping = closed_form.Damping.parse(opened.config.damping)
-    with opened.clock.timed("scores"):
+    damping = closed_form.Damping.parse(config.damping)
+    with opened.log.timed("scores"):
         found = closed_form.influence(h, opened.labels(), opened.matrix(), damping)
     error = _precision_error(opened, found)
     if error is None and opened.precision != "float32":
         opened.note(f"features in precision {opened.precision}: what that does to the scores was not measured here")
-    entry = _write_scores(opened, found, error) if opened.config.cache else None
-    return scored(found, entry, error)
+    entry = _write_scores(opened, config.damping, found, error) if config.cache else None
+    return scores.computed(found, entry, error)
 
 
-def scored(found: closed_form.Influence, entry: str | None = None, error: PrecisionError | None = None) -> Scored:
-    """Scores as they were just computed."""
-    return Scored(found.scores, found.confidence, found.right, found.damping, found.mean_fisher, False, entry, error)
-
-
-def _write_scores(opened: Session, found: closed_form.Influence, error: PrecisionError | None) -> str:
+def _write_scores(opened: Session, damping: str, found: closed_form.Influence, error: PrecisionError | None) -> str:
     tensors = {
         "scores": found.scores,
         "confidence": found.confidence,
@@ -167,20 +152,24 @@ def _write_scores(opened: Session, found: closed_form.Influence, error: Precisio
     if error is not None:
         numbers = [error.n, error.relative_rms, error.rank_correlation, error.sign_changed]
         tensors["precision_error"] = torch.tensor(numbers, dtype=torch.float64)
-    with opened.clock.timed("cache"):
+    with opened.log.timed("cache"):
         on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        return str(cache.write("scores", _score_fields(opened), _samples(opened), lambda path: save_file(on_cpu, path)))
+        return str(
+            cache.write(
+                "scores", _score_fields(opened, damping), _samples(opened), lambda path: save_file(on_cpu, path)
+            )
+        )
 
 
 def _precision_error(opened: Session, found: closed_form.Influence) -> PrecisionError | None:
     """What less than float32 did to the scores, on a random part of the set; None in float32, or where no model can run."""
-    if opened.network is None or opened.config.precision == "float32":
+    if opened.network is None or opened.run.precision == "float32":
         return None
     samples = opened.forget.samples
-    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(opened.config.seed))
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(opened.run.seed))
     rows = sorted(order[:EXACT_ROWS].tolist())
     exact = replace(opened.engine, precision="float32")
-    with opened.clock.timed("precision check"):
+    with opened.log.timed("precision check"):
         again = extraction.stream(exact, opened.head, samples, opened.network.preprocess, rows)
         h = extraction.gather(again, len(rows), opened.head)
     labels, device = opened.labels()[rows], opened.math_device
@@ -194,7 +183,7 @@ def _precision_error(opened: Session, found: closed_form.Influence) -> Precision
         sign_changed=int((got.sign() != wanted.sign()).sum()),
     )
     opened.note(
-        f"precision {opened.config.precision}: scores of {made.n} samples computed again in float32 differ by {made.relative_rms:.2%} "
+        f"precision {opened.run.precision}: scores of {made.n} samples computed again in float32 differ by {made.relative_rms:.2%} "
         f"(root mean square), rank correlation {made.rank_correlation:.4f}, {made.sign_changed} change their sign"
     )
     return made
@@ -210,20 +199,3 @@ def sample_weights(opened: Session) -> Tensor | None:
     """The manifest's ``weight`` column (n,), or None."""
     given = opened.forget.weights
     return None if given is None else torch.tensor(list(given), dtype=torch.float64, device=opened.math_device)
-
-
-def score_info(scored: Scored, selection: closed_form.Selection) -> ScoreInfo:
-    """Scores in numbers, for records."""
-    points = {"min": 0.0, "1 %": 0.01, "median": 0.5, "99 %": 0.99, "max": 1.0}
-    ordered = scored.scores.sort().values
-    at = {name: float(ordered[round(q * (len(ordered) - 1))]) for name, q in points.items()}
-    return ScoreInfo(
-        negative=selection.negative,
-        kept=selection.kept,
-        damping=scored.damping,
-        mean_fisher=scored.mean_fisher,
-        quantiles=at,
-        from_cache=scored.from_cache,
-        precision_error=scored.precision_error,
-        decades=[Decade(power=power, count=count) for power, count in closed_form.decades(scored.scores)],
-    )
