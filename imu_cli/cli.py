@@ -5,7 +5,6 @@ Nothing here imports torch at its top: ``imu --help`` and ``imu report`` start a
 
 import json
 import shlex
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -481,9 +480,9 @@ def _usage(message: str) -> int:
 
 def _stopped(number: int, placed: Sequence[Path]) -> int:
     """What a run that was stopped leaves behind, said; and its exit code, 128 and the number of the signal."""
-    how = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
     left = f"written before that, whole: {', '.join(map(str, placed))}" if placed else "no output was written"
-    tell(f"imu: {how}; {left}")
+    stopping.say_it()
+    tell(f"imu: {stopping.how(number)}; {left}")
     return 128 + number
 
 
@@ -498,7 +497,7 @@ def _refused(error: BaseException) -> str | None:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    stopping.check()
+    stopping.obey()
     try:
         Path.cwd()
     except OSError as error:  # torch's libraries end the process where there is none
@@ -513,7 +512,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except SystemExit as error:  # what typer makes of the same
         streams.discard_stdout()
         result = 0 if error.code == 1 else error.code
-    stopping.check()
+    stopping.obey()
     return result if isinstance(result, int) else 0
 
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from imu_cli import stopping
 from imu_cli.errors import ImuError
 from imu_cli.files import locks
 from imu_cli.files.reading import read_json
@@ -66,6 +67,7 @@ def prepare(output: Path, said: Mapping[str, Any], force: bool) -> int:
         ImuError: another run is at work in it or left it, it is not ours, or it cannot be made.
     """
     folder = of(output)
+    stopping.check()
     try:
         with locks.held_folder(output.parent):
             if os.path.lexists(folder):
