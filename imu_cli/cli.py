@@ -5,7 +5,6 @@ Nothing here imports torch at its top: ``imu --help`` and ``imu report`` start a
 
 import json
 import shlex
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imu_cli import __version__
-from imu_cli import signals as stopping
+from imu_cli import __version__, signals
 from imu_cli.command_line import ModelPath, Origins, OutputFormat, Quiet, ReportFormat, TableOrJson, takes
 from imu_cli.config.commands import EvaluateConfig, FeaturesConfig, InfluenceConfig, UnlearnConfig
 from imu_cli.config.shared import ModelConfig
@@ -71,9 +69,9 @@ class Terminal:
     @contextmanager
     def track(self, label: str, total: int | None) -> Iterator["Advance"]:
         """A progress bar while the context lasts."""
-        stopping.check()
+        signals.check()
         if self.quiet or sys.stderr is None or not sys.stderr.isatty():
-            yield lambda done: stopping.check()
+            yield lambda done: signals.check()
             return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -83,7 +81,7 @@ class Terminal:
             task = progress.add_task(label, total=total)
 
             def advance(done: int) -> None:
-                stopping.check()
+                signals.check()
                 progress.advance(task, done)
 
             yield advance
@@ -482,9 +480,9 @@ def _usage(message: str) -> int:
 
 def _stopped(number: int, placed: Sequence[Path]) -> int:
     """What a run that was stopped leaves behind, said; and its exit code, 128 and the number of the signal."""
-    how = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
     left = f"written before that, whole: {', '.join(map(str, placed))}" if placed else "no output was written"
-    tell(f"imu: {how}; {left}")
+    signals.say_it()
+    tell(f"imu: {signals.how(number)}; {left}")
     return 128 + number
 
 
@@ -499,7 +497,7 @@ def _refused(error: BaseException) -> str | None:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    stopping.check()
+    signals.obey()
     try:
         Path.cwd()
     except OSError as error:  # torch's libraries end the process where there is none
@@ -514,22 +512,22 @@ def _run(argv: Sequence[str] | None) -> int:
     except SystemExit as error:  # what typer makes of the same
         streams.discard_stdout()
         result = 0 if error.code == 1 else error.code
-    stopping.check()
+    signals.obey()
     return result if isinstance(result, int) else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; errors become one message on stderr."""
     reading.drop_wrong_sizes()
-    before, signals = len(writing.PLACED), len(StoppedError.received)
+    before, received = len(writing.PLACED), len(StoppedError.received)
     streams.forgiving()
     try:
         with libraries_unheard():
             return _run(argv)
     except (Exception, StoppedError) as error:
         placed = writing.PLACED[before:]
-        if len(StoppedError.received) > signals:
-            return _stopped(StoppedError.received[signals], placed)
+        if len(StoppedError.received) > received:
+            return _stopped(StoppedError.received[received], placed)
         left = f"; written before that: {', '.join(map(str, placed))}" if placed else ""
         if isinstance(error, ImuError):
             tell(f"imu: {error}{left}")

@@ -2,8 +2,9 @@
 
 A handler that raises does so wherever Python happens to be: in a callback, where the exception is printed and swallowed with a
 lock held, or in the middle of an import. So ours only notes the number, and ``check`` raises, where work is cut anyway: between
-batches, steps and stages, before outputs take their places, and when an import has ended. A second signal ends the process at
-once, by a thread that waits for it, whatever the main one is doing.
+batches, steps and stages, before outputs take their places. A thread hears the signals too. It ends the process at once where
+nothing has begun, while the command line and torch are imported, since there is nothing to unwind; and at a second signal,
+whatever the main thread is doing.
 """
 
 import os
@@ -25,11 +26,25 @@ PATIENCE = 2.0
 
 _noted: list[int] = []
 _waiting: list[bool] = []
+_begun = threading.Event()
+_ending = threading.RLock()
 _over = threading.Event()
 
 
 def check() -> None:
     """End here if a signal has come; a safe point, and nothing at all in other threads than the main one.
+
+    The first one is where work begins: from there on there may be something to unwind.
+
+    Raises:
+        StoppedError: the run was asked to end.
+    """
+    _begun.set()
+    obey()
+
+
+def obey() -> None:
+    """``check`` where nothing has begun yet.
 
     Raises:
         StoppedError: the run was asked to end.
@@ -60,6 +75,16 @@ def _note(number: int, _: FrameType | None) -> None:
         raise StoppedError(number)
 
 
+def how(number: int) -> str:
+    """How a run ended, in words."""
+    return "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+
+
+def say_it() -> None:
+    """From here on the main thread says that the run ends; if the other one does, the process ends here."""
+    _ending.acquire()
+
+
 def _say(text: str) -> None:
     with suppress(OSError):
         os.write(2, f"imu: {text}\n".encode())
@@ -79,6 +104,9 @@ def _watch(pipe: int) -> None:
         for number in os.read(pipe, 64):
             if number not in SIGNALS:  # of a library: children that ended
                 continue
+            if not _begun.is_set() and not _over.is_set() and _ending.acquire(blocking=False):
+                _say(f"{how(number)}; no output was written")
+                os._exit(128 + number)
             if first is not None and time.monotonic() - first >= APART and not _over.is_set():
                 _say("ended at once by a second signal; the next run removes what this one was writing")
                 os._exit(128 + number)

@@ -42,8 +42,9 @@ def ready(process: "subprocess.Popen[str]") -> None:
 
 BUSY = """
 import sys, time
-from imu_cli import __main__, cli
+from imu_cli import __main__, cli, signals
 def work(argv=None):
+    signals.check()  # as where work begins
     print("ready", flush=True)
     {work}
 cli.main = work
@@ -73,6 +74,19 @@ def test_the_second_signal_ends_it_at_once(number: signal.Signals, work: str) ->
         _, told = process.communicate(timeout=20)
     assert process.returncode == CODES[number]
     assert told.endswith("imu: ended at once by a second signal; the next run removes what this one was writing\n")
+
+
+@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize("work", ["time.sleep(60)", IN_C], ids=["asleep", "in C"])
+def test_the_first_signal_ends_what_has_not_begun(number: signal.Signals, work: str) -> None:
+    """While the command line and torch are imported there is nothing to unwind: the code and the line, at once."""
+    code = BUSY.replace("signals.check()", "pass").format(work=work)
+    with start(code) as process:
+        ready(process)
+        process.send_signal(number)
+        _, told = process.communicate(timeout=20)
+    said = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
+    assert (process.returncode, told) == (CODES[number], f"imu: {said}; no output was written\n")
 
 
 def test_one_signal_that_comes_twice_is_one() -> None:
@@ -137,7 +151,7 @@ runpy.run_module("imu_cli", run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("module", ["cli", "options", "files.writing"])
+@pytest.mark.parametrize("module", ["cli", "command_line", "files.writing"])
 def test_ctrl_c_while_the_command_line_is_imported(job: Path, module: str) -> None:
     """Before anything of the tool is there but its handlers: one line, 130, no traceback."""
     with start(EARLY.format(module=module), *GO) as process:

@@ -29,7 +29,7 @@ from imu_cli.events import Events, Silent
 from imu_cli.features import origin
 from imu_cli.features.extraction import Seen
 from imu_cli.features.session import Session
-from imu_cli.files import locks, memory, outputs, resumption, writing
+from imu_cli.files import memory, outputs, resumption, writing
 from imu_cli.files.reading import environment_number
 from imu_cli.records.features import Extracted
 from imu_cli.samples import vectors as featurefile
@@ -246,12 +246,13 @@ def run_features(model: Path, config: FeaturesConfig, events: Events) -> Extract
             raise ImuError(f"{config.data}: holds features already; name images")
         plan = _plan(opened)
         if ranks.first:
-            held.callback(locks.release, resumption.prepare(output, plan.said, config.force))
+            held.callback(resumption.leave, output, resumption.prepare(output, plan.said, config.force))
         _wait(ranks)
         try:
             _compute(opened, plan, folder, ranks)
         except StoppedError:
-            opened.note(f"{folder}: the blocks that are done stay; the same command goes on from there")
+            if resumption.has_any(output):
+                opened.note(f"{folder}: the blocks that are done stay; the same command goes on from there")
             raise
         _wait(ranks)
         if not ranks.first:

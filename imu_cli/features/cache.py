@@ -337,6 +337,7 @@ class _Own:
 
 
 def _begin() -> _Own:
+    signals.check()
     made = folder()
     if not made.is_dir():  # a folder that was there keeps its mode: it may be everybody's, such as /tmp
         made.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ def _shown(path: Path, option: str) -> str:
 def _refuse_name(path: Path, shown: str) -> None:
     text = str(path)
     if path.name in ("", ".", ".."):
-        raise ImuError(f"{shown}: names a folder by where it is, not by a name; give the output a name of its own")
+        raise ImuError(f"{shown}: a folder, named by where it is; give the output a name of its own")
     if "\0" in text:
         raise ImuError(f"{shown}: holds a NUL character, which no name can; choose another name")
     try:
@@ -97,7 +97,7 @@ def refuse_source(path: Path, source: Path) -> None:
         raise ImuError(f"{path}: is the input; choose another --output, the input is never overwritten")
 
 
-def refuse_output(path: Path, source: Path | None, force: bool) -> None:
+def refuse_output(path: Path, source: Path | None, force: bool, another: str = "another --output") -> None:
     """Refuse, before any work, an output file that is the input, that exists (without ``force``), or cannot be written.
 
     Raises:
@@ -107,7 +107,7 @@ def refuse_output(path: Path, source: Path | None, force: bool) -> None:
     if source is not None:
         refuse_source(path, source)
     if there != "nothing" and not force:
-        raise ImuError(f"{path}: exists; choose another --output, or --force to replace it")
+        raise ImuError(f"{path}: exists; choose {another}, or --force to replace it")
     if there == "folder":
         raise ImuError(f"{path}: a folder; name a file as --output")
 

@@ -8,9 +8,11 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from imu_cli import signals
 from imu_cli.errors import ImuError
 from imu_cli.files import locks
 from imu_cli.files.reading import read_json
@@ -56,7 +58,7 @@ def _begin(folder: Path, said: Mapping[str, Any]) -> None:
 
 
 def prepare(output: Path, said: Mapping[str, Any], force: bool) -> int:
-    """The folder of an output's parts, made or found, ours alone until the descriptor that is returned is released.
+    """The folder of an output's parts, made or found, ours alone until it is left, with the descriptor that is returned.
 
     ``said`` is what all parts follow. Those of a run that said the same stay; those of another are refused, or with
     ``force`` removed.
@@ -65,6 +67,7 @@ def prepare(output: Path, said: Mapping[str, Any], force: bool) -> int:
         ImuError: another run is at work in it or left it, it is not ours, or it cannot be made.
     """
     folder = of(output)
+    signals.check()
     try:
         with locks.held_folder(output.parent):
             if os.path.lexists(folder):
@@ -79,11 +82,37 @@ def prepare(output: Path, said: Mapping[str, Any], force: bool) -> int:
             try:
                 _agree(folder, said, force)
             except BaseException:
-                locks.release(descriptor)
+                leave(output, descriptor)
                 raise
             return descriptor
     except OSError as error:
         raise ImuError(f"{folder}: cannot be written ({error.strerror}); choose another --output") from error
+
+
+def has_any(output: Path) -> bool:
+    """Whether anything is there that a later run could go on from."""
+    return any(name.endswith(".safetensors") for name in _listed(of(output)))
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def leave(output: Path, descriptor: int) -> None:
+    """Let go of the folder at the end of a run, whatever its end was; where no part was done nothing stays."""
+    folder = of(output)
+    try:
+        names = _listed(folder)
+        if not has_any(output) and all(NAMED.fullmatch(name) or UNDONE.fullmatch(name) for name in names):
+            with suppress(OSError):
+                for name in names:
+                    (folder / name).unlink()
+                folder.rmdir()
+    finally:
+        locks.release(descriptor)
 
 
 def _agree(folder: Path, said: Mapping[str, Any], force: bool) -> None:

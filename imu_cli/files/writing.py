@@ -85,6 +85,7 @@ def _staged(
     for output in outputs:
         parents.setdefault(output.parent, []).append(output)
     stagings: list[tuple[Staging, list[Path]]] = []
+    signals.check()
     try:
         for mine in parents.values():
             staging.recover(mine[0].parent)

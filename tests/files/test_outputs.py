@@ -104,7 +104,7 @@ def test_names_that_no_file_can_have(option: str, everything: Path, capsys: pyte
         else "no such folder",
     }
     if not suffix:
-        names |= {".": "names a folder by where it is", "..": "names a folder by where it is"}
+        names |= {".": "a folder, named by where it is", "..": "a folder, named by where it is"}
     if option == "demo":
         del names["missing/x"]  # it makes the folders above its own
     files = listing(everything)

@@ -85,9 +85,21 @@ def _race_of_readers(server: Server, job: Path, count: int) -> None:
     assert found.code == 0, found
 
 
+def _race_of_evaluations(server: Server, job: Path, count: int) -> None:
+    """Each replaces the evaluation and the JUnit file of the one before."""
+    [made] = _together(server, job, _unlearn(3))
+    assert made.code == 0, made
+    argv = ["evaluate", "out.safetensors", *ON, "--require", "forget.accuracy<=0.9", "--junit", "j.xml"]
+    done = _together(server, job, *([argv] * count))
+    assert [one.code for one in done] == [0] * count, done
+    assert json.loads((job / "out.evaluation.json").read_text())["schema"] == "imu.evaluation/1"
+    assert (job / "j.xml").read_text().rstrip().endswith(">")
+    _clean(job, "out.safetensors", "out.record.json", "out.evaluation.json", "j.xml")
+
+
 RACES = {
     "without --force": _race_without_force, "with --force": _race_with_force, "features": _race_for_features,
-    "a folder": _race_for_a_folder, "one entry of the cache": _race_of_readers,
+    "a folder": _race_for_a_folder, "evaluations": _race_of_evaluations, "one entry of the cache": _race_of_readers,
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from imu_cli.cli import main
 from imu_cli.errors import ImuError, RefusedError
+from imu_cli.files import staging, writing
 from imu_cli.models import checkpoint, layout
 from imu_cli.models.checkpoint import open_checkpoint
 from imu_cli.records.evaluation import Evaluation
@@ -239,7 +240,7 @@ def test_never_half_a_folder(net: Path, monkeypatch: pytest.MonkeyPatch, error: 
     before = listing(Path())
 
     def fail(*_: object) -> None:
-        assert any(path.name == "a.safetensors" for path in Path().glob(".net.unlearned.*/*"))
+        assert any(path.name == "a.safetensors" for path in Path().glob(".net.unlearned.*/new/*/*"))
         raise error
 
     monkeypatch.setattr(checkpoint, "_compare", fail)
@@ -248,19 +249,22 @@ def test_never_half_a_folder(net: Path, monkeypatch: pytest.MonkeyPatch, error: 
     assert not list(Path().glob(".net*"))
 
 
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchanged", "moved aside"])
 def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
-    net: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    net: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], exchange: bool
 ) -> None:
-    """If the new folder cannot be renamed once the old one was moved aside, the old one is put back."""
+    """If the new folder cannot take the old one's place, or is refused by the disk once it has, the old one stands there."""
     assert main(GO) == 0
-    before, rename = listing(Path()), Path.rename
+    before, sync = listing(Path()), staging.sync
 
-    def refuse(path: Path, target: Path) -> Path:
-        if path.suffix == ".part":
+    def refuse(path: Path) -> None:
+        if path == Path() and any(Path().glob(".net.unlearned.*/plan.json")):
             raise OSError(5, "Input/output error")
-        return rename(path, target)
+        sync(path)
 
-    monkeypatch.setattr(Path, "rename", refuse)
+    monkeypatch.setattr(writing, "sync", refuse)
+    if not exchange:
+        monkeypatch.setattr(staging, "_renameat2", lambda: None)
     assert main([*GO, "--force"]) == 2
     assert "Input/output error" in capsys.readouterr().err
     assert listing(Path()) == before
