@@ -11,7 +11,7 @@ from imu_cli.commands import opening
 from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.features import engine
-from imu_cli.models import architecture, destination, layout, sidecar
+from imu_cli.models import architecture, kinds, layout, sidecar
 from imu_cli.models.checkpoint import Checkpoint
 from imu_cli.models.choices import UnsaidError
 from imu_cli.models.head import Head
@@ -175,7 +175,7 @@ def _next(model: Path, config: ModelConfig, found: Sequence[Finding]) -> str | N
     words += ["--strip-prefix", config.strip_prefix] if config.strip_prefix is not None else []
     for name in config.leave_out:
         words += ["--leave-out", name]
-    words += ["--output", "unlearned"] if destination.in_cache(model.absolute()) else []
+    words += ["--output", "unlearned"] if kinds.in_cache(model.absolute()) else []
     for flag in [flag for flag in PLACEHOLDERS if flag in wrong]:
         words += [flag, PLACEHOLDERS[flag]]
     return shlex.join(words)

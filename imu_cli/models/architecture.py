@@ -173,21 +173,24 @@ def _is_float8(tensor: Tensor) -> bool:
 def _refuse_other_numbers(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Refuse integers and truth values where the architecture has fractions, and whatever a cast would change in silence.
 
-    Names that the model does not know are told as unexpected, or are older names of transformers' for floats.
+    Names that the model does not know are told as unexpected, or are transformers' older names, of which weights are floats.
     """
-    expected = model.state_dict()
+    expected, older = model.state_dict(), _is_transformers(model)
     for name, tensor in tensors.items():
         target = expected.get(name)
         dtype = str(tensor.dtype).removeprefix("torch.")
-        if target is None or target.dtype == tensor.dtype:
+        is_weight = older and (name.endswith((".weight", ".bias")) or tensor.element_size() == 1)
+        if (target is None and not is_weight) or (target is not None and target.dtype == tensor.dtype):
             continue
-        if target.is_floating_point() and not tensor.is_floating_point():
+        if (target is None or target.is_floating_point()) and not tensor.is_floating_point():
             quantised = tensor.dtype in (torch.int8, torch.uint8)
             why = "quantised weights mean nothing without their scales: give the checkpoint from before quantisation"
             raise RefusedError(
                 f"{where}: {name} is {dtype} in the file, where the architecture computes with fractions; "
                 + (why if quantised else "imu does not turn one into the other: check --arch, or save it as floats")
             )
+        if target is None:
+            continue
         exact = target.is_floating_point() or name.endswith(names.COUNTERS) or target.is_complex()
         if not exact and not bool((tensor.to(target.dtype).to(tensor.dtype) == tensor).all()):
             raise RefusedError(

@@ -51,7 +51,9 @@ def find(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """What to write after ``--arch`` for every indexed model that has exactly these tensors, torchvision's first."""
     found: dict[str, None] = {}
     plain: dict[str, tuple[int, ...]] | None = dict(shapes)
-    while plain:
+    for _ in range(names.MOST_WORDS):
+        if not plain:
+            break
         for model, classifier, wanted in _index()["models"].get(names_hash(plain), []):
             if shapes_hash(plain, classifier) == wanted:
                 found[model] = None

@@ -14,6 +14,7 @@ from typing import Literal
 from imu_cli.errors import ImuError
 from imu_cli.files import outputs, writing
 from imu_cli.files.outputs import refuse_output as refuse_output
+from imu_cli.models import kinds
 from imu_cli.models.kinds import WEIGHTS
 from imu_cli.models.layout import Layout, inside, main_file, stem
 from imu_cli.records import json_files, record
@@ -23,8 +24,6 @@ CARRIED_NAMES = ("LICENSE", "LICENCE", "NOTICE", "README")
 MAX_CARRIED = 10_000_000
 """Bytes of a config, a list of labels, a tokenizer or a model card; weights in text form are larger."""
 CONFIG = "config.json"
-CACHE = "models--"
-"""Start of a model's folder in the Hugging Face cache."""
 OWN = (".record.json", ".evaluation.json")
 """Endings of what the tool wrote about the model that it read; the new model gets its own."""
 
@@ -79,19 +78,13 @@ def choose(layout: Layout, output: str | None, force: bool) -> Destination:
     return made
 
 
-def in_cache(output: Path) -> bool:
-    """Whether a file would lie in a model's folder of the Hugging Face cache."""
-    where = output.parent.resolve()
-    return any(folder.name.startswith(CACHE) and (folder / "blobs").is_dir() for folder in (where, *where.parents))
-
-
 def refuse_cache(output: Path, model: Path) -> None:
     """Ask where a result goes that would lie in the Hugging Face cache, from which it would be pruned with the model.
 
     Raises:
         ImuError: nobody named that place, and it lies in the cache.
     """
-    if in_cache(output):
+    if kinds.in_cache(output):
         raise ImuError(
             f"{model}: lies in the Hugging Face cache, where {output.name} would be pruned with it; say where it goes with --output"
         )

@@ -37,6 +37,9 @@ ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model"
 ADAPTER_PREFIX = "base_model.model."
 """What peft puts before every name of an adapter's tensors."""
 
+CACHE = "models--"
+"""Start of a model's folder in the Hugging Face cache."""
+
 POINTERS: Sequence[tuple[bytes, str]] = (
     (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer"),
     (b"# xet version", "a Git Xet pointer"),
@@ -77,7 +80,9 @@ def of_trainer(path: Path) -> str | None:
 
 
 def _first_words(path: Path, most: int = 40) -> list[str]:
-    """The first texts in a torch.save archive's pickle, read as data; [] where it is no such archive."""
+    """The first texts in a torch.save archive's pickle, read as data; [] where it is no such archive, or a link to elsewhere."""
+    if path.is_symlink():
+        return []
     try:
         with zipfile.ZipFile(path) as archive:
             inner = next((item for item in archive.infolist() if item.filename.endswith("data.pkl")), None)
@@ -158,7 +163,7 @@ def refuse_folder(folder: Path, files: Sequence[Path]) -> None:
 
 
 def _pickles(folder: Path, found: Sequence[Path]) -> str:
-    whole = folder / f"model{WEIGHTS}"
+    whole = _target(folder / f"model{WEIGHTS}")
     if len(found) == 1 or all(is_part(path.name) for path in found):
         one = (
             found[0]
@@ -190,4 +195,15 @@ def pickle_advice(path: Path) -> str:
     if is_part(path.name):
         return f"{path}: one shard of several of a pickled model; convert its folder: imu convert {path.parent} model{WEIGHTS}"
     target = path.with_suffix(WEIGHTS)
-    return pickle_message(path, target if target != path else path.with_name(f"{path.stem}.new{WEIGHTS}"))
+    return pickle_message(path, _target(target if target != path else path.with_name(f"{path.stem}.new{WEIGHTS}")))
+
+
+def in_cache(output: Path) -> bool:
+    """Whether a file would lie in a model's folder of the Hugging Face cache, and be pruned with it."""
+    where = output.parent.resolve()
+    return any(folder.name.startswith(CACHE) and (folder / "blobs").is_dir() for folder in (where, *where.parents))
+
+
+def _target(path: Path) -> Path:
+    """Where an advice lets a file be written: beside the model, but for the Hugging Face cache, in the current folder."""
+    return Path(path.name) if in_cache(path) else path

@@ -10,9 +10,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import islice
 
 from imu_cli.errors import ImuError
 
+MOST_WORDS = 24
+"""Words that may stand before a name; a name of a million dots was made to mislead."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 WRAPPER = re.compile(r"(?:(?:module|_orig_mod|model|net|network)\.)+")
@@ -149,8 +152,8 @@ def _prefix(in_file: Shapes, in_model: Shapes, where: object) -> str:
 
 
 def starts(name: str) -> list[str]:
-    """What may be a prefix of the name: nothing, and its first words up to each dot."""
-    return ["", *(name[: dot.end()] for dot in re.finditer(r"\.", name))]
+    """What may be a prefix of the name: nothing, and its first words up to each of the first dots."""
+    return ["", *(name[: dot.end()] for dot in islice(re.finditer(r"\.", name), MOST_WORDS))]
 
 
 def _several(starts: Sequence[str], in_file: Shapes, where: object) -> str:

@@ -21,6 +21,7 @@ NESTED = "processor_config.json"
 UNUSED_KEYS = frozenset({
     "_attn_implementation", "attn_implementation", "_attn_implementation_internal", "_name_or_path", "name_or_path",
     "quantization_config", "torch_dtype", "dtype", "transformers_version", "id2label", "label2id", "use_pretrained_backbone",
+    "problem_type",
 })  # fmt: skip
 """Keys of a transformers config that do not say what is computed, or could reach for something outside."""
 

@@ -272,8 +272,10 @@ def test_wrappers_prefixes_are_found(tmp_path: Path, prefix: str, names: tuple[s
 
 
 def test_an_unknown_prefix_is_none(tmp_path: Path) -> None:
-    """Names that no known wrapper explains have no prefix; loading then lists them as unexpected."""
-    source = written(tmp_path / "a.safetensors", {"student.fc.weight": torch.ones(1)})
+    """Words that no known wrapper explains are a prefix where they are before every name, and else none."""
+    source = written(tmp_path / "a.safetensors", {"student.fc.weight": torch.ones(1), "student.a": torch.ones(1)})
+    assert source.prefix({"fc.weight"}) == "student."
+    source = written(tmp_path / "b.safetensors", {"features.fc.weight": torch.ones(1), "head.weight": torch.ones(1)})
     assert source.prefix({"fc.weight"}) == ""
 
 

@@ -100,7 +100,9 @@ def test_one_output_is_called_one_output(tmp_path: Path, data: Path, capsys: pyt
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=1)
     timm.models.save_for_hf(model, tmp_path / "timm", safe_serialization=True)
-    for folder in ("net", "timm"):
+    shutil.copytree(tmp_path / "net", tmp_path / "said")
+    edit(tmp_path / "said" / "config.json", problem_type="single_label_classification")
+    for folder in ("net", "timm", "said"):
         assert main(["unlearn", str(tmp_path / folder), "--data", str(data), "--forget", "class=cat"]) == 4
         assert "has one output, a regression or a yes-or-no head" in capsys.readouterr().err
         assert main(["inspect", str(tmp_path / folder)]) == 0
@@ -124,6 +126,17 @@ def test_a_model_of_one_number_an_image_is_called_that(job: Path, capsys: pytest
     finally:
         sys.path.remove(str(job))
     assert "returned one number for an image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.int32], ids=str)
+def test_integers_under_older_names_of_transformers_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    """The library renames the tensors of older files as it loads them; quantised ones are refused before that, by their name."""
+    vit_folder(tmp_path)
+    values = load_file(tmp_path / "model.safetensors")
+    name = next(key for key in values if key.endswith(("query.weight", "q_proj.weight")))
+    save_file({**values, name: (values[name] * 100).to(dtype)}, tmp_path / "model.safetensors")
+    with pytest.raises(RefusedError, match=f"{name} is .* in the file, where the architecture computes with fractions"):
+        load(opened(tmp_path), None)
 
 
 # --- class names

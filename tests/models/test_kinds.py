@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from imu_cli.cli import main
 from imu_cli.commands import convert as converting
 from imu_cli.errors import ImuError, RefusedError
+from imu_cli.models import candidates, names
 from imu_cli.models.checkpoint import open_checkpoint
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 110367416\n"
@@ -214,6 +215,27 @@ def test_adapters_are_called_adapters(tmp_path: Path, kind: str) -> None:
         )
     with pytest.raises(RefusedError, match="an adapter"):
         converting.run(tmp_path / "lora", tmp_path / "out.safetensors")
+
+
+def test_in_the_cache_the_advice_writes_elsewhere(tmp_path: Path) -> None:
+    """A pickle in the Hugging Face cache is converted into the current folder, not into the cache, where it would be pruned."""
+    snapshot = tmp_path / "models--me--net" / "snapshots" / "4d7a"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--me--net" / "blobs").mkdir()
+    torch.save(STATE, tmp_path / "models--me--net" / "blobs" / "ab")
+    (snapshot / "pytorch_model.bin").symlink_to("../../blobs/ab")
+    for model in (snapshot, snapshot / "pytorch_model.bin"):
+        with pytest.raises(RefusedError, match=r"imu convert \S+/pytorch_model\.bin (pytorch_)?model\.safetensors$"):
+            open_checkpoint(model)
+
+
+def test_a_name_of_many_words_costs_little(tmp_path: Path) -> None:
+    """A name of a million dots in a header is a name that does not fit, and not a million prefixes."""
+    save_file({"a." * 300_000 + "w": torch.ones(1), "fc.weight": torch.ones(2, 2)}, tmp_path / "m.safetensors")
+    found = names.find({name: entry.shape for name, entry in open_checkpoint(tmp_path / "m.safetensors").entries.items()},
+                       {"fc.weight": (2, 2)}, "m")  # fmt: skip
+    assert found.prefix == ""
+    assert candidates.find({"a." * 300_000 + "w": (1,)}) == []
 
 
 def test_a_checkpoint_called_like_an_optimisers_is_read_by_its_content(tmp_path: Path) -> None:
