@@ -26,7 +26,7 @@ test-all: $(VENV)/.installed ## the tests, the slow ones too
 
 # What compares floats. The second plan of work: no vector units beyond the oldest, and one thread.
 NUMERIC := tests/commands/test_features.py tests/evaluation tests/features tests/influence tests/linear \
-	tests/models/test_dtypes.py tests/statistics tests/unlearning
+	tests/models/test_dtypes.py tests/models/test_library_folders.py tests/statistics tests/unlearning
 
 check: $(VENV)/.installed ## format, lint, types, layers, documentation, then the tests, those of numbers on a plainer processor too
 	$(BIN)/ruff format --check .

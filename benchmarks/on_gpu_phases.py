@@ -26,7 +26,9 @@ from imu_cli.features.engine import Engine
 from imu_cli.features.precision import Precision
 from imu_cli.influence import closed_form
 from imu_cli.models.checkpoint import open_checkpoint
-from imu_cli.models.head import Head, find_head, replay_tolerance
+from imu_cli.models.head import Head
+from imu_cli.models.head_search import find_head
+from imu_cli.models.replay import replay_tolerance
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images.preprocessing import Preprocessing, parse
 from imu_cli.samples.images.stores import Pixels

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from imu_cli.commands import unlearn as pipeline
 from imu_cli.events import Silent
-from imu_cli.statistics import metrics
+from imu_cli.statistics import mask_bound, metrics
 from imu_cli.unlearning.targets import CLASS_TARGET
 
 WEIGHTS: dict[str, dict[str, Any]] = {
@@ -83,8 +83,8 @@ def _costs(data: Cifar, head: Tensor, classes: tuple[int, ...]) -> dict[str, Any
         before, after, own = h[kept] @ data.matrix.T, h[kept] @ head.T, labels[kept]
         found[name] = metrics.accuracy(after, own).value
         found[f"{name}_before"] = metrics.accuracy(before, own).value
-        found[f"{name}_bound"] = metrics.mask_bound(before, own, classes).value
-    lost = metrics.lost_to_forgotten(before, after, own, classes)
+        found[f"{name}_bound"] = mask_bound.mask_bound(before, own, classes).value
+    lost = mask_bound.lost_to_forgotten(before, after, own, classes)
     return {**found, "lost_to_forgotten": round(lost.value * lost.n)}
 
 

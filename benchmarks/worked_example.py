@@ -24,7 +24,7 @@ from common import Criterion
 
 from imu_cli.cli import main as imu
 from imu_cli.records.evaluation import Evaluation
-from imu_cli.records.storage import read
+from imu_cli.records.json_files import read
 
 GATES = ("forget.accuracy<=0.005", "test_forgotten.accuracy<=0.02", "test.accuracy_drop<=0.01")
 SAMPLES = {"random": 5000, "few": 37}

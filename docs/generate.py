@@ -45,7 +45,7 @@ def reference() -> str:
 
 def metrics() -> str:
     """The table of metrics."""
-    from imu_cli.records.definitions import DEFINITIONS, NUMBERS
+    from imu_cli.records.metric_definitions import DEFINITIONS, NUMBERS
 
     lines = ["| name | what it is | better | unit | needs |", "|---|---|---|---|---|"]
     for name, item in DEFINITIONS.items():

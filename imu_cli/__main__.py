@@ -4,7 +4,7 @@ import gc
 import os
 import sys
 
-from imu_cli import stopping
+from imu_cli import signals
 
 
 def _open_streams() -> None:
@@ -24,11 +24,11 @@ def main() -> None:
     """Run the command line and exit with its code."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what torch's C++ warns of names its own source files
     _open_streams()
-    stopping.install()
+    signals.install()
     from imu_cli.cli import main as run  # a signal that comes during this import is noted, and obeyed after it
 
     code = run()
-    stopping.over()
+    signals.over()
     # Python looks through everything that torch made for garbage before it exits, several times: a fifth of what importing
     # torch takes. The process ends here and the files are closed, so there is nothing to find.
     gc.freeze()

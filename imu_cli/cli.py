@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imu_cli import __version__, stopping
+from imu_cli import __version__
+from imu_cli import signals as stopping
+from imu_cli.command_line import ModelPath, Origins, OutputFormat, Quiet, ReportFormat, TableOrJson, takes
 from imu_cli.config.commands import EvaluateConfig, FeaturesConfig, InfluenceConfig, UnlearnConfig
 from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError, StoppedError
 from imu_cli.events import libraries_unheard
 from imu_cli.files import reading, streams, writing
 from imu_cli.files.streams import tell
-from imu_cli.options import ModelPath, Origins, OutputFormat, Quiet, ReportFormat, TableOrJson, takes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -228,7 +229,7 @@ def report(
 ) -> None:
     """Render what earlier commands measured; several evaluations are also set side by side."""
     from imu_cli.commands import report as reporting
-    from imu_cli.records import storage as files
+    from imu_cli.records import json_files as files
 
     if schema:
         writing.to_stdout(json.dumps(files.schema(), indent=1, ensure_ascii=False) + "\n")
@@ -309,7 +310,7 @@ def inspect(
     form: OutputFormat = "table",
 ) -> None:
     """Show what is in a model's files, what imu learns from them and where, and which flag is missing; needs no data."""
-    from imu_cli.models.contents import header
+    from imu_cli.models.headers import header
     from imu_cli.views import machine, terminal
 
     if only_header or form == "csv":

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from imu_cli import stopping
+from imu_cli import signals
 
 Advance = Callable[[int], None]
 
@@ -63,7 +63,7 @@ class Clock:
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Add the time that the context takes to a stage; a stage begins where a signal may end the run."""
-        stopping.check()
+        signals.check()
         start = time.perf_counter()
         try:
             yield

@@ -291,8 +291,8 @@ def test_interrupted(job: Path, number: signal.Signals, delay: float) -> None:
 def test_terminated_in_the_middle(job: Path) -> None:
     """SIGTERM while both files are being made, as a cancelled CI job gets it: unwound, nothing is left."""
     code = (
-        "import os, signal\nfrom imu_cli import __main__; from imu_cli.records import storage\n"
-        "storage.dump = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n__main__.main()"
+        "import os, signal\nfrom imu_cli import __main__; from imu_cli.records import json_files\n"
+        "json_files.dump = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n__main__.main()"
     )
     before = listing(job)
     done = subprocess.run([sys.executable, "-c", code, *GO, "--no-cache"], capture_output=True, text=True, check=False)
@@ -363,12 +363,12 @@ def test_interrupt_while_writing(
     job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ctrl-C between the two files, the worst moment, removes both."""
-    from imu_cli.records import storage
+    from imu_cli.records import json_files
 
     def interrupt(*_: object) -> str:
         raise StoppedError(signal.SIGINT)
 
     before = listing(job)
-    monkeypatch.setattr(storage, "dump", interrupt)
+    monkeypatch.setattr(json_files, "dump", interrupt)
     assert main([*GO, "--no-cache"]) == 130
     assert listing(job) == before

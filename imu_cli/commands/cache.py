@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from imu_cli.errors import ImuError
-from imu_cli.samples import manifest, table
+from imu_cli.samples import csv_lines, manifest
 from imu_cli.samples import selectors as dataset
 
 
@@ -48,6 +48,6 @@ def _digests(forget: str, data: str | None) -> set[str]:
     samples = manifest.open_source(data, "data") if data else None
     if dataset.is_selector(forget) and samples is not None:
         return set(samples.digests(dataset.select_rows(samples, [forget])))
-    if samples is not None and forget.lower().endswith(table.SUFFIXES):
+    if samples is not None and forget.lower().endswith(csv_lines.SUFFIXES):
         return set(manifest.open_source(forget, "data", samples).digests())
     return set(manifest.peek(forget, None, sys.maxsize).digests())

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from imu_cli import stopping
+from imu_cli import signals
 from imu_cli.errors import ImuError
 from imu_cli.files import locks, outputs, staging, writing
 from imu_cli.models import digits as demo_model
@@ -82,7 +82,7 @@ def train(images: np.ndarray, labels: np.ndarray, seed: int, epochs: int = 20, w
         optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
         x, y = _batch(images), torch.from_numpy(labels).long()
         for _ in range(epochs):
-            stopping.check()
+            signals.check()
             for rows in torch.randperm(len(x)).split(64):
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()

@@ -11,7 +11,7 @@ from torch import Tensor
 from imu_cli.commands import held_out, opening, preparation, provenance, reuse
 from imu_cli.config.commands import EvaluateConfig
 from imu_cli.errors import ImuError
-from imu_cli.evaluation import curves, gates, measures, shadow_heads, summary
+from imu_cli.evaluation import assembly, curves, gates, shadow_heads, summary
 from imu_cli.evaluation.evidence import Evidence, Split, forgotten_rows, reference
 from imu_cli.events import Events, Log
 from imu_cli.features import engine
@@ -23,7 +23,7 @@ from imu_cli.linear.rows import Logits, Mapped, Rows, with_bias
 from imu_cli.models import checkpoint, destination, layout
 from imu_cli.models.architecture import Architecture, Loaded
 from imu_cli.models.sidecar import Said
-from imu_cli.records import storage
+from imu_cli.records import json_files
 from imu_cli.records.evaluation import Evaluation, Metric
 from imu_cli.records.record import Record
 from imu_cli.samples.dataset import SampleSet
@@ -31,7 +31,7 @@ from imu_cli.samples.vectors import is_features
 from imu_cli.statistics import metrics
 from imu_cli.statistics.intervals import Estimate, census
 from imu_cli.unlearning import scenario
-from imu_cli.unlearning.notes import warn_if_at_chance
+from imu_cli.unlearning.messages import warn_if_at_chance
 from imu_cli.unlearning.procedure import Method
 from imu_cli.unlearning.targets import HeldOut
 from imu_cli.views import junit
@@ -231,7 +231,7 @@ def _refuse_foreign(path: Path) -> None:
 
     def ours(file: Path) -> bool:
         try:
-            return isinstance(storage.read(file), Evaluation)
+            return isinstance(json_files.read(file), Evaluation)
         except ImuError:
             return False
 
@@ -314,7 +314,7 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         unlearning = _unlearning(opened, evidence, found, destination.beside(model, "record").parent)
         shadow = shadow_heads.run(evidence, opened.matrix(), original.matrix(), unlearning, config.shadows, opened.log)
         evidence = replace(evidence, shadow=shadow)
-    measured = measures.measure(evidence)
+    measured = assembly.measure(evidence)
     _tell_edge(opened, evidence, measured)
     verdicts = gates.judge_all(wanted, {item.name: item for item in measured}, config.require_on == "value")
     for verdict in verdicts:
@@ -330,9 +330,9 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         head_only=head_only,
         summary=summary.of(evidence, measured, head_only, unchanged=original is not None and not original.changed),
         metrics=measured,
-        per_class=measures.per_class(evidence),
+        per_class=assembly.per_class(evidence),
         by=config.by,
-        per_part=measures.per_part(evidence),
+        per_part=assembly.per_part(evidence),
         curves=curves.of(evidence),
         requirements=verdicts,
         given={name: paths.relative_to(getattr(config, name), "data", folder) for name in ("data", "test", "retain")},
@@ -340,7 +340,7 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         scenario_source=_kind(opened, config)[1] if merged.get("scenario") != "record" else "record",
         **provenance.common(opened, effective, merged, folder),
     )
-    texts = {output: storage.dump(made)} | ({} if report is None else {report: junit.junit(made)})
+    texts = {output: json_files.dump(made)} | ({} if report is None else {report: junit.junit(made)})
 
     def replaced(path: Path) -> None:
         _refuse_foreign(path) if path == output else _junit_file(config, output)

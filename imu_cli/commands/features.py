@@ -29,7 +29,7 @@ from imu_cli.events import Events, Silent
 from imu_cli.features import origin
 from imu_cli.features.extraction import Seen
 from imu_cli.features.session import Session
-from imu_cli.files import locks, memory, outputs, parts, writing
+from imu_cli.files import locks, memory, outputs, resumption, writing
 from imu_cli.files.reading import environment_number
 from imu_cli.records.features import Extracted
 from imu_cli.samples import vectors as featurefile
@@ -238,7 +238,7 @@ def run_features(model: Path, config: FeaturesConfig, events: Events) -> Extract
         RefusedError: the checkpoint cannot be handled.
     """
     output = _output(config)
-    folder, start = parts.of(output), time.perf_counter()
+    folder, start = resumption.of(output), time.perf_counter()
     with _ranks() as ranks, ExitStack() as held:
         wanted = _forget_config(config)
         opened = opening.open_all(model, wanted, events if ranks.first else Silent())
@@ -246,7 +246,7 @@ def run_features(model: Path, config: FeaturesConfig, events: Events) -> Extract
             raise ImuError(f"{config.data}: holds features already; name images")
         plan = _plan(opened)
         if ranks.first:
-            held.callback(locks.release, parts.prepare(output, plan.said, config.force))
+            held.callback(locks.release, resumption.prepare(output, plan.said, config.force))
         _wait(ranks)
         try:
             _compute(opened, plan, folder, ranks)

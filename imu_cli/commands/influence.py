@@ -16,10 +16,10 @@ from imu_cli.linear import margins
 from imu_cli.linear.rows import Rows
 from imu_cli.linear.rows import logits as logits_by_rows
 from imu_cli.records import influence
-from imu_cli.samples.columns import reals
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import thumbnails
-from imu_cli.unlearning import methods, notes
+from imu_cli.samples.packing import reals
+from imu_cli.unlearning import messages, methods
 from imu_cli.unlearning.matched import kernel
 from imu_cli.views import page
 
@@ -41,7 +41,7 @@ def run_influence(
         scored = scored or reuse.compute_scores(opened, config, h)
     selection = closed_form.weigh(scored.scores, config.keep, config.clip_quantile, reuse.sample_weights(opened))
     accuracy, samples = float(scored.right.double().mean()), opened.forget.samples
-    notes.warn_if_at_chance(opened.log, scored.right, opened.head.classes)
+    messages.warn_if_at_chance(opened.log, scored.right, opened.head.classes)
     ids = opened.forget.ids or samples.names
     rows = influence.ScoreRows(
         ids, samples.names, samples.labels, opened.classes.name,

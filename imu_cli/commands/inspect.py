@@ -14,8 +14,9 @@ from imu_cli.features import engine
 from imu_cli.models import architecture, destination, layout, sidecar
 from imu_cli.models.checkpoint import Checkpoint
 from imu_cli.models.choices import UnsaidError
-from imu_cli.models.contents import Finding, Inspection, header
-from imu_cli.models.head import Head, find_head
+from imu_cli.models.head import Head
+from imu_cli.models.head_search import find_head
+from imu_cli.models.headers import Finding, Inspection, header
 from imu_cli.samples.classes import ClassNames
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import preprocessing
@@ -60,9 +61,13 @@ def run(model: Path, config: ModelConfig) -> Inspection:
     if steps is not None:
         shown = ", ".join(f"{name} {value}" for name, value in steps[0].described().items() if value is not None)
         _learnt(found, "preprocessing", shown, steps[1])
-    if loaded is not None and steps is not None:
-        head = _head(found, loaded[0], loaded[1], steps[0], config)
+    if loaded is not None:
+        # A head does not depend on how images are prepared: where that is not known, plain noise shows it all the same.
+        known = found if steps is not None else []
+        head = _head(known, loaded[0], loaded[1], preprocessing.parse("none") if steps is None else steps[0], config)
         if head is not None:
+            found += [] if steps is not None else known
+            made.head = list(head.tensors)
             _tell_classes(
                 found,
                 _tried(
@@ -152,7 +157,7 @@ def _tell_classes(found: list[Finding], classes: ClassNames | None) -> None:
     _learnt(found, "classes", ", ".join(classes.names[:SHOWN_CLASSES]) + more, classes.source)
 
 
-PLACEHOLDERS = {"--arch": "ARCH", "--arch-arg": "KEY=VALUE", "--preprocess": "imagenet", "--head": "MODULE"}
+PLACEHOLDERS = {"--arch": "ARCH", "--arch-arg": "KEY=VALUE", "--preprocess": "PRESET", "--head": "MODULE"}
 """What stands in the line to copy for a flag that is missing and not optional."""
 
 

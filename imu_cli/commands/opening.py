@@ -19,7 +19,7 @@ from imu_cli.influence import closed_form
 from imu_cli.models import architecture, sidecar
 from imu_cli.models.architecture import Loaded
 from imu_cli.models.checkpoint import Checkpoint, open_checkpoint
-from imu_cli.models.head import find_head, named_head
+from imu_cli.models.head_search import find_head, named_head
 from imu_cli.models.sidecar import Said
 from imu_cli.samples import vectors as featurefile
 from imu_cli.samples.classes import ClassNames, class_names

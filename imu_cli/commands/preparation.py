@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from imu_cli import options
+from imu_cli import command_line
 from imu_cli.commands import held_out, reuse
 from imu_cli.config.commands import UnlearnConfig
 from imu_cli.features.session import Session
@@ -16,10 +16,11 @@ from imu_cli.influence.closed_form import Damping
 from imu_cli.influence.scores import Scored
 from imu_cli.linear import objective
 from imu_cli.linear.rows import Rows, predicted
-from imu_cli.models.head import PRECISIONS, replay_tolerance
+from imu_cli.models.head import PRECISIONS
+from imu_cli.models.replay import replay_tolerance
 from imu_cli.records.parts import HeldOutInfo
 from imu_cli.records.record import Record
-from imu_cli.unlearning import methods, notes, scenario, targets
+from imu_cli.unlearning import messages, methods, scenario, targets
 from imu_cli.unlearning.procedure import Ascent, Classifier, Forgetting, Job, Matching, Procedure
 
 ASCENT_ONLY = ("preset", "weights", "reweight", "rows", "step", "learning_rate", "max_steps", "keep", "clip_quantile")
@@ -88,14 +89,16 @@ def ready(opened: Session, config: UnlearnConfig, h: Rows) -> Ready:
     plan = scenario.plan(kind, source, labels, opened.head.classes, config.rows)
     opened.note(f"scenario {kind} ({source})")
     held, held_info = held_out.chosen_by(opened, config.test, config.reference, plan.forgotten)
-    notes.warn_if_at_chance(opened.log, predicted(h, matrix) == labels, opened.head.classes)
+    messages.warn_if_at_chance(opened.log, predicted(h, matrix) == labels, opened.head.classes)
     if held is not None:
-        notes.warn_if_at_chance(opened.log, held.right(matrix), opened.head.classes, "held-out samples of kept classes")
+        messages.warn_if_at_chance(
+            opened.log, held.right(matrix), opened.head.classes, "held-out samples of kept classes"
+        )
     job = methods.prepare(
         _forgetting(opened, config, h), Classifier(matrix, opened.head.rounded), plan, held,
         of(config, boundary(opened, h)), opened.log,
     )  # fmt: skip
-    notes.tell_start(job, proven_classes=has_data)
+    messages.tell_start(job, proven_classes=has_data)
     return Ready(job, held_info)
 
 
@@ -123,7 +126,7 @@ def _forgetting(opened: Session, config: UnlearnConfig, h: Rows) -> Forgetting:
 def frozen(found: Record, folder: Path) -> UnlearnConfig:
     """The options that a record was made with, method and ρ as they came out; its paths are relative to ``folder``."""
     known = {field.name for field in fields(UnlearnConfig)} & set(found.options)
-    kinds = options.path_kinds(UnlearnConfig)
+    kinds = command_line.path_kinds(UnlearnConfig)
     values: dict[str, Any] = {}
     for name in known:
         kind, value = kinds[name], found.options[name].value
@@ -132,4 +135,4 @@ def frozen(found: Record, folder: Path) -> UnlearnConfig:
     if found.method == "matched" and isinstance(found.details.get("rho"), float):
         values["rho"] = found.details["rho"]
     no_origins: Mapping[str, str] = {}
-    return options.build(UnlearnConfig, values, no_origins)
+    return command_line.build(UnlearnConfig, values, no_origins)

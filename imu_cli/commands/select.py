@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imu_cli.files import outputs, writing
-from imu_cli.samples import manifest, table
+from imu_cli.samples import csv_lines, manifest
 from imu_cli.samples import selectors as dataset
 
 
@@ -19,6 +19,6 @@ def run(selectors: Sequence[str], data: str, output: str, force: bool) -> None:
     samples = manifest.open_source(data, "data")
     rows = dataset.select_rows(samples, list(selectors))
     if output == "-":
-        writing.to_stdout(table.manifest_text(samples, rows))
+        writing.to_stdout(csv_lines.manifest_text(samples, rows))
     else:
-        table.write_manifest(samples, rows, Path(output), force=force)
+        csv_lines.write_manifest(samples, rows, Path(output), force=force)

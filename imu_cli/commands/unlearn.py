@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from imu_cli import options
+from imu_cli import command_line
 from imu_cli.commands import opening, preparation, provenance, reuse
 from imu_cli.commands.provenance import common
 from imu_cli.config.commands import PAPER, UnlearnConfig
@@ -23,8 +23,8 @@ from imu_cli.linear.rows import Rows, predicted
 from imu_cli.models import checkpoint, destination, diagnosis, layout
 from imu_cli.models import destination as destination_module
 from imu_cli.models.architecture import Architecture
-from imu_cli.models.head import check_replay
-from imu_cli.records import parts, storage
+from imu_cli.models.replay import check_replay
+from imu_cli.records import json_files, parts
 from imu_cli.records.parts import HeldOutInfo, Interval, Link
 from imu_cli.records.record import LookInfo, Record, Target
 from imu_cli.statistics.metrics import binomial_range
@@ -105,7 +105,7 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
         checkpoint.patch(opened.checkpoint, opened.head.parts(outcome.head.cpu()), weights)
         made.after.sha256 = _replay(opened, outcome.head.cpu(), weights, h)
         made.seconds = opened.log.clock.seconds
-        record_file.write_text(storage.dump(made), encoding="utf-8")
+        record_file.write_text(json_files.dump(made), encoding="utf-8")
     return Unlearned(made, place.output, place.record)
 
 
@@ -113,8 +113,8 @@ def next_words(done: Unlearned, config: UnlearnConfig, origins: Mapping[str, str
     """The command that measures what was written, as it can be typed: with the file of options or the code that it needs."""
     words, record = ["imu", "evaluate", str(done.output)], done.record
     built = Architecture(str(record.architecture["name"]), "record")
-    if options.CONFIG_FILE in origins:
-        words += ["--config", origins[options.CONFIG_FILE]]
+    if command_line.CONFIG_FILE in origins:
+        words += ["--config", origins[command_line.CONFIG_FILE]]
     elif built.runs_code and config.arch is not None:
         words += ["--arch", config.arch]
         words += [word for pair in config.arch_arg for word in ("--arch-arg", pair)]

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from imu_cli.config.option import (
+from imu_cli.config.fields import (
     ASCENT,
     ATTACKS,
     DATA,

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from imu_cli.config.option import DATA, MATCHED, MODEL, OUTPUT, SCORES, STOP, Option, Scenario
+from imu_cli.config.fields import DATA, MATCHED, MODEL, OUTPUT, SCORES, STOP, Option, Scenario
 from imu_cli.features.precision import Precision
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from imu_cli.evaluation import attacks
 from imu_cli.events import Log
 from imu_cli.linear.rows import Logits, Outputs, Rows, only
-from imu_cli.records.definitions import DEFINITIONS
 from imu_cli.records.evaluation import Metric
+from imu_cli.records.metric_definitions import DEFINITIONS
 from imu_cli.records.parts import Interval
 from imu_cli.statistics.intervals import Estimate, NotMeasured
 from imu_cli.statistics.metrics import predictions

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from imu_cli.errors import ImuError
-from imu_cli.records.definitions import BOTH_SIDES, DEFINITIONS, NUMBERS, SIDE_IS_HARMLESS, range_of
 from imu_cli.records.evaluation import Metric, Requirement
+from imu_cli.records.metric_definitions import BOTH_SIDES, DEFINITIONS, NUMBERS, SIDE_IS_HARMLESS, range_of
 from imu_cli.records.parts import Interval
 from imu_cli.statistics.counts import holds
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imu_cli import stopping
+from imu_cli import signals
 from imu_cli.errors import ImuError
 from imu_cli.linear.rows import Rows, blocks, by_rows, mean, only
 from imu_cli.statistics.intervals import Estimate, NotMeasured, class_counts
@@ -77,7 +77,7 @@ def k_shot_recovery(
     own, fair, held_out = list[tuple[float, float]](), list[tuple[float, float]](), 0
     adjusted = kept_features is not None and taken_before is not None
     for _ in range(repeats):
-        stopping.check()
+        signals.check()
         shots, held = _draw(labels, k, generator)
         means = torch.stack([features[rows].double().mean(0) for rows in shots.values()])
         head = put_back(means, weight, bias, list(shots), centre)

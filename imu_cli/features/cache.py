@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import platformdirs
 from pydantic import BaseModel, ConfigDict
 
-from imu_cli import stopping
+from imu_cli import signals
 from imu_cli.errors import ImuError
 from imu_cli.files import locks
 from imu_cli.files.checking import checked
@@ -378,7 +378,7 @@ def write(
             file.write(f'\n], "count": {count}')
             file.flush()
             file.write(f', "sha256": "{_checksum(tensors, described)}"}}\n')
-        stopping.check()
+        signals.check()
         with locks.held_folder(folder()):
             for temporary, path in zip((tensors, described), paths, strict=True):
                 temporary.chmod(0o600)

@@ -13,7 +13,8 @@ from imu_cli.errors import ImuError, InvalidRowsError
 from imu_cli.features import folding
 from imu_cli.features.precision import Precision
 from imu_cli.models.arithmetic import Kind, float32_as
-from imu_cli.models.head import PRECISIONS, REPLAY_TOLERANCE, hooked, logits_of, rows_of, tapped
+from imu_cli.models.head import PRECISIONS, hooked, logits_of, rows_of, tapped
+from imu_cli.models.replay import REPLAY_TOLERANCE
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.inputs import InputStep
 

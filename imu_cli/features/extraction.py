@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imu_cli import stopping
+from imu_cli import signals
 from imu_cli.errors import ImuError
 from imu_cli.features import allocation
 from imu_cli.features.engine import Engine, to_device
 from imu_cli.models import diagnosis
-from imu_cli.models.head import Head, check_replay, replay_error
+from imu_cli.models.head import Head
+from imu_cli.models.replay import check_replay, replay_error
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.inputs import InputStep
 
@@ -77,7 +78,7 @@ def stream(
     on_cpu = run.device.type == "cpu"
     with allocation.kept() if on_cpu else contextlib.nullcontext():
         for stacked in preprocess.batches(samples, run.batch_size, wanted, beside=not on_cpu):
-            stopping.check()
+            signals.check()
             with torch.inference_mode():
                 made = in_halves(run, to_device(stacked, preprocess, run.device))
                 if behind is not None:

@@ -7,9 +7,10 @@ from dataclasses import replace
 import torch
 
 from imu_cli.errors import ImuError, RefusedError
-from imu_cli.models.head import PRECISIONS, Head, replay_error, replay_tolerance
-from imu_cli.samples.columns import as_array
+from imu_cli.models.head import PRECISIONS, Head
+from imu_cli.models.replay import replay_error, replay_tolerance
 from imu_cli.samples.forget import ForgetSet
+from imu_cli.samples.packing import as_array
 from imu_cli.samples.vectors import Vectors, logits_of
 
 

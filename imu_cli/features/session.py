@@ -23,10 +23,10 @@ from imu_cli.models.checkpoint import Checkpoint
 from imu_cli.models.head import Head
 from imu_cli.samples import vectors as featurefile
 from imu_cli.samples.classes import ClassNames
-from imu_cli.samples.columns import as_array
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.forget import ForgetSet
 from imu_cli.samples.inputs import InputStep
+from imu_cli.samples.packing import as_array
 from imu_cli.samples.vectors import Vectors
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from imu_cli import stopping
+from imu_cli import signals
 from imu_cli.errors import ImuError
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EINVAL)
@@ -96,7 +96,7 @@ def held_folder(folder: Path) -> Iterator[None]:
     try:
         end = time.monotonic() + WAIT
         while _try(descriptor) is False:
-            stopping.check()
+            signals.check()
             if time.monotonic() > end:
                 raise ImuError(f"{folder}: another process has been holding it for {WAIT:.0f} seconds; end it, or wait")
             time.sleep(PAUSE)

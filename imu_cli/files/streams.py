@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from typing import BinaryIO
 
-from imu_cli import stopping
+from imu_cli import signals
 from imu_cli.errors import ImuError
 
 PLAINER = {
@@ -93,7 +93,7 @@ def from_stdin(stream: BinaryIO | None = None) -> bytes:
         ImuError: it is closed, or cannot be read.
     """
     try:
-        with stopping.at_once():
+        with signals.at_once():
             return (stream or stdin()).read()
     except (OSError, ValueError) as error:
         raise ImuError(f"stdin: cannot be read ({error}); name a .csv, .tsv or .jsonl file") from error

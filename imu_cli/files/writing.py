@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from imu_cli import stopping
+from imu_cli import signals
 from imu_cli.errors import ImuError
 from imu_cli.files import locks, staging
 from imu_cli.files.outputs import refuse_foreign as refuse_foreign
@@ -90,7 +90,7 @@ def _staged(
             staging.recover(mine[0].parent)
             stagings.append((staging.begin(mine), mine))
         yield stagings
-        stopping.check()
+        signals.check()
         _place(stagings, replaced, goes)
     except OSError as error:
         where = outputs[0].parent

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from imu_cli import stopping
+from imu_cli import signals
 from imu_cli.errors import ImuError
 from imu_cli.linear import curvature
 from imu_cli.linear.rows import Joined, Rows, by_rows
@@ -254,7 +254,7 @@ def _descend(
     over = torch.ones_like(left, dtype=torch.bool)
     renewed = RENEWED if len(heads) == 1 else RENEWED[-1:]
     for iteration in range(ITERATIONS):
-        stopping.check()
+        signals.check()
         if iteration % NARROWED == 0 and not bool(over.all()):
             left, rows, state = left[over], rows.only(over), state.only(over)
             pairs = [pair.only(over) for pair in pairs]

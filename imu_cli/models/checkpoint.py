@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import _TYPES as READABLE
 from torch import Tensor
 
-from imu_cli import stopping
+from imu_cli import signals
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.models import names
 from imu_cli.models.layout import Entry, Layout, Shard, combined_hash, file_hash, refuse_part, resolve
@@ -139,7 +139,7 @@ def _range(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
     file.seek(start)
     left = end - start
     while left > 0:
-        stopping.check()
+        signals.check()
         block = file.read(min(BLOCK, left))
         if not block:
             raise ImuError(f"{file.name}: ends early; the file is truncated or was changed while it was read")

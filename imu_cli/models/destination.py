@@ -16,7 +16,7 @@ from imu_cli.files import outputs, writing
 from imu_cli.files.outputs import refuse_output as refuse_output
 from imu_cli.models.kinds import WEIGHTS
 from imu_cli.models.layout import Layout, inside, main_file, stem
-from imu_cli.records import record, storage
+from imu_cli.records import json_files, record
 
 CARRIED = (".json", ".txt", ".md", ".yaml", ".yml")
 CARRIED_NAMES = ("LICENSE", "LICENCE", "NOTICE", "README")
@@ -140,7 +140,7 @@ def refuse_foreign(made: Destination, layout: Layout, force: bool) -> None:
 
 def _is_result(path: Path) -> bool:
     try:
-        return isinstance(storage.read(path), record.Record)
+        return isinstance(json_files.read(path), record.Record)
     except ImuError:
         return False
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import safetensors
 from annotated_types import MinLen
 
-from imu_cli import stopping
+from imu_cli import signals
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.files.checking import Said, checked
 from imu_cli.files.reading import parse_json, read_json
@@ -107,7 +107,7 @@ def file_hash(path: Path) -> str:
     digest, buffer = hashlib.sha256(), bytearray(HASHED)
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(buffer):
-            stopping.check()
+            signals.check()
             digest.update(memoryview(buffer)[:size])
     return digest.hexdigest()
 

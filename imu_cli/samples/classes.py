@@ -11,8 +11,8 @@ import numpy as np
 
 from imu_cli.errors import ImuError, InvalidRowsError, nearest
 from imu_cli.files.reading import MAX_NAMES, content, cut
-from imu_cli.samples.columns import as_array, numbers
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
+from imu_cli.samples.packing import as_array, numbers
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class ClassNames:
     num_classes: int
     names: tuple[str, ...] | None
     source: str
+    whose: str = "this model"
 
     @cached_property
     def _ids(self) -> dict[str, list[int]]:
@@ -45,7 +46,7 @@ class ClassNames:
             return self._in_range(int(text))
         if self.names is None:
             raise ImuError(f"label '{cut(text)}': the model's class names are not known; give ids, or --classes FILE")
-        raise ImuError(f"label '{cut(text)}' is not a class of this model{nearest(text, self.names)}")
+        raise ImuError(f"label '{cut(text)}' is not a class of {self.whose}{nearest(text, self.names)}")
 
     def _in_range(self, number: int) -> int:
         if 0 <= number < self.num_classes:

@@ -15,9 +15,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from imu_cli import stopping
+from imu_cli import signals
 from imu_cli.errors import ImuError, StoppedError
-from imu_cli.samples.columns import Digests, as_array, take
+from imu_cli.samples.packing import Digests, as_array, take
 
 UNKNOWN = -1
 """The label of a row whose class is not known."""
@@ -172,7 +172,7 @@ class SampleSet:
         with ThreadPoolExecutor(1 if quick else min(8, (os.cpu_count() or 1) + 2)) as pool:
             try:
                 for _ in pool.map(self._hash, chunks):
-                    stopping.check()
+                    signals.check()
             except StoppedError:
                 pool.shutdown(cancel_futures=True)
                 raise

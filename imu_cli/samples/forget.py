@@ -9,10 +9,10 @@ from pathlib import Path
 
 from imu_cli.errors import ImuError
 from imu_cli.samples.classes import ClassNames, mapped
-from imu_cli.samples.columns import alike, members, numbers, take
+from imu_cli.samples.csv_lines import Problems
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.overlap import overlap
-from imu_cli.samples.table import Problems
+from imu_cli.samples.packing import alike, members, numbers, take
 
 
 @dataclass(frozen=True, eq=False)

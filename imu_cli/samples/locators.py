@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imu_cli.errors import ImuError, nearest
+from imu_cli.samples.csv_lines import FILE_COLUMNS, KNOWN_COLUMNS, TEXT_COLUMNS, Problems, Table
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.images.folders import inside
 from imu_cli.samples.images.stores import Files
-from imu_cli.samples.table import FILE_COLUMNS, KNOWN_COLUMNS, TEXT_COLUMNS, Problems, Table
 from imu_cli.samples.vectors import Vectors
 
 LOOKED_AT = 100

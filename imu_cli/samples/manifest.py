@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from imu_cli.errors import ImuError, nearest
+from imu_cli.files.reading import cut
 from imu_cli.samples.classes import ClassNames, in_model_ids
-from imu_cli.samples.columns import numbers
+from imu_cli.samples.csv_lines import SUFFIXES, Problems, Table, read_table, unknown_columns
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.forget import Draft, ForgetSet, settle
 from imu_cli.samples.images.folders import open_flat
 from imu_cli.samples.locators import gathered, places_of, points_into
+from imu_cli.samples.packing import numbers
 from imu_cli.samples.selectors import SELECTORS, is_selector, select_rows
 from imu_cli.samples.sources import Role, open_named
-from imu_cli.samples.table import SUFFIXES, Problems, Table, read_table, unknown_columns
 from imu_cli.samples.vectors import is_features
 
 
@@ -149,11 +150,11 @@ def _list_path(spec: str) -> tuple[Path | None, Problems]:
 
 def _selected(specs: list[str], data: SampleSet | None, label: str | None, classes: ClassNames) -> Draft:
     if data is None:
-        raise ImuError(f"--forget {' '.join(specs)}: selects rows of --data; give --data")
+        raise ImuError(f"--forget {cut(' '.join(specs))}: selects rows of --data; give --data")
     if label is not None:
         raise ImuError(f"--label {label}: selectors take the labels of --data; list the images in a forget.csv instead")
     rows = select_rows(data, specs, classes)
-    return Draft(data.subset(rows), " ".join(specs), numbers([UNKNOWN]) * len(rows), rows)
+    return Draft(data.subset(rows), cut(" ".join(specs)), numbers([UNKNOWN]) * len(rows), rows)
 
 
 def _from_folder(spec: str, data: SampleSet | None, label: str | None, classes: ClassNames) -> Draft:

@@ -3,8 +3,8 @@
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from imu_cli.samples.columns import numbers
 from imu_cli.samples.dataset import SampleSet
+from imu_cli.samples.packing import numbers
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 from imu_cli.errors import ImuError, nearest
 from imu_cli.files.reading import cut
 from imu_cli.samples.classes import ClassNames, mapped
-from imu_cli.samples.columns import as_array, numbers
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
+from imu_cli.samples.packing import as_array, numbers
 
 SELECTORS = ("class", "index", "id", "coarse")
 
@@ -30,9 +30,9 @@ def select_rows(samples: SampleSet, selectors: Sequence[str], classes: ClassName
     """
     kinds = {selector.partition("=")[0] for selector in selectors}
     if not selectors or not all(is_selector(selector) for selector in selectors):
-        raise ImuError(f"{' '.join(selectors)}: no selector; write {'=…, '.join(SELECTORS)}=…")
+        raise ImuError(f"{cut(' '.join(selectors))}: no selector; write {'=…, '.join(SELECTORS)}=…")
     if len(kinds) > 1:
-        raise ImuError(f"{' '.join(selectors)}: different kinds of selectors; use one, or a list from imu select")
+        raise ImuError(f"{cut(' '.join(selectors))}: different kinds of selectors; use one, or a list from imu select")
     picks = [part for selector in selectors for part in _pick(samples, selector, classes)]
     if len(picks) == 1 and isinstance(picks[0], range):
         return picks[0]
@@ -43,7 +43,9 @@ def select_rows(samples: SampleSet, selectors: Sequence[str], classes: ClassName
 def _pick(samples: SampleSet, selector: str, classes: ClassNames | None) -> list[Sequence[int]]:
     kind, _, value = selector.partition("=")
     if not value:
-        raise ImuError(f"{selector}: names nothing; write for example {kind}={'0:500' if kind == 'index' else 'NAME'}")
+        raise ImuError(
+            f"{cut(selector)}: names nothing; write for example {kind}={'0:500' if kind == 'index' else 'NAME'}"
+        )
     if kind == "index":
         rows = [_slice(selector, part.strip(), len(samples)) for part in value.split(",")]
     elif kind == "class":
@@ -51,7 +53,7 @@ def _pick(samples: SampleSet, selector: str, classes: ClassNames | None) -> list
     else:
         rows = _of_column(samples, selector, kind, value)
     if not any(rows):
-        raise ImuError(f"{selector}: selects no row of {samples.source}")
+        raise ImuError(f"{cut(selector)}: selects no row of {samples.source}")
     return rows
 
 
@@ -61,13 +63,13 @@ def _slice(selector: str, part: str, n: int) -> Sequence[int]:
     bounds = [int(text) if text else None for text in part.split(":")]
     if len(bounds) == 1:
         if not 0 <= int(part) < n:
-            raise ImuError(f"{selector}: {part} is out of range; rows are 0 to {n - 1}")
+            raise ImuError(f"{cut(selector)}: {part} is out of range; rows are 0 to {n - 1}")
         return [int(part)]
     # Python would cut a slice at the end in silence: 0:5000 of 500 rows is a mistake.
     if any(bound is not None and abs(bound) > n for bound in bounds[:2]):
-        raise ImuError(f"{selector}: {part} is out of range; rows are 0 to {n - 1}")
+        raise ImuError(f"{cut(selector)}: {part} is out of range; rows are 0 to {n - 1}")
     if bounds[2:] == [0]:
-        raise ImuError(f"{selector}: the step of a slice cannot be 0")
+        raise ImuError(f"{cut(selector)}: the step of a slice cannot be 0")
     return range(n)[slice(*bounds)]
 
 
@@ -79,7 +81,7 @@ def _parts(value: str, known: Mapping[str, object]) -> list[str]:
 def _of_classes(samples: SampleSet, selector: str, value: str, classes: ClassNames | None) -> list[Sequence[int]]:
     if classes is None:
         count = len(samples.classes) if samples.classes is not None else max(samples.labels, default=UNKNOWN) + 1
-        classes = ClassNames(count, samples.classes, samples.source)
+        classes = ClassNames(count, samples.classes, samples.source, samples.source)
     ids, wrong = mapped(samples, classes)
     labels, cause = as_array(ids), _one_cause(ids, wrong)
     rows: list[Sequence[int]] = []
@@ -87,11 +89,11 @@ def _of_classes(samples: SampleSet, selector: str, value: str, classes: ClassNam
         try:
             wanted = classes.parse(part)
         except ImuError as error:
-            raise ImuError(f"{selector}: {cause or error}") from error
+            raise ImuError(f"{cut(selector)}: {cause or error}") from error
         found = numbers(np.flatnonzero(labels == wanted))
         if not found:
             why = f"; {next(iter(wrong.values()))}" if wrong else ""
-            raise ImuError(f"{selector}: {cause or f'{samples.source} has no row of class {part!r}{why}'}")
+            raise ImuError(f"{cut(selector)}: {cause or f'{samples.source} has no row of class {part!r}{why}'}")
         rows.append(found)
     return rows
 
@@ -105,13 +107,13 @@ def _one_cause(ids: Sequence[int], wrong: Mapping[int, str]) -> str | None:
 def _of_column(samples: SampleSet, selector: str, kind: str, value: str) -> list[Sequence[int]]:
     if kind not in samples.columns:
         whose = "cifar100:DIR" if kind == "coarse" else "a manifest with an id column"
-        raise ImuError(f"{selector}: {samples.source} has no '{kind}'; it needs --data {whose}")
+        raise ImuError(f"{cut(selector)}: {samples.source} has no '{kind}'; it needs --data {whose}")
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, text in enumerate(samples.columns[kind]):
         rows_of[text].append(row)
     rows: list[Sequence[int]] = []
     for part in _parts(value, rows_of):
         if part not in rows_of:
-            raise ImuError(f"{selector}: {samples.source} has no {kind} '{part}'{nearest(part, rows_of)}")
+            raise ImuError(f"{cut(selector)}: {samples.source} has no {kind} '{part}'{nearest(part, rows_of)}")
         rows.append(rows_of[part])
     return rows

@@ -20,8 +20,8 @@ from imu_cli.errors import ImuError
 from imu_cli.files.checking import Said, checked
 from imu_cli.files.reading import parse_json, shown
 from imu_cli.models.layout import Entry, Shard, read_header
-from imu_cli.samples.columns import Digests, RowNames, Texts, as_array, numbers
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
+from imu_cli.samples.packing import Digests, RowNames, Texts, as_array, numbers
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -38,13 +38,18 @@ def predictions(logits: Outputs) -> Tensor:
     if len(logits.shape) != 2 or len(logits) == 0:
         raise ImuError(f"logits: found shape {tuple(logits.shape)}; needs (n, c) with at least one sample")
     if isinstance(logits, Tensor):
-        return by_rows(logits, _predicted)
+        return by_rows(logits, argmax_of)
     if "predicted" not in logits.memo:
-        logits.memo["predicted"] = by_rows(logits, _predicted)
+        logits.memo["predicted"] = by_rows(logits, argmax_of)
     return logits.memo["predicted"]
 
 
-def _predicted(logits: Tensor, rows: slice) -> Tensor:
+def argmax_of(logits: Tensor, rows: slice) -> Tensor:
+    """Predicted class of each of some rows (k,), which stand at ``rows``.
+
+    Raises:
+        ImuError: a row is not finite.
+    """
     bad = torch.nonzero(~torch.isfinite(logits).all(1))
     if len(bad):
         row = rows.start + int(bad[0])
@@ -243,37 +248,6 @@ def worst_class_drop(before: Tensor, after: Tensor, labels: Tensor, confidence: 
     low, high = max(_low(d) for d in drops.values()), max(_high(d) for d in drops.values())
     method = f"Tango score, Bonferroni over {classes} classes, {100 * confidence:g} %"
     return ClassDrop(worst, Estimate(drops[worst].value, low, high, drops[worst].n, method))
-
-
-def mask_bound(logits: Outputs, labels: Tensor, forgotten: Collection[int], confidence: float = 0.95) -> Estimate:
-    """``mask_bound.*``: accuracy on kept classes when the outputs of the forgotten classes are masked.
-
-    Of the *original's* logits: what forgetting whole classes can reach at most by moving their rows only.
-
-    Raises:
-        ImuError: every class forgotten, or no row of a kept class.
-    """
-    kept = ~among(labels, forgotten)
-    columns = [j for j in range(logits.shape[1]) if j not in set(forgotten)]
-    if not columns or not bool(kept.any()):
-        raise ImuError("mask bound: no sample of a kept class; it is defined for samples of classes that stay")
-    names = torch.tensor(columns, device=labels.device)
-    masked = by_rows(logits, lambda logits, rows: _predicted(logits[:, columns], rows))
-    return accuracy_of(names[masked[kept]] == labels[kept], confidence)
-
-
-def lost_to_forgotten(
-    before: Outputs, after: Outputs, labels: Tensor, forgotten: Collection[int], confidence: float = 0.95
-) -> Estimate:
-    """``test.lost_to_forgotten``: share of kept-class rows newly predicted as a forgotten class; target 0.
-
-    ``before`` and ``after`` are logits (n, c) of the same rows. Signed features alone can cause it (method.md).
-    """
-    kept = ~among(labels, forgotten)
-    if not bool(kept.any()):
-        raise ImuError("lost to forgotten: no sample of a kept class; give test or retain data with one")
-    newly = among(predictions(after), forgotten) & ~among(predictions(before), forgotten)
-    return accuracy_of(newly[kept], confidence)
 
 
 def feature_drift(before: Rows, after: Rows) -> Estimate:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from imu_cli import stopping
+from imu_cli import signals
 from imu_cli.errors import ImuError
 from imu_cli.linear import objective
 from imu_cli.linear.objective import Members
@@ -221,7 +221,7 @@ def ascend(
     steps: list[Step] = []
     reason: Reason | None = None
     for number in range(1, limits.max_steps + 1):
-        stopping.check()
+        signals.check()
         proposed, loss = update(head)
         if not bool(torch.isfinite(proposed).all()):
             raise ImuError(f"ascent, step {number}: the head is not finite; use a smaller step or learning rate")

@@ -19,7 +19,7 @@ from imu_cli.unlearning import ascent, targets
 from imu_cli.unlearning.ascent import Outcome, Step
 from imu_cli.unlearning.matched import fit
 from imu_cli.unlearning.matched.problem import Problem
-from imu_cli.unlearning.notes import tell_matched
+from imu_cli.unlearning.messages import tell_matched
 from imu_cli.unlearning.procedure import Classifier, Done, Forgetting, Job, Method, Procedure
 from imu_cli.unlearning.scenario import Plan
 from imu_cli.unlearning.targets import HEAD_CHANGE_WITHOUT_TARGET, Comparison, HeldOut, Limits

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from imu_cli.records.evaluation import ClassRow, Evaluation, Histogram, RocCurve, When
 from imu_cli.records.parts import WHAT
 from imu_cli.records.record import LookInfo, Record
-from imu_cli.views import charts, words
-from imu_cli.views.charts import Bar, Change, Line, Point
+from imu_cli.views import svg as charts
+from imu_cli.views import words
+from imu_cli.views.svg import Bar, Change, Line, Point
 from imu_cli.views.tables import Table
 
 CLASSES_DRAWN = 20

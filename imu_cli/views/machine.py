@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
-from imu_cli.models.contents import Inspection
+from imu_cli.models.headers import Inspection
 from imu_cli.records.evaluation import Evaluation
 from imu_cli.records.influence import Influence
+from imu_cli.records.json_files import dump, dumped
 from imu_cli.records.parts import Model
 from imu_cli.records.record import Record
-from imu_cli.records.storage import dump, dumped
 
 
 def rows_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imu_cli.records.definitions import DEFINITIONS
 from imu_cli.records.evaluation import ClassRow, Evaluation, Metric
+from imu_cli.records.metric_definitions import DEFINITIONS
 from imu_cli.records.record import Record
 from imu_cli.views import words
 

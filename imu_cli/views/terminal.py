@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from imu_cli.models.contents import Inspection
+from imu_cli.models.headers import Inspection
 from imu_cli.records.evaluation import Evaluation, Metric
 from imu_cli.records.features import Extracted
 from imu_cli.records.influence import Influence
@@ -228,10 +228,15 @@ def inspection(result: Inspection, show: int) -> RenderableType:
         (f"metadata of {file.name}", f"{key}: {value}") for file in result.files for key, value in file.metadata.items()
     ]
     table = _table("tensor", "dtype", "shape", "bytes", "file", right=("bytes",))
-    for item in result.tensors[:show]:
+    # The head first, and counters of batches last, which say nothing; as they are stored otherwise.
+    ordered = sorted(
+        result.tensors, key=lambda item: (item.name not in result.head, item.name.endswith("num_batches_tracked"))
+    )
+    for item in ordered[:show]:
         cells = (item.name, item.dtype, " x ".join(map(str, item.shape)) or "one value", f"{item.bytes:,}", item.file)
         table.add_row(*(Text(cell) for cell in cells))
-    title = f"The first {min(show, len(result.tensors))} of {len(result.tensors)} tensors (--format csv lists all)"
+    which = "The head and the first" if result.head else "The first"
+    title = f"{which} of its tensors, {min(show, len(result.tensors))} of {len(result.tensors)} tensors (--format csv lists all)"
     learnt = [(item.what, f"{item.value} (from {item.source})" if item.value else f"NOT KNOWN: {item.problem}")
               for item in result.findings]  # fmt: skip
     return _blocks(

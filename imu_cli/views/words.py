@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from imu_cli.records.definitions import NUMBERS
+from imu_cli.files.reading import cut
 from imu_cli.records.evaluation import Evaluation, Metric
 from imu_cli.records.influence import Influence
+from imu_cli.records.json_files import as_shown
+from imu_cli.records.metric_definitions import NUMBERS
 from imu_cli.records.parts import WHAT, Decade, ForgetInfo, Interval, Model
 from imu_cli.records.record import Record
-from imu_cli.records.storage import as_shown
 
 Result = TypeVar("Result", bound=Model)
 
@@ -120,6 +121,10 @@ def target(result: Record) -> str:
     it = result.target
     if it.value is None:
         return f"none: {it.source}"
+    if it.auc is not None:
+        return (
+            f"membership AUC ≤ {number(it.auc)} against the held-out samples; accuracy has nothing to say ({it.source})"
+        )
     spread = "" if it.range is None else f"; n = {result.forget.n} samples show {span('', it.range)} % at that rate"
     return f"≤ {percent(it.value)} ({it.source}{spread})"
 
@@ -174,6 +179,10 @@ def outcome(result: Record) -> list[tuple[str, str, str]]:
     rows = [(f"{WHAT[result.scenario]} (n = {result.forget.n})", percent(first.forget), percent(last.forget))]
     if last.test_drop is not None:
         rows.append(("fall of accuracy on held-out data", percent(first.test_drop), percent(last.test_drop)))
+    if last.class_drop is not None:
+        rows.append(("largest fall of a class", percent(first.class_drop), percent(last.class_drop)))
+    if last.auc is not None:
+        rows.append(("membership AUC against held-out data", number(first.auc), number(last.auc)))
     return [*rows, ("change of the head, ‖ΔW‖/‖W‖", percent(0.0), percent(last.head_change))]
 
 
@@ -196,7 +205,7 @@ def run_facts(result: Record) -> list[tuple[str, str]]:
 
 def _given(forget: ForgetInfo, known: Mapping[str, str | None]) -> list[tuple[str, str]]:
     """What a command had to work with, and what it had not."""
-    have = [f"forget {' '.join(forget.given)}", *(f"{name} {value}" for name, value in known.items() if value)]
+    have = [f"forget {cut(' '.join(forget.given))}", *(f"{name} {value}" for name, value in known.items() if value)]
     absent = [name for name, value in known.items() if not value]
     return [("given", "; ".join(have)), *([("not given", ", ".join(absent))] if absent else [])]
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from imu_cli.cli import main
 from imu_cli.commands import features
 from imu_cli.errors import ImuError, StoppedError
-from imu_cli.samples import columns, vectors
+from imu_cli.samples import packing, vectors
 
 COMMON = ["model.safetensors", "--config", "imu.yaml"]
 
@@ -441,4 +441,4 @@ def test_rows_that_were_promised_have_to_come(tmp_path: Path) -> None:
 def test_text_survives_any_name() -> None:
     """Names with accents, line ends and undecodable bytes come back as they were."""
     texts = ["a/é.png", "", "b\n.png", "c\udcff.png"]
-    assert list(columns.Texts.of(texts)) == texts
+    assert list(packing.Texts.of(texts)) == texts

@@ -115,7 +115,7 @@ def test_what_is_missing_is_said_with_the_flag(net: Path, capsys: pytest.Capture
     assert {what: item["flag"] for what, item in by_what(found).items()} == {
         "architecture": "--arch", "preprocessing": "--preprocess",
     }  # fmt: skip
-    assert found["next"] == "imu unlearn model.safetensors --forget forget.csv --arch ARCH --preprocess imagenet"
+    assert found["next"] == "imu unlearn model.safetensors --forget forget.csv --arch ARCH --preprocess PRESET"
     found = inspected("model.safetensors", "--arch", "torchvision:resnet18", "--preprocess", "none", capsys=capsys)
     assert "does not fit the architecture" in by_what(found)["architecture"]["problem"]
     assert found["next"] == "imu unlearn model.safetensors --forget forget.csv --preprocess none --arch ARCH"

@@ -13,7 +13,7 @@ from test_terminal import evaluation, record
 from imu_cli.cli import main
 from imu_cli.commands import report
 from imu_cli.records.evaluation import Requirement
-from imu_cli.records.storage import dump
+from imu_cli.records.json_files import dump
 from imu_cli.views import junit, markdown
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from imu_cli.cli import main
-from imu_cli.records import storage
+from imu_cli.records import json_files
 from imu_cli.records.record import Record
 
 CONFIG = ["--config", "imu.yaml"]
@@ -20,7 +20,7 @@ CONFIG = ["--config", "imu.yaml"]
 def unlearned(*words: str) -> Record:
     """The record of an unlearning that has to end with 0."""
     assert main(["unlearn", "model.safetensors", *CONFIG, *words]) == 0
-    found = storage.read(Path("model.unlearned.record.json"))
+    found = json_files.read(Path("model.unlearned.record.json"))
     assert isinstance(found, Record)
     return found
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from imu_cli.evaluation import comparisons, curves, measures, reference_heads, summary
+from imu_cli.evaluation import assembly, comparisons, curves, reference_heads, summary
 from imu_cli.evaluation.evidence import Evidence, Split
 from imu_cli.linear import refits, rows
 from imu_cli.linear.rows import Logits, Mapped
-from imu_cli.records.definitions import DEFINITIONS
 from imu_cli.records.evaluation import Metric
+from imu_cli.records.metric_definitions import DEFINITIONS
 from imu_cli.statistics.intervals import census
 
 CLASSES, WIDTH, L2 = 4, 12, 1e-3
@@ -75,7 +75,7 @@ def by_name(found: list[Metric]) -> dict[str, Metric]:
 
 def said(e: Evidence, changed: list[str] | None = ["fc.weight"]) -> str:  # noqa: B006
     """The summary."""
-    return summary.of(e, measures.measure(e), None if changed is None else True, unchanged=changed == [])
+    return summary.of(e, assembly.measure(e), None if changed is None else True, unchanged=changed == [])
 
 
 def ascended(length: float) -> Tensor:
@@ -110,7 +110,7 @@ def test_every_metric_is_there_once_and_says_why_it_has_no_number(kind: str, giv
         bare = [replace(split, before=None, features_before=None) for split in (e.forget, e.test) if split is not None]
         test = None if given == "forget alone" else bare[1]
         e = replace(e, forget=bare[0], test=test, retain=None, drift=None, head_before=None, same_backbone=False)
-    found = measures.measure(e)
+    found = assembly.measure(e)
     assert [item.name for item in found] == list(DEFINITIONS)
     for item in found:
         assert (item.value is None) == (item.missing is not None), item.name
@@ -153,7 +153,7 @@ def test_no_number_knows_whether_logits_are_held(kind: str, monkeypatch: pytest.
         forget, test, retain = splits
         parts = {"one": torch.arange(5), "other": torch.arange(5, 9)}
         one = replace(e, forget=forget, test=test, retain=retain, parts=parts)
-        made.append([measures.measure(one), measures.per_class(one), measures.per_part(one), curves.of(one)])
+        made.append([assembly.measure(one), assembly.per_class(one), assembly.per_part(one), curves.of(one)])
     (found, *others), (lazy, *same) = made
     assert [item.name for item in found] == [item.name for item in lazy]
     for item, other in zip(found, lazy, strict=True):
@@ -172,7 +172,7 @@ def test_test_data_without_a_class_of_the_forget_set_cost_what_is_matched_and_no
     rows = torch.nonzero(e.test.labels != 2).squeeze(1)
     if lacks != "a class":
         rows = torch.cat([rows, torch.nonzero(e.test.labels == 2).squeeze(1)[:1]])
-    found = by_name(measures.measure(replace(e, test=e.test.only(rows))))
+    found = by_name(assembly.measure(replace(e, test=e.test.only(rows))))
     matched = {"probe.accuracy"}
     if lacks == "a class":
         matched |= {
@@ -195,7 +195,7 @@ def test_test_data_without_a_class_of_the_forget_set_cost_what_is_matched_and_no
 
 def test_a_retrained_head_has_no_gap_to_a_retrained_head() -> None:
     """A head fitted on retain samples alone differs on no split from the one that the evaluation fits; RMIA is at chance."""
-    found = by_name(measures.measure(evidence(fitted(RETAIN))))
+    found = by_name(assembly.measure(evidence(fitted(RETAIN))))
     for name in ("forget", "test", "retain"):
         assert found[f"head_gap.{name}"].value == pytest.approx(0, abs=0.004)
     assert found["head_gap.forget"].interval is None
@@ -213,7 +213,7 @@ def test_the_refitted_heads_have_the_weight_decay_of_the_original() -> None:
 def test_rmia_points_both_ways() -> None:
     """Outputs that are surer on D_f than other heads are give it away from above, wrong ones from below."""
     sure, wrong = (
-        by_name(measures.measure(evidence(ORIGINAL, forget=singled_out(margin))))["rmia.auc"] for margin in (100, -100)
+        by_name(assembly.measure(evidence(ORIGINAL, forget=singled_out(margin))))["rmia.auc"] for margin in (100, -100)
     )
     assert sure.interval is not None
     assert wrong.value is not None
@@ -225,7 +225,7 @@ def test_rmia_points_both_ways() -> None:
 def test_the_retrained_model_itself_has_no_gap() -> None:
     """Every distance is 0, all changed samples are nearer to it, and the original's distances stand beside."""
     again = fitted(RETAIN)
-    found = by_name(measures.measure(evidence(again, retrained=again)))
+    found = by_name(assembly.measure(evidence(again, retrained=again)))
     for name in ("accuracy_gap.forget", "accuracy_gap.test", "average_gap", "churn", "churn.test", "kl", "js", "tv"):
         assert found[f"retrained.{name}"].value == 0, name
     assert found["retrained.closer"].value == 1
@@ -236,7 +236,7 @@ def test_the_retrained_model_itself_has_no_gap() -> None:
 def test_the_class_scenario_counts_the_gap_as_it_counts_forgetting() -> None:
     """On D_f the share predicted as a forgotten class; on test the kept classes alone."""
     again = fitted(tuple(part[RETAIN[1] != 2] for part in RETAIN))  # type: ignore[arg-type]
-    found = by_name(measures.measure(evidence(hidden(), "class", retrained=again)))
+    found = by_name(assembly.measure(evidence(hidden(), "class", retrained=again)))
     assert found["retrained.accuracy_gap.forget"].value == 0
     assert found["retrained.accuracy_gap.forget"].before == found["forget.accuracy"].before
     assert found["retrained.accuracy_gap.test"].n == 900
@@ -254,7 +254,7 @@ def test_samples_driven_to_0_are_called_damage_first() -> None:
 def test_a_model_that_was_broken_is_damaged_though_forget_and_test_look_alike() -> None:
     """A long ascent takes the test samples along: AUC and over-unlearning show nothing, the warning is there all the same."""
     e = evidence(ascended(1.5))
-    found = by_name(measures.measure(e))
+    found = by_name(assembly.measure(e))
     assert found["mia.auc"].interval is not None
     assert found["mia.auc"].interval.high > 0.5
     assert said(e).startswith("DAMAGE, not forgetting: 27.00% of the forget samples are right")
@@ -306,9 +306,9 @@ def test_an_attack_without_power_on_the_original_is_inconclusive() -> None:
 def test_parts_are_counted_apart_and_add_up() -> None:
     """Each person's share predicted is that of their rows; a part has its own AUC and interval."""
     rows = {"anna": torch.arange(100), "ben": torch.arange(100, 400)}
-    found = measures.per_part(evidence(ascended(0.3), parts=rows))
-    whole = by_name(measures.measure(evidence(ascended(0.3))))["forget.accuracy"]
+    found = assembly.per_part(evidence(ascended(0.3), parts=rows))
+    whole = by_name(assembly.measure(evidence(ascended(0.3))))["forget.accuracy"]
     assert [(row.name, row.n) for row in found] == [("anna", 100), ("ben", 300)]
     assert whole.value == pytest.approx(sum(row.n * (row.after or 0) for row in found) / 400)
     assert all(row.auc_interval is not None for row in found)
-    assert measures.per_part(evidence(ORIGINAL)) == []
+    assert assembly.per_part(evidence(ORIGINAL)) == []

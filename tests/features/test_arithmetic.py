@@ -22,7 +22,9 @@ from imu_cli.features.extraction import gather, stream
 from imu_cli.models import arithmetic
 from imu_cli.models.arithmetic import float32_as
 from imu_cli.models.checkpoint import open_checkpoint
-from imu_cli.models.head import REPLAY_TOLERANCE, TF32_TOLERANCE, Head, find_head
+from imu_cli.models.head import TF32_TOLERANCE, Head
+from imu_cli.models.head_search import find_head
+from imu_cli.models.replay import REPLAY_TOLERANCE
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images.preprocessing import parse
 from imu_cli.samples.images.stores import Pixels

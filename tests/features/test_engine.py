@@ -19,7 +19,8 @@ from imu_cli.features import engine
 from imu_cli.features.engine import Engine, batch, pick_device, prepare, refuse_if_random
 from imu_cli.features.extraction import Seen, gather, stream
 from imu_cli.models.checkpoint import open_checkpoint
-from imu_cli.models.head import Head, find_head
+from imu_cli.models.head import Head
+from imu_cli.models.head_search import find_head
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import decoding
 from imu_cli.samples.images.folders import open_flat

@@ -134,7 +134,7 @@ class Counter:
 
 def child(run: Mapping[str, Any], go: int, folder: str) -> None:
     """One run; never returns."""
-    from imu_cli import stopping
+    from imu_cli import signals
     from imu_cli.cli import main
 
     for number, name in ((1, "out"), (2, "err")):
@@ -142,9 +142,9 @@ def child(run: Mapping[str, Any], go: int, folder: str) -> None:
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     os.chdir(run["cwd"])
     os.environ.update({"IMU_CACHE_DIR": run["cache"], **run["environment"]})
-    for number in stopping.SIGNALS:  # a shell's background job has SIGINT ignored, and that is left so
+    for number in signals.SIGNALS:  # a shell's background job has SIGINT ignored, and that is left so
         signal.signal(number, signal.SIG_DFL)
-    stopping.install()
+    signals.install()
     os.read(go, 1)  # until all of them are there
     counter, code = Counter(run["before"], run["number"]), 1
     counter.listen()
@@ -152,7 +152,7 @@ def child(run: Mapping[str, Any], go: int, folder: str) -> None:
         code = main(run["argv"])
     except Exception:  # noqa: BLE001 shown as Python would
         traceback.print_exc()
-    stopping.over()
+    signals.over()
     count, counter.before = counter.count, 0
     with open(f"{folder}/changes", "w") as file:
         file.write(str(count))

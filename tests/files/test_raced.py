@@ -115,15 +115,15 @@ def test_many_races(server: Server, small: Path, tmp_path: Path, name: str, coun
 def test_what_another_program_put_there_meanwhile_stays(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that comes into being while we work is nobody's to replace without --force, and our record does not appear."""
     from imu_cli.cli import main
-    from imu_cli.records import storage
+    from imu_cli.records import json_files
 
-    dump = storage.dump
+    dump = json_files.dump
 
     def meanwhile(*arguments: object) -> str:
         Path("model.unlearned.safetensors").write_text("somebody's")
         return dump(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(storage, "dump", meanwhile)
+    monkeypatch.setattr(json_files, "dump", meanwhile)
     assert main(["unlearn", "model.safetensors", *ON, "--forget", "class=3", "--no-cache"]) == 2
     assert Path("model.unlearned.safetensors").read_text() == "somebody's"
     assert not [path for path in job.iterdir() if "record" in path.name or ".imu-" in path.name]

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_sidecar import CLASSES, edit, picture, timm_folder, vit_folder
 
@@ -25,6 +26,17 @@ def opened(folder: Path) -> Any:
 
 def steps(folder: Path) -> Any:
     return find(None, [(item.steps, item.source) for item in read_said(opened(folder))])[0]
+
+
+def guessed(model: Any, data: Path, made: Any) -> int:
+    """A class that the untrained model says of one of that class's own images, so that there is something to unlearn."""
+    for number, name in enumerate(CLASSES):
+        for path in sorted((data / name).iterdir()):
+            with Image.open(path) as image:
+                batch = made.scale(stack([made.shape(image)]))
+            if int(logits(model, batch).argmax()) == number:
+                return number
+    raise AssertionError("the model guesses none of its images' classes; draw others")
 
 
 def logits(model: Any, batch: torch.Tensor) -> torch.Tensor:
@@ -52,7 +64,7 @@ def data(tmp_path: Path) -> Path:
     ("kind", "said"),
     [
         ("multi_label_classification", "a multi-label model, whose outputs are sigmoids"),
-        ("regression", "whose outputs are numbers"),
+        ("regression", "a regression model, whose outputs are numbers"),
     ],
 )
 def test_heads_that_are_no_softmax_are_called_what_they_are(
@@ -248,7 +260,6 @@ TIMM: dict[str, tuple[str, dict[str, Any], tuple[int, int, int]]] = {
     "grey": ("test_resnet", {"in_chans": 1}, (1, 28, 28)),
     "five channels": ("test_resnet", {"in_chans": 5}, (5, 64, 64)),
     "small": ("test_vit", {"img_size": 32}, (3, 32, 32)),
-    "dynamic": ("test_vit", {"dynamic_img_size": True}, (3, 96, 96)),
     "plain": ("test_resnet", {}, (3, 96, 96)),
 }
 
@@ -258,9 +269,7 @@ def saved(folder: Path, name: str) -> Any:
     model_name, arguments, size = TIMM[name]
     torch.manual_seed(0)
     model = timm.create_model(model_name, num_classes=4, **arguments)
-    model.pretrained_cfg.update(
-        input_size=size, mean=(0.5,) * size[0], std=(0.5,) * size[0], fixed_input_size=model_name == "test_vit"
-    )
+    model.pretrained_cfg.update(input_size=size, mean=(0.5,) * size[0], std=(0.5,) * size[0])
     timm.models.save_for_hf(model, folder, safe_serialization=True, model_config={"label_names": CLASSES})
     return model.eval()
 
@@ -274,14 +283,11 @@ def test_timm_folders_of_every_age_are_the_model_that_was_saved(tmp_path: Path, 
     config = json.loads(path.read_text())
     if layout != "today":
         config.pop("model_args", None)
-        if name == "dynamic":
-            config["pretrained_cfg"]["fixed_input_size"] = False
+        config["pretrained_cfg"]["fixed_input_size"] = name == "small"
     if layout == "flat":
         about = config.pop("pretrained_cfg")
         config = {**config, **about, "labels": config.pop("label_names")}
     path.write_text(json.dumps(config))
-    if name == "dynamic" and layout != "today":
-        size = (3, 160, 160)
     loaded = load(opened(tmp_path / "net"), None)
     images = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(logits(loaded.model, images), logits(model, images), rtol=1e-5, atol=1e-6)
@@ -318,9 +324,9 @@ def test_a_pooling_that_timm_does_not_read_is_told(tmp_path: Path) -> None:
     images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(logits(asked.model, images), logits(model, images), rtol=1e-5, atol=1e-6)
     edit(path, global_pool="catavgmax")
+    cat = timm.create_model("test_resnet", num_classes=4, global_pool="catavgmax")
+    save_file({k: v.contiguous() for k, v in cat.state_dict().items()}, tmp_path / "net" / "model.safetensors")
     with pytest.raises(ImuError, match="does not fit") as caught:
-        cat = timm.create_model("test_resnet", num_classes=4, global_pool="catavgmax")
-        save_file({k: v.contiguous() for k, v in cat.state_dict().items()}, tmp_path / "net" / "model.safetensors")
         load(opened(tmp_path / "net"), None)
     assert "--arch-arg global_pool=catavgmax" in str(caught.value)
 
@@ -361,14 +367,16 @@ def test_timm_saved_by_transformers_is_unlearned_and_loads_there_again(
     assert torch.allclose(mine, pixels, rtol=1e-5, atol=1e-5)
     loaded = load(opened(tmp_path / "net"), None)
     assert torch.allclose(logits(loaded.model, pixels), logits(model, pixels), rtol=1e-5, atol=1e-6)
-    go = ["unlearn", str(tmp_path / "net"), "--data", str(data), "--forget", "class=cat", "--max-steps", "3", "--quiet"]
+    gone = guessed(model, data, made)
+    go = ["unlearn", str(tmp_path / "net"), "--data", str(data), "--forget", f"class={CLASSES[gone]}", "--quiet"]
     assert main(go) in (0, 3)
     again = transformers.AutoModelForImageClassification.from_pretrained(
         tmp_path / "net.unlearned", local_files_only=True
     ).eval()
     there = logits(again, pixels)
-    assert not torch.equal(there[:, 0], logits(model, pixels)[:, 0])
-    assert torch.allclose(there[:, 1:], logits(model, pixels)[:, 1:], rtol=1e-5, atol=1e-6)
+    kept = [number for number in range(4) if number != gone]
+    assert not torch.equal(there[:, gone], logits(model, pixels)[:, gone])
+    assert torch.allclose(there[:, kept], logits(model, pixels)[:, kept], rtol=1e-5, atol=1e-6)
 
 
 def test_timm_wrapper_with_another_head_is_refused(tmp_path: Path) -> None:
@@ -409,7 +417,7 @@ def test_two_vocabularies_are_the_cause(
 
 def test_a_result_in_the_cache_is_asked_for(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A snapshot in the Hugging Face cache, or a file of it: -o is asked for by unlearn and evaluate, and nothing is written there."""
-    vit_folder(tmp_path / "net")
+    gone = guessed(vit_folder(tmp_path / "net"), data, steps(tmp_path / "net"))
     home = tmp_path / "hub" / "models--me--net"
     snapshot = home / "snapshots" / "4d7a"
     snapshot.mkdir(parents=True)
@@ -418,7 +426,7 @@ def test_a_result_in_the_cache_is_asked_for(tmp_path: Path, data: Path, capsys: 
         shutil.move(path, home / "blobs" / str(number))
         (snapshot / path.name).symlink_to(f"../../blobs/{number}")
     before = sorted(tmp_path.joinpath("hub").rglob("*"))
-    go = ["--data", str(data), "--forget", "class=cat", "--quiet"]
+    go = ["--data", str(data), "--forget", f"class={CLASSES[gone]}", "--quiet"]
     for model in (snapshot, snapshot / "model.safetensors"):
         for command in ("unlearn", "evaluate"):
             assert main([command, str(model), *go]) == 2

@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from imu_cli.cli import main
-from imu_cli.models.architecture import load_into
+from imu_cli.errors import RefusedError
+from imu_cli.models.architecture import load, load_into
+from imu_cli.models.checkpoint import open_checkpoint, same_bits
 from imu_cli.models.digits import digits_net
 
 HALF = [torch.bfloat16, torch.float16]
@@ -65,3 +67,92 @@ def test_a_wider_model_stays_wide() -> None:
     model = digits_net().double()
     load_into(model, digits_net().state_dict(), "model.safetensors")
     assert next(model.parameters()).dtype == torch.float64
+
+
+FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz]
+OTHERS = [
+    torch.int8,
+    torch.uint8,
+    torch.int16,
+    torch.uint16,
+    torch.int32,
+    torch.int64,
+    torch.uint64,
+    torch.bool,
+    torch.complex64,
+]
+GO = ["unlearn", "t.safetensors", "--config", "imu.yaml", "--forget", "class=3", "--quiet", "-o", "u.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", FLOAT8, ids=str)
+def test_float8_backbones_are_computed_with_in_float32(job: Path, dtype: torch.dtype) -> None:
+    """Weights in eight bits mean their own values: the model has them exactly, says so, and they stay as they are in the result."""
+    values = {k: v.to(dtype) if v.ndim == 4 else v for k, v in load_file("model.safetensors").items()}
+    save_file(values, "t.safetensors")
+    loaded = load(open_checkpoint(Path("t.safetensors")), "model.py:digits_net")
+    assert torch.equal(loaded.model.get_parameter("0.weight"), values["0.weight"].float())
+    assert any("are computed with in float32" in note and "F8_" in note for note in loaded.notes)
+    assert main(GO) in (0, 3)
+    after = load_file("u.safetensors")
+    assert same_bits(after["0.weight"], values["0.weight"])
+
+
+@pytest.mark.parametrize("dtype", FLOAT8, ids=str)
+def test_a_head_in_float8_is_refused_by_name(job: Path, dtype: torch.dtype, capsys: pytest.CaptureFixture[str]) -> None:
+    """A head cannot be written in eight bits: refused with its dtype, nothing written."""
+    save_file(
+        {k: v.to(dtype) if k == "8.weight" else v for k, v in load_file("model.safetensors").items()}, "t.safetensors"
+    )
+    assert main(GO) == 4
+    assert "head 8.weight: is F8_" in capsys.readouterr().err
+    assert not Path("u.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["0.weight", "3.running_mean", "8.bias"])
+@pytest.mark.parametrize("dtype", OTHERS, ids=str)
+def test_numbers_of_another_kind_are_refused_by_name(
+    job: Path, dtype: torch.dtype, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Integers, truth values and complex numbers are never cast to weights: the tensor and its dtype are named."""
+    save_file({k: v.to(dtype) if k == name else v for k, v in load_file("model.safetensors").items()}, "t.safetensors")
+    assert main(GO) == 4
+    assert f"{name} is {str(dtype).removeprefix('torch.')} in the file" in capsys.readouterr().err
+    assert not Path("u.safetensors").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.int32, torch.uint8], ids=str)
+def test_a_batch_counter_may_be_of_any_kind(job: Path, dtype: torch.dtype) -> None:
+    """It plays no part in eval(), and ``model.half()`` of a whole state turns it into a fraction."""
+    values = load_file("model.safetensors")
+    save_file({k: v.to(dtype) if k.endswith("num_batches_tracked") else v for k, v in values.items()}, "t.safetensors")
+    load(open_checkpoint(Path("t.safetensors")), "model.py:digits_net")
+
+
+def test_an_index_that_a_cast_would_change_is_refused() -> None:
+    """An integer buffer takes what holds the same integers, and nothing else."""
+
+    class Indexed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("index", torch.tensor([0, 300]))
+
+    load_into(Indexed(), {"index": torch.tensor([0, 300], dtype=torch.int32)}, "m")
+    load_into(Indexed(), {"index": torch.tensor([0.0, 300.0])}, "m")
+    with pytest.raises(
+        RefusedError, match="index is float32 in the file and int64 in the architecture, which cannot hold"
+    ):
+        load_into(Indexed(), {"index": torch.tensor([0.0, 0.5])}, "m")
+
+
+@pytest.mark.parametrize("dtype", ["F8_E8M0", "F4", "F6_E2M3", "F6_E3M2"])
+def test_packed_numbers_are_refused_by_name(tmp_path: Path, dtype: str) -> None:
+    """Kinds that the format has and PyTorch does not compute with are named before a tensor is read."""
+    header = json.dumps(
+        {"w": {"dtype": dtype, "shape": [8], "data_offsets": [0, {"F8_E8M0": 8, "F4": 4}.get(dtype, 6)]}}
+    ).encode()
+    size = {"F8_E8M0": 8, "F4": 4}.get(dtype, 6)
+    (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+    checkpoint = open_checkpoint(tmp_path / "m.safetensors")
+    with pytest.raises(RefusedError, match=f"w is {dtype}, packed or quantised numbers"):
+        checkpoint.tensors()
+    assert checkpoint.tensors(without=["w"]) == {}

@@ -18,8 +18,8 @@ from imu_cli.errors import ImuError, RefusedError
 from imu_cli.models import checkpoint, layout
 from imu_cli.models.checkpoint import open_checkpoint
 from imu_cli.records.evaluation import Evaluation
+from imu_cli.records.json_files import read
 from imu_cli.records.record import Record
-from imu_cli.records.storage import read
 
 CONFIG = ["--config", "imu.yaml"]
 GO = ["unlearn", "net", *CONFIG, "--forget", "class=3", "--quiet"]

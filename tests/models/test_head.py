@@ -15,7 +15,9 @@ from torchvision import models
 
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.models.checkpoint import open_checkpoint, patch
-from imu_cli.models.head import Head, check_replay, find_head, logits_of, replay_error, tapped
+from imu_cli.models.head import Head, logits_of, tapped
+from imu_cli.models.head_search import find_head
+from imu_cli.models.replay import check_replay, replay_error
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 

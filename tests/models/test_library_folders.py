@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from imu_cli.cli import main
 from imu_cli.files.reading import MAX_JSON
 from imu_cli.models.layout import resolve
+from imu_cli.records.json_files import read
 from imu_cli.records.record import Record
-from imu_cli.records.storage import read
 
 IMAGES = 6
 

@@ -16,8 +16,8 @@ from imu_cli.commands import convert as converting
 from imu_cli.errors import ImuError
 from imu_cli.models import candidates, names
 from imu_cli.models.checkpoint import differing, open_checkpoint
+from imu_cli.records.json_files import read
 from imu_cli.records.record import Record
-from imu_cli.records.storage import read
 
 MODEL = {"conv.weight": (4, 3, 3, 3), "bn.num_batches_tracked": (), "fc.weight": (5, 4), "fc.bias": (5,)}
 CONFIG = ["--config", "imu.yaml"]

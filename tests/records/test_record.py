@@ -24,11 +24,11 @@ from imu_cli.config.commands import UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.events import Silent
 from imu_cli.models.destination import beside
-from imu_cli.records.definitions import DEFINITIONS
 from imu_cli.records.evaluation import ClassRow, Evaluation, Metric, Requirement
+from imu_cli.records.json_files import dump, read
+from imu_cli.records.metric_definitions import DEFINITIONS
 from imu_cli.records.parts import Interval, OptionValue
 from imu_cli.records.record import Record
-from imu_cli.records.storage import dump, read
 
 
 @pytest.fixture(autouse=True)

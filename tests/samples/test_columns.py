@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imu_cli.samples import columns
-from imu_cli.samples.columns import Digests, RowNames, Texts, numbers, take
+from imu_cli.samples import packing
+from imu_cli.samples.packing import Digests, RowNames, Texts, numbers, take
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=5)
 UNDECODABLE = "c\udcff.png"
@@ -47,7 +47,7 @@ def test_single_numbers_are_pythons_own() -> None:
 @pytest.mark.parametrize("values", [range(2, 40, 3), range(9, -1, -1), [4, 4, 0], array("q", [1, 2]), []])
 def test_numbers_for_arithmetic_are_the_same(values: Sequence[int]) -> None:
     """Ranges, lists and arrays become int64."""
-    made = columns.as_array(values)
+    made = packing.as_array(values)
     assert made.dtype == np.int64
     assert made.tolist() == list(values)
 
@@ -57,7 +57,7 @@ def test_members_are_those_of_a_set(values: list[int], of: list[int]) -> None:
     """Rows inside and outside, in order."""
     for inside in (True, False):
         wanted = [at for at, value in enumerate(values) if (value in set(of)) is inside]
-        assert list(columns.members(values, of, inside=inside)) == wanted
+        assert list(packing.members(values, of, inside=inside)) == wanted
 
 
 @given(st.lists(st.integers(0, 3), max_size=6), st.booleans())
@@ -65,7 +65,7 @@ def test_equal_digests_are_found(values: list[int], prefix: bool) -> None:
     """Also where the first bytes of different digests are the same."""
     raw = [bytes(8) * prefix + sha256(bytes([value])).digest() for value in values]
     digests = np.array([list(one[:32]) for one in raw], np.uint8).reshape(-1, 32)
-    assert columns.alike(digests) == (len(set(values)) < len(values))
+    assert packing.alike(digests) == (len(set(values)) < len(values))
 
 
 def test_a_digest_is_kept_as_it_is() -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from imu_cli.errors import ImuError, InvalidRowsError
 from imu_cli.samples.classes import ClassNames
+from imu_cli.samples.csv_lines import manifest_text, write_manifest
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.forget import ForgetSet
 from imu_cli.samples.images.folders import open_folder
@@ -21,7 +22,6 @@ from imu_cli.samples.images.stores import Files, Pixels
 from imu_cli.samples.manifest import load_forget, open_source, peek
 from imu_cli.samples.overlap import overlap
 from imu_cli.samples.selectors import select_rows
-from imu_cli.samples.table import manifest_text, write_manifest
 
 PETS = ClassNames(3, ("cat", "dog", "hen"), "the model")
 NAMELESS = ClassNames(3, None, "not known")

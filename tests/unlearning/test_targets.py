@@ -11,7 +11,7 @@ from imu_cli.events import Log
 from imu_cli.influence import scores
 from imu_cli.influence.closed_form import Damping, influence
 from imu_cli.linear.objective import Members, counts_in
-from imu_cli.unlearning import methods, notes, scenario, targets
+from imu_cli.unlearning import messages, methods, scenario, targets
 from imu_cli.unlearning import procedure as procedure_module
 from imu_cli.unlearning.procedure import Classifier, Forgetting, Matching, Procedure
 from imu_cli.unlearning.targets import Comparison, Limits, Look
@@ -89,7 +89,7 @@ class Remembered:
         scored = scores.computed(influence(self.h, self.labels, self.head, Damping(0.01)))
         given = Forgetting(self.h, self.labels, None, None, lambda: scored)
         job = methods.prepare(given, Classifier(self.head, lambda head: head), self.plan, self.held, procedure, Log())
-        notes.tell_start(job, proven_classes=True)
+        messages.tell_start(job, proven_classes=True)
         return job
 
 

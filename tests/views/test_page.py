@@ -25,7 +25,7 @@ from imu_cli.records.evaluation import Curves, Histogram, RocCurve, Series
 from imu_cli.records.parts import Decade, FileHash, ScoreInfo
 from imu_cli.records.record import LookInfo
 from imu_cli.samples.images import thumbnails
-from imu_cli.views import charts, figures, page
+from imu_cli.views import figures, page, svg
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -181,8 +181,8 @@ def test_histogram_heights_are_the_shares() -> None:
     made = figures.of_evaluation(evaluation(curves=curves()))[0]
     area = next(path for path in ElementTree.fromstring(made.svg).iter("path") if "area" in (path.get("class") or ""))
     ys = [float(point.split(",")[1]) for point in re.split(" L|M", area.get("d") or "") if point][1:-1:2]
-    floor, top = charts.HEIGHT - charts.BOTTOM, charts.TOP
-    axis = charts.linear("", [0.625], as_percent=True, zero=True)
+    floor, top = svg.HEIGHT - svg.BOTTOM, svg.TOP
+    axis = svg.linear("", [0.625], as_percent=True, zero=True)
     assert [(floor - y) / (floor - top) * axis.high for y in ys] == pytest.approx([1 / 8, 5 / 8, 0, 2 / 8], abs=0.005)
     assert made.numbers.rows[1] == ("-2 to 0", "5", "5")
 
@@ -226,11 +226,9 @@ numbers = st.floats() | st.integers(-(10**400), 10**400)
 @settings(deadline=None)
 def test_charts_draw_any_numbers(points: list[Any]) -> None:
     """NaN, infinities and numbers without end are left out; the picture stays well-formed, finite and small."""
-    x, y = (charts.linear("n", [point[at] for point in points]) for at in (0, 1))
-    ElementTree.fromstring(
-        charts.lines("t", "a", x, y, [charts.Line("s1", points)], level=points[0][0] if points else None)
-    )
-    assert len(charts.thinned(points)) <= charts.MOST_POINTS
+    x, y = (svg.linear("n", [point[at] for point in points]) for at in (0, 1))
+    ElementTree.fromstring(svg.lines("t", "a", x, y, [svg.Line("s1", points)], level=points[0][0] if points else None))
+    assert len(svg.thinned(points)) <= svg.MOST_POINTS
     for axis in (x, y):
         assert axis.low < axis.high
         assert 2 <= len(axis.ticks) <= 12

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from rich.console import RenderableType
 
 from imu_cli.influence.closed_form import decades
-from imu_cli.records.definitions import DEFINITIONS, NUMBERS
 from imu_cli.records.evaluation import Evaluation, Metric, Requirement
 from imu_cli.records.influence import Influence, KernelRow, Mover, ScoreRow, ScoreRows
+from imu_cli.records.metric_definitions import DEFINITIONS, NUMBERS
 from imu_cli.records.parts import Decade, Environment, FileHash, ForgetInfo, HeadInfo, Interval, OptionValue, ScoreInfo
 from imu_cli.records.record import LookInfo, Record, Target
 from imu_cli.unlearning.ascent import Reason

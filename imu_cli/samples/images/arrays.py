@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from imu_cli.errors import ImuError
 from imu_cli.files import memory
 from imu_cli.files.reading import content, cut, shown
-from imu_cli.samples.columns import RowNames, numbers
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images.stores import Pixels
+from imu_cli.samples.packing import RowNames, numbers
 
 DIGITS = tuple("0123456789")
 AGAIN = "get the file again"

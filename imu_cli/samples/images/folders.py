@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imu_cli import stopping
+from imu_cli import signals
 from imu_cli.errors import ImuError, InvalidRowsError
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.images.stores import Files
@@ -73,7 +73,7 @@ def _scan(root: str, start: _Folder, found: _Found) -> None:
     listed: list[tuple[str, list[str]]] = []
     pending = [start]
     while pending:
-        stopping.check()
+        signals.check()
         folder = pending.pop()
         names: list[str] = []
         for entry in _entries(folder.real, folder.name or ".", found):

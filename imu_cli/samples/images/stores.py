@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from imu_cli.errors import ImuError
-from imu_cli.samples.columns import Digests
+from imu_cli.samples.packing import Digests
 
 # EPS is left out on purpose: Pillow hands it to Ghostscript, and a file's extension does not say what is inside.
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "GIF", "TIFF", "WEBP", "JPEG2000", "DIB")

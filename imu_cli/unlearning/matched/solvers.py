@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from imu_cli import stopping
+from imu_cli import signals
 from imu_cli.errors import ImuError
 from imu_cli.linear.margins import margin_gradients, margins
 from imu_cli.unlearning.matched.problem import Problem
@@ -88,7 +88,7 @@ def _blocked(problem: Problem, V: Tensor, rhs: Tensor, ridge: float, start: Star
     direction = residual / diagonal
     energy = float((residual * direction).sum())
     for _ in range(CG_ITERATIONS):
-        stopping.check()
+        signals.check()
         if float(residual.norm()) <= stop:
             break
         image = pull(problem.weights * _pushed(problem, V, direction)) + ridge * direction
@@ -225,7 +225,7 @@ def solve(
     state = _state(problem, change, ridge)
     residuals, strengths, step, solved = [_rms(state, problem)], torch.zeros_like(problem.targets), math.inf, True
     for _ in range(linearisations):
-        stopping.check()
+        signals.check()
         if retarget is not None:
             problem = problem.aimed_at(retarget(problem.head + problem.unwhiten(state.change)))
             state = _state(problem, state.change, ridge)

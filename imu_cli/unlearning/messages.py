@@ -118,7 +118,8 @@ def tell_matched(log: Log, found: fit.Matched, held: HeldOut | None) -> None:
         further = (
             "what is left lies in samples that are recognised safely either way, a smaller --rho moves them too"
             if found.outcome.reason == "target"
-            else "the budget ends here, a larger --max-drop lets them come closer, at the cost of other samples"
+            else "the budget ends here; a larger --max-drop lets them come closer at the cost of other samples, and imu evaluate calls a fall "
+            "of more than 5 points damage"
         )
         told = _evidence(d.auc, d.n, 0 if held is None else len(held.labels))
         log.note(f"matched: the AUC is above the {d.max_auc:.4g} aimed at; {told}; {further}")

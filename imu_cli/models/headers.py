@@ -39,7 +39,7 @@ class Finding(Model):
 
 
 class Inspection(Model):
-    """What ``imu inspect`` found; ``findings`` is empty where only headers were read."""
+    """What ``imu inspect`` found; ``findings`` and ``head``, its tensors, are empty where only headers were read."""
 
     schema_: Literal["imu.inspection/1"] = Field(default="imu.inspection/1", alias="schema")
     model: str
@@ -51,6 +51,7 @@ class Inspection(Model):
     dtypes: dict[str, int]
     notes: list[str]
     findings: list[Finding] = Field(default_factory=list)
+    head: list[str] = Field(default_factory=list)
     next: str | None = None
 
 

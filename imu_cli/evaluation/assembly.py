@@ -26,9 +26,9 @@ from imu_cli.evaluation.evidence import (
     target_model,
 )
 from imu_cli.linear.rows import Outputs, Rows, only
-from imu_cli.records.definitions import DEFINITIONS
 from imu_cli.records.evaluation import ClassRow, Metric, PartRow
-from imu_cli.statistics import metrics
+from imu_cli.records.metric_definitions import DEFINITIONS
+from imu_cli.statistics import mask_bound, metrics
 from imu_cli.statistics.intervals import Estimate, NotMeasured
 from imu_cli.unlearning import targets
 
@@ -159,9 +159,9 @@ def _bounds(e: Evidence, split: Split, name: str) -> list[Metric]:
     """What masking the forgotten outputs of the original would reach, and what was lost to them."""
     if split.before is None:
         return [metric(f"mask_bound.{name}", NO_ORIGINAL, split=name)]
-    found = [metric(f"mask_bound.{name}", metrics.mask_bound(split.before, split.labels, e.forgotten), split=name)]
+    found = [metric(f"mask_bound.{name}", mask_bound.mask_bound(split.before, split.labels, e.forgotten), split=name)]
     if name == "test":
-        lost = metrics.lost_to_forgotten(split.before, split.after, split.labels, e.forgotten)
+        lost = mask_bound.lost_to_forgotten(split.before, split.after, split.labels, e.forgotten)
         found.append(metric("test.lost_to_forgotten", lost, split=name))
     return found
 

@@ -199,12 +199,12 @@ def test_safe_points_are_the_main_threads(monkeypatch: pytest.MonkeyPatch) -> No
     """A worker thread is not where a run ends; the main thread is, every time until it has ended."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from imu_cli import stopping
+    from imu_cli import signals
     from imu_cli.errors import StoppedError
 
-    monkeypatch.setattr(stopping, "_noted", [signal.SIGTERM])
+    monkeypatch.setattr(signals, "_noted", [signal.SIGTERM])
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(stopping.check).result() is None
+        assert pool.submit(signals.check).result() is None
     for _ in range(2):
         with pytest.raises(StoppedError):
-            stopping.check()
+            signals.check()

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import typer
 
 from imu_cli.config.commands import EvaluateConfig, FeaturesConfig, InfluenceConfig, UnlearnConfig
-from imu_cli.config.option import Option
+from imu_cli.config.fields import Option
 from imu_cli.errors import ImuError
 from imu_cli.files.paths import PathKind, placed
 from imu_cli.files.reading import shown
