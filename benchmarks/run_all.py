@@ -15,6 +15,7 @@ SCRIPTS = (
     "scaling.py --memory",
     "published.py",
     "evaluation.py",
+    "references.py",
     "quality_classes.py",
     "quality_samples.py",
     "quality_wide.py",

@@ -190,6 +190,27 @@ def evaluation_table() -> str:
     )
 
 
+def references_table() -> str:
+    """Reference and shadow heads of a hundred classes, from the raw results."""
+    found = _results("references")
+    names = {
+        "before": "3 reference heads, as they were fitted before",
+        "references": "reference heads",
+        "shadows": "shadow heads",
+    }
+    lines = [
+        "| heads | rows x features | passes a head | processor seconds | matrix products alone, float64 |",
+        "|---|---|---|---|---|",
+    ]
+    for kind, name in names.items():
+        lines += [
+            f"| {name if kind == 'before' else str(one['heads']) + ' ' + name} | {one['n']:,} x {one['features']} | "
+            f"{one['passes']:.0f} | {one['cpu']:.1f} | {one['products_alone']:.1f} |"
+            for one in found["runs"][kind]
+        ]
+    return "\n".join(lines)
+
+
 def _times(by_clock: dict[str, list[float]]) -> str:
     wall, cpu = by_clock["wall"], statistics.median(by_clock["cpu"])
     return (
@@ -453,6 +474,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "memory": memory_table,
         "published": published_table,
         "evaluation": evaluation_table,
+        "references": references_table,
         "coldstart": coldstart_table,
     },
     "method.md": {

@@ -472,4 +472,4 @@ def _allowed(found: Record | None) -> dict[str, Any]:
         return {"target_follows": True}
     guards = {name: found.options[name].value for name in ("max_drop", "max_class_drop") if name in found.options}
     known: dict[str, Any] = {name: value for name, value in guards.items() if isinstance(value, float)}
-    return {"target_follows": found.target.follows, "margin": found.target.margin, **known}
+    return {"target_follows": found.target.follows, **known}

@@ -25,7 +25,7 @@ from imu_cli.evaluation.evidence import (
     phi,
     target_model,
 )
-from imu_cli.linear.rows import Outputs, Rows, by_rows, only
+from imu_cli.linear.rows import Outputs, Rows, only
 from imu_cli.records.evaluation import ClassRow, Metric, PartRow
 from imu_cli.records.metric_definitions import DEFINITIONS
 from imu_cli.statistics import mask_bound, metrics
@@ -37,21 +37,6 @@ def _forget_hit(e: Evidence, logits: Outputs) -> Estimate:
     if e.kind == "class":
         return metrics.predicted_as(logits, e.forgotten, census=True)
     return metrics.accuracy(logits, e.forget.labels, census=True)
-
-
-def _near(e: Evidence) -> str:
-    """How many samples of D_f are not counted, but would be if rounding moved their logits a little; empty where none."""
-    if not e.margin:
-        return ""
-    own = torch.tensor(e.forgotten, dtype=torch.int64, device=e.forget.labels.device)
-
-    def lacks_of(logits: Tensor, rows: slice) -> Tensor:
-        best = logits[:, own].amax(1) if len(own) else logits.gather(1, e.forget.labels[rows, None])[:, 0]
-        return logits.amax(1) - best
-
-    lacks = by_rows(e.forget.after, lacks_of)
-    near = int(((lacks > 0) & (lacks < e.margin)).sum())
-    return f"{near} more lie within rounding of it" if near else ""
 
 
 def _forget_target(e: Evidence) -> tuple[float | None, str]:
@@ -86,16 +71,7 @@ def forget_metrics(e: Evidence) -> list[Metric]:
     spread = metrics.binomial_range(goal, n) if goal else None
     after, before = both(e.forget, lambda logits: _forget_hit(e, logits))
     found = [
-        metric(
-            "forget.accuracy",
-            after,
-            before,
-            split="forget",
-            target=goal,
-            target_note=why,
-            target_range=spread,
-            note=_near(e),
-        )
+        metric("forget.accuracy", after, before, split="forget", target=goal, target_note=why, target_range=spread)
     ]
     if e.true_labels is not None:
         known = e.true_labels >= 0

@@ -92,7 +92,6 @@ class Evidence:
         parts: rows of D_f by the name of their id or group, where asked for.
         training: how many samples the training data have, D_f among them, where known.
         target_follows: whether the unlearning's target was what unseen samples reach under the model that results.
-        margin: distance from a decision boundary, in logits, that rounding may move a sample by.
         max_drop, max_class_drop: falls of accuracy on unseen samples that were allowed, the guard's size.
         twins_left: samples of D_f that have a twin, the same bytes, among the training data that stay.
         log: hears of what takes time.
@@ -115,7 +114,6 @@ class Evidence:
     parts: Mapping[str, Tensor] | None = None
     training: int | None = None
     target_follows: bool = False
-    margin: float = 0.0
     max_drop: float | None = None
     max_class_drop: float | None = None
     twins_left: int = 0

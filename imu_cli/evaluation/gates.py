@@ -89,7 +89,7 @@ def _spelling(metric: str, number: str) -> str:
     if not (math.isfinite(percent) and low <= percent / 100 <= high and math.isfinite(high)):
         return "write a number in that range" if metric in NUMBERS else "shares are written as fractions, 0.01 for 1 %"
     if metric in NUMBERS:
-        return f"write {percent / 100:.6g}, if that is what is meant"
+        return f"write {percent / 100:.6g} for {percent:g} %"
     return f"shares are written as fractions, {percent / 100:.6g} for {percent:g} %"
 
 

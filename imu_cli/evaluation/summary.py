@@ -25,7 +25,7 @@ def of(e: Evidence, found: list[Metric], head_only: bool | None, *, unchanged: b
     lost, ruined = _lost(e, by_name["test.accuracy_drop"]), _ruined(e, by_name.get("test.worst_class_drop"))
     damage = [*(_driven(e, by_name) if e.kind == "sample" else []), *(lost or ruined)]
     parts = [
-        _no_evidence(e, by_name.get("test.accuracy")),
+        _no_evidence(e, by_name, "test") or _no_evidence(e, by_name, "retain"),
         f"{DAMAGE}: {', and '.join(damage)}." if damage else "",
         _not_forgotten(e, by_name, damaged=bool(damage)),
         _said_forget(e, by_name["forget.accuracy"]),
@@ -41,8 +41,9 @@ def of(e: Evidence, found: list[Metric], head_only: bool | None, *, unchanged: b
 # --- What must not be taken for success
 
 
-def _no_evidence(e: Evidence, accuracy: Metric | None) -> str:
-    """Where the original is no better than guessing on test, nothing that is measured against it means anything."""
+def _no_evidence(e: Evidence, by_name: dict[str, Metric], split: str) -> str:
+    """Where the original is no better than guessing, nothing that is measured against it means anything."""
+    accuracy = by_name.get(f"{split}.accuracy")
     if accuracy is None or accuracy.value is None or accuracy.n is None:
         return ""
     value, classes = accuracy.value if accuracy.before is None else accuracy.before, e.forget.after.shape[1]
@@ -51,7 +52,7 @@ def _no_evidence(e: Evidence, accuracy: Metric | None) -> str:
     whose = "this model" if accuracy.before is None else "the original"
     kept = " of kept classes" if e.forgotten else ""
     return (
-        f"NOT evidence of anything: {whose} is right on {value:.2%} of {accuracy.n} test samples{kept}, no better than guessing, "
+        f"NOT evidence of anything: {whose} is right on {value:.2%} of {accuracy.n} {split} samples{kept}, no better than guessing, "
         "so that it sees them wrongly (preprocessing, or the order of the labels)."
     )
 

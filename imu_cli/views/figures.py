@@ -138,7 +138,9 @@ def _trade_off(result: Record, path: Sequence[LookInfo]) -> Figure | None:
 
 
 def _auc_path(result: Record, path: Sequence[LookInfo]) -> Figure | None:
-    about = "The same strengths; at 0.5 (dashed) D_f cannot be told from held-out samples by its confidence."
+    about = (
+        "The same strengths; near 0.5 (dashed) confidence tells D_f from held-out samples no better than a coin does."
+    )
     return _against_cost(result, path, "auc", "Membership AUC, and what it costs", about, 0.5)
 
 

@@ -51,6 +51,7 @@ def test_a_class_is_attacked_with_shadows_too(job: Path, digits: Path, capsys: p
     command = ["evaluate", "model.unlearned.safetensors", *BASE, "-q", *data, "--attack", "shadow-heads"]
     made, found = measured(capsys, [*command, "--shadows", "10"])
     assert found["shadow.auc_retrained_head"]["n"] == found["forget.accuracy"]["n"]
+    assert any("11 shadow heads on" in note and note.endswith("s to fit") for note in made["notes"])
     assert found["head_gap.forget"]["value"] == pytest.approx(found["forget.accuracy"]["value"], abs=0.02)
     assert "the features still hold everything they held before, the class with it" in made["summary"]
 

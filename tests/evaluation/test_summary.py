@@ -156,6 +156,8 @@ def test_guessing_is_no_evidence() -> None:
     assert said("sample", 0.92, 0.01, True, guessed).startswith(
         "NOT evidence of anything: the original is right on 49.00%"
     )
+    kept = guessed.model_copy(update={"name": "retain.accuracy"})
+    assert "49.00% of 5000 retain samples, no better than guessing" in said("sample", 0.92, 0.01, True, kept)
     few = guessed.model_copy(update={"n": 4, "before": 0.5})
     assert not said("sample", 0.92, 0.01, True, few).startswith("NOT")
 

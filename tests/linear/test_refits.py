@@ -119,7 +119,7 @@ def test_an_inverse_undoes_its_curvature(blocks: int, exact: int, monkeypatch: p
 
 
 def test_a_hundred_classes_take_few_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Halves of a hundred classes: at most 60 passes a head (1,500 before), each within 1e-6 nats of its best."""
+    """Halves of a hundred classes: at most 60 passes a head (245 before), each within 1e-6 nats of its best."""
     passes, at = [0], refits.Problem.at
 
     def counting(self: refits.Problem, heads: Tensor) -> tuple[Tensor, Tensor]:
