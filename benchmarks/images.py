@@ -30,6 +30,7 @@ from imu_cli.events import Silent
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import decoding, preprocessing
 from imu_cli.samples.images.folders import open_flat
+from imu_cli.samples.images.steps import Preprocessing
 
 JPEG, PNG = (500, 375), (32, 32)
 RATIO = 1.10
@@ -92,7 +93,7 @@ def ratios(found: dict[str, Any], clock: str, with_decoding: bool) -> list[float
     return [run[clock] / (floor + extra) for run, floor, extra in zip(found["whole"], floors, more, strict=True)]
 
 
-def rates(images: SampleSet, steps: preprocessing.Preprocessing, repeats: int) -> dict[str, list[float]]:
+def rates(images: SampleSet, steps: Preprocessing, repeats: int) -> dict[str, list[float]]:
     """Images a second that one thread, a thread a core and a process a core decode, without a model."""
     rows = list(range(len(images)))
     tasks = decoding.Tasks(images, steps, [rows[start : start + 16] for start in range(0, len(rows), 16)])

@@ -30,7 +30,8 @@ from imu_cli.models.head import Head
 from imu_cli.models.head_search import find_head
 from imu_cli.models.replay import replay_tolerance
 from imu_cli.samples.dataset import SampleSet
-from imu_cli.samples.images.preprocessing import Preprocessing, parse
+from imu_cli.samples.images.preprocessing import parse
+from imu_cli.samples.images.steps import Preprocessing
 from imu_cli.samples.images.stores import Pixels
 
 Tell = Callable[[str, Any], None]

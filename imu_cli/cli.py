@@ -1,4 +1,4 @@
-"""The console command: commands of a few lines, and the one place that turns errors into messages and exit codes.
+"""The console command: commands of a few lines, and the entry point that runs one.
 
 Nothing here imports torch at its top: ``imu --help`` and ``imu report`` start at once.
 """
@@ -6,8 +6,7 @@ Nothing here imports torch at its top: ``imu --help`` and ``imu report`` start a
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,13 +19,12 @@ from imu_cli.config.commands import EvaluateConfig, FeaturesConfig, InfluenceCon
 from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError, StoppedError
 from imu_cli.events import libraries_unheard
+from imu_cli.exit_codes import exit_code
 from imu_cli.files import reading, streams, writing
 from imu_cli.files.streams import tell
+from imu_cli.views import console
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from imu_cli.events import Advance
     from imu_cli.records.evaluation import Evaluation
     from imu_cli.records.record import Record
 
@@ -53,49 +51,6 @@ cache_app = typer.Typer(
     help="The cached scores: list, show, remove, verify.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(cache_app, name="cache")
-
-
-class Terminal:
-    """Notes and progress bars on stderr; bars only where stderr is a terminal. Progress is where a signal ends the run."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-
-    def note(self, text: str) -> None:
-        """One line on stderr."""
-        if not self.quiet:
-            tell(f"note: {text}")
-
-    @contextmanager
-    def track(self, label: str, total: int | None) -> Iterator["Advance"]:
-        """A progress bar while the context lasts."""
-        signals.check()
-        if self.quiet or sys.stderr is None or not sys.stderr.isatty():
-            yield lambda done: signals.check()
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task(label, total=total)
-
-            def advance(done: int) -> None:
-                signals.check()
-                progress.advance(task, done)
-
-            yield advance
-
-
-def _show(renderable: "RenderableType") -> None:
-    from rich.console import Console
-
-    from imu_cli.views.terminal import PIPED_WIDTH, text_of
-
-    if sys.stdout is not None and sys.stdout.isatty():
-        Console(highlight=False).print(renderable)
-    else:
-        streams.to_stdout(streams.plainer(text_of(renderable, width=reading.columns(PIPED_WIDTH))))
 
 
 def _show_version(wanted: bool) -> None:
@@ -126,9 +81,9 @@ def influence(
     from imu_cli.commands import influence as influence_module
     from imu_cli.views import machine, terminal
 
-    result = influence_module.run_influence(model, config, origins, Terminal(quiet))
+    result = influence_module.run_influence(model, config, origins, console.Terminal(quiet))
     if form == "table":
-        _show(terminal.influence(result, config.show))
+        console.show(terminal.influence(result, config.show))
     else:
         writing.to_stdout(machine.as_json([result]) if form == "json" else machine.influence_csv(result))
     if config.images and not quiet:
@@ -148,9 +103,9 @@ def unlearn(
     from imu_cli.commands import unlearn as unlearn_module
     from imu_cli.views import machine, terminal
 
-    result = unlearn_module.run_unlearn(model, config, origins, Terminal(quiet))
+    result = unlearn_module.run_unlearn(model, config, origins, console.Terminal(quiet))
     if form == "table":
-        _show(terminal.record(result.record, notes=False))
+        console.show(terminal.record(result.record, notes=False))
     else:
         writing.to_stdout(machine.as_json([result.record]) if form == "json" else machine.record_csv(result.record))
     if not quiet:
@@ -173,9 +128,9 @@ def evaluate(
     from imu_cli.evaluation import gates
     from imu_cli.views import terminal
 
-    result = judging.run_evaluate(model, config, origins, Terminal(quiet))
+    result = judging.run_evaluate(model, config, origins, console.Terminal(quiet))
     if form == "table":
-        _show(terminal.evaluation(result.evaluation, notes=False))
+        console.show(terminal.evaluation(result.evaluation, notes=False))
     else:
         _print_results([result.evaluation], [str(model)], form)
     if not quiet:
@@ -191,7 +146,7 @@ def _print_results(results: "Sequence[Record | Evaluation]", names: Sequence[str
 
     evaluations = [(item, name) for item, name in zip(results, names, strict=True) if isinstance(item, Evaluation)]
     if form == "table":
-        _show(terminal.report(results, names))
+        console.show(terminal.report(results, names))
     elif form == "markdown":
         writing.to_stdout(markdown.report(results, names))
     elif form == "json":
@@ -284,11 +239,11 @@ def features(
     from imu_cli.commands import features as extracting
     from imu_cli.views import machine, terminal
 
-    result = extracting.run_features(model, config, Terminal(quiet))
+    result = extracting.run_features(model, config, console.Terminal(quiet))
     if result is None:
         return
     if form == "table":
-        _show(terminal.extracted(result))
+        console.show(terminal.extracted(result))
     else:
         writing.to_stdout(machine.as_json([result]))
     if not quiet:
@@ -318,7 +273,7 @@ def inspect(
 
         result = inspecting.run(model, config)
     if form == "table":
-        _show(terminal.inspection(result, show))
+        console.show(terminal.inspection(result, show))
     else:
         writing.to_stdout(machine.as_json([result]) if form == "json" else machine.inspection_csv(result))
 
@@ -380,7 +335,7 @@ def convert(
         force=force,
     )
     for note in made.notes:
-        Terminal(quiet).note(note)
+        console.Terminal(quiet).note(note)
     if not quiet:
         tell(f"wrote {made.output}: {made.tensors} tensors, {made.bytes:,} bytes")
 
@@ -388,33 +343,19 @@ def convert(
 @cache_app.command("ls")
 def cache_ls(form: OutputFormat = "table") -> None:
     """List the entries, oldest first."""
+    from imu_cli.commands import cache as cache_module
     from imu_cli.features import cache
     from imu_cli.views import machine, terminal
 
-    entries, broken = cache.entries()
-    header = ["key", "kind", "samples", "bytes", "damping", "model"]
-    rows = [
-        [
-            entry.key[:12],
-            entry.kind,
-            entry.count,
-            entry.size(),
-            entry.fields.get("damping", ""),
-            entry.fields.get("model", ""),
-        ]
-        for entry in entries
-    ]
+    header, rows, broken = cache_module.listed()
     if form == "json":
         writing.to_stdout(json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=1) + "\n")
     elif form == "csv":
         writing.to_stdout(machine.rows_csv(header, rows))
     else:
-        _show(terminal.plain_table(f"{cache.folder()}: {len(rows)} entries", header, rows))
-    for path in broken:
-        ours = path.suffix != ".json" or cache.is_named_so(path)
-        tell(
-            f"{path}: {cache.BROKEN}; {'imu cache rm --broken removes it' if ours else 'it is not of the cache, and stays'}"
-        )
+        console.show(terminal.plain_table(f"{cache.folder()}: {len(rows)} entries", header, rows))
+    for line in broken:
+        tell(line)
 
 
 @cache_app.command("show")
@@ -422,22 +363,17 @@ def cache_show(
     key: Annotated[str, typer.Argument(help="Key of an entry, or the start of it.")], form: OutputFormat = "table"
 ) -> None:
     """Show what one entry holds and what it depends on."""
-    from imu_cli.features import cache
+    from imu_cli.commands import cache as cache_module
     from imu_cli.views import machine, terminal
 
-    entry = cache.named(key)
-    tensors = cache.read(entry)
-    if tensors is None:
-        raise ImuError(f"{entry.paths[0]}: missing or edited (checksum); imu cache rm {entry.key[:12]}")
-    scores = tensors["scores"].tolist() if entry.kind == "scores" else [None] * entry.count
-    rows = [[sample["name"], sample["label"], score] for sample, score in zip(entry.samples(), scores, strict=True)]
+    entry, rows = cache_module.rows_of(key)
     if form == "json":
         plain = {"kind": entry.kind, "key": entry.key, "fields": entry.fields, "rows": rows}
         writing.to_stdout(json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
     elif form == "csv":
         writing.to_stdout(machine.rows_csv(["path", "label", "score"], rows))
     else:
-        _show(terminal.cache_entry(entry.kind, entry.key, entry.fields, rows))
+        console.show(terminal.cache_entry(entry.kind, entry.key, entry.fields, rows))
 
 
 @cache_app.command("rm")
@@ -462,38 +398,14 @@ def cache_rm(
 @cache_app.command("verify")
 def cache_verify() -> None:
     """Check every entry against its checksum; exit code 3 if one is torn or edited."""
+    from imu_cli.commands import cache as cache_module
     from imu_cli.features import cache
 
-    entries, broken = cache.entries()
-    bad = [*broken, *(entry.paths[0] for entry in entries if cache.read(entry) is None)]
+    count, bad = cache_module.verified()
     for path in bad:
         writing.to_stdout(f"{path}: {cache.BROKEN}\n")
-    tell(f"{len(entries) + len(broken)} entries, {len(bad)} {cache.BROKEN}")
+    tell(f"{count} entries, {len(bad)} {cache.BROKEN}")
     raise typer.Exit(3 if bad else 0)
-
-
-def _usage(message: str) -> int:
-    """A wrong call: the help where nothing was asked for, else what was wrong with it."""
-    tell(message if message.startswith("Usage:") else f"imu: {message.rstrip('.')}; see --help")
-    return 2
-
-
-def _stopped(number: int, placed: Sequence[Path]) -> int:
-    """What a run that was stopped leaves behind, said; and its exit code, 128 and the number of the signal."""
-    left = f"written before that, whole: {', '.join(map(str, placed))}" if placed else "no output was written"
-    signals.say_it()
-    tell(f"imu: {signals.how(number)}; {left}")
-    return 128 + number
-
-
-def _refused(error: BaseException) -> str | None:
-    """What the system refused, in a line, wherever it happened; None for an error that is a bug."""
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
-        return "memory: there is not enough of it; give --max-memory or a smaller --batch-size, or another machine"
-    if not isinstance(error, OSError):
-        return None
-    said = error.strerror or str(error) or type(error).__name__
-    return f"{error.filename or 'a stream or file'}: {said}; check its path, its folder and the room on its disk"
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -525,18 +437,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with libraries_unheard():
             return _run(argv)
     except (Exception, StoppedError) as error:
-        placed = writing.PLACED[before:]
-        if len(StoppedError.received) > received:
-            return _stopped(StoppedError.received[received], placed)
-        left = f"; written before that: {', '.join(map(str, placed))}" if placed else ""
-        if isinstance(error, ImuError):
-            tell(f"imu: {error}{left}")
-            return error.exit_code
-        refused = _refused(error)
-        if refused is not None:
-            streams.flush_or_discard()
-            tell(f"imu: {refused}{left}")
-            return ImuError.exit_code
-        if hasattr(error, "exit_code") and hasattr(error, "format_message"):
-            return _usage(error.format_message())
-        raise
+        code = exit_code(error, writing.PLACED[before:], StoppedError.received[received:])
+        if code is None:
+            raise
+        return code

@@ -1,11 +1,61 @@
-"""``imu cache``: what is removed from it."""
+"""``imu cache``: what is in it, what is torn, and what is removed from it."""
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from imu_cli.errors import ImuError
+from imu_cli.features import cache
 from imu_cli.samples import csv_lines, manifest
 from imu_cli.samples import selectors as dataset
+
+HEADER = ["key", "kind", "samples", "bytes", "damping", "model"]
+
+
+def listed() -> tuple[list[str], list[list[Any]], list[str]]:
+    """Header and a row for each entry, oldest first; and a line for each file that is torn, or not the cache's."""
+    entries, broken = cache.entries()
+    rows = [
+        [
+            item.key[:12],
+            item.kind,
+            item.count,
+            item.size(),
+            item.fields.get("damping", ""),
+            item.fields.get("model", ""),
+        ]
+        for item in entries
+    ]
+    lines = []
+    for path in broken:
+        ours = path.suffix != ".json" or cache.is_named_so(path)
+        what = "imu cache rm --broken removes it" if ours else "it is not of the cache, and stays"
+        lines.append(f"{path}: {cache.BROKEN}; {what}")
+    return HEADER, rows, lines
+
+
+def rows_of(key: str) -> tuple[cache.Entry, list[list[Any]]]:
+    """An entry, and for each of its samples name, label and score (None where the entry holds features).
+
+    Raises:
+        ImuError: no such entry, or its tensors are missing or edited.
+    """
+    entry = cache.named(key)
+    tensors = cache.read(entry)
+    if tensors is None:
+        raise ImuError(f"{entry.paths[0]}: missing or edited (checksum); imu cache rm {entry.key[:12]}")
+    scores = tensors["scores"].tolist() if entry.kind == "scores" else [None] * entry.count
+    return entry, [
+        [sample["name"], sample["label"], score] for sample, score in zip(entry.samples(), scores, strict=True)
+    ]
+
+
+def verified() -> tuple[int, list[Path]]:
+    """How many entries there are, and the files of those that are torn or edited."""
+    entries, broken = cache.entries()
+    bad = [*broken, *(entry.paths[0] for entry in entries if cache.read(entry) is None)]
+    return len(entries) + len(broken), bad
 
 
 def clear_cache(
@@ -18,8 +68,6 @@ def clear_cache(
     Raises:
         ImuError: nothing named, an unknown key, or an unreadable forget list.
     """
-    from imu_cli.features import cache
-
     if not (keys or forget or broken or everything):
         raise ImuError("imu cache rm: nothing named; give keys, --forget FORGET, --broken or --all")
     readable, torn = cache.entries()

@@ -8,20 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imu_cli.commands import held_out, opening, preparation, provenance, reuse
+from imu_cli.commands import comparison, held_out, opening, preparation, provenance
 from imu_cli.config.commands import EvaluateConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import assembly, curves, gates, shadow_heads, summary
-from imu_cli.evaluation.evidence import Evidence, Split, forgotten_rows, reference
+from imu_cli.evaluation.evidence import Evidence, forgotten_rows, reference
 from imu_cli.events import Events, Log
-from imu_cli.features import engine
 from imu_cli.features.session import Session
 from imu_cli.files import outputs, paths, writing
 from imu_cli.linear import objective
 from imu_cli.linear.objective import Members
-from imu_cli.linear.rows import Logits, Mapped, Rows, with_bias
-from imu_cli.models import checkpoint, destination, layout
-from imu_cli.models.architecture import Architecture, Loaded
+from imu_cli.linear.rows import Logits
+from imu_cli.models import destination, layout
+from imu_cli.models.architecture import Architecture
 from imu_cli.models.sidecar import Said
 from imu_cli.records import json_files
 from imu_cli.records.evaluation import Evaluation, Metric
@@ -29,7 +28,6 @@ from imu_cli.records.record import Record
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.vectors import is_features
 from imu_cli.statistics import metrics
-from imu_cli.statistics.intervals import Estimate, census
 from imu_cli.unlearning import scenario
 from imu_cli.unlearning.messages import warn_if_at_chance
 from imu_cli.unlearning.procedure import Method
@@ -95,118 +93,6 @@ def _stdin_again(config: EvaluateConfig, found: Record | None) -> None:
         raise ImuError(
             "--forget: the record's forget list came from standard input and is gone; give it again with --forget"
         )
-
-
-@dataclass(frozen=True)
-class _Other:
-    """Another model of the same architecture; its features are the evaluated one's where the backbones are the same."""
-
-    opened: Session
-    same_backbone: bool
-    changed: list[str]
-
-    def matrix(self) -> Tensor:
-        """W (c, d+1) float64."""
-        return self.opened.matrix()
-
-
-def _open_other(opened: Session, path: Path, config: EvaluateConfig) -> _Other:
-    before, loaded = _load_other(opened, path, config)
-    changed = checkpoint.differing(before, opened.checkpoint)
-    head = opened.head.with_matrix(_matrix_of(before, opened))
-    outside = before.outside_hash(set(head.tensors))
-    same, network = outside == opened.outside_sha256, opened.network
-    if network is not None and loaded is not None and not same:
-        network = replace(network, loaded=loaded, model=engine.prepare(loaded.model, opened.device))
-    return _Other(replace(opened, checkpoint=before, network=network, head=head, outside_sha256=outside), same, changed)
-
-
-def _load_other(opened: Session, path: Path, config: EvaluateConfig) -> tuple[checkpoint.Checkpoint, Loaded | None]:
-    """The checkpoint, and its model where the evaluated one is run on images."""
-    if opened.network is None:
-        return checkpoint.open_checkpoint(path), None
-    built = opened.network.loaded.architecture
-    known = None if built.runs_code else Said("the evaluated model", built.name, built.arguments)
-    return opening.load_model(path, config, known)
-
-
-def _open_original(opened: Session, config: EvaluateConfig, found: Record | None) -> _Other | None:
-    if config.original is None:
-        return None
-    path = Path(config.original)
-    if not path.exists() and found is not None:
-        opened.note(
-            f"the original {path} named by the record is not there; nothing is compared with it (give --original)"
-        )
-        return None
-    other = _open_other(opened, path, config)
-    if found is not None and other.opened.checkpoint.sha256 != found.before.sha256:
-        raise ImuError(
-            f"{path}: not the model that the record says was unlearned (its SHA-256 differs); give --original"
-        )
-    return other
-
-
-def _matrix_of(before: checkpoint.Checkpoint, opened: Session) -> Tensor:
-    """The original's head as W (c, d+1) float64."""
-    names, entries = opened.head.tensors, opened.checkpoint.entries
-    if any(name not in before.entries or before.entries[name].shape != entries[name].shape for name in names):
-        raise ImuError(
-            f"{before.path}: has no head {names[0]} of the same shape; it has to be another state of the same model"
-        )
-    parts = [before.tensor(name).to(torch.float64) for name in names]
-    return torch.cat([parts[0], parts[1].unsqueeze(1)], dim=1) if len(parts) == 2 else parts[0]
-
-
-@dataclass(frozen=True)
-class _Models:
-    """The evaluated model, and those it is compared with."""
-
-    opened: Session
-    original: _Other | None
-    retrained: _Other | None
-    config: EvaluateConfig
-
-    def split(self, samples: SampleSet, what: str) -> Split:
-        """Logits of every model on a set of images; features are read once where backbones agree."""
-        opened, original = self.opened, self.original
-        h = (
-            reuse.forget_features(opened, self.config, narrow=True)
-            if what == "forget"
-            else opened.features_of(samples, what, narrow=True)
-        )
-        before = None if original is None else _features_by(original, h, samples, f"{what}, original")
-        again = None if self.retrained is None else _features_by(self.retrained, h, samples, f"{what}, retrained")
-        return Split(
-            labels=opened.labels(samples),
-            before=None if before is None or original is None else Logits(before, original.matrix()),
-            after=Logits(h, opened.matrix()),
-            features=_alone(h),
-            features_before=None if before is None else _alone(before),
-            retrained=None if again is None or self.retrained is None else Logits(again, self.retrained.matrix()),
-        )
-
-    def head(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Weight (c, d), and bias (c,) where the head has one."""
-        return (matrix[:, :-1], matrix[:, -1]) if self.opened.head.bias else (matrix, None)
-
-
-def _alone(h: Rows) -> Rows:
-    """The features without the column of ones."""
-    assert isinstance(h, Mapped)  # narrow ones are
-    return with_bias(h, False)
-
-
-def _features_by(other: _Other, h: Rows, samples: SampleSet, what: str) -> Rows:
-    return h if other.same_backbone else other.opened.features_of(samples, what, narrow=True)
-
-
-def _drift(split: Split, original: _Other | None) -> Estimate | None:
-    if original is None or split.features_before is None:
-        return None
-    if original.same_backbone:
-        return census(0.0, len(split.labels))
-    return metrics.feature_drift(split.features_before, split.features)
 
 
 def _parts(opened: Session, by: str | None) -> dict[str, Tensor] | None:
@@ -303,12 +189,12 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     if found is not None and opened.forget.sha256 != found.forget.sha256:
         opened.note("the forget set is not the one that the record was made with (names, labels or contents differ)")
     parts = _parts(opened, config.by)
-    original = _open_original(opened, config, found)
-    again = None if config.retrained is None else _open_other(opened, Path(config.retrained), config)
+    original = comparison.open_original(opened, config, found)
+    again = None if config.retrained is None else comparison.open_other(opened, Path(config.retrained), config)
     head_only = None if original is None else set(original.changed) <= set(opened.head.tensors)
     if config.attack is not None:
         _require_shadows(config, found, head_only)
-    evidence = replace(_gather(_Models(opened, original, again, effective), config, found), parts=parts)
+    evidence = replace(_gather(comparison.Models(opened, original, again, effective), config, found), parts=parts)
     _warn_if_at_chance(opened, evidence)
     if config.attack is not None and found is not None and original is not None:
         unlearning = _unlearning(opened, evidence, found, destination.beside(model, "record").parent)
@@ -436,7 +322,7 @@ def _unused(opened: Session, samples: SampleSet, found: Record | None) -> Sample
     return samples.subset([row for row in range(len(samples)) if row not in used])
 
 
-def _gather(models: _Models, config: EvaluateConfig, found: Record | None) -> Evidence:
+def _gather(models: comparison.Models, config: EvaluateConfig, found: Record | None) -> Evidence:
     """Everything that the metrics are computed from; each split's features are read once per backbone."""
     opened, original = models.opened, models.original
     kind, _ = _kind(opened, config)
@@ -452,7 +338,7 @@ def _gather(models: _Models, config: EvaluateConfig, found: Record | None) -> Ev
         test=models.split(test_images, "test") if test_images is not None else None,
         retain=models.split(retain_images, "retain") if retain_images is not None else None,
         true_labels=None if true is None else torch.tensor(list(true), dtype=torch.int64, device=forget.labels.device),
-        drift=_drift(forget, original),
+        drift=comparison.drift(forget, original),
         head=models.head(opened.matrix()),
         seed=config.seed,
         name_of=opened.classes.name,

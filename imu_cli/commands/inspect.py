@@ -20,6 +20,7 @@ from imu_cli.models.headers import Finding, Inspection, header
 from imu_cli.samples.classes import ClassNames
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import preprocessing
+from imu_cli.samples.images.steps import Preprocessing
 from imu_cli.samples.images.stores import Pixels
 
 SIDES = (224, 32, 28, 8)
@@ -115,7 +116,7 @@ def _head(
     found: list[Finding],
     checkpoint: Checkpoint,
     loaded: architecture.Loaded,
-    steps: preprocessing.Preprocessing,
+    steps: Preprocessing,
     config: ModelConfig,
 ) -> Head | None:
     """The head, found and replayed on synthetic images of the first size that the model takes."""

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict
 
 from imu_cli import signals
 from imu_cli.errors import ImuError
-from imu_cli.files import locks
+from imu_cli.files import locks, staging
 from imu_cli.files.checking import checked
 from imu_cli.files.reading import MAX_JSON, json_value, parse_json
 
@@ -40,7 +40,8 @@ STALE = 3600
 """Age in seconds from which a temporary file of an earlier version, which has no lock, is taken to be left over."""
 Kind = Literal["scores", "features"]
 _TAIL = re.compile(rb'\], "count": ([0-9]{1,18}), "sha256": "([0-9a-f]{64})"\}\n')
-_TEMPORARY, _JSON = re.compile(r"\.tmp-.*"), re.compile(r".*\.json")
+_TEMPORARY, _JSON = re.compile(r"\.tmp-.*|" + staging.LIBRARY), re.compile(r".*\.json")
+_OWN = re.compile("lock|data|" + staging.LIBRARY)
 _TENSORS = re.compile(r"(scores|features)-[0-9a-f]{32}\.safetensors")
 _TAIL_BYTES = 120
 """More than the last line can have."""
@@ -181,7 +182,7 @@ def _is_dead(path: Path, asked: bool) -> bool:
             return False
         if stat.S_ISREG(found.st_mode):
             return asked or time.time() - found.st_mtime > STALE
-        if not stat.S_ISDIR(found.st_mode) or set(os.listdir(path)) - {"lock", "data"}:
+        if not stat.S_ISDIR(found.st_mode) or not all(map(_OWN.fullmatch, os.listdir(path))):
             return False
         descriptor = locks.take(path / "lock", sure=True)
     except OSError:

@@ -14,12 +14,12 @@ from typing import Any
 
 from imu_cli import signals
 from imu_cli.errors import ImuError
-from imu_cli.files import locks
+from imu_cli.files import locks, staging
 from imu_cli.files.reading import read_json
 
 NAMED = re.compile(r"plan\.json|lock|[0-9]{5}\.safetensors")
-UNDONE = re.compile(r"plan\.json\.part|[0-9]{5}\.[0-9]+\.part|\.?[0-9]{5}\.[0-9]+\.part.*")
-"""Files that a run which ended early was still writing; safetensors makes a name of its own from ours."""
+UNDONE = re.compile(r"plan\.json\.part|[0-9]{5}\.[0-9]+\.part|" + staging.LIBRARY)
+"""Files that a run which ended early was still writing."""
 
 
 def of(output: Path) -> Path:

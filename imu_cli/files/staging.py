@@ -32,6 +32,8 @@ from imu_cli.files.reading import json_value
 NAMED = re.compile(r"\..*\.imu-[0-9a-f]{8}", re.DOTALL)
 ENDING = len(".") + len(".imu-") + 8
 CONTENT = {"lock", "new", "old", "plan.json"}
+LIBRARY = r"\.tmp[A-Za-z0-9]{6}"
+"""What safetensors calls a file that it has not written to its end, beside the one that it was given."""
 LONGEST = 255
 """Bytes of a name on most file systems."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2

@@ -16,9 +16,12 @@ def no_better(right: int, n: int, classes: int) -> bool:
     95 % interval below what a useful model would reach, so that one sample or a few never tell.
     """
     chance = 1 / classes
+    useful = max(USEFUL, chance + BEYOND)
+    if right >= useful * n:  # the interval's end is above its middle: no need of it, nor of scipy
+        return False
     high = clopper_pearson(right, n).high
     assert high is not None
-    return right / n <= binomial_range(chance, n)[1] and high < max(USEFUL, chance + BEYOND)
+    return right / n <= binomial_range(chance, n)[1] and high < useful
 
 
 def warning(right: int, n: int, classes: int, what: str) -> str | None:

@@ -15,6 +15,7 @@ from imu_cli.influence import closed_form
 from imu_cli.linear import objective
 from imu_cli.linear.objective import Members
 from imu_cli.records.record import LookInfo
+from imu_cli.statistics import counts
 from imu_cli.unlearning import ascent, targets
 from imu_cli.unlearning.ascent import Outcome, Step
 from imu_cli.unlearning.matched import fit
@@ -113,7 +114,7 @@ def bounds(
         max_class_drop=procedure.max_class_drop if guarded else None,
         follows=follows, n=n, hits=hits, m=0 if unseen is None else int(unseen.held.kept.sum()),
     )  # fmt: skip
-    silent = follows and goal is not None and targets.within(hits / n, goal, n)
+    silent = follows and goal is not None and counts.at_most(hits, n, goal)
     if not silent or unseen is None:
         return limits, source
     return replace(limits, max_auc=max(procedure.matching.max_auc, unseen.least_auc(head))), source

@@ -14,23 +14,18 @@ from imu_cli.linear import margins, objective
 from imu_cli.linear.objective import Members
 from imu_cli.linear.rows import Rows, predicted
 from imu_cli.linear.rows import logits as logits_of
-from imu_cli.statistics import metrics
+from imu_cli.statistics import counts, metrics
 from imu_cli.unlearning.scenario import Plan
 
 HEAD_CHANGE_WITHOUT_TARGET = 0.02
 CLASS_TARGET = 0.005
-CRUMB = 1e-6
-"""Part of a sample by which a count may miss a bound: 0.01 of 5,000 is 50, whatever binary fractions make of it."""
-
-
-def within(share: float, bound: float, n: int) -> bool:
-    """Whether a share of n samples is at most a bound, by counts; n = 0 compares the numbers as they are."""
-    return round(share * n) <= bound * n + CRUMB if n else share <= bound
+ROUNDING = 1e-6
+"""What an AUC, or a class's share whose n is not at hand, may miss a bound by."""
 
 
 def alike(auc: float, most: float) -> bool:
     """Whether a membership AUC is at most what is aimed at, but for rounding."""
-    return auc <= most + CRUMB
+    return auc <= most + ROUNDING
 
 
 @dataclass(frozen=True)
@@ -92,7 +87,7 @@ class Limits:
     def share_met(self, look: Look) -> bool:
         """The target share is given and reached, also by the samples that rounding may move."""
         allowed = self.allowed(look)
-        return allowed is not None and within(look.forget + look.near, allowed, self.n)
+        return allowed is not None and counts.share_at_most(look.forget + look.near, self.n, allowed)
 
     def met(self, look: Look) -> bool:
         """The target is given and reached: the share, and where accuracy has nothing to say the AUC too."""
@@ -105,13 +100,13 @@ class Limits:
         if (
             self.max_drop is not None
             and look.test_drop is not None
-            and not within(look.test_drop, self.max_drop, self.m)
+            and not counts.share_at_most(look.test_drop, self.m, self.max_drop)
         ):
             return "max_drop"
         if (
             self.max_class_drop is not None
             and look.class_drop is not None
-            and look.class_drop > self.max_class_drop + CRUMB
+            and look.class_drop > self.max_class_drop + ROUNDING
         ):
             return "max_class_drop"
         return None
@@ -299,7 +294,7 @@ def attainable(rate: float, hits: int, n: int) -> float:
     Where the ``hits`` so far lie above the rate, at least one sample has to go; where they do not, the rate itself is
     returned, which is then met already.
     """
-    return rate if hits <= rate * n + CRUMB else min(math.floor(rate * n + 0.5), hits - 1) / n
+    return rate if counts.at_most(hits, n, rate) else min(math.floor(rate * n + 0.5), hits - 1) / n
 
 
 def target(

@@ -362,8 +362,8 @@ def test_what_is_left_goes_with_whatever_is_removed(
     entry = write()
     dead = cache.folder() / ".tmp-dead"
     dead.mkdir()
-    (dead / "data").write_bytes(b"features")
-    (dead / "lock").touch()
+    for name in ("data", "lock", ".tmpYRAlu1"):  # the last is what safetensors was still writing
+        (dead / name).write_bytes(b"features")
     bare = cache.folder() / f"features-{'0' * 32}.safetensors"
     bare.write_bytes(b"features")
     assert main(["cache", "rm", *([entry.key] if how == "key" else ["--forget", str(tmp_path)])]) == 0

@@ -24,7 +24,8 @@ from imu_cli.models.head_search import find_head
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import decoding
 from imu_cli.samples.images.folders import open_flat
-from imu_cli.samples.images.preprocessing import Preprocess, parse, stack
+from imu_cli.samples.images.preprocessing import Preprocess, parse
+from imu_cli.samples.images.steps import stack
 from imu_cli.samples.images.stores import Pixels
 
 N = 23

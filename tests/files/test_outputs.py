@@ -118,13 +118,19 @@ def test_names_that_no_file_can_have(option: str, everything: Path, capsys: pyte
 
 @pytest.mark.parametrize("option", ["output", "junit", "images"])
 def test_a_nul_in_a_yaml_files_path(option: str, job: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """No name holds a NUL: said, not a traceback."""
+    """No name holds a NUL: said where the file is read, not a traceback."""
     with Path("imu.yaml").open("a") as file:
         file.write(f'{option}: "a\\0b"\n')
     command = {"output": "unlearn", "junit": "evaluate", "images": "influence"}[option]
     more = ["--require", "forget.accuracy<=1"] if option == "junit" else []
     assert main([command, "model.safetensors", *LIST, *more]) == 2
-    assert "holds a NUL character" in capsys.readouterr().err
+    assert "holds a NUL" in capsys.readouterr().err
+
+
+def test_a_nul_in_a_path_from_elsewhere(tmp_path: Path) -> None:
+    """A caller in Python may give anything."""
+    with pytest.raises(ImuError, match="holds a NUL character"):
+        outputs.found(tmp_path / "a\0b")
 
 
 def test_the_longest_name_that_a_file_can_have(job: Path) -> None:

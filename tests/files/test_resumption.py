@@ -19,7 +19,7 @@ def test_what_a_run_left_that_was_killed_early(job: Path) -> None:
         ["plan.json.part"],
         ["lock"],
         ["00000.safetensors", "00002.safetensors", "lock"],
-        ["00001.4711.part"],
+        ["00001.4711.part", ".tmpYRAlu1"],
     ]
     folder = Path("f.safetensors.parts")
     for number, names in enumerate(states):

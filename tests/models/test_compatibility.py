@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from imu_cli.cli import main
-from imu_cli.samples.images.preprocessing import parse, stack
+from imu_cli.samples.images.preprocessing import parse
+from imu_cli.samples.images.steps import stack
 
 QUICK = {
     "torchvision": ["mnasnet0_5", "squeezenet1_1"],

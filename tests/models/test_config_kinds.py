@@ -17,7 +17,8 @@ from imu_cli.cli import main
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.models.architecture import load, read_said
 from imu_cli.models.checkpoint import open_checkpoint
-from imu_cli.samples.images.preprocessing import find, stack
+from imu_cli.samples.images.preprocessing import find
+from imu_cli.samples.images.steps import stack
 
 
 def opened(folder: Path) -> Any:

@@ -19,7 +19,8 @@ from imu_cli.errors import ImuError, RefusedError
 from imu_cli.models import candidates, factories, libraries
 from imu_cli.models.architecture import load, read_said
 from imu_cli.models.checkpoint import Checkpoint, open_checkpoint
-from imu_cli.samples.images.preprocessing import find, parse, stack
+from imu_cli.samples.images.preprocessing import find, parse
+from imu_cli.samples.images.steps import stack
 
 CLASSES = ["cat", "dog", "owl", "rat"]
 

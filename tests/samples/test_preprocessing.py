@@ -13,7 +13,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from imu_cli.errors import ImuError
-from imu_cli.samples.images.preprocessing import IMAGENET, PRESETS, Preprocess, find, parse, stack
+from imu_cli.samples.images.preprocessing import IMAGENET, PRESETS, Preprocess, find, parse
+from imu_cli.samples.images.steps import stack
 
 MODES = ["RGB", "L", "P", "RGBA", "LA"]
 SIZES = [(8, 8), (300, 200), (33, 257), (224, 224)]

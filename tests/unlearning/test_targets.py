@@ -11,6 +11,7 @@ from imu_cli.events import Log
 from imu_cli.influence import scores
 from imu_cli.influence.closed_form import Damping, influence
 from imu_cli.linear.objective import Members, counts_in
+from imu_cli.statistics import counts
 from imu_cli.unlearning import messages, methods, scenario, targets
 from imu_cli.unlearning import procedure as procedure_module
 from imu_cli.unlearning.procedure import Classifier, Forgetting, Matching, Procedure
@@ -21,8 +22,8 @@ from imu_cli.unlearning.targets import Comparison, Limits, Look
 def test_a_count_meets_its_own_share_and_the_next_one_does_not(n: int, data: st.DataObject) -> None:
     """Whatever binary fractions make of k/n: k of n is within k/n, k + 1 of n is not."""
     k = data.draw(st.integers(0, n - 1))
-    assert targets.within(k / n, k / n, n)
-    assert not targets.within((k + 1) / n, k / n, n)
+    assert counts.share_at_most(k / n, n, k / n)
+    assert not counts.share_at_most((k + 1) / n, n, k / n)
 
 
 def test_fifty_of_five_thousand_are_one_percent() -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from imu_cli.errors import ImuError, InvalidRowsError, RefusedError
 from imu_cli.samples.dataset import SampleSet
-from imu_cli.samples.images.preprocessing import Preprocessing
+from imu_cli.samples.images.steps import Preprocessing
 
 ROWS_A_TASK = 16
 """Images that a worker takes at a time: handing over single small images would cost as much as decoding them."""
