@@ -65,7 +65,7 @@ def run(
     """
     if not output.name.endswith(WEIGHTS):
         raise ImuError(f"{output}: give the new file a name that ends in {WEIGHTS}")
-    outputs.refuse_output(output, source, force)
+    outputs.refuse_output(output, source, force, "another OUT")
     said = _metadata(arch, arch_arg, preprocessing)
     found, notes = load(source)
     refuse_other(found, source)

@@ -15,7 +15,7 @@ def run(selectors: Sequence[str], data: str, output: str, force: bool) -> None:
         ImuError: nothing selected, or the file exists.
     """
     if output != "-":
-        outputs.refuse_output(Path(output), None, force, "another name")
+        outputs.refuse_output(Path(output), None, force)
     samples = manifest.open_source(data, "data")
     rows = dataset.select_rows(samples, list(selectors))
     if output == "-":

@@ -13,7 +13,7 @@ from typing import Literal
 
 from imu_cli.errors import ImuError
 from imu_cli.files import outputs, writing
-from imu_cli.files.outputs import refuse_output as refuse_output
+from imu_cli.files.outputs import refuse_output
 from imu_cli.models import kinds
 from imu_cli.models.kinds import WEIGHTS
 from imu_cli.models.layout import Layout, inside, main_file, stem

@@ -258,7 +258,7 @@ def write_manifest(data: SampleSet, rows: Sequence[int], out: Path, *, force: bo
     """
     if out.suffix.lower() not in SUFFIXES:
         raise ImuError(f"{out}: no kind of list; name it .csv, .tsv or .jsonl")
-    outputs.refuse_output(out, None, force, "another name")
+    outputs.refuse_output(out, None, force)
     try:
         content = manifest_text(data, rows, out.suffix.lower()).encode()
     except UnicodeEncodeError as error:

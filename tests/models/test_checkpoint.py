@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from imu_cli.errors import ImuError, RefusedError
+from imu_cli.files.outputs import refuse_output
 from imu_cli.files.writing import together
 from imu_cli.models.checkpoint import Checkpoint, open_checkpoint, patch
-from imu_cli.models.destination import refuse_output
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 HEAD = {"fc.weight", "fc.bias"}
