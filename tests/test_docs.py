@@ -50,6 +50,22 @@ def test_documents_link_to_files_that_exist() -> None:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_documents_name_modules_that_exist() -> None:
+    """A file or a module in backticks is there: tests and benchmarks from the root, the tool's own from its package too."""
+    rooms = [path.name for path in (ROOT / "imu_cli").iterdir() if path.is_dir() and path.name.islower()]
+    for page in [ROOT / "README.md", *ROOT.glob("*/*.md")]:
+        for word in re.findall(r"`([\w/.]+)`", page.read_text(encoding="utf-8")):
+            room = re.split(r"[/.]", word)[0]
+            if word.endswith(".py") and room in (*rooms, "tests", "benchmarks", "docs", "imu_cli"):
+                assert any((base / word).exists() for base in (ROOT, ROOT / "imu_cli", page.parent)), (
+                    f"{page.name}: {word}"
+                )
+            elif page.name == "development.md" and room in rooms and "." in word:
+                names = word.split(".")
+                found = [ROOT / "imu_cli" / Path(*names[:end]) for end in range(2, len(names) + 1)]
+                assert any(path.is_dir() or path.with_suffix(".py").exists() for path in found), f"{page.name}: {word}"
+
+
 def test_exit_codes_are_documented() -> None:
     """Every exit code that an error class or a command gives stands in the README's table."""
     for code in (0, 1, 2, 3, 4, 5, 130):
