@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imu_cli import __version__, signals
-from imu_cli.command_line import ModelPath, Origins, OutputFormat, Quiet, ReportFormat, TableOrJson, takes
 from imu_cli.config.commands import EvaluateConfig, FeaturesConfig, InfluenceConfig, UnlearnConfig
 from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError, StoppedError
@@ -22,6 +21,7 @@ from imu_cli.events import libraries_unheard
 from imu_cli.exit_codes import exit_code
 from imu_cli.files import reading, streams, writing
 from imu_cli.files.streams import tell
+from imu_cli.flags import ModelPath, Origins, OutputFormat, Quiet, ReportFormat, TableOrJson, takes
 from imu_cli.views import console
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def influence(
     if form == "table":
         console.show(terminal.influence(result, config.show))
     else:
-        writing.to_stdout(machine.as_json([result]) if form == "json" else machine.influence_csv(result))
+        streams.to_stdout(machine.as_json([result]) if form == "json" else machine.influence_csv(result))
     if config.images and not quiet:
         tell(f"wrote {config.images}: it holds images from the forget list, delete it when you have seen it")
 
@@ -107,7 +107,7 @@ def unlearn(
     if form == "table":
         console.show(terminal.record(result.record, notes=False))
     else:
-        writing.to_stdout(machine.as_json([result.record]) if form == "json" else machine.record_csv(result.record))
+        streams.to_stdout(machine.as_json([result.record]) if form == "json" else machine.record_csv(result.record))
     if not quiet:
         tell(f"wrote {result.output} and {result.record_path}")
         tell(f"next: {shlex.join(unlearn_module.next_words(result, config, origins))}")
@@ -148,14 +148,14 @@ def _print_results(results: "Sequence[Record | Evaluation]", names: Sequence[str
     if form == "table":
         console.show(terminal.report(results, names))
     elif form == "markdown":
-        writing.to_stdout(markdown.report(results, names))
+        streams.to_stdout(markdown.report(results, names))
     elif form == "json":
-        writing.to_stdout(machine.as_json(results))
+        streams.to_stdout(machine.as_json(results))
     elif evaluations:
-        writing.to_stdout(machine.evaluation_csv([item for item, _ in evaluations], [name for _, name in evaluations]))
+        streams.to_stdout(machine.evaluation_csv([item for item, _ in evaluations], [name for _, name in evaluations]))
     else:
         records = (machine.record_csv(item) for item in results if isinstance(item, Record))
-        writing.to_stdout(chain.from_iterable(records))
+        streams.to_stdout(chain.from_iterable(records))
 
 
 @app.command()
@@ -182,14 +182,14 @@ def report(
 ) -> None:
     """Render what earlier commands measured; several evaluations are also set side by side."""
     from imu_cli.commands import report as reporting
-    from imu_cli.records import json_files as files
+    from imu_cli.records import json_files
 
     if schema:
-        writing.to_stdout(json.dumps(files.schema(), indent=1, ensure_ascii=False) + "\n")
+        streams.to_stdout(json.dumps(json_files.schema(), indent=1, ensure_ascii=False) + "\n")
         return
     if not records:
         raise ImuError("report: no RECORD; name a .record.json or .evaluation.json that unlearn or evaluate wrote")
-    results = [files.read(path) for path in records]
+    results = [json_files.read(path) for path in records]
     names = [path.name.removesuffix(".json") for path in records]
     pages = reporting.write(results, names, {"markdown": to_markdown, "html": to_html})
     if not pages:
@@ -245,7 +245,7 @@ def features(
     if form == "table":
         console.show(terminal.extracted(result))
     else:
-        writing.to_stdout(machine.as_json([result]))
+        streams.to_stdout(machine.as_json([result]))
     if not quiet:
         tell(f"wrote {result.output}: features of people's images are personal data, it is readable by you alone")
 
@@ -275,7 +275,7 @@ def inspect(
     if form == "table":
         console.show(terminal.inspection(result, show))
     else:
-        writing.to_stdout(machine.as_json([result]) if form == "json" else machine.inspection_csv(result))
+        streams.to_stdout(machine.as_json([result]) if form == "json" else machine.inspection_csv(result))
 
 
 @app.command()
@@ -349,9 +349,9 @@ def cache_ls(form: OutputFormat = "table") -> None:
 
     header, rows, broken = cache_module.listed()
     if form == "json":
-        writing.to_stdout(json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=1) + "\n")
+        streams.to_stdout(json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=1) + "\n")
     elif form == "csv":
-        writing.to_stdout(machine.rows_csv(header, rows))
+        streams.to_stdout(machine.rows_csv(header, rows))
     else:
         console.show(terminal.plain_table(f"{cache.folder()}: {len(rows)} entries", header, rows))
     for line in broken:
@@ -369,9 +369,9 @@ def cache_show(
     entry, rows = cache_module.rows_of(key)
     if form == "json":
         plain = {"kind": entry.kind, "key": entry.key, "fields": entry.fields, "rows": rows}
-        writing.to_stdout(json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+        streams.to_stdout(json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
     elif form == "csv":
-        writing.to_stdout(machine.rows_csv(["path", "label", "score"], rows))
+        streams.to_stdout(machine.rows_csv(["path", "label", "score"], rows))
     else:
         console.show(terminal.cache_entry(entry.kind, entry.key, entry.fields, rows))
 
@@ -399,12 +399,12 @@ def cache_rm(
 def cache_verify() -> None:
     """Check every entry against its checksum; exit code 3 if one is torn or edited."""
     from imu_cli.commands import cache as cache_module
-    from imu_cli.features import cache
+    from imu_cli.features import cache_entries
 
     count, bad = cache_module.verified()
     for path in bad:
-        writing.to_stdout(f"{path}: {cache.BROKEN}\n")
-    tell(f"{count} entries, {len(bad)} {cache.BROKEN}")
+        streams.to_stdout(f"{path}: {cache_entries.BROKEN}\n")
+    tell(f"{count} entries, {len(bad)} {cache_entries.BROKEN}")
     raise typer.Exit(3 if bad else 0)
 
 

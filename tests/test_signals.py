@@ -151,7 +151,7 @@ runpy.run_module("imu_cli", run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("module", ["cli", "command_line", "files.writing"])
+@pytest.mark.parametrize("module", ["cli", "flags", "files.writing"])
 def test_ctrl_c_while_the_command_line_is_imported(job: Path, module: str) -> None:
     """Before anything of the tool is there but its handlers: one line, 130, no traceback."""
     with start(EARLY.format(module=module), *GO) as process:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from imu_cli.errors import ImuError
-from imu_cli.features import cache
-from imu_cli.samples import csv_lines, manifest
-from imu_cli.samples import selectors as dataset
+from imu_cli.features import cache, cache_entries
+from imu_cli.samples import csv_lines, manifest, selectors
 
 HEADER = ["key", "kind", "samples", "bytes", "damping", "model"]
 
@@ -31,18 +30,18 @@ def listed() -> tuple[list[str], list[list[Any]], list[str]]:
     for path in broken:
         ours = path.suffix != ".json" or cache.is_named_so(path)
         what = "imu cache rm --broken removes it" if ours else "it is not of the cache, and stays"
-        lines.append(f"{path}: {cache.BROKEN}; {what}")
+        lines.append(f"{path}: {cache_entries.BROKEN}; {what}")
     return HEADER, rows, lines
 
 
-def rows_of(key: str) -> tuple[cache.Entry, list[list[Any]]]:
+def rows_of(key: str) -> tuple[cache_entries.Entry, list[list[Any]]]:
     """An entry, and for each of its samples name, label and score (None where the entry holds features).
 
     Raises:
         ImuError: no such entry, or its tensors are missing or edited.
     """
     entry = cache.named(key)
-    tensors = cache.read(entry)
+    tensors = cache_entries.read(entry)
     if tensors is None:
         raise ImuError(f"{entry.paths[0]}: missing or edited (checksum); imu cache rm {entry.key[:12]}")
     scores = tensors["scores"].tolist() if entry.kind == "scores" else [None] * entry.count
@@ -54,7 +53,7 @@ def rows_of(key: str) -> tuple[cache.Entry, list[list[Any]]]:
 def verified() -> tuple[int, list[Path]]:
     """How many entries there are, and the files of those that are torn or edited."""
     entries, broken = cache.entries()
-    bad = [*broken, *(entry.paths[0] for entry in entries if cache.read(entry) is None)]
+    bad = [*broken, *(entry.paths[0] for entry in entries if cache_entries.read(entry) is None)]
     return len(entries) + len(broken), bad
 
 
@@ -71,7 +70,7 @@ def clear_cache(
     if not (keys or forget or broken or everything):
         raise ImuError("imu cache rm: nothing named; give keys, --forget FORGET, --broken or --all")
     readable, torn = cache.entries()
-    torn = [*torn, *(entry.paths[1] for entry in readable if broken and cache.read(entry) is None)]
+    torn = [*torn, *(entry.paths[1] for entry in readable if broken and cache_entries.read(entry) is None)]
     chosen = {entry.paths[1]: entry for entry in [cache.named(key) for key in keys]}
     if forget is not None:
         chosen |= {entry.paths[1]: entry for entry in cache.belonging(_digests(forget, data))}
@@ -82,7 +81,7 @@ def clear_cache(
     said = [f"removed {entry.kind} {entry.key[:12]} ({entry.count} samples)" for entry in chosen.values()]
     if broken or everything:
         for path in cache.remove_torn(torn):
-            said.append(f"removed {path.name} ({cache.BROKEN})")
+            said.append(f"removed {path.name} ({cache_entries.BROKEN})")
     # Nobody can say whose features these are: they go with whatever is removed.
     said += [
         f"removed {path.name} (left by a process that was killed)"
@@ -94,8 +93,8 @@ def clear_cache(
 def _digests(forget: str, data: str | None) -> set[str]:
     """Content hashes of the samples of a forget list, folder or selector."""
     samples = manifest.open_source(data, "data") if data else None
-    if dataset.is_selector(forget) and samples is not None:
-        return set(samples.digests(dataset.select_rows(samples, [forget])))
+    if selectors.is_selector(forget) and samples is not None:
+        return set(samples.digests(selectors.select_rows(samples, [forget])))
     if samples is not None and forget.lower().endswith(csv_lines.SUFFIXES):
         return set(manifest.open_source(forget, "data", samples).digests())
     return set(manifest.peek(forget, None, sys.maxsize).digests())

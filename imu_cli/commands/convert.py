@@ -19,7 +19,7 @@ from imu_cli.models import architecture, sidecar
 from imu_cli.models.checkpoint import open_checkpoint, same_bits
 from imu_cli.models.kinds import WEIGHTS
 from imu_cli.models.pickles import chosen, load, named, plain_tensors, prefix_notes, refuse_other, some
-from imu_cli.samples.images import preprocessing as preprocess
+from imu_cli.samples.images.preprocessing import parse as parse_preprocessing
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _metadata(arch: str | None, arch_arg: Sequence[str], preprocessing: str | No
     if arch_arg:
         said["arguments"] = architecture.parse_arguments(arch_arg)
     if preprocessing is not None:
-        said["preprocess"] = preprocess.parse(preprocessing).described()
+        said["preprocess"] = parse_preprocessing(preprocessing).described()
     return {sidecar.METADATA_KEY: json.dumps(said)} if said else {}
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from imu_cli import signals
 from imu_cli.errors import ImuError
-from imu_cli.files import locks, outputs, staging, writing
+from imu_cli.files import locks, outputs, staging, streams, writing
 from imu_cli.files.reading import cut
 from imu_cli.models import digits as demo_model
 
@@ -172,7 +172,7 @@ def run(folder: Path, force: bool, seed: int, main: Callable[[Sequence[str]], in
     with contextlib.suppress(OSError):  # what follows says it
         folder.parent.mkdir(parents=True, exist_ok=True)
     _refuse(folder, force)
-    writing.to_stdout(
+    streams.to_stdout(
         f"# scikit-learn's digits as class folders in {folder}, and a network trained on them (seed {seed})\n"
     )
     with contextlib.ExitStack() as held:
@@ -187,10 +187,10 @@ def run(folder: Path, force: bool, seed: int, main: Callable[[Sequence[str]], in
 
 
 def _run_commands(folder: Path, main: Callable[[Sequence[str]], int]) -> None:
-    writing.to_stdout(f"$ cd {shlex.quote(os.fspath(folder))}\n")
+    streams.to_stdout(f"$ cd {shlex.quote(os.fspath(folder))}\n")
     with contextlib.chdir(folder):
         for command in COMMANDS:
-            writing.to_stdout(f"\n$ imu {shlex.join(command)}\n")
+            streams.to_stdout(f"\n$ imu {shlex.join(command)}\n")
             code = main(command)
             if code != 0:
                 raise ImuError(f"imu {command[0]}: ended with exit code {code}; the demo stops here")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imu_cli.commands import comparison, held_out, opening, preparation, provenance
+from imu_cli.commands import held_out, opening, other_models, preparation, provenance
 from imu_cli.config.commands import EvaluateConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import assembly, curves, gates, shadow_heads, summary
@@ -161,7 +161,7 @@ def _junit_file(config: EvaluateConfig, output: Path) -> Path | None:
     outputs.found(Path(config.junit), "--junit")
     if Path(config.junit).resolve() == output.resolve():
         raise ImuError(f"--junit {config.junit}: is the evaluation's own file; choose another")
-    writing.refuse_foreign(Path(config.junit), junit.MARK, "--junit")
+    outputs.refuse_foreign(Path(config.junit), junit.MARK, "--junit")
     return Path(config.junit)
 
 
@@ -189,12 +189,12 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     if found is not None and opened.forget.sha256 != found.forget.sha256:
         opened.note("the forget set is not the one that the record was made with (names, labels or contents differ)")
     parts = _parts(opened, config.by)
-    original = comparison.open_original(opened, config, found)
-    again = None if config.retrained is None else comparison.open_other(opened, Path(config.retrained), config)
+    original = other_models.open_original(opened, config, found)
+    again = None if config.retrained is None else other_models.open_other(opened, Path(config.retrained), config)
     head_only = None if original is None else set(original.changed) <= set(opened.head.tensors)
     if config.attack is not None:
         _require_shadows(config, found, head_only)
-    evidence = replace(_gather(comparison.Models(opened, original, again, effective), config, found), parts=parts)
+    evidence = replace(_gather(other_models.Models(opened, original, again, effective), config, found), parts=parts)
     _warn_if_at_chance(opened, evidence)
     if config.attack is not None and found is not None and original is not None:
         unlearning = _unlearning(opened, evidence, found, destination.beside(model, "record").parent)
@@ -322,7 +322,7 @@ def _unused(opened: Session, samples: SampleSet, found: Record | None) -> Sample
     return samples.subset([row for row in range(len(samples)) if row not in used])
 
 
-def _gather(models: comparison.Models, config: EvaluateConfig, found: Record | None) -> Evidence:
+def _gather(models: other_models.Models, config: EvaluateConfig, found: Record | None) -> Evidence:
     """Everything that the metrics are computed from; each split's features are read once per backbone."""
     opened, original = models.opened, models.original
     kind, _ = _kind(opened, config)
@@ -338,7 +338,7 @@ def _gather(models: comparison.Models, config: EvaluateConfig, found: Record | N
         test=models.split(test_images, "test") if test_images is not None else None,
         retain=models.split(retain_images, "retain") if retain_images is not None else None,
         true_labels=None if true is None else torch.tensor(list(true), dtype=torch.int64, device=forget.labels.device),
-        drift=comparison.drift(forget, original),
+        drift=other_models.drift(forget, original),
         head=models.head(opened.matrix()),
         seed=config.seed,
         name_of=opened.classes.name,

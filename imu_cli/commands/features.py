@@ -29,10 +29,10 @@ from imu_cli.events import Events, Silent
 from imu_cli.features import origin
 from imu_cli.features.extraction import Seen
 from imu_cli.features.session import Session
-from imu_cli.files import memory, outputs, resumption, writing
+from imu_cli.files import blocks, memory, outputs, writing
 from imu_cli.files.reading import environment_number
 from imu_cli.records.features import Extracted
-from imu_cli.samples import vectors as featurefile
+from imu_cli.samples import vectors
 from imu_cli.samples.images import decoding
 
 BLOCKS = 256
@@ -182,7 +182,7 @@ def _join(opened: Session, plan: Plan, folder: Path, output: Path, config: Featu
     for path in paths:
         with safetensors.safe_open(str(path), framework="np") as file:
             worst = max(worst, float(file.metadata()["replay_error"]))
-    columns = featurefile.columns_of(samples, opened.forget.weights, opened.forget.true_labels)
+    columns = vectors.columns_of(samples, opened.forget.weights, opened.forget.true_labels)
     columns["logits"] = load_file(paths[0])["logits"].numpy()
     said = {
         **plan.said,
@@ -197,7 +197,7 @@ def _join(opened: Session, plan: Plan, folder: Path, output: Path, config: Featu
     width = opened.head.matrix.shape[1] - opened.head.bias
     pieces = (load_file(path)["features"] for path in paths)
     with opened.log.timed("joining"), _written(output, config, folder) as file:
-        featurefile.write(file, (len(samples), width), pieces, columns, said)
+        vectors.write(file, (len(samples), width), pieces, columns, said)
     return worst
 
 
@@ -218,7 +218,7 @@ def _forget_config(config: FeaturesConfig) -> ForgetConfig:
 
 def _output(config: FeaturesConfig) -> Path:
     path = Path(config.output or "features.safetensors")
-    if not featurefile.is_features(path.name):
+    if not vectors.is_features(path.name):
         raise ImuError(f"--output {path}: not a .safetensors file; that is what features are written as")
     _refuse(path, config.force)
     return path
@@ -227,7 +227,7 @@ def _output(config: FeaturesConfig) -> Path:
 def _refuse(path: Path, force: bool) -> None:
     outputs.refuse_output(path, None, force)
     if path.exists():
-        featurefile.open_features(str(path))  # force replaces features, and nothing else
+        vectors.open_features(str(path))  # force replaces features, and nothing else
 
 
 def run_features(model: Path, config: FeaturesConfig, events: Events) -> Extracted | None:
@@ -238,7 +238,7 @@ def run_features(model: Path, config: FeaturesConfig, events: Events) -> Extract
         RefusedError: the checkpoint cannot be handled.
     """
     output = _output(config)
-    folder, start = resumption.of(output), time.perf_counter()
+    folder, start = blocks.of(output), time.perf_counter()
     with _ranks() as ranks, ExitStack() as held:
         wanted = _forget_config(config)
         opened = opening.open_all(model, wanted, events if ranks.first else Silent())
@@ -246,12 +246,12 @@ def run_features(model: Path, config: FeaturesConfig, events: Events) -> Extract
             raise ImuError(f"{config.data}: holds features already; name images")
         plan = _plan(opened)
         if ranks.first:
-            held.callback(resumption.leave, output, resumption.prepare(output, plan.said, config.force))
+            held.callback(blocks.leave, output, blocks.prepare(output, plan.said, config.force))
         _wait(ranks)
         try:
             _compute(opened, plan, folder, ranks)
         except StoppedError:
-            if resumption.has_any(output):
+            if blocks.has_any(output):
                 opened.note(f"{folder}: the blocks that are done stay; the same command goes on from there")
             raise
         _wait(ranks)

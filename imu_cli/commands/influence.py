@@ -10,7 +10,7 @@ from imu_cli.config.commands import InfluenceConfig, UnlearnConfig
 from imu_cli.config.shared import TargetConfig
 from imu_cli.events import Events
 from imu_cli.features.session import Session
-from imu_cli.files import writing
+from imu_cli.files import outputs, writing
 from imu_cli.influence import closed_form, scores
 from imu_cli.linear import margins
 from imu_cli.linear.rows import Rows
@@ -32,7 +32,7 @@ def run_influence(
 ) -> influence.Influence:
     """Score every forget sample; only the cache is written, and the page of ``--images``."""
     if config.images is not None:
-        writing.refuse_foreign(Path(config.images), page.MARK, "--images")
+        outputs.refuse_foreign(Path(config.images), page.MARK, "--images")
     config = opening.with_features(config)
     opened = opening.open_all(model, config, events)
     scored, h = reuse.cached_scores(opened, config), None
@@ -70,7 +70,7 @@ def run_influence(
 def _gallery(made: influence.Influence, samples: SampleSet, path: Path, show: int) -> None:
     """The page with the images that matter most, readable by its owner alone."""
     pictures = {row: thumbnails.data_uri(samples.read(row)) for row in made.largest(show)}
-    replaced = partial(writing.refuse_foreign, mark=page.MARK, option="--images")
+    replaced = partial(outputs.refuse_foreign, mark=page.MARK, option="--images")
     with writing.together(path, private=True, replaced=replaced) as (file,):
         file.write_text(page.gallery(made, pictures), encoding="utf-8")
 

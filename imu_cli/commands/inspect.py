@@ -13,10 +13,10 @@ from imu_cli.errors import ImuError, RefusedError
 from imu_cli.features import engine
 from imu_cli.models import architecture, kinds, layout, sidecar
 from imu_cli.models.checkpoint import Checkpoint
-from imu_cli.models.choices import UnsaidError
 from imu_cli.models.head import Head
 from imu_cli.models.head_search import find_head
 from imu_cli.models.headers import Finding, Inspection, header
+from imu_cli.models.silent_arguments import UnsaidError
 from imu_cli.samples.classes import ClassNames
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import preprocessing

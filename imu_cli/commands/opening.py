@@ -21,7 +21,7 @@ from imu_cli.models.architecture import Loaded
 from imu_cli.models.checkpoint import Checkpoint, open_checkpoint
 from imu_cli.models.head_search import find_head, named_head
 from imu_cli.models.sidecar import Said
-from imu_cli.samples import vectors as featurefile
+from imu_cli.samples import vectors
 from imu_cli.samples.classes import ClassNames, class_names
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import preprocessing
@@ -53,7 +53,7 @@ def with_features(config: Config) -> Config:
         return config
     if config.data not in (None, config.features):
         raise ImuError(f"--features {config.features}: stands in place of --data; leave one of them out")
-    if not featurefile.is_features(config.features):
+    if not vectors.is_features(config.features):
         raise ImuError(f"--features {config.features}: not a .safetensors file; imu features writes one")
     return replace(config, data=config.features, forget=config.forget or EVERYTHING)
 
@@ -82,7 +82,7 @@ def open_all(path: Path, config: ForgetConfig, events: Events, known: Said | Non
         raise ImuError("--forget: not given; name a forget.csv, a folder with --label, or a selector such as class=cat")
     closed_form.Damping.parse(config.damping)
     run = run_of(config)
-    on_features = config.data is not None and featurefile.is_features(config.data)
+    on_features = config.data is not None and vectors.is_features(config.data)
     with log.timed("loading"):
         opened = (_open_on_features if on_features else _open_on_images)(path, config, known, run, log)
     data = opened.data

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from imu_cli import command_line
+from imu_cli import flags
 from imu_cli.commands import held_out, reuse
 from imu_cli.config.commands import UnlearnConfig
 from imu_cli.features.session import Session
@@ -126,7 +126,7 @@ def _forgetting(opened: Session, config: UnlearnConfig, h: Rows) -> Forgetting:
 def frozen(found: Record, folder: Path) -> UnlearnConfig:
     """The options that a record was made with, method and ρ as they came out; its paths are relative to ``folder``."""
     known = {field.name for field in fields(UnlearnConfig)} & set(found.options)
-    kinds = command_line.path_kinds(UnlearnConfig)
+    kinds = flags.path_kinds(UnlearnConfig)
     values: dict[str, Any] = {}
     for name in known:
         kind, value = kinds[name], found.options[name].value
@@ -135,4 +135,4 @@ def frozen(found: Record, folder: Path) -> UnlearnConfig:
     if found.method == "matched" and isinstance(found.details.get("rho"), float):
         values["rho"] = found.details["rho"]
     no_origins: Mapping[str, str] = {}
-    return command_line.build(UnlearnConfig, values, no_origins)
+    return flags.build(UnlearnConfig, values, no_origins)

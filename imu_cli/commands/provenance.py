@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from imu_cli import __version__, command_line
+from imu_cli import __version__, flags
 from imu_cli.commands import reuse
 from imu_cli.config.shared import ForgetConfig, SamplesConfig
 from imu_cli.features.session import Session
@@ -77,7 +77,7 @@ def file_hash_of(path: Path, folder: Path) -> FileHash:
 def option_values(config: ForgetConfig, origins: Mapping[str, str], folder: Path) -> dict[str, OptionValue]:
     """Every option with its origin; paths relative to ``folder``, so that a record can be moved with its files."""
     found = {}
-    for name, kind in command_line.path_kinds(type(config)).items():
+    for name, kind in flags.path_kinds(type(config)).items():
         value = getattr(config, name)
         value = paths.relative_to(value, kind, folder) if kind else value
         found[name] = OptionValue(value=value, origin=origins.get(name, "default"))

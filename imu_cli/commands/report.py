@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from imu_cli.errors import ImuError
-from imu_cli.files import writing
+from imu_cli.files import outputs, streams, writing
 from imu_cli.records.evaluation import Evaluation
 from imu_cli.records.record import Record
 from imu_cli.views import markdown, page
@@ -28,17 +28,17 @@ def write(results: Sequence[Record | Evaluation], names: Sequence[str], wanted: 
     targets = {form: file for form, file in wanted.items() if file is not None}
     for form, file in targets.items():
         if file != STDOUT:
-            writing.refuse_foreign(Path(file), PAGES[form][1], f"--{form}")
+            outputs.refuse_foreign(Path(file), PAGES[form][1], f"--{form}")
     if len(set(targets.values())) < len(targets):
         flags = " and ".join(f"--{form}" for form in targets)
         raise ImuError(f"{flags}: name the same file; give each a file of its own")
     texts = {form: PAGES[form][0](results, names) for form in targets}
     files = {Path(file): texts[form] for form, file in targets.items() if file != STDOUT}
     marks = {Path(file): (PAGES[form][1], f"--{form}") for form, file in targets.items() if file != STDOUT}
-    with writing.together(*files, replaced=lambda path: writing.refuse_foreign(path, *marks[path])) as parts:
+    with writing.together(*files, replaced=lambda path: outputs.refuse_foreign(path, *marks[path])) as parts:
         for part, text in zip(parts, files.values(), strict=True):
             part.write_text(text, encoding="utf-8")
     for form, file in targets.items():
         if file == STDOUT:
-            writing.to_stdout(texts[form])
+            streams.to_stdout(texts[form])
     return list(targets.values())

@@ -9,14 +9,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from imu_cli.config.shared import ForgetConfig
-from imu_cli.features import cache, extraction, origin
+from imu_cli.features import cache, cache_entries, extraction, origin
 from imu_cli.features.session import Session, Taken
 from imu_cli.files import memory
 from imu_cli.influence import closed_form, scores
 from imu_cli.influence.scores import Scored
 from imu_cli.linear.rows import Mapped, Rows, blocks
 from imu_cli.records.parts import PrecisionError, RunInfo
-from imu_cli.samples import vectors as featurefile
+from imu_cli.samples import vectors
 
 EXACT_ROWS = 128
 """Samples whose features are computed again in float32, to say what a lower precision did to the scores."""
@@ -80,7 +80,7 @@ def _keep(opened: Session, h: Rows, fields: dict[str, Any]) -> None:
     width = opened.head.matrix.shape[1] - opened.head.bias
     parts = (h[rows][:, :width] for rows in blocks(len(h), h.shape[1]))
     with opened.log.timed("cache"):
-        cache.write("features", fields, _samples(opened), lambda path: featurefile.write(path, (len(h), width), parts))
+        cache.write("features", fields, _samples(opened), lambda path: vectors.write(path, (len(h), width), parts))
     opened.note(
         "features of the forget samples, which are personal data, were cached; imu cache rm --forget removes them"
     )
@@ -117,7 +117,7 @@ def cached_scores(opened: Session, config: ForgetConfig) -> Scored | None:
             opened.note(f"score cache: not used, {found.why}")
         return None
     t = {name: tensor.to(opened.math_device) for name, tensor in found.tensors.items()}
-    path = str(cache.files_of("scores", cache.key_of("scores", fields), cache.folder())[1])
+    path = str(cache_entries.files_of("scores", cache_entries.key_of("scores", fields), cache.folder())[1])
     return Scored(
         t["scores"], t["confidence"], t["right"].bool(), float(t["damping"]), float(t["mean_fisher"]), True, path,
         _unpacked(t["precision_error"]) if "precision_error" in t else None,

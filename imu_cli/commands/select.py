@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from imu_cli.files import outputs, writing
+from imu_cli.files import outputs, streams
 from imu_cli.samples import csv_lines, manifest
-from imu_cli.samples import selectors as dataset
+from imu_cli.samples.selectors import select_rows
 
 
 def run(selectors: Sequence[str], data: str, output: str, force: bool) -> None:
@@ -17,8 +17,8 @@ def run(selectors: Sequence[str], data: str, output: str, force: bool) -> None:
     if output != "-":
         outputs.refuse_output(Path(output), None, force)
     samples = manifest.open_source(data, "data")
-    rows = dataset.select_rows(samples, list(selectors))
+    rows = select_rows(samples, list(selectors))
     if output == "-":
-        writing.to_stdout(csv_lines.manifest_text(samples, rows))
+        streams.to_stdout(csv_lines.manifest_text(samples, rows))
     else:
         csv_lines.write_manifest(samples, rows, Path(output), force=force)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from imu_cli import command_line
+from imu_cli import flags
 from imu_cli.commands import opening, preparation, provenance, reuse
 from imu_cli.commands.provenance import common
 from imu_cli.config.commands import PAPER, UnlearnConfig
@@ -113,8 +113,8 @@ def next_words(done: Unlearned, config: UnlearnConfig, origins: Mapping[str, str
     """The command that measures what was written, as it can be typed: with the file of options or the code that it needs."""
     words, record = ["imu", "evaluate", str(done.output)], done.record
     built = Architecture(str(record.architecture["name"]), "record")
-    if command_line.CONFIG_FILE in origins:
-        words += ["--config", origins[command_line.CONFIG_FILE]]
+    if flags.CONFIG_FILE in origins:
+        words += ["--config", origins[flags.CONFIG_FILE]]
     elif built.runs_code and config.arch is not None:
         words += ["--arch", config.arch]
         words += [word for pair in config.arch_arg for word in ("--arch-arg", pair)]

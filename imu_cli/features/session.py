@@ -21,7 +21,7 @@ from imu_cli.linear.rows import Mapped, Rows, refuse_not_finite
 from imu_cli.models.architecture import Loaded
 from imu_cli.models.checkpoint import Checkpoint
 from imu_cli.models.head import Head
-from imu_cli.samples import vectors as featurefile
+from imu_cli.samples import vectors
 from imu_cli.samples.classes import ClassNames
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.forget import ForgetSet
@@ -160,7 +160,7 @@ class Session:
         )
         shape = (n, self.head.matrix.shape[1] - self.head.bias)
         with cache.scratch("set IMU_CACHE_DIR to a folder with room, or raise --max-memory") as path:
-            featurefile.write(path, shape, (seen.rows for seen in self.stream(samples, what)))
+            vectors.write(path, shape, (seen.rows for seen in self.stream(samples, what)))
             # The mapping holds on to the file when its name is gone: nothing of it is left behind.
             return Mapped(load_file(path)["features"], self.head.bias, self.math_device)
 

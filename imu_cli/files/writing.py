@@ -8,9 +8,7 @@ from pathlib import Path
 from imu_cli import signals
 from imu_cli.errors import ImuError
 from imu_cli.files import locks, staging
-from imu_cli.files.outputs import refuse_foreign as refuse_foreign
 from imu_cli.files.staging import Staging, sync
-from imu_cli.files.streams import to_stdout as to_stdout
 
 PLACED: list[Path] = []
 """Outputs that this process has put in their places, in order: what a run that is stopped must say is there."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.files.reading import cut, json_value
 from imu_cli.files.yaml_reading import DEEPEST, parse_yaml
-from imu_cli.models import bounds, candidates, choices, factories, names, sidecar
+from imu_cli.models import bounds, candidates, factories, names, sidecar, silent_arguments
 from imu_cli.models.checkpoint import Checkpoint
 from imu_cli.models.names import Naming
 from imu_cli.models.sidecar import Said
@@ -335,7 +335,7 @@ def load(
     if sidecar.is_registry(chosen.name):
         bounds.refuse_larger(factory, arguments, checkpoint, f"{chosen.source} {chosen.name}")
     model = _build(factory, chosen.name, arguments)
-    choices.refuse_unsaid(model, chosen.name, arguments)
+    silent_arguments.refuse_unsaid(model, chosen.name, arguments)
     naming = names.find(in_file, _shapes(model), where, strip_prefix, leave_out)
     own = {naming.own(key): in_file[key] for key in set(in_file) - set(naming.left_out)}
     outputs = factories.outputs_argument(factory, chosen.name)
@@ -344,7 +344,7 @@ def load(
         if count is not None:
             arguments[outputs] = count
             model = _build(factory, chosen.name, arguments)
-    overlooked = choices.overlooked(model, chosen.name, arguments)
+    overlooked = silent_arguments.overlooked(model, chosen.name, arguments)
     try:
         load_into(model, _state(checkpoint, naming), where, naming.prefix)
     except ImuError as error:
@@ -358,7 +358,7 @@ def load(
         *_left_out(naming, where),
         *_from_float8(checkpoint),
         *overlooked,
-        *choices.unsaid(model, built.name, arguments, built.source),
+        *silent_arguments.unsaid(model, built.name, arguments, built.source),
     )
     return Loaded(model.eval(), built, naming, tuple(said), notes)
 

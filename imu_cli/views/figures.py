@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from imu_cli.records.evaluation import ClassRow, Evaluation, Histogram, RocCurve, When
 from imu_cli.records.parts import WHAT
 from imu_cli.records.record import LookInfo, Record
-from imu_cli.views import svg as charts
-from imu_cli.views import words
+from imu_cli.views import svg, words
 from imu_cli.views.svg import Bar, Change, Line, Point
 from imu_cli.views.tables import Table
 
@@ -56,7 +55,7 @@ def _ascent(result: Record, looks: Sequence[LookInfo]) -> list[Figure | None]:
     """Forget share and change of the head against the step, one picture each: two scales on one picture mislead."""
     if len(looks) < 2:
         return []
-    x = charts.linear("step", [look.step for look in looks], zero=True)
+    x = svg.linear("step", [look.step for look in looks], zero=True)
     rows = [(str(look.step), words.percent(look.forget), words.percent(look.head_change), words.percent(look.test_drop))
             for look in _every(looks)]  # fmt: skip
     numbers = Table("", ("step", "forget", "head change", "held-out drop"), rows, ("step", "forget", "head change"))
@@ -68,26 +67,24 @@ def _ascent(result: Record, looks: Sequence[LookInfo]) -> list[Figure | None]:
     down = _steps(looks, "forget")
     title = words.capital(WHAT[result.scenario])
     level = [] if goal is None else [goal]
-    y = charts.linear("share of D_f", [*(value for _, value in down), *level], as_percent=True, zero=True)
+    y = svg.linear("share of D_f", [*(value for _, value in down), *level], as_percent=True, zero=True)
     first = Figure(
-        title, about, charts.lines(title, about, x, y, [Line("s1", down, dots=len(down) < 30)], level=goal), numbers
+        title, about, svg.lines(title, about, x, y, [Line("s1", down, dots=len(down) < 30)], level=goal), numbers
     )
     moved, fell = _steps(looks, "head_change"), _steps(looks, "test_drop")
     about = f"The head changed by {words.percent(result.end.head_change)} of its norm" + (
         "." if not fell else f"; accuracy on held-out data fell by {words.percent(result.end.test_drop)}."
     )
     title = "What it took" if fell else "Change of the head"
-    y = charts.linear(
-        "share" if fell else "‖ΔW‖/‖W‖", [value for _, value in (*moved, *fell)], as_percent=True, zero=True
-    )
+    y = svg.linear("share" if fell else "‖ΔW‖/‖W‖", [value for _, value in (*moved, *fell)], as_percent=True, zero=True)
     drawn = [Line("s1", moved), *([Line("s2", fell)] if fell else [])]
     legend = (("s1", "change of the head"), ("s2", "fall of held-out accuracy")) if fell else ()
-    return [first, Figure(title, about, charts.lines(title, about, x, y, drawn), numbers, legend)]
+    return [first, Figure(title, about, svg.lines(title, about, x, y, drawn), numbers, legend)]
 
 
 def _steps(looks: Iterable[LookInfo], name: str) -> list[Point]:
     found = ((look.step, getattr(look, name)) for look in looks)
-    return [(step, value) for step, value in found if charts.drawable(step) and charts.drawable(value)]
+    return [(step, value) for step, value in found if svg.drawable(step) and svg.drawable(value)]
 
 
 def _chosen(result: Record, path: Sequence[LookInfo]) -> LookInfo | None:
@@ -111,16 +108,16 @@ def _against_cost(
     cost = "test_drop" if any(look.test_drop is not None for look in path) else "head_change"
     axis = "fall of held-out accuracy" if cost == "test_drop" else "change of the head"
     pairs = ((getattr(look, cost), getattr(look, name)) for look in path)
-    points = sorted((a, b) for a, b in pairs if charts.drawable(a) and charts.drawable(b))
+    points = sorted((a, b) for a, b in pairs if svg.drawable(a) and svg.drawable(b))
     if not points:
         return None
     share = name == "forget"
-    x = charts.linear(axis, [a for a, _ in points], as_percent=True, zero=True)
+    x = svg.linear(axis, [a for a, _ in points], as_percent=True, zero=True)
     levels = [] if level is None else [level]
-    y = charts.linear("share of D_f" if share else "AUC", [*(b for _, b in points), *levels], as_percent=share)
+    y = svg.linear("share of D_f" if share else "AUC", [*(b for _, b in points), *levels], as_percent=share)
     chosen = _chosen(result, path)
     mark = None if chosen is None else (getattr(chosen, cost), getattr(chosen, name))
-    drawn = charts.lines(title, about, x, y, [Line("s1", points, dots=True)], level=level, mark=_whole(mark))
+    drawn = svg.lines(title, about, x, y, [Line("s1", points, dots=True)], level=level, mark=_whole(mark))
     return Figure(title, about, drawn, _path_numbers(path))
 
 
@@ -157,7 +154,7 @@ def _scores(result: Record) -> Figure | None:
     )
     numbers = Table("", ("score", "samples"), [(row.name, row.text) for row in rows], ("samples",))
     title = "Influence scores by size"
-    return Figure(title, about, charts.bars(title, about, rows[:ROWS_LISTED]), numbers)
+    return Figure(title, about, svg.bars(title, about, rows[:ROWS_LISTED]), numbers)
 
 
 SPLITS = {"forget": ("s1", "forget samples"), "test": ("s2", "unseen test samples of the same classes")}
@@ -173,8 +170,8 @@ def _confidence(found: Histogram, when: When) -> Figure | None:
     title = f"Confidence {when}"
     sizes = " against ".join(f"{sum(series[name].counts):,} {SPLITS[name][1]}" for name in SPLITS if name in series)
     about = f"{sizes}: the more alike the shapes, the less gives membership away."
-    x = charts.linear("confidence φ in the label, log-odds", (found.edges[0], found.edges[-1]))
-    y = charts.linear("share of the samples", highest, as_percent=True, zero=True)
+    x = svg.linear("confidence φ in the label, log-odds", (found.edges[0], found.edges[-1]))
+    y = svg.linear("share of the samples", highest, as_percent=True, zero=True)
     drawn = [(SPLITS[name][0], shares[name]) for name in SPLITS if name in shares]
     rows = [
         (f"{low:.6g} to {high:.6g}", *(str(series[name].counts[at]) if name in series else "–" for name in SPLITS))
@@ -183,7 +180,7 @@ def _confidence(found: Histogram, when: When) -> Figure | None:
     ]
     numbers = Table("", ("φ", "forget", "test"), rows, ("forget", "test"))
     legend = tuple(SPLITS[name] for name in SPLITS if name in series)
-    return Figure(title, about, charts.histogram(title, about, x, y, found.edges, drawn), numbers, legend)
+    return Figure(title, about, svg.histogram(title, about, x, y, found.edges, drawn), numbers, legend)
 
 
 STYLES = {("before", "remembered"): "s2", ("after", "remembered"): "s1", ("after", "over-unlearned"): "s3"}
@@ -199,8 +196,8 @@ def _roc(curves: Sequence[RocCurve]) -> Figure | None:
         "Share of D_f that an attacker picks out at each share of unseen samples picked by mistake, with 95 % bands. On the "
         "dashed diagonal the attack is a guess; far above it at the left it is sure of some samples."
     )
-    x = charts.logarithmic("unseen samples picked", min(curve.fpr[0] for curve in drawn))
-    y = charts.logarithmic("D_f picked", x.low)
+    x = svg.logarithmic("unseen samples picked", min(curve.fpr[0] for curve in drawn))
+    y = svg.logarithmic("D_f picked", x.low)
     made, legend, rows = [], [], []
     for curve in drawn:
         style = STYLES.get((curve.when, curve.tail), "s3")
@@ -212,8 +209,8 @@ def _roc(curves: Sequence[RocCurve]) -> Figure | None:
             for a, b, low, high in (_nearest(columns, at) for at in (0.001, 0.01, 0.1))
         ]  # fmt: skip
     numbers = Table("", ("curve", "unseen picked", "D_f picked", "95 % interval"), list(dict.fromkeys(rows)))
-    svg = charts.lines(title, about, x, y, made, diagonal=True)
-    return Figure(title, about, svg, numbers, tuple(legend))
+    drawing = svg.lines(title, about, x, y, made, diagonal=True)
+    return Figure(title, about, drawing, numbers, tuple(legend))
 
 
 def _nearest(columns: Sequence[tuple[float, ...]], rate: float) -> tuple[float, ...]:
@@ -239,7 +236,7 @@ def _classes(result: Evaluation) -> Figure | None:
         (row.class_, str(row.n), words.percent(row.before), words.percent(row.after), _points(row)) for row in shown
     ]
     columns = ("class", "n", "before", "after", "change")
-    return Figure(title, about, charts.changes(title, about, drawn), Table("", columns, cells, columns[1:]))
+    return Figure(title, about, svg.changes(title, about, drawn), Table("", columns, cells, columns[1:]))
 
 
 def _moved(row: ClassRow) -> float:

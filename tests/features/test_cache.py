@@ -18,7 +18,7 @@ from safetensors.torch import load, save_file
 
 from imu_cli.cli import main
 from imu_cli.errors import ImuError
-from imu_cli.features import cache
+from imu_cli.features import cache, cache_entries
 
 FIELDS: dict[str, Any] = {
     "samples": "s",
@@ -53,7 +53,7 @@ def saver(value: float = 1.0, n: int = 2) -> Callable[[Path], None]:
 
 def write(
     fields: dict[str, Any] | None = None, samples: list[dict[str, str]] | None = None, value: float = 1.0
-) -> cache.Entry:
+) -> cache_entries.Entry:
     """An entry, written and read back."""
     path = cache.write("scores", fields or FIELDS, samples or SAMPLES, saver(value, len(samples or SAMPLES)))
     return cache.named(path.stem)
@@ -179,7 +179,7 @@ def test_an_entry_comes_back_as_it_was_written() -> None:
     """Tensors, fields and samples are those that went in, names that are not ASCII or not UTF-8 too."""
     samples = [*SAMPLES, {"name": os.fsdecode(b"3/\xff.png"), "label": "ü", "digest": "d2"}]
     entry = write(samples=samples)
-    found = cache.read(entry)
+    found = cache_entries.read(entry)
     assert found is not None
     assert torch.equal(found["scores"], tensors(n=3)["scores"])
     assert entry.fields == FIELDS
@@ -193,12 +193,15 @@ def test_an_entry_comes_back_as_it_was_written() -> None:
 
 def test_keys_depend_on_every_field_and_not_on_their_order() -> None:
     """Fields in another order have the same key; another kind, value, or field more or less has another."""
-    key = cache.key_of("scores", FIELDS)
-    assert cache.key_of("scores", dict(reversed(FIELDS.items()))) == key
+    key = cache_entries.key_of("scores", FIELDS)
+    assert cache_entries.key_of("scores", dict(reversed(FIELDS.items()))) == key
     changed = [{**FIELDS, name: "other"} for name in FIELDS]
     less = [{name: FIELDS[name] for name in FIELDS if name != gone} for gone in FIELDS]
     others = [*changed, *less, {**FIELDS, "more": None}, {**FIELDS, "preprocess": {"size": 8, "mode": "L"}}]
-    keys = {cache.key_of("scores", fields) for fields in others} | {cache.key_of("features", FIELDS), key}
+    keys = {cache_entries.key_of("scores", fields) for fields in others} | {
+        cache_entries.key_of("features", FIELDS),
+        key,
+    }
     assert len(keys) == len(others) + 2
 
 
@@ -266,7 +269,7 @@ EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
     "samples are names": lambda plain: plain.update(samples=["a", "b"]),
     "the number of samples": lambda plain: plain.update(count=3),
     "the checksum": lambda plain: plain.update(sha256="0" * 64),
-    "another format": lambda plain: plain.update(format=cache.FORMAT + 1),
+    "another format": lambda plain: plain.update(format=cache_entries.FORMAT + 1),
 }
 
 
@@ -287,7 +290,7 @@ def test_edited_json_is_noticed(name: str) -> None:
     entry.paths[1].write_text(laid_out(plain))
     assert stored() is None
     readable, broken = cache.entries()
-    assert broken == [entry.paths[1]] or [cache.read(item) for item in readable] == [None]
+    assert broken == [entry.paths[1]] or [cache_entries.read(item) for item in readable] == [None]
     cache.belonging({"d0"})
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from imu_cli.cli import main
 from imu_cli.errors import ImuError
-from imu_cli.files import locks, resumption
+from imu_cli.files import blocks, locks
 
 GO = ["features", "model.safetensors", "--config", "imu.yaml", "--forget", "index=0:32", "--batch-size", "8"]
 SAID = {"precision": "float32"}
@@ -67,21 +67,21 @@ def test_a_run_that_did_nothing_leaves_nothing(job: Path) -> None:
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     """The second is told at once; when the first has let go it goes on from there, or with other options is refused."""
     output = tmp_path / "f.safetensors"
-    first = resumption.prepare(output, SAID, force=False)
+    first = blocks.prepare(output, SAID, force=False)
     for force in (False, True):
         with pytest.raises(ImuError, match="another run is writing it at this moment"):
-            resumption.prepare(output, SAID, force)
-    (resumption.of(output) / "00000.safetensors").write_bytes(b"x")
-    resumption.leave(output, first)
-    second = resumption.prepare(output, SAID, force=False)
-    assert resumption.has_any(output)
-    resumption.leave(output, second)
+            blocks.prepare(output, SAID, force)
+    (blocks.of(output) / "00000.safetensors").write_bytes(b"x")
+    blocks.leave(output, first)
+    second = blocks.prepare(output, SAID, force=False)
+    assert blocks.has_any(output)
+    blocks.leave(output, second)
     with pytest.raises(ImuError, match="was left by another run, which differs in precision; --force begins anew"):
-        resumption.prepare(output, {"precision": "bfloat16"}, force=False)
-    assert resumption.has_any(output)
-    third = resumption.prepare(output, {"precision": "bfloat16"}, force=True)
-    assert not resumption.has_any(output)
-    resumption.leave(output, third)
+        blocks.prepare(output, {"precision": "bfloat16"}, force=False)
+    assert blocks.has_any(output)
+    third = blocks.prepare(output, {"precision": "bfloat16"}, force=True)
+    assert not blocks.has_any(output)
+    blocks.leave(output, third)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -94,11 +94,11 @@ def test_somebodys_folder_stays(tmp_path: Path, name: str, force: bool) -> None:
     for each in (name, "plan.json", "00000.safetensors"):
         (folder / each).write_text("{}")
     with pytest.raises(ImuError, match="was not left by imu features"):
-        resumption.prepare(tmp_path / "f.safetensors", SAID, force)
+        blocks.prepare(tmp_path / "f.safetensors", SAID, force)
     assert {path.name for path in folder.iterdir()} == {name, "plan.json", "00000.safetensors"}
     (tmp_path / "link.parts").symlink_to(folder)
     with pytest.raises(ImuError, match="was not left by imu features"):
-        resumption.prepare(tmp_path / "link", SAID, force)
+        blocks.prepare(tmp_path / "link", SAID, force)
 
 
 def test_a_forked_child_holds_no_lock(tmp_path: Path) -> None:

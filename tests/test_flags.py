@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imu_cli.cli import main
-from imu_cli.command_line import merge, path_kinds, read_yaml, takes
 from imu_cli.config.commands import EvaluateConfig, InfluenceConfig, UnlearnConfig
 from imu_cli.config.fields import Option
 from imu_cli.errors import ImuError
 from imu_cli.files.paths import PathKind, placed, relative_to
+from imu_cli.flags import merge, path_kinds, read_yaml, takes
 
 CONFIGS: dict[str, type[Any]] = {"influence": InfluenceConfig, "unlearn": UnlearnConfig, "evaluate": EvaluateConfig}
 EACH = sorted({(command, field.name) for command, config in CONFIGS.items() for field in fields(config)})

@@ -14,7 +14,7 @@ from torchvision import models
 
 from imu_cli.cli import main
 from imu_cli.errors import ImuError
-from imu_cli.models import choices
+from imu_cli.models import silent_arguments
 from imu_cli.models.architecture import load
 from imu_cli.models.checkpoint import open_checkpoint
 
@@ -53,17 +53,17 @@ def test_they_change_the_function_and_no_tensor(name: str) -> None:
         # The same operations on the same tensors give the same bits; random weights let little of the image through.
         assert torch.equal(one(images), one(images))
         assert not torch.equal(one(images), two(images))
-    assert set(other) <= set(choices.silent(one, arch))
-    told = choices.unsaid(one, arch, given, "--arch")
+    assert set(other) <= set(silent_arguments.silent(one, arch))
+    told = silent_arguments.unsaid(one, arch, given, "--arch")
     assert len(told) == 1
     assert next(iter(other)) in told[0]
-    assert next(iter(other)) not in "".join(choices.unsaid(one, arch, {**given, **other}, "--arch"))
-    assert choices.unsaid(one, arch, given, "config.json (timm)") == []
+    assert next(iter(other)) not in "".join(silent_arguments.unsaid(one, arch, {**given, **other}, "--arch"))
+    assert silent_arguments.unsaid(one, arch, given, "config.json (timm)") == []
 
 
 def test_a_users_own_factory_is_not_second_guessed() -> None:
     """Whoever names code says what it builds."""
-    assert choices.silent(models.resnet18(), "net.py:resnet18") == []
+    assert silent_arguments.silent(models.resnet18(), "net.py:resnet18") == []
 
 
 @pytest.fixture(scope="module")
