@@ -4,7 +4,7 @@ A small network (the ResNet-20 of ../shared, 5,000 airplanes of CIFAR-10) and a 
 random weights, speed only; 4,500 airplanes), imports aside: the whole of ``run_unlearn`` from image files on disk to a written and
 replayed checkpoint with an empty cache, against the bare batched ``eval()`` forward (channels_last, float32) of the same images,
 decoded and normalised in memory beforehand, in the same batches, in a process of its own in which nothing else is done: what
-``imu`` does with its process's memory (``memory.kept``) must not speed up its yardstick. Bare and whole runs alternate; each
+``imu`` does with its process's memory (``allocation.kept``) must not speed up its yardstick. Bare and whole runs alternate; each
 whole run is divided by the mean of the bare runs around it. Straight before each comes a small one of its kind: this system
 takes the pages of a process that waits for half a minute from it. Where images come from files, also by bare plus decoding alone. Then
 the repeat from ``--cache-features``. The image files have been read before: the disk is not what is measured. This machine's

@@ -3,6 +3,7 @@
 Nothing here imports torch at its top: ``imu --help`` and ``imu report`` start at once.
 """
 
+import errno
 import json
 import shlex
 import sys
@@ -81,7 +82,7 @@ def influence(
     from imu_cli.commands import influence as influence_module
     from imu_cli.views import machine, terminal
 
-    result = influence_module.run_influence(model, config, origins, console.Terminal(quiet))
+    result = influence_module.run_influence(model, config, console.Terminal(quiet))
     if form == "table":
         console.show(terminal.influence(result, config.show))
     else:
@@ -421,9 +422,13 @@ def _run(argv: Sequence[str] | None) -> int:
     except BrokenPipeError:  # nobody reads it any more: imu --help | head
         streams.discard_stdout()
         result = 0
-    except SystemExit as error:  # what typer makes of the same
-        streams.discard_stdout()
-        result = 0 if error.code == 1 else error.code
+    except SystemExit as error:
+        if not (isinstance(error.__context__, OSError) and error.__context__.errno == errno.EPIPE):
+            raise ImuError(
+                f"the model's own code ended the process (sys.exit({error.code!r})); it has to return, or raise an error"
+            ) from error
+        streams.discard_stdout()  # what typer makes of the same
+        result = 0
     signals.obey()
     return result if isinstance(result, int) else 0
 

@@ -47,9 +47,9 @@ class InvalidRowsError(ImuError):
         super().__init__("\n".join(shown))
 
 
-def nearest(wrong: str, known: Iterable[str]) -> str:
+def nearest(wrong: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """`` (did you mean 'dog'?)`` for the nearest known name, or nothing where none is near."""
     names = list(known)
     same = [name for name in names if name.casefold() == wrong.casefold()]
-    close = same or difflib.get_close_matches(wrong, names, n=1)
+    close = same or difflib.get_close_matches(wrong, names, n=1, cutoff=cutoff)
     return f" (did you mean '{close[0]}'?)" if close else ""

@@ -1,6 +1,5 @@
 """The command line's options, made from the config classes, and their merging: flags > environment > YAML > defaults."""
 
-import difflib
 import functools
 import inspect
 import json
@@ -15,7 +14,7 @@ import typer
 
 from imu_cli.config.commands import EvaluateConfig, FeaturesConfig, InfluenceConfig, UnlearnConfig
 from imu_cli.config.fields import Option
-from imu_cli.errors import ImuError
+from imu_cli.errors import ImuError, nearest
 from imu_cli.files.paths import PathKind, placed
 from imu_cli.files.reading import shown
 
@@ -134,6 +133,16 @@ def _text_keys() -> set[str]:
     return {name for config in CONFIGS for name, annotation in _hints(config).items() if _takes_text(annotation)}
 
 
+def _list_keys() -> set[str]:
+    """Keys whose value is a list, where one alone may stand as it is."""
+    return {
+        name
+        for config in CONFIGS
+        for name, annotation in _hints(config).items()
+        if list in (get_origin(kind) for kind in (get_args(annotation)[0], *get_args(get_args(annotation)[0])))
+    }
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The options in a YAML file, keys as the flags without dashes; relative paths are taken from the file's folder.
 
@@ -146,21 +155,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise ImuError(f"{path}: not a mapping; {YAML_REMEDY}")
-    known, texts = _known_keys(), _text_keys()
+    known, texts, lists = _known_keys(), _text_keys(), _list_keys()
     made: dict[str, Any] = {}
     for key, value in values.items():
         name = key.replace("-", "_")
         if name in made:
             raise ImuError(f"{path}: {key!r} stands twice, with - and with _; remove one")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(sorted(known))}"
-            raise ImuError(f"{path}: {shown(key)} is not an option; {hint}")
+            hint = nearest(name, known) or f"; known keys are {', '.join(sorted(known))}"
+            raise ImuError(f"{path}: {shown(key)} is not an option{hint}")
         if name == "arch_arg" and isinstance(value, dict):
             value = [f"{argument}={_yaml(text)}" for argument, text in value.items()]
         if name in texts and isinstance(value, int | float) and not isinstance(value, bool):
             value = str(value)
-        if name in ("forget", "require", "gates", "arch_arg") and isinstance(value, str):
+        if name in lists and isinstance(value, str):
             value = [value]
         kind = known[name]
         made[name] = placed(value, kind, path.parent) if kind else value

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,8 @@ def _gates(config: EvaluateConfig, report: Path | None) -> list[gates.Gate]:
         except ImuError as error:
             problems[text] = str(error)
     if problems and report is not None:
-        with writing.together(report) as (file,):
+        again = partial(outputs.refuse_foreign, mark=junit.MARK, option="--junit")
+        with writing.together(report, replaced=again) as (file,):
             file.write_text(junit.refused(problems), encoding="utf-8")
     if problems:
         raise ImuError("\n".join(problems.values()))

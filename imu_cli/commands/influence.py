@@ -1,6 +1,5 @@
 """``imu influence``: score every forget sample; only the cache is written, and the page of ``--images``."""
 
-from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -27,9 +26,7 @@ MOVERS = 3
 """Forget samples shown beside each one with ``influence --kernel``."""
 
 
-def run_influence(
-    model: Path, config: InfluenceConfig, origins: Mapping[str, str], events: Events
-) -> influence.Influence:
+def run_influence(model: Path, config: InfluenceConfig, events: Events) -> influence.Influence:
     """Score every forget sample; only the cache is written, and the page of ``--images``."""
     if config.images is not None:
         outputs.refuse_foreign(Path(config.images), page.MARK, "--images")

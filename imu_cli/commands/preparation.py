@@ -30,7 +30,7 @@ COARSEST = 4e-3
 
 
 def of(config: UnlearnConfig, margin: float = 0.0) -> Procedure:
-    """What the options ask for; ``margin`` as in ``methods.Procedure``.
+    """What the options ask for; ``margin`` as in ``procedure.Procedure``.
 
     Raises:
         ImuError: ``--until`` or ``--damping`` cannot be read.

@@ -29,7 +29,8 @@ def write(results: Sequence[Record | Evaluation], names: Sequence[str], wanted: 
     for form, file in targets.items():
         if file != STDOUT:
             outputs.refuse_foreign(Path(file), PAGES[form][1], f"--{form}")
-    if len(set(targets.values())) < len(targets):
+    places = {file if file == STDOUT else str(Path(file).resolve()) for file in targets.values()}
+    if len(places) < len(targets):
         flags = " and ".join(f"--{form}" for form in targets)
         raise ImuError(f"{flags}: name the same file; give each a file of its own")
     texts = {form: PAGES[form][0](results, names) for form in targets}

@@ -1,4 +1,4 @@
-"""``imu select`` and ``imu cache rm``: what needs data sets and manifests, but neither a model nor torch's start-up."""
+"""``imu select``: a list of the rows of a data set, which needs neither a model nor torch's start-up."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -21,7 +21,6 @@ from imu_cli.influence import scores
 from imu_cli.linear import objective
 from imu_cli.linear.rows import Rows, predicted
 from imu_cli.models import checkpoint, destination, diagnosis, layout
-from imu_cli.models import destination as destination_module
 from imu_cli.models.architecture import Architecture
 from imu_cli.models.replay import check_replay
 from imu_cli.records import json_files, parts
@@ -181,7 +180,7 @@ def _previous(opened: Session, folder: Path) -> Link | None:
         f"{model.name} was already unlearned ({earlier.forget.n} samples); unlearning the union of both lists from "
         f"{earlier.before.path} is better than one after the other"
     )
-    path = destination_module.beside(model, "record")
+    path = destination.beside(model, "record")
     return Link(record=provenance.file_hash_of(path, folder), forget_sha256=earlier.forget.sha256, n=earlier.forget.n)
 
 

@@ -1,12 +1,11 @@
 """Requirements on metrics, such as ``test.accuracy_drop<=0.01``, and their three verdicts."""
 
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from imu_cli.errors import ImuError
+from imu_cli.errors import ImuError, nearest
 from imu_cli.records.evaluation import Metric, Requirement
 from imu_cli.records.metric_definitions import BOTH_SIDES, DEFINITIONS, NUMBERS, SIDE_IS_HARMLESS, range_of
 from imu_cli.records.parts import Interval
@@ -38,9 +37,8 @@ def parse(text: str, option: str = "--require") -> Gate:
         raise ImuError(f"{option} {text!r}: not a requirement; write for example 'test.accuracy_drop<=0.01'")
     metric, before, sign, number = match.groups()
     if metric not in DEFINITIONS:
-        near = difflib.get_close_matches(metric, DEFINITIONS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known metrics are {', '.join(DEFINITIONS)}"
-        raise ImuError(f"{option} {text!r}: {metric!r} is not a metric; {hint}")
+        hint = nearest(metric, DEFINITIONS, cutoff=0.5) or f"; known metrics are {', '.join(DEFINITIONS)}"
+        raise ImuError(f"{option} {text!r}: {metric!r} is not a metric{hint}")
     try:
         bound = float(number)
     except ValueError:

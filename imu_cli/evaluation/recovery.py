@@ -127,23 +127,6 @@ def _taking(
     return weight, moved
 
 
-def zero_shot_recovery(features: Rows, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Estimate | NotMeasured:
-    """Accuracy on D_f after putting −Σ_{j≠k} w_j back as the row of the one forgotten class k; no sample is needed.
-
-    Cross-entropy's gradient sums to 0 over the rows, and weight decay takes what is left of their sum: the kept rows
-    still spell the forgotten one (cosine 0.9999 on a CIFAR-10 ResNet-20). A census over D_f; high: as in
-    ``k_shot_recovery``. It says nothing where the rows did not sum to 0, as without weight decay.
-    """
-    classes = list(class_counts(labels))
-    if len(classes) != 1:
-        return NotMeasured(f"needs one forgotten class, found {len(classes)}")
-    weight, bias = _head(weight, bias)
-    k = classes[0]
-    weight[k], bias[k] = weight[k] - weight.sum(0), bias[k] - bias.sum()
-    right = _predict(features, (weight, bias)) == labels
-    return accuracy_of(right, census=True)
-
-
 def put_back(
     means: Tensor, weight: Tensor, bias: Tensor | None, classes: Sequence[int], centre: Tensor | None = None
 ) -> tuple[Tensor, Tensor] | NotMeasured:

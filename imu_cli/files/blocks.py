@@ -105,9 +105,12 @@ def leave(output: Path, descriptor: int) -> None:
     """Let go of the folder at the end of a run, whatever its end was; where no part was done nothing stays."""
     folder = of(output)
     try:
-        names = _listed(folder)
-        if not has_any(output) and all(NAMED.fullmatch(name) or UNDONE.fullmatch(name) for name in names):
-            with suppress(OSError):
+        with (
+            suppress(OSError),
+            locks.held_folder(output.parent),
+        ):  # nobody enters while its files go, the lock's among them
+            names = _listed(folder)
+            if not has_any(output) and all(NAMED.fullmatch(name) or UNDONE.fullmatch(name) for name in names):
                 for name in names:
                     (folder / name).unlink()
                 folder.rmdir()

@@ -53,8 +53,13 @@ def take(path: Path, *, sure: bool = False) -> int | None:
         OSError: the file cannot be opened.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    got = _try(descriptor)
-    if got is False or (got is None and sure) or not _is_at(descriptor, path):
+    try:
+        got = _try(descriptor)
+        ours = got is not False and not (got is None and sure) and _is_at(descriptor, path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    if not ours:
         os.close(descriptor)
         return None
     _taken.add(descriptor)

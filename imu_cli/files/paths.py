@@ -12,6 +12,7 @@ SELECTORS = ("class", "index", "id", "coarse")
 
 
 def _moved(path: str, folder: Path) -> str:
+    path = os.path.expanduser(path)  # ~ is the same place in any folder
     return path if Path(path).is_absolute() else str(folder / path)
 
 
@@ -28,16 +29,17 @@ def _place_arch(value: str, move: Callable[[str], str]) -> str:
     return f"{move(path)}:{factory}" if sign and path.endswith(".py") else value
 
 
-def _is_selector(value: str) -> bool:
+def is_selector(value: str) -> bool:
+    """Whether it reads ``class=…``, ``index=…``, ``id=…`` or ``coarse=…``; a file of such a name needs ``./``."""
     name, sign, _ = value.partition("=")
     return bool(sign) and name in SELECTORS
 
 
 def _place_forget(value: str, move: Callable[[str], str]) -> str:
-    if _is_selector(value) or value == "-":
+    if is_selector(value) or value == "-":
         return value
     moved = _place_data(value, move)
-    return f"./{moved}" if _is_selector(moved) else moved  # a file called class=x.csv stays a file
+    return f"./{moved}" if is_selector(moved) else moved  # a file called class=x.csv stays a file
 
 
 def _place_preprocess(value: str, move: Callable[[str], str]) -> str:
@@ -72,4 +74,4 @@ def relative_to(value: Any, kind: PathKind, folder: Path) -> Any:
         return [relative_to(item, kind, folder) for item in value]
     if not isinstance(value, str) or not value:
         return value
-    return PLACERS[kind](value, lambda path: os.path.relpath(path, folder))
+    return PLACERS[kind](value, lambda path: os.path.relpath(os.path.expanduser(path), folder))

@@ -292,9 +292,13 @@ def begin(outputs: Sequence[Path]) -> Staging:
             descriptor = locks.take(path / "lock")
             if descriptor is not None:
                 break
-    made = Staging(path, descriptor)
-    (path / "new").mkdir()
-    return made
+    try:
+        (path / "new").mkdir()
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)
+        locks.release(descriptor)
+        raise
+    return Staging(path, descriptor)
 
 
 def _dead(path: Path) -> Staging | None:

@@ -112,11 +112,6 @@ def on_the_edge(h: Rows, head: Tensor, members: Members, margin: float) -> int:
     return found
 
 
-def share_in(h: Rows, head: Tensor, members: Members) -> float:
-    """Share of the rows of H (n, d+1) that a head W (c, d+1) predicts as one of their members; 0 to 1."""
-    return counts_in(h, head, members)[0] / len(h)
-
-
 def largest_logit(h: Rows, head: Tensor) -> float:
     """Largest size of a logit that a head W (c, d+1) gives rows of H (n, d+1)."""
     return max(float((h[rows] @ head.T).abs().max()) for rows in blocks(len(h), max(head.shape)))

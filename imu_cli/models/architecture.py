@@ -94,7 +94,7 @@ def _build(factory: Callable[..., nn.Module], name: str, arguments: Mapping[str,
         model = factory(**arguments)
     except ImuError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ImuError(
             f"--arch {name}: the factory failed ({type(error).__name__}: {error}); see --arch-arg"
         ) from error

@@ -4,7 +4,6 @@ Registry names (``torchvision:``, ``timm:``, ``hf:``) build what those libraries
 ``config.json`` or in a record. A file or module runs the user's code, and only the user may name it.
 """
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -12,13 +11,13 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from imu_cli.errors import ImuError, RefusedError
+from imu_cli.errors import ImuError, RefusedError, nearest
 from imu_cli.models import libraries
 from imu_cli.models.sidecar import REGISTRIES, UNUSED_KEYS, is_registry, refuse_foreign_config
 
@@ -64,12 +63,6 @@ def outputs_argument(factory: Factory, name: str) -> str | None:
         return None
 
 
-def near(name: str, names: Sequence[str]) -> str:
-    """``(did you mean 'x'?)`` for the most similar of the names, "" where none is."""
-    match = difflib.get_close_matches(name, names, n=1)
-    return f" (did you mean {match[0]!r}?)" if match else ""
-
-
 def _inside(arch: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments, if none of them makes the library read something else."""
     outside = sorted(FROM_OUTSIDE & set(arguments))
@@ -82,7 +75,7 @@ def _torchvision(model: str) -> Factory:
     models = libraries.torchvision_models()
     arch = f"torchvision:{model}"
     if model not in models.list_models():
-        raise ImuError(f"--arch {arch}: torchvision has no such model{near(model, models.list_models())}")
+        raise ImuError(f"--arch {arch}: torchvision has no such model{nearest(model, models.list_models())}")
     # Segmentation and detection models take a second argument by which they would download.
     takes = inspect.signature(models.get_model_builder(model)).parameters
     none = {key: None for key in ("weights", "weights_backbone") if key in takes}
@@ -100,7 +93,7 @@ def _timm(model: str) -> Factory:
     arch = f"timm:{model}"
     timm = libraries.timm(f"--arch {arch}")
     if not re.fullmatch(r"[\w.\-]+", model) or not timm.is_model(model):
-        raise ImuError(f"--arch {arch}: timm has no such model{near(model, timm.list_models())}")
+        raise ImuError(f"--arch {arch}: timm has no such model{nearest(model, timm.list_models())}")
 
     def build(config: Mapping[str, Any] | None = None, **arguments: Any) -> nn.Module:
         given = _inside(arch, arguments)
@@ -167,7 +160,7 @@ def _from_module(module: Any, where: str, name: str) -> Factory:
     factory = getattr(module, name, None)
     if not callable(factory):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ImuError(f"--arch {where}:{name}: has no factory of that name{near(name, names)}")
+        raise ImuError(f"--arch {where}:{name}: has no factory of that name{nearest(name, names)}")
     return factory  # type: ignore[no-any-return]
 
 
@@ -182,7 +175,7 @@ def _from_file(path: Path, name: str) -> Factory:
     sys.modules[module_name] = module  # dataclasses and pickling inside the user's file look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # sys.exit of somebody's script ends no run without a word
         raise ImuError(f"--arch {path}: cannot be imported ({type(error).__name__}: {error})") from error
     return _from_module(module, str(path), name)
 
@@ -190,7 +183,7 @@ def _from_file(path: Path, name: str) -> Factory:
 def _from_package(package: str, name: str) -> Factory:
     try:
         module = importlib.import_module(package)
-    except Exception as error:  # the user's own code may raise anything
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
         said = f"{type(error).__name__}: {error}"
         raise ImuError(f"--arch {package}:{name}: cannot be imported ({said}); is it installed here?") from error
     return _from_module(module, package, name)

@@ -119,7 +119,7 @@ def adapter_message(path: Path) -> str:
     )
 
 
-def pickled(folder: Path, files: Sequence[Path]) -> list[Path]:
+def pickled(files: Sequence[Path]) -> list[Path]:
     """Which of a folder's files hold a pickled model: an index alone where there is one, else pickles that are not a trainer's.
 
     Shards without an index are all of them.
@@ -140,7 +140,7 @@ def refuse_folder(folder: Path, files: Sequence[Path]) -> None:
         ImuError: it holds no model.
     """
     names = {path.name for path in files}
-    found = pickled(folder, files)
+    found = pickled(files)
     if ADAPTER_CONFIG in names and all(path.name.startswith(ADAPTER) for path in found):
         raise RefusedError(adapter_message(folder))
     if found:

@@ -144,7 +144,7 @@ def _prefix(in_file: Shapes, in_model: Shapes, where: object) -> str:
     whole = [start for start, count in found.items() if count == len(wanted)]
     best = [start for start in whole if fitting[start] == max(fitting[other] for other in whole)]
     if len(best) > 1:
-        raise ImuError(_several(best, in_file, where))
+        raise ImuError(_several(best, where))
     if best:
         return best[0]
     # Nothing fits; the prefix of the most names lets the message show what little is wrong.
@@ -156,7 +156,7 @@ def starts(name: str) -> list[str]:
     return ["", *(name[: dot.end()] for dot in islice(re.finditer(r"\.", name), MOST_WORDS))]
 
 
-def _several(starts: Sequence[str], in_file: Shapes, where: object) -> str:
+def _several(starts: Sequence[str], where: object) -> str:
     ordered = sorted(starts, key=lambda start: (len(start), start))
     shown = ", ".join(repr(start) if start else "(no prefix)" for start in ordered)
     if "" in ordered:

@@ -51,7 +51,7 @@ def _of_folder(folder: Path) -> tuple[Any, list[str]]:
         raise ImuError(f"{folder}: cannot be read ({error.strerror})") from error
     if (folder / kinds.ADAPTER_CONFIG).is_file() and any(path.name.startswith(kinds.ADAPTER) for path in files):
         raise RefusedError(kinds.adapter_message(folder))
-    found = kinds.pickled(folder, files)
+    found = kinds.pickled(files)
     if len(found) > 1 and all(kinds.is_part(path.name) for path in found):
         raise ImuError(
             f"{folder}: holds shards without their index (pytorch_model{kinds.PICKLE_INDEX}); copy it there too"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from imu_cli.errors import ImuError, nearest
+from imu_cli.files.paths import SELECTORS
 from imu_cli.files.reading import cut
 from imu_cli.samples.classes import ClassNames, in_model_ids
 from imu_cli.samples.csv_lines import SUFFIXES, Problems, Table, read_table, unknown_columns
@@ -20,7 +21,7 @@ from imu_cli.samples.forget import Draft, ForgetSet, settle
 from imu_cli.samples.images.folders import open_flat
 from imu_cli.samples.locators import gathered, places_of, points_into
 from imu_cli.samples.packing import numbers
-from imu_cli.samples.selectors import SELECTORS, is_selector, select_rows
+from imu_cli.samples.selectors import is_selector, select_rows
 from imu_cli.samples.sources import Role, open_named
 from imu_cli.samples.vectors import is_features
 

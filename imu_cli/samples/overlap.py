@@ -1,6 +1,6 @@
 """Samples that stand in two sets: one file or index, or twins, which are the same bytes at two places."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from imu_cli.samples.dataset import SampleSet
@@ -29,10 +29,12 @@ def overlap(a: SampleSet, b: SampleSet) -> Overlap:
     same = _meet([a.location(row) for row in range(len(a))], [b.location(row) for row in range(len(b))])
     sizes_a, sizes_b = ([samples.size(row) for row in range(len(samples))] for samples in (a, b))
     rows_a, rows_b = _rows_of_size(sizes_a, set(sizes_b)), _rows_of_size(sizes_b, set(sizes_a))
-    met = _meet(a.digests(rows_a), b.digests(rows_b))
-    by_content = {(rows_a[i], rows_b[j]) for i, j in met}
+    contents_a, contents_b = (dict(zip(rows, s.digests(rows), strict=True)) for s, rows in ((a, rows_a), (b, rows_b)))
     here, there = {i for i, _ in same}, {j for _, j in same}
-    return Overlap(sorted(same), sorted((i, j) for i, j in by_content - same if not (i in here and j in there)))
+    # A row that is in both sets already is no twin of another such row: what is asked is who is beside them.
+    beside = _meet_rows(contents_a, {j: key for j, key in contents_b.items() if j not in there})
+    beside |= _meet_rows({i: key for i, key in contents_a.items() if i not in here}, contents_b)
+    return Overlap(sorted(same), sorted(beside))
 
 
 def without(samples: SampleSet, rows: set[int]) -> SampleSet:
@@ -42,6 +44,11 @@ def without(samples: SampleSet, rows: set[int]) -> SampleSet:
 
 def _rows_of_size(sizes: Sequence[int], wanted: set[int]) -> list[int]:
     return [row for row, size in enumerate(sizes) if size in wanted]
+
+
+def _meet_rows(a: Mapping[int, Hashable], b: Mapping[int, Hashable]) -> set[tuple[int, int]]:
+    rows_a, rows_b = list(a), list(b)
+    return {(rows_a[i], rows_b[j]) for i, j in _meet(list(a.values()), list(b.values()))}
 
 
 def _meet(a: Sequence[Hashable], b: Sequence[Hashable]) -> set[tuple[int, int]]:

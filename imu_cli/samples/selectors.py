@@ -7,17 +7,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from imu_cli.errors import ImuError, nearest
+from imu_cli.files import paths
 from imu_cli.files.reading import cut
 from imu_cli.samples.classes import ClassNames, mapped
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.packing import as_array, numbers
 
-SELECTORS = ("class", "index", "id", "coarse")
-
 
 def is_selector(spec: str) -> bool:
     """Whether it reads ``class=…``, ``index=…``, ``id=…`` or ``coarse=…``; a file of such a name needs ``./``."""
-    return spec.partition("=")[0] in SELECTORS and "=" in spec
+    return paths.is_selector(spec)
 
 
 def select_rows(samples: SampleSet, selectors: Sequence[str], classes: ClassNames | None = None) -> Sequence[int]:
@@ -30,7 +29,7 @@ def select_rows(samples: SampleSet, selectors: Sequence[str], classes: ClassName
     """
     kinds = {selector.partition("=")[0] for selector in selectors}
     if not selectors or not all(is_selector(selector) for selector in selectors):
-        raise ImuError(f"{cut(' '.join(selectors))}: no selector; write {'=…, '.join(SELECTORS)}=…")
+        raise ImuError(f"{cut(' '.join(selectors))}: no selector; write {'=…, '.join(paths.SELECTORS)}=…")
     if len(kinds) > 1:
         raise ImuError(f"{cut(' '.join(selectors))}: different kinds of selectors; use one, or a list from imu select")
     picks = [part for selector in selectors for part in _pick(samples, selector, classes)]

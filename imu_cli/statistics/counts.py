@@ -41,7 +41,7 @@ def holds(value: float, sign: str, bound: float, n: int | None = None) -> bool:
         n: samples that the value is a share of, if it is one.
     """
     exact, wanted = decimal(value), decimal(bound)
-    if n is not None and abs(value * n - round(value * n)) <= NEAR:
+    if n and abs(value * n - round(value * n)) <= NEAR:
         exact, wanted = Fraction(round(value * n), n), _bound(bound, n)
     elif abs(value - bound) <= 1e-12 * max(1.0, abs(bound)):
         exact = wanted

@@ -3,7 +3,7 @@
 scipy is imported in the functions that need it: it takes longer than all else that ``imu unlearn`` does on a small model.
 Everything here is a function of counts or of one-dimensional score tensors. ``confidence`` is the two-sided level
 (0.95 by default); its excess goes half to each side. Coverage is tested by enumeration and simulation in
-``tests/test_intervals.py``. The checks of scores and classes that attacks and metrics share stand at the end.
+``tests/statistics/test_intervals.py``. The checks of scores and classes that attacks and metrics share stand at the end.
 """
 
 import math

@@ -147,11 +147,16 @@ class StochasticSteps:
     def _next_batch(self, head: Tensor) -> Tensor:
         if self.reweigh is not None and (not self.each_epoch or not self.batches):
             self.problem.weights = self.reweigh(head)
-        if not self.batches:
-            kept = (self.problem.weights > 0).nonzero().squeeze(1)
-            order = torch.randperm(len(kept), generator=self.generator).to(kept.device)
-            self.batches = list(kept[order].split(self.minibatch or len(kept)))
-        return self.batches.pop(0)
+        while True:
+            if not self.batches:
+                kept = (self.problem.weights > 0).nonzero().squeeze(1)
+                if not len(kept):
+                    raise ImuError("ascent: no sample has a weight above 0; choose other --weights, or a larger --keep")
+                order = torch.randperm(len(kept), generator=self.generator).to(kept.device)
+                self.batches = list(kept[order].split(self.minibatch or len(kept)))
+            batch = self.batches.pop(0)
+            if bool((self.problem.weights[batch] > 0).any()):  # weights made anew may leave nothing of a batch
+                return batch
 
     def __call__(self, head: Tensor) -> tuple[Tensor, float]:
         """One step on the next minibatch."""

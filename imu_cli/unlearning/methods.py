@@ -117,7 +117,7 @@ def bounds(
     silent = follows and goal is not None and counts.at_most(hits, n, goal)
     if not silent or unseen is None:
         return limits, source
-    return replace(limits, max_auc=max(procedure.matching.max_auc, unseen.least_auc(head))), source
+    return replace(limits, max_auc=unseen.auc_bound(procedure.matching.max_auc, head)), source
 
 
 def _weigh(job: Job) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:

@@ -36,7 +36,7 @@ class Look:
         forget: share of D_f predicted as a member (forgotten class or own label).
         head_change: ‖W − W₀‖/‖W₀‖.
         test_drop: fall of accuracy on held-out data; None where none is given.
-        near: share of D_f that is not predicted so, but by less than rounding may move (``Limits.margin``).
+        near: share of D_f that is not predicted so, but by less than rounding may move (``Procedure.margin``).
         unseen: what ``forget`` is for unseen samples under this head; None where that is not the target.
         auc: membership AUC of D_f against them; None where it was not looked at.
         class_drop: largest fall of accuracy of a kept class on held-out data; None where it is not guarded.
@@ -177,6 +177,10 @@ class Comparison:
             found = margins.confusion_reference(logits, self.held.labels, self.labels, known)
             return found.margins, found.weights
         return margins.margins(logits, self.held.labels), margins.class_match(self.labels, self.held.labels)
+
+    def auc_bound(self, most: float, head: Tensor) -> float:
+        """The membership AUC to aim at: ``most``, or what cannot be gone below."""
+        return max(most, self.least_auc(head))
 
     def least_auc(self, head: Tensor) -> float:
         """An AUC that n forget samples can come down to from above: half a step beyond 0.5, 1/(2nm) with m unseen ones."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from xml.etree import ElementTree
 
+from imu_cli.files import streams
 from imu_cli.records.evaluation import Evaluation, Requirement
 from imu_cli.views import words
 
@@ -50,9 +51,9 @@ def refused(problems: Mapping[str, str]) -> str:
     root = ElementTree.Element("testsuites", {"name": "imu", **counts})
     suite = ElementTree.SubElement(root, "testsuite", {"name": "imu evaluate", **counts, "skipped": "0", "time": "0"})
     for text, said in problems.items():
-        shown = words.plain(said)
+        shown = streams.plain(said)
         case = ElementTree.SubElement(
-            suite, "testcase", {"classname": "imu.requirement", "name": words.plain(text), "time": "0"}
+            suite, "testcase", {"classname": "imu.requirement", "name": streams.plain(text), "time": "0"}
         )
         ElementTree.SubElement(case, "error", {"message": shown, "type": "refused"}).text = shown
     ElementTree.indent(root)

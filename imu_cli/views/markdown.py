@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from imu_cli.files import streams
 from imu_cli.records.evaluation import Evaluation
 from imu_cli.records.record import Record
 from imu_cli.views import tables, words
@@ -18,7 +19,7 @@ def escaped(text: str) -> str:
 
     Special characters become numeric entities, which no reader takes for markup, not even for the end of a cell.
     """
-    plain = "".join(f"&#{ord(c)};" if c in SPECIAL else c for c in " ".join(words.plain(text).split()))
+    plain = "".join(f"&#{ord(c)};" if c in SPECIAL else c for c in " ".join(streams.plain(text).split()))
     return plain.replace("://", "&#58;//").replace("www.", "www&#46;")
 
 

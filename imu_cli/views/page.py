@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imu_cli import __version__
+from imu_cli.files import streams
 from imu_cli.records.evaluation import Evaluation, Metric, Requirement
 from imu_cli.records.influence import Influence
 from imu_cli.records.record import Record
@@ -228,7 +229,7 @@ def report(results: Sequence[Record | Evaluation], names: Sequence[str]) -> str:
     evaluations = [(words.printable(s.evaluation), s.name) for s in found if s.evaluation is not None]
     side_by_side = None
     if len(evaluations) > 1:
-        both = [item for item, _ in evaluations], [words.plain(name) for _, name in evaluations]
+        both = [item for item, _ in evaluations], [streams.plain(name) for _, name in evaluations]
         side_by_side = tables.comparison(*both)
     sections = [_section(subject) for subject in found]
     made: str = (

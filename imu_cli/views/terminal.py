@@ -10,6 +10,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from imu_cli.files import streams
 from imu_cli.models.headers import Inspection
 from imu_cli.records.evaluation import Evaluation, Metric
 from imu_cli.records.features import Extracted
@@ -35,7 +36,7 @@ def text_of(renderable: RenderableType, width: int | None = None, color: bool = 
 
 def _under(title: str, body: RenderableType) -> RenderableType:
     """A block with a bold line above it; a table's own title would be wrapped to the table's width."""
-    return Group(Text(words.plain(title), style="bold"), body) if title else body
+    return Group(Text(streams.plain(title), style="bold"), body) if title else body
 
 
 def _table(*columns: str, right: Sequence[str] = (), whole: Sequence[str] = ()) -> Table:
@@ -45,7 +46,7 @@ def _table(*columns: str, right: Sequence[str] = (), whole: Sequence[str] = ()) 
         # Text, for brackets in a file's name are no markup.
         side: Literal["left", "right"] = "right" if column in right else "left"
         table.add_column(
-            Text(words.plain(column)), justify=side, header_style="dim", overflow="fold", no_wrap=column in whole
+            Text(streams.plain(column)), justify=side, header_style="dim", overflow="fold", no_wrap=column in whole
         )
     return table
 
@@ -54,7 +55,7 @@ def _pairs(title: str, pairs: Iterable[tuple[str, ...]]) -> RenderableType:
     table = _table("", "")
     table.show_header = False
     for name, value in pairs:
-        table.add_row(Text(words.plain(name), style="dim"), Text(words.plain(value)))
+        table.add_row(Text(streams.plain(name), style="dim"), Text(streams.plain(value)))
     return _under(title, table)
 
 
@@ -213,7 +214,7 @@ def report(results: Sequence[Record | Evaluation], names: Sequence[str]) -> Rend
     parts: list[RenderableType] = [record(item) if isinstance(item, Record) else evaluation(item) for item in results]
     evaluations = [(item, name) for item, name in zip(results, names, strict=True) if isinstance(item, Evaluation)]
     if len(evaluations) > 1:
-        both = [words.printable(item) for item, _ in evaluations], [words.plain(name) for _, name in evaluations]
+        both = [words.printable(item) for item, _ in evaluations], [streams.plain(name) for _, name in evaluations]
         parts.append(drawn(tables.comparison(*both)))
     return _blocks(*parts)
 
@@ -282,7 +283,7 @@ def plain_table(title: str, header: Sequence[str], rows: Iterable[Sequence[objec
     """Rows as they are, under a title."""
     table = _table(*header)
     for row in rows:
-        table.add_row(*(Text(words.plain(str(cell))) for cell in row))
+        table.add_row(*(Text(streams.plain(str(cell))) for cell in row))
     return _under(title, table)
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from imu_cli.files import streams
 from imu_cli.files.reading import cut
 from imu_cli.records.evaluation import Evaluation, Metric
 from imu_cli.records.influence import Influence
@@ -246,25 +247,12 @@ def printable(result: Result) -> Result:
 
 def _escaped(value: Any) -> Any:
     if isinstance(value, str):
-        return plain(value)
+        return streams.plain(value)
     if isinstance(value, list):
         return [_escaped(item) for item in value]
     if isinstance(value, dict):
         return {_escaped(key): _escaped(item) for key, item in value.items()}
     return value
-
-
-def plain(text: str) -> str:
-    """A text with its control characters, and what is no character at all, written as escapes."""
-    return "".join(character if _shows(character) else _escape(character) for character in text)
-
-
-def _shows(character: str) -> bool:
-    return character.isprintable() or character in "\n\u00a0"
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
 def finite(value: float | None) -> bool:

@@ -127,8 +127,9 @@ def test_pages_replace_only_their_own(files: Path, form: str, capsys: pytest.Cap
 
 def test_two_pages_need_two_files(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One page does not overwrite the other, and both are written from one call."""
-    assert main(["report", "e.json", "--markdown", "a", "--html", "a"]) == 2
-    assert "--markdown and --html: name the same file" in capsys.readouterr().err
+    for other in ("a", "./a", str(files / "a")):
+        assert main(["report", "e.json", "--markdown", "a", "--html", other]) == 2
+        assert "--markdown and --html: name the same file" in capsys.readouterr().err
     assert not (files / "a").exists()
     assert main(["report", "e.json", "--markdown", "a.md", "--html", "a.html"]) == 0
     assert (files / "a.md").read_text().startswith(markdown.MARK)
@@ -157,11 +158,20 @@ def test_gates_of_the_file_cannot_be_loosened(job: Path, digits: Path, capsys: p
     assert verdicts == {"test.accuracy>=0.999": False, "forget.accuracy<=1": True, "test.accuracy>=0.1": True}
 
 
+def test_a_wrong_gate_is_told_where_an_earlier_verdict_stood(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Yesterday's JUnit file does not stay green beside a requirement that nobody can judge today."""
+    command = ["evaluate", "model.safetensors", "--config", "imu.yaml", "--forget", "class=3", "--junit", "j.xml"]
+    for _ in range(2):
+        assert main([*command, "--require", "forget.acuracy<=1"]) == 2
+        assert "'forget.acuracy' is not a metric (did you mean 'forget.accuracy'?)" in capsys.readouterr().err
+    assert ElementTree.parse("j.xml").find("testsuite/testcase/error") is not None
+
+
 WRONG: dict[str, tuple[str, list[str], str]] = {
     "a gate of the file": (
         "gates: [test.acuracy>=1]",
         [],
-        "gates: 'test.acuracy>=1': 'test.acuracy' is not a metric; did you",
+        "gates: 'test.acuracy>=1': 'test.acuracy' is not a metric (did you",
     ),
     "no gate": ("", ["--junit", "j.xml"], "--junit: holds verdicts, and there is no requirement"),
     "a foreign file": ("gates: mia.auc<=1", ["--junit", "imu.yaml"], "--junit imu.yaml: exists and was not written"),

@@ -43,7 +43,7 @@ def test_lower_bounds_use_the_lower_end() -> None:
 
 def test_unknown_metric_names_the_nearest() -> None:
     """A typing mistake in a gate is an error before anything is computed, not a gate that never fires."""
-    with pytest.raises(ImuError, match=r"'test.acuracy_drop' is not a metric; did you mean 'test.accuracy_drop'"):
+    with pytest.raises(ImuError, match=r"'test.acuracy_drop' is not a metric \(did you mean 'test.accuracy_drop'"):
         gates.parse("test.acuracy_drop<=0.01")
 
 

@@ -48,7 +48,7 @@ def test_mapped_rows_give_what_held_ones_do(tmp_path: Path, monkeypatch: pytest.
     (gradient, loss), (again, same) = (problem.at(head) for problem in problems)
     torch.testing.assert_close(gradient, again, rtol=1e-9, atol=1e-12)
     assert loss == pytest.approx(same, rel=1e-12)
-    assert objective.share_in(held, head, members) == objective.share_in(mapped, head, members)
+    assert objective.counts_in(held, head, members) == objective.counts_in(mapped, head, members)
     assert torch.equal(rows.predicted(held, head), rows.predicted(mapped, head))
     torch.testing.assert_close(rows.logits(held, head), rows.logits(mapped, head), rtol=1e-12, atol=1e-12)
     assert torch.equal(mapped.held(), held)

@@ -233,6 +233,8 @@ BROKEN = {
     "not Python": ("text.py:net", "cannot be imported (SyntaxError"),
     "unknown registry": ("https://x:net", "neither a registry, a .py file nor a module"),
     "unknown model": ("torchvision:resnet", "torchvision has no such model (did you mean 'resnet"),
+    "ends the process": ("exits.py:net", "cannot be imported (SystemExit: 0)"),
+    "factory ends the process": ("own.py:leaves", "the factory failed (SystemExit: need a GPU)"),
     "argument unknown": ("own.py:fixed", "the factory failed (TypeError"),
 }
 
@@ -242,6 +244,9 @@ def test_what_a_user_gets_wrong_about_a_factory(here: Path, name: str, monkeypat
     """Every mistake in --arch, and whatever the user's own code raises, is one message that names the option."""
     (here / "raises.py").write_text("raise ValueError('on import')\n")
     (here / "text.py").write_text("this is no Python\n")
+    (here / "exits.py").write_text("raise SystemExit(0)\n")
+    with (here / "own.py").open("a") as file:
+        file.write("\n\ndef leaves(**_):\n    raise SystemExit('need a GPU')\n")
     monkeypatch.syspath_prepend(str(here))
     arch, said = BROKEN[name]
     checkpoint = open_checkpoint(save(here / "m.safetensors", net().state_dict()))

@@ -398,6 +398,16 @@ def test_copies_do_not_multiply_out(tmp_path: Path) -> None:
     assert len(pairs) <= 80
 
 
+def test_every_forget_sample_with_a_twin_beside_it_is_counted(tmp_path: Path) -> None:
+    """Of three equal files two are to be forgotten, whichever: both have a twin that stays."""
+    data = folder(tmp_path, {f"{i}.png": colour(1) for i in range(3)})
+    for rows in ([0, 1], [0, 2], [1, 2]):
+        found = overlap(data.subset(rows), data)
+        stays = ({0, 1, 2} - set(rows)).pop()
+        assert found.same == [(i, row) for i, row in enumerate(rows)]
+        assert found.twins == [(0, stays), (1, stays)]
+
+
 def test_rows_of_two_splits_with_one_index_do_not_overlap() -> None:
     """Row 3 of train is not row 3 of test, unless the pixels are the same."""
     values = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3), dtype=np.uint8)

@@ -151,6 +151,28 @@ def test_minibatches_cover_each_epoch_once_and_follow_the_seed() -> None:
     assert torch.equal(seen, torch.cat(batches()))
 
 
+def test_weights_made_anew_may_leave_nothing_of_a_batch() -> None:
+    """A batch drawn before the weights changed, and without any now, is passed over; no weight at all is an error."""
+    h, head, labels, problem = setting()
+    live = torch.zeros(40, dtype=torch.float64)
+    live[7] = 1
+
+    def weigh(_: torch.Tensor) -> torch.Tensor:
+        return live
+
+    update = StochasticSteps(
+        problem, learning_rate=0.01, momentum=0, weight_decay=0, l1=0, minibatch=4,
+        generator=torch.Generator().manual_seed(7), reweigh=weigh,
+    )  # fmt: skip
+    update.batches = [torch.arange(4), torch.arange(4, 8), torch.arange(8, 12)]
+    for _ in range(3):
+        head, loss = update(head)
+        assert bool(head.isfinite().all())
+    live = torch.zeros_like(live)
+    with pytest.raises(ImuError, match="no sample has a weight above 0"):
+        update(head)
+
+
 def test_vanished_gradient_is_an_error() -> None:
     """Where float64 has no direction left, the run says so rather than dividing by zero."""
     h = torch.tensor([[1.0]], dtype=torch.float64)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import RenderableType
 
+from imu_cli.files import streams
 from imu_cli.influence.closed_form import decades
 from imu_cli.records.evaluation import Evaluation, Metric, Requirement
 from imu_cli.records.influence import Influence, KernelRow, Mover, ScoreRow, ScoreRows
@@ -224,7 +225,7 @@ def test_control_characters_are_shown_as_escapes(text: str) -> None:
         said = terminal.text_of(item, width=140)
         said.encode()
         assert all(character.isprintable() or character == "\n" for character in said)
-        assert said.count(words.plain(text)) >= 1
+        assert said.count(streams.plain(text)) >= 1
 
 
 @pytest.mark.parametrize("width", [80, 140])

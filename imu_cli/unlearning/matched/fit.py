@@ -131,7 +131,7 @@ def aim(
     how = "held-out margins" + (" of the wrong labels" if kind == "mislabelled" else "")
     # Beyond capacity targets that follow only run ahead of margins that cannot come: both fall, and the model with them.
     follows = not own_goal and len(h) <= (head.shape[0] - 1) * head.shape[1]
-    bound = None if own_goal or max_auc is None else max(max_auc, unseen.least_auc(head))
+    bound = None if own_goal or max_auc is None else unseen.auc_bound(max_auc, head)
     return Aim(coupled(head), f"{how}, by rank", unseen.margins, coupled if follows else None, bound)
 
 

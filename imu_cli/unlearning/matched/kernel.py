@@ -8,8 +8,6 @@ from torch import Tensor
 from imu_cli.linear.margins import margin_gradients
 from imu_cli.unlearning.matched.problem import Problem
 
-# Influence made visible
-
 
 @dataclass(frozen=True)
 class KernelRows:

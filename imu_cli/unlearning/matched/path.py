@@ -13,9 +13,6 @@ RHO_PATH = tuple(10.0 ** (2 - step / 2) for step in range(17))
 """100 down to 1e-6 by half decades."""
 
 
-# The damping path
-
-
 @dataclass(frozen=True)
 class Step:
     """One point of the path: a solution and what the caller made of it."""

@@ -1,4 +1,4 @@
-"""Matched unlearning: the strength each sample needs so that the forget set's margins look like unseen data's.
+"""Three forms of one linear solve, for more samples, classes or features, and Gauss–Newton on top of them.
 
 Symbols (docs/method.md): H (n, d+1) features with a last column of ones where the head has a bias, W (c, d+1) head,
 φ (n,) margins, B (n, c) their gradients with respect to the logits, t (n,) targets, ω (n,) what an error of each margin
