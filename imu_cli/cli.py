@@ -17,7 +17,7 @@ import typer
 from imu_cli import __version__, signals
 from imu_cli.config.commands import EvaluateConfig, FeaturesConfig, InfluenceConfig, UnlearnConfig
 from imu_cli.config.shared import ModelConfig
-from imu_cli.errors import ImuError, StoppedError
+from imu_cli.errors import ImuError, RefusedError, StoppedError
 from imu_cli.events import libraries_unheard
 from imu_cli.exit_codes import exit_code
 from imu_cli.files import reading, streams, writing
@@ -102,11 +102,11 @@ def unlearn(
 ) -> None:
     """Write an unlearned checkpoint and its record."""
     from imu_cli.commands import unlearn as unlearn_module
-    from imu_cli.views import machine, terminal
+    from imu_cli.views import machine, terminal, words
 
     result = unlearn_module.run_unlearn(model, config, origins, console.Terminal(quiet))
     if form == "table":
-        console.show(terminal.record(result.record, notes=False))
+        console.show(terminal.record(words.from_here(result.record, result.record_path.parent), notes=False))
     else:
         streams.to_stdout(machine.as_json([result.record]) if form == "json" else machine.record_csv(result.record))
     if not quiet:
@@ -127,11 +127,11 @@ def evaluate(
     """Measure a checkpoint before and after, and gate a pipeline on it."""
     from imu_cli.commands import evaluate as judging
     from imu_cli.evaluation import gates
-    from imu_cli.views import terminal
+    from imu_cli.views import terminal, words
 
     result = judging.run_evaluate(model, config, origins, console.Terminal(quiet))
     if form == "table":
-        console.show(terminal.evaluation(result.evaluation, notes=False))
+        console.show(terminal.evaluation(words.from_here(result.evaluation, result.path.parent), notes=False))
     else:
         _print_results([result.evaluation], [str(model)], form)
     if not quiet:
@@ -184,6 +184,7 @@ def report(
     """Render what earlier commands measured; several evaluations are also set side by side."""
     from imu_cli.commands import report as reporting
     from imu_cli.records import json_files
+    from imu_cli.views import words
 
     if schema:
         streams.to_stdout(json.dumps(json_files.schema(), indent=1, ensure_ascii=False) + "\n")
@@ -194,7 +195,8 @@ def report(
     names = [path.name.removesuffix(".json") for path in records]
     pages = reporting.write(results, names, {"markdown": to_markdown, "html": to_html})
     if not pages:
-        _print_results(results, names, form)
+        here = [words.from_here(item, path.parent) for item, path in zip(results, records, strict=True)]
+        _print_results(here if form == "table" else results, names, form)
     for file in pages:
         if file != reporting.STDOUT:
             tell(f"wrote {file}")
@@ -272,11 +274,14 @@ def inspect(
     else:
         from imu_cli.commands import inspect as inspecting
 
-        result = inspecting.run(model, config)
+        result = inspecting.run(model, config, origins)
     if form == "table":
         console.show(terminal.inspection(result, show))
     else:
         streams.to_stdout(machine.as_json([result]) if form == "json" else machine.inspection_csv(result))
+    raise typer.Exit(
+        RefusedError.exit_code if any(item.problem and item.flag is None for item in result.findings) else 0
+    )
 
 
 @app.command()

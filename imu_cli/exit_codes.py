@@ -1,11 +1,13 @@
 """The one place where errors and signals become a message on stderr and an exit code."""
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 
 from imu_cli import signals
 from imu_cli.errors import ImuError, StoppedError
 from imu_cli.files import streams
+from imu_cli.files.reading import cut
 from imu_cli.files.streams import tell
 
 
@@ -52,4 +54,7 @@ def _refused(error: BaseException) -> str | None:
     if not isinstance(error, OSError):
         return None
     said = error.strerror or str(error) or type(error).__name__
-    return f"{error.filename or 'a stream or file'}: {said}; check its path, its folder and the room on its disk"
+    remedy = "check its path, its folder and the room on its disk"
+    if error.errno == errno.ENAMETOOLONG:
+        remedy = "no file can be called that; give another name"
+    return f"{cut(str(error.filename or 'a stream or file'))}: {said}; {remedy}"

@@ -188,6 +188,8 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     _stdin_again(config, found)
     effective = opening.with_features(config)
     opened = opening.open_all(model, effective, events, known)
+    if merged.get("head") == "record":
+        opened = replace(opened, head=replace(opened.head, source=destination.beside(model, "record").name))
     if found is not None and opened.forget.sha256 != found.forget.sha256:
         opened.note("the forget set is not the one that the record was made with (names, labels or contents differ)")
     parts = _parts(opened, config.by)
@@ -197,7 +199,7 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     if config.attack is not None:
         _require_shadows(config, found, head_only)
     evidence = replace(_gather(other_models.Models(opened, original, again, effective), config, found), parts=parts)
-    _warn_if_at_chance(opened, evidence)
+    guessing = _warn_if_at_chance(opened, evidence)
     if config.attack is not None and found is not None and original is not None:
         unlearning = _unlearning(opened, evidence, found, destination.beside(model, "record").parent)
         shadow = shadow_heads.run(evidence, opened.matrix(), original.matrix(), unlearning, config.shadows, opened.log)
@@ -206,6 +208,8 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     _tell_edge(opened, evidence, measured)
     verdicts = gates.judge_all(wanted, {item.name: item for item in measured}, config.require_on == "value")
     for verdict in verdicts:
+        if guessing and verdict.verdict == "pass":
+            verdict.verdict, verdict.reason = "inconclusive", f"no evidence: {guessing}"
         if verdict.warning:
             opened.note(f"{verdict.text}: {verdict.warning}")
     folder = output.parent
@@ -256,15 +260,24 @@ def _tell_edge(opened: Session, e: Evidence, measured: list[Metric]) -> None:
         metric.note = "; ".join(part for part in (metric.note, told) if part)
 
 
-def _warn_if_at_chance(opened: Session, e: Evidence) -> None:
-    """Say so where the model, before unlearning if that is known, does no better than chance on kept classes."""
+def _warn_if_at_chance(opened: Session, e: Evidence) -> str:
+    """Say so where the model, before unlearning if that is known, does no better than chance on kept classes, or on D_f.
+
+    Returns what it guesses on, in words, or nothing: no requirement is met by such a model.
+    """
+    found = []
+    if e.forget.before is not None and e.kind != "mislabelled":
+        right = metrics.predictions(e.forget.before) == e.forget.labels
+        found += ["the forget set"] if warn_if_at_chance(opened.log, right, opened.head.classes) else []
     for name, split in (("--test", e.test), ("--retain", e.retain)):
         if split is None:
             continue
         logits = reference(split)
         kept = ~forgotten_rows(e, split.labels)
         right = (metrics.predictions(logits) == split.labels)[kept]
-        warn_if_at_chance(opened.log, right, opened.head.classes, f"samples of kept classes in {name}")
+        what = f"samples of kept classes in {name}"
+        found += [what] if warn_if_at_chance(opened.log, right, opened.head.classes, what) else []
+    return f"the model is no better than guessing on {' and '.join(found)}, even before" if found else ""
 
 
 def _require_shadows(config: EvaluateConfig, found: Record | None, head_only: bool | None) -> None:

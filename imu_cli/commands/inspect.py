@@ -1,7 +1,7 @@
 """``imu inspect``: what the headers say, then what imu learns of the model by building and running it, without any data."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -11,6 +11,7 @@ from imu_cli.commands import opening
 from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.features import engine
+from imu_cli.flags import CONFIG_FILE
 from imu_cli.models import architecture, kinds, layout, sidecar
 from imu_cli.models.checkpoint import Checkpoint
 from imu_cli.models.head import Head
@@ -32,7 +33,7 @@ What = Literal["architecture", "preprocessing", "head", "classes"]
 Found = TypeVar("Found")
 
 
-def run(model: Path, config: ModelConfig) -> Inspection:
+def run(model: Path, config: ModelConfig, origins: Mapping[str, str]) -> Inspection:
     """Everything that ``unlearn`` would learn of a model before it sees an image, and what it would ask for.
 
     What cannot be learnt is a finding with its reason, not an error; a file that cannot be read is an error.
@@ -75,7 +76,7 @@ def run(model: Path, config: ModelConfig) -> Inspection:
                     found, "classes", "--classes", lambda: opening.names_of_classes(config, said, None, head.classes)
                 ),
             )
-    made.next = _next(model, config, found)
+    made.next = _next(model, config, origins, found)
     return made
 
 
@@ -162,19 +163,22 @@ PLACEHOLDERS = {"--arch": "ARCH", "--arch-arg": "KEY=VALUE", "--preprocess": "PR
 """What stands in the line to copy for a flag that is missing and not optional."""
 
 
-def _next(model: Path, config: ModelConfig, found: Sequence[Finding]) -> str | None:
+def _next(model: Path, config: ModelConfig, origins: Mapping[str, str], found: Sequence[Finding]) -> str | None:
     """The line to copy, with the flags that were given and those that are missing; None for a model that is refused."""
     if any(item.problem and item.flag is None for item in found):
         return None
     wrong = {item.flag for item in found if item.problem}
     words = ["imu", "unlearn", str(model), "--forget", "forget.csv"]
+    words += ["--config", origins[CONFIG_FILE]] if CONFIG_FILE in origins else []
     for flag, value in (("--arch", config.arch), ("--preprocess", config.preprocess), ("--head", config.head),
                         ("--classes", config.classes)):  # fmt: skip
-        words += [flag, value] if isinstance(value, str) and flag not in wrong else []
-    for pair in config.arch_arg:
+        told = flag in wrong or origins.get(flag.removeprefix("--")) == "file"  # which says it again by itself
+        words += [flag, value] if isinstance(value, str) and not told else []
+    for pair in config.arch_arg if origins.get("arch_arg") != "file" else []:
         words += ["--arch-arg", pair]
-    words += ["--strip-prefix", config.strip_prefix] if config.strip_prefix is not None else []
-    for name in config.leave_out:
+    if config.strip_prefix is not None and origins.get("strip_prefix") != "file":
+        words += ["--strip-prefix", config.strip_prefix]
+    for name in config.leave_out if origins.get("leave_out") != "file" else []:
         words += ["--leave-out", name]
     words += ["--output", "unlearned"] if kinds.in_cache(model.absolute()) else []
     for flag in [flag for flag in PLACEHOLDERS if flag in wrong]:

@@ -217,8 +217,10 @@ def _said_remains(e: Evidence, by_name: dict[str, Metric], head_only: bool | Non
     text = "Only the head changed: the features still hold everything they held before"
     recovery, probe = by_name.get("recovery.k5"), by_name.get("probe.accuracy")
     if e.kind == "class" and recovery is not None and recovery.value is not None:
-        held = ", the class with it" if recovery.value > 0.5 else ""
-        text += f"{held}; 5 forget samples per class suffice to recognise {recovery.value:.1%} of the others again"
+        enough = recovery.value > 0.5
+        does = "suffice to recognise" if enough else "do not suffice to bring it back: they recognise"
+        text += f"{', the class with it' if enough else ''}; 5 forget samples per class {does} {recovery.value:.1%} of the others again"
         if probe is not None and probe.value is not None:
-            text += f", and a fresh linear classifier recognises {probe.value:.1%} of unseen samples of the class"
+            joined = "and" if enough or probe.value <= 0.5 else "but"
+            text += f", {joined} a fresh linear classifier recognises {probe.value:.1%} of unseen samples of the class"
     return text + "."

@@ -14,6 +14,9 @@ from imu_cli.files.reading import MAX_NAMES, content, cut
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.packing import as_array, numbers
 
+SHOWN = 12
+"""Classes that a message lists."""
+
 
 @dataclass(frozen=True)
 class ClassNames:
@@ -46,7 +49,15 @@ class ClassNames:
             return self._in_range(int(text))
         if self.names is None:
             raise ImuError(f"label '{cut(text)}': the model's class names are not known; give ids, or --classes FILE")
-        raise ImuError(f"label '{cut(text)}' is not a class of {self.whose}{nearest(text, self.names)}")
+        raise ImuError(
+            f"label '{cut(text)}' is not a class of {self.whose}{nearest(text, self.names) or self._listed()}"
+        )
+
+    def _listed(self) -> str:
+        """`` (its classes are ant, bee, …)``, a few of them."""
+        names = [cut(name) for name in (self.names or ())[:SHOWN]]
+        more = "" if self.num_classes <= SHOWN else f", and {self.num_classes - SHOWN} more"
+        return f"; its classes are {', '.join(names)}{more}"
 
     def _in_range(self, number: int) -> int:
         if 0 <= number < self.num_classes:

@@ -15,12 +15,12 @@ from imu_cli.unlearning.procedure import Job
 from imu_cli.unlearning.targets import HeldOut, Look
 
 
-def warn_if_at_chance(log: Log, right: Tensor, classes: int, what: str = "the forget set") -> None:
-    """Say so where the model does no better than chance on a set; ``right`` (n,) says which samples it gets right."""
-    if len(right):
-        told = chance.warning(int(right.sum()), len(right), classes, what)
-        if told is not None:
-            log.note(told)
+def warn_if_at_chance(log: Log, right: Tensor, classes: int, what: str = "the forget set") -> bool:
+    """Say so where the model does no better than chance on a set; ``right`` (n,) says which samples it gets right. Whether it was said."""
+    told = chance.warning(int(right.sum()), len(right), classes, what) if len(right) else None
+    if told is not None:
+        log.note(told)
+    return told is not None
 
 
 def tell_start(job: Job, *, proven_classes: bool) -> None:

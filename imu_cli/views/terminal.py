@@ -238,7 +238,7 @@ def inspection(result: Inspection, show: int) -> RenderableType:
         table.add_row(*(Text(cell) for cell in cells))
     which = "The head and the first" if result.head else "The first"
     title = f"{which} of its tensors, {min(show, len(result.tensors))} of {len(result.tensors)} tensors (--format csv lists all)"
-    learnt = [(item.what, f"{item.value} (from {item.source})" if item.value else f"NOT KNOWN: {item.problem}")
+    learnt = [(item.what, f"{item.value} (from {item.source})" if item.value else f"{'NOT KNOWN' if item.flag else 'REFUSED'}: {item.problem}")
               for item in result.findings]  # fmt: skip
     return _blocks(
         _pairs(result.model, facts),

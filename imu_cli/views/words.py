@@ -2,18 +2,20 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
-from imu_cli.files import streams
+from imu_cli.files import paths, streams
 from imu_cli.files.reading import cut
 from imu_cli.records.evaluation import Evaluation, Metric
 from imu_cli.records.influence import Influence
 from imu_cli.records.json_files import as_shown
 from imu_cli.records.metric_definitions import NUMBERS
-from imu_cli.records.parts import WHAT, Decade, ForgetInfo, Interval, Model
+from imu_cli.records.parts import WHAT, Decade, FileHash, ForgetInfo, Interval, Model
 from imu_cli.records.record import Record
 
 Result = TypeVar("Result", bound=Model)
+Measured = TypeVar("Measured", bound=Record | Evaluation)
 
 REASONS = {
     "target": "the target was met",
@@ -221,8 +223,8 @@ def given_to_run(result: Record) -> list[tuple[str, str]]:
 def given(result: Evaluation) -> list[tuple[str, str]]:
     """What the evaluation was made with, and what was not given to it."""
     files = {"original": result.original, "record": result.record, "retrained": result.retrained}
-    paths = {name: None if file is None else file.path for name, file in files.items()}
-    return _given(result.forget, result.given | paths)
+    places = {name: None if file is None else file.path for name, file in files.items()}
+    return _given(result.forget, result.given | places)
 
 
 def evaluation_facts(result: Evaluation) -> list[tuple[str, str]]:
@@ -235,6 +237,28 @@ def evaluation_facts(result: Evaluation) -> list[tuple[str, str]]:
         ("preprocessing", preprocessing(result)),
         *features(result),
     ]
+
+
+def from_here(result: Measured, folder: Path) -> Measured:
+    """The same result with its paths, which are relative to the ``folder`` of its file, as one who stands here would type them."""
+
+    def file(found: FileHash | None) -> FileHash | None:
+        return found and found.model_copy(update={"path": paths.placed(found.path, "file", folder)})
+
+    forget = {
+        "given": paths.placed(result.forget.given, "forget", folder),
+        "data": paths.placed(result.forget.data, "data", folder),
+    }
+    moved: dict[str, Any] = {"forget": result.forget.model_copy(update=forget)}
+    if isinstance(result, Evaluation):
+        moved |= {name: file(getattr(result, name)) for name in ("model", "original", "retrained", "record")}
+        moved["given"] = {name: paths.placed(value, "data", folder) for name, value in result.given.items()}
+    else:
+        moved |= {name: file(getattr(result, name)) for name in ("before", "after")}
+        if result.held_out is not None:
+            held = {"given": paths.placed(result.held_out.given, "data", folder)}
+            moved["held_out"] = result.held_out.model_copy(update=held)
+    return result.model_copy(update=moved)
 
 
 def printable(result: Result) -> Result:

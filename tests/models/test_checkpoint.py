@@ -120,7 +120,7 @@ def umask() -> Iterator[Callable[[int], int]]:
 def test_new_files_get_the_mode_the_umask_asks_for(tmp_path: Path, mask: int, umask: Callable[[int], int]) -> None:
     """A file is as readable as any other that the user makes, whatever mode a temporary file has; the umask stays."""
     umask(mask)
-    with together(tmp_path / "a") as (temporary,):
+    with together(tmp_path / "a", replaced=lambda _: None) as (temporary,):
         temporary.write_text("x")
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~mask
     assert umask(mask) == mask
@@ -186,7 +186,7 @@ def contents(folder: Path) -> dict[str, str | None]:
 
 def write_both(folder: Path, error: BaseException | None = None) -> None:
     """New contents for ``a`` and ``b``, or an exception once they are written."""
-    with together(folder / "a", folder / "b") as (a, b):
+    with together(folder / "a", folder / "b", replaced=lambda _: None) as (a, b):
         a.write_text("new a")
         b.write_text("new b")
         if error is not None:
@@ -196,7 +196,7 @@ def write_both(folder: Path, error: BaseException | None = None) -> None:
 def test_together_replaces_all(tmp_path: Path) -> None:
     """At the end every output holds what was written to its temporary file, and nothing else is left in the folder."""
     (tmp_path / "a").write_text("old")
-    with together(tmp_path / "a", tmp_path / "b") as (a, b):
+    with together(tmp_path / "a", tmp_path / "b", replaced=lambda _: None) as (a, b):
         a.write_text("new a")
         b.write_text("new b")
         assert (tmp_path / "a").read_text() == "old"
@@ -233,7 +233,7 @@ def test_a_link_in_the_outputs_place_is_replaced_and_not_followed(tmp_path: Path
     with pytest.raises(ImuError, match="nothing was written"):
         write_both(tmp_path)
     assert (tmp_path / "a").is_symlink()
-    with together(tmp_path / "a") as (a,):
+    with together(tmp_path / "a", replaced=lambda _: None) as (a,):
         a.write_text("new")
     assert contents(tmp_path) == {"real": "mine", "a": "new", "b": None}
     assert not (tmp_path / "a").is_symlink()

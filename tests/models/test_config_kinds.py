@@ -76,9 +76,9 @@ def test_heads_that_are_no_softmax_are_called_what_they_are(
     for command in ("unlearn", "influence"):
         assert main([command, str(tmp_path / "net"), "--data", str(data), "--forget", "class=cat"]) == 4
         assert said in capsys.readouterr().err
-    assert main(["inspect", str(tmp_path / "net")]) == 0
+    assert main(["inspect", str(tmp_path / "net")]) == 4
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"NOT KNOWN: {tmp_path / 'net' / 'config.json'}: problem_type is {kind}: {said}" in shown
+    assert f"REFUSED: {tmp_path / 'net' / 'config.json'}: problem_type is {kind}: {said}" in shown
     assert "next:" not in shown
     assert not (tmp_path / "net.unlearned").exists()
 
