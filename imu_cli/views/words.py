@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from imu_cli.files import paths, streams
 from imu_cli.files.reading import cut
@@ -258,7 +258,7 @@ def from_here(result: Measured, folder: Path) -> Measured:
         if result.held_out is not None:
             held = {"given": paths.placed(result.held_out.given, "data", folder)}
             moved["held_out"] = result.held_out.model_copy(update=held)
-    return result.model_copy(update=moved)
+    return cast(Measured, result.model_copy(update=moved))
 
 
 def printable(result: Result) -> Result:
