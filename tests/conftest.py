@@ -27,7 +27,7 @@ def _own_cache(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """Tests never touch the user's cache or options; ``--device`` is theirs."""
-    for name in [name for name in os.environ if name.startswith("IMU_")]:
+    for name in [name for name in os.environ if name.startswith("IMU_") or name in ("COLUMNS", "LINES")]:
         monkeypatch.delenv(name)
     device = request.config.getoption("--device")
     if device is not None:

@@ -27,10 +27,10 @@ def net(job: Path) -> Path:
     return job / "model.safetensors"
 
 
-def inspected(*arguments: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+def inspected(*arguments: str, capsys: pytest.CaptureFixture[str], code: int = 0) -> dict[str, Any]:
     """What ``imu inspect --format json`` prints."""
     capsys.readouterr()
-    assert main(["inspect", *arguments, "--format", "json"]) == 0
+    assert main(["inspect", *arguments, "--format", "json"]) == code
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
 
@@ -144,7 +144,7 @@ def test_a_model_that_is_refused_has_no_next_line(tmp_path: Path, capsys: pytest
     values = models.get_model("squeezenet1_1", weights=None, num_classes=3).state_dict()
     save_file(values, tmp_path / "m.safetensors")
     given = ["--arch", "torchvision:squeezenet1_1", "--preprocess", "imagenet"]
-    found = inspected(str(tmp_path / "m.safetensors"), *given, capsys=capsys)
+    found = inspected(str(tmp_path / "m.safetensors"), *given, capsys=capsys, code=4)
     assert by_what(found)["head"]["problem"]
     assert by_what(found)["head"]["flag"] is None
     assert found["next"] is None

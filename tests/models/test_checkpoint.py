@@ -120,7 +120,7 @@ def umask() -> Iterator[Callable[[int], int]]:
 def test_new_files_get_the_mode_the_umask_asks_for(tmp_path: Path, mask: int, umask: Callable[[int], int]) -> None:
     """A file is as readable as any other that the user makes, whatever mode a temporary file has; the umask stays."""
     umask(mask)
-    with together(tmp_path / "a", replaced=lambda _: None) as (temporary,):
+    with together(tmp_path / "a", replaced=partial(refuse_output, source=None, force=True)) as (temporary,):
         temporary.write_text("x")
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~mask
     assert umask(mask) == mask
@@ -186,7 +186,7 @@ def contents(folder: Path) -> dict[str, str | None]:
 
 def write_both(folder: Path, error: BaseException | None = None) -> None:
     """New contents for ``a`` and ``b``, or an exception once they are written."""
-    with together(folder / "a", folder / "b", replaced=lambda _: None) as (a, b):
+    with together(folder / "a", folder / "b", replaced=partial(refuse_output, source=None, force=True)) as (a, b):
         a.write_text("new a")
         b.write_text("new b")
         if error is not None:
@@ -196,7 +196,7 @@ def write_both(folder: Path, error: BaseException | None = None) -> None:
 def test_together_replaces_all(tmp_path: Path) -> None:
     """At the end every output holds what was written to its temporary file, and nothing else is left in the folder."""
     (tmp_path / "a").write_text("old")
-    with together(tmp_path / "a", tmp_path / "b", replaced=lambda _: None) as (a, b):
+    with together(tmp_path / "a", tmp_path / "b", replaced=partial(refuse_output, source=None, force=True)) as (a, b):
         a.write_text("new a")
         b.write_text("new b")
         assert (tmp_path / "a").read_text() == "old"
@@ -219,7 +219,7 @@ def test_an_output_that_cannot_be_replaced_undoes_the_others(tmp_path: Path, bef
         (tmp_path / name).write_text(text)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "x").write_text("in the way")
-    with pytest.raises(ImuError, match="nothing was written"):
+    with pytest.raises(ImuError, match="b: a folder"):
         write_both(tmp_path)
     assert contents(tmp_path) == {**before, "b": None}
     assert contents(tmp_path / "b") == {"x": "in the way"}
@@ -230,10 +230,10 @@ def test_a_link_in_the_outputs_place_is_replaced_and_not_followed(tmp_path: Path
     (tmp_path / "real").write_text("mine")
     (tmp_path / "a").symlink_to("real")
     (tmp_path / "b").mkdir()
-    with pytest.raises(ImuError, match="nothing was written"):
+    with pytest.raises(ImuError, match="b: a folder"):
         write_both(tmp_path)
     assert (tmp_path / "a").is_symlink()
-    with together(tmp_path / "a", replaced=lambda _: None) as (a,):
+    with together(tmp_path / "a", replaced=partial(refuse_output, source=None, force=True)) as (a,):
         a.write_text("new")
     assert contents(tmp_path) == {"real": "mine", "a": "new", "b": None}
     assert not (tmp_path / "a").is_symlink()

@@ -78,7 +78,10 @@ def test_heads_that_are_no_softmax_are_called_what_they_are(
         assert said in capsys.readouterr().err
     assert main(["inspect", str(tmp_path / "net")]) == 4
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"REFUSED: {tmp_path / 'net' / 'config.json'}: problem_type is {kind}: {said}" in shown
+    assert "REFUSED: " in shown
+    assert f"problem_type is {kind}: {said}".replace(" ", "") in shown.replace(
+        " ", ""
+    )  # a long path is broken anywhere
     assert "next:" not in shown
     assert not (tmp_path / "net.unlearned").exists()
 
@@ -106,7 +109,7 @@ def test_one_output_is_called_one_output(tmp_path: Path, data: Path, capsys: pyt
     for folder in ("net", "timm", "said"):
         assert main(["unlearn", str(tmp_path / folder), "--data", str(data), "--forget", "class=cat"]) == 4
         assert "has one output, a regression or a yes-or-no head" in capsys.readouterr().err
-        assert main(["inspect", str(tmp_path / folder)]) == 0
+        assert main(["inspect", str(tmp_path / folder)]) == 4
         assert "has one output" in " ".join(capsys.readouterr().out.split())
 
 

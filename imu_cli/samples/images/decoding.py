@@ -134,17 +134,16 @@ def from_processes(tasks: Tasks, count: int, ahead: int) -> Iterator[Answer]:
 
 def from_threads(tasks: Tasks, count: int, ahead: int) -> Iterator[Answer]:
     """The answers in order, from so many threads, so many of them made ahead."""
-    with ThreadPoolExecutor(count) as pool:
-        numbers = iter(range(len(tasks)))
+    pool, numbers = ThreadPoolExecutor(count), iter(range(len(tasks)))
+    try:
         pending = [pool.submit(tasks.__getitem__, number) for number in itertools.islice(numbers, max(ahead, count))]
-        try:
-            while pending:
-                answer = pending.pop(0).result()
-                pending += [pool.submit(tasks.__getitem__, number) for number in itertools.islice(numbers, 1)]
-                yield answer
-        finally:
-            for task in pending:
-                task.cancel()
+        while pending:
+            answer = pending.pop(0).result()
+            pending += [pool.submit(tasks.__getitem__, number) for number in itertools.islice(numbers, 1)]
+            yield answer
+    finally:
+        # Not waited for: an iteration that was given up may be collected in one of these threads, which cannot join itself.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _whole(answers: Iterable[Answer]) -> Iterator[Piece]:
