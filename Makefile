@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed ## the whole job on a small real model: train, score, unlearn, evaluate, report
 	$(BIN)/imu demo --force demo
 
-test: $(VENV)/.installed ## the tests (about four minutes on two cores)
+test: $(VENV)/.installed ## the tests (about six minutes on two cores)
 	$(BIN)/python -m pytest
 
 test-all: $(VENV)/.installed ## the tests, the slow ones too
