@@ -2,11 +2,13 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from imu_cli.errors import ImuError
 
 if TYPE_CHECKING:
     from harness import Server
@@ -17,9 +19,29 @@ SHARED = ROOT.parent / "shared"
 sys.path[:0] = [str(folder) for folder in (Path(__file__).parent, *Path(__file__).parent.iterdir()) if folder.is_dir()]
 
 
+def refusal(attempt: Callable[[], object]) -> str:
+    """The message of the ImuError that it raises, or nothing where it raises none."""
+    try:
+        attempt()
+    except ImuError as error:
+        return str(error)
+    return ""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Where commands run that do not say it themselves."""
     parser.addoption("--device", choices=["auto", "cpu", "cuda", "mps"], help="IMU_DEVICE of all tests (default: none)")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small networks run faster on one thread, and much faster on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -264,28 +264,15 @@ def test_a_pass_that_fails_leaves_the_settings(all_on: None, images: SampleSet, 
     assert torch.backends.cudnn.allow_tf32
 
 
+UNLEARN = ["unlearn", "model.safetensors", "--config", "imu.yaml", "--forget", "class=3", "--device", "cpu"]
+
+
 def test_tf32_is_refused_where_nothing_computes_in_it(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On a CPU the option ends the run with what to write, before anything is written."""
     refuse_precision("float32", CPU)
     refuse_precision("bfloat16", CPU)
     before = sorted(path.name for path in job.iterdir())
-    assert (
-        main(
-            [
-                "unlearn",
-                "model.safetensors",
-                "--config",
-                "imu.yaml",
-                "--forget",
-                "class=3",
-                "--precision",
-                "tf32",
-                "--device",
-                "cpu",
-            ]
-        )
-        == 2
-    )
+    assert main([*UNLEARN, "--precision", "tf32"]) == 2
     assert "--precision tf32: what NVIDIA's GPUs compute in, and the model runs on cpu" in capsys.readouterr().err
     assert sorted(path.name for path in job.iterdir()) == before
 
@@ -295,24 +282,7 @@ def test_tf32_is_refused_where_nothing_computes_in_it(job: Path, capsys: pytest.
 
 def unlearned(output: str, *options: str) -> tuple[dict[str, Tensor], dict[str, object]]:
     """What ``imu unlearn`` writes of the digits, and its record."""
-    assert (
-        main(
-            [
-                "unlearn",
-                "model.safetensors",
-                "--config",
-                "imu.yaml",
-                "--forget",
-                "class=3",
-                "--device",
-                "cpu",
-                "-o",
-                output,
-                *options,
-            ]
-        )
-        == 0
-    )
+    assert main([*UNLEARN, "-o", output, *options]) == 0
     record = json.loads(Path(output).with_suffix(".record.json").read_text())
     return load_file(output), record
 

@@ -6,7 +6,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,7 @@ FIELDS: dict[str, Any] = {
 SAMPLES = [{"name": "3/é.png", "label": "3", "digest": "d0"}, {"name": "3/b.png", "label": "3", "digest": "d1"}]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """So small networks run faster on one thread, and much faster on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tensors(value: float = 1.0, n: int = 2) -> dict[str, torch.Tensor]:

@@ -14,7 +14,6 @@ from typing import Any
 
 import jsonschema
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,14 +29,7 @@ from imu_cli.records.metric_definitions import DEFINITIONS
 from imu_cli.records.parts import Interval, OptionValue
 from imu_cli.records.record import Record
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """So small networks run faster on one thread, and much faster on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

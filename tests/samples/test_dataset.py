@@ -3,13 +3,13 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import refusal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -36,15 +36,6 @@ def colour(number: int, form: str = "PNG", size: int = 6) -> bytes:
 def pixels(image: Image.Image) -> NDArray[np.uint8]:
     """(height, width) or (height, width, 3)."""
     return np.asarray(image)
-
-
-def refusal(attempt: Callable[[], object]) -> str:
-    """The message of the ImuError that it raises, or nothing where it raises none."""
-    try:
-        attempt()
-    except ImuError as error:
-        return str(error)
-    return ""
 
 
 def folder(root: Path, contents: dict[str, bytes], labels: list[int] | None = None) -> SampleSet:

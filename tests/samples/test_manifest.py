@@ -1,12 +1,12 @@
 import io
 import json
 import os
-from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import refusal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -25,15 +25,6 @@ from imu_cli.samples.selectors import select_rows
 
 PETS = ClassNames(3, ("cat", "dog", "hen"), "the model")
 NAMELESS = ClassNames(3, None, "not known")
-
-
-def refusal(attempt: Callable[[], object]) -> str:
-    """The message of the ImuError that it raises, or nothing where it raises none."""
-    try:
-        attempt()
-    except ImuError as error:
-        return str(error)
-    return ""
 
 
 def pixels(image: Image.Image) -> NDArray[np.uint8]:

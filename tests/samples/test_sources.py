@@ -4,12 +4,12 @@ import os
 import pickle
 import runpy
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import refusal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -22,15 +22,6 @@ from imu_cli.samples.images.folders import open_flat, open_folder
 from imu_cli.samples.sources import Role, open_named
 
 PETS = ("cat", "dog", "hen")
-
-
-def refusal(attempt: Callable[[], object]) -> str:
-    """The message of the ImuError that it raises, or nothing where it raises none."""
-    try:
-        attempt()
-    except ImuError as error:
-        return str(error)
-    return ""
 
 
 def pixels(image: Image.Image) -> NDArray[np.uint8]:
