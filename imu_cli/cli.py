@@ -267,10 +267,11 @@ def inspect(
 ) -> None:
     """Show what is in a model's files, what imu learns from them and where, and which flag is missing; needs no data."""
     from imu_cli.models.headers import header
+    from imu_cli.models.layout import resolve
     from imu_cli.views import machine, terminal
 
     if only_header or form == "csv":
-        result = header(model)
+        result = header(resolve(model))
     else:
         from imu_cli.commands import inspect as inspecting
 

@@ -22,6 +22,7 @@ from imu_cli.linear.objective import Members
 from imu_cli.linear.rows import Logits
 from imu_cli.models import destination, layout
 from imu_cli.models.architecture import Architecture
+from imu_cli.models.checkpoint import open_checkpoint
 from imu_cli.models.sidecar import Said
 from imu_cli.records import json_files
 from imu_cli.records.evaluation import Evaluation, Metric
@@ -181,15 +182,17 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     _refuse_foreign(output)
     report = _junit_file(config, output)
     wanted = _gates(config, report)
-    found = provenance.read_record(model)
-    if found is None and destination.beside(model, "record").is_file():
-        events.note(f"{destination.beside(model, 'record')}: describes another file than {model}; it is not used")
-    config, merged, known = _from_record(config, origins, found, destination.beside(model, "record"))
+    beside = destination.beside(model, "record")
+    checkpoint = open_checkpoint(model) if beside.is_file() else None
+    found = None if checkpoint is None else provenance.read_record(beside, checkpoint.sha256)
+    if found is None and checkpoint is not None:
+        events.note(f"{beside}: describes another file than {model}; it is not used")
+    config, merged, known = _from_record(config, origins, found, beside)
     _stdin_again(config, found)
     effective = opening.with_features(config)
-    opened = opening.open_all(model, effective, events, known)
+    opened = opening.open_all(model, effective, events, known, checkpoint)
     if merged.get("head") == "record":
-        opened = replace(opened, head=replace(opened.head, source=destination.beside(model, "record").name))
+        opened = replace(opened, head=replace(opened.head, source=beside.name))
     if found is not None and opened.forget.sha256 != found.forget.sha256:
         opened.note("the forget set is not the one that the record was made with (names, labels or contents differ)")
     parts = _parts(opened, config.by)
@@ -201,7 +204,7 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     evidence = replace(_gather(other_models.Models(opened, original, again, effective), config, found), parts=parts)
     guessing = _warn_if_at_chance(opened, evidence)
     if config.attack is not None and found is not None and original is not None:
-        unlearning = _unlearning(opened, evidence, found, destination.beside(model, "record").parent)
+        unlearning = _unlearning(opened, evidence, found, beside.parent)
         shadow = shadow_heads.run(evidence, opened.matrix(), original.matrix(), unlearning, config.shadows, opened.log)
         evidence = replace(evidence, shadow=shadow)
     measured = assembly.measure(evidence)
@@ -217,7 +220,7 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         model=provenance.model_hash_of(opened.checkpoint, folder),
         original=None if original is None else provenance.model_hash_of(original.opened.checkpoint, folder),
         retrained=None if again is None else provenance.model_hash_of(again.opened.checkpoint, folder),
-        record=None if found is None else provenance.file_hash_of(destination.beside(model, "record"), folder),
+        record=None if found is None else provenance.file_hash_of(beside, folder),
         changed=None if original is None else original.changed,
         head_only=head_only,
         summary=summary.of(evidence, measured, head_only, unchanged=original is not None and not original.changed),
@@ -345,14 +348,13 @@ def _gather(models: other_models.Models, config: EvaluateConfig, found: Record |
     retain_images = held_out.retained(opened, config.retain) if config.retain else None
     forget = models.split(opened.forget.samples, "forget")
     plan = scenario.plan(kind, "", forget.labels, opened.head.classes, "auto")
-    true = opened.forget.true_labels
     return Evidence(
         kind=kind,
         forgotten=plan.forgotten,
         forget=forget,
         test=models.split(test_images, "test") if test_images is not None else None,
         retain=models.split(retain_images, "retain") if retain_images is not None else None,
-        true_labels=None if true is None else torch.tensor(list(true), dtype=torch.int64, device=forget.labels.device),
+        true_labels=opened.true_labels(),
         drift=other_models.drift(forget, original),
         head=models.head(opened.matrix()),
         seed=config.seed,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ class Plan:
     said: Mapping[str, Any]
     blocks: tuple[range, ...]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """SHA-256 of all that."""
         return hashlib.sha256(json.dumps(self.said, sort_keys=True).encode()).hexdigest()
@@ -125,13 +125,15 @@ def _plan(opened: Session) -> Plan:
     return Plan(json.loads(json.dumps(said)), tuple(range(start, min(start + rows, n)) for start in range(0, n, rows)))
 
 
-def _is_whole(path: Path, plan: Plan, rows: range) -> bool:
+def _error_of(path: Path, plan: Plan, rows: range) -> float | None:
+    """The replay error of a block's rows; None where it is not there, not whole, or of another plan."""
     try:
         with safetensors.safe_open(str(path), framework="np") as file:
-            there = (file.metadata() or {}).get("plan") == plan.key
-            return there and file.get_slice("features").get_shape()[0] == len(rows)
+            said = file.metadata() or {}
+            whole = said.get("plan") == plan.key and file.get_slice("features").get_shape()[0] == len(rows)
+            return float(said["replay_error"]) if whole else None
     except (OSError, safetensors.SafetensorError):
-        return False
+        return None
 
 
 # --- the work
@@ -140,7 +142,7 @@ def _is_whole(path: Path, plan: Plan, rows: range) -> bool:
 def _compute(opened: Session, plan: Plan, folder: Path, ranks: Ranks) -> None:
     """The blocks of this process that are not there yet, one after the other."""
     mine = [number for number in range(len(plan.blocks)) if number % ranks.count == ranks.rank]
-    missing = [number for number in mine if not _is_whole(plan.path(folder, number), plan, plan.blocks[number])]
+    missing = [number for number in mine if _error_of(plan.path(folder, number), plan, plan.blocks[number]) is None]
     if len(missing) < len(mine):
         opened.note(f"{folder}: {len(mine) - len(missing)} of {len(mine)} blocks are there from an earlier run")
     wanted = [row for number in missing for row in plan.blocks[number]]
@@ -163,11 +165,9 @@ def _write_block(plan: Plan, folder: Path, number: int, made: list[Seen]) -> Non
     worst = max(seen.head.replay_error for seen in made)
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
-        save_file(tensors, part, {"plan": plan.key, "replay_error": repr(worst)})
-        part.replace(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        said = error.strerror if isinstance(error, OSError) else error
-        raise ImuError(f"{folder}: cannot write ({said}); what is there is kept, run again to go on") from error
+        with writing.said_as(lambda why: f"{folder}: cannot write ({why}); what is there is kept, run again to go on"):
+            save_file(tensors, part, {"plan": plan.key, "replay_error": repr(worst)})
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -175,15 +175,14 @@ def _write_block(plan: Plan, folder: Path, number: int, made: list[Seen]) -> Non
 def _join(opened: Session, plan: Plan, folder: Path, output: Path, config: FeaturesConfig) -> float:
     """The file, from all blocks in order; returns the largest replay error."""
     paths = [plan.path(folder, number) for number in range(len(plan.blocks))]
-    lacking = [path.name for path, rows in zip(paths, plan.blocks, strict=True) if not _is_whole(path, plan, rows)]
+    errors = [_error_of(path, plan, rows) for path, rows in zip(paths, plan.blocks, strict=True)]
+    lacking = [path.name for path, error in zip(paths, errors, strict=True) if error is None]
     if lacking:
         raise ImuError(f"{folder}: {len(lacking)} blocks are missing or torn ({lacking[0]}); run again to go on")
-    worst, samples = 0.0, opened.forget.samples
-    for path in paths:
-        with safetensors.safe_open(str(path), framework="np") as file:
-            worst = max(worst, float(file.metadata()["replay_error"]))
+    worst, samples = max([0.0, *(error for error in errors if error is not None)]), opened.forget.samples
     columns = vectors.columns_of(samples, opened.forget.weights, opened.forget.true_labels)
-    columns["logits"] = load_file(paths[0])["logits"].numpy()
+    with safetensors.safe_open(str(paths[0]), framework="np") as file:
+        columns["logits"] = file.get_tensor("logits")
     said = {
         **plan.said,
         "head_sha256": origin.head_hash(opened.head),

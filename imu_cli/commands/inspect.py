@@ -42,7 +42,8 @@ def run(model: Path, config: ModelConfig, origins: Mapping[str, str]) -> Inspect
         RefusedError: a pickle.
         ImuError: missing, truncated, or not safetensors.
     """
-    made = header(model)
+    files = layout.resolve(model)
+    made = header(files)
     found = made.findings
     loaded = _tried(found, "architecture", "--arch", lambda: opening.load_model(model, config))
     if loaded is not None:
@@ -53,7 +54,7 @@ def run(model: Path, config: ModelConfig, origins: Mapping[str, str]) -> Inspect
         made.notes += loaded[1].notes
         if loaded[1].prefix:
             made.notes.append(f"all names start with {loaded[1].prefix!r}, which is read over and kept on writing")
-    said = _said(model)
+    said = _said(files)
     steps = _tried(
         found,
         "preprocessing",
@@ -80,11 +81,10 @@ def run(model: Path, config: ModelConfig, origins: Mapping[str, str]) -> Inspect
     return made
 
 
-def _said(model: Path) -> list[sidecar.Said]:
+def _said(files: layout.Layout) -> list[sidecar.Said]:
     """What the model's files say; nothing where they cannot be believed, which the architecture's finding then tells."""
-    found = layout.resolve(model)
     try:
-        return sidecar.read(model, found.metadata, found.folder)
+        return sidecar.read(files.model, files.metadata, files.folder)
     except ImuError:
         return []
 

@@ -35,9 +35,11 @@ EVERYTHING = ["index=:"]
 """The selector of every row of a data set."""
 
 
-def load_model(path: Path, config: ModelConfig, known: Said | None = None) -> tuple[Checkpoint, Loaded]:
-    """The checkpoint and the model it fits into, loaded strictly; ``known`` is what a record says of it."""
-    checkpoint = open_checkpoint(path)
+def load_model(
+    path: Path, config: ModelConfig, known: Said | None = None, checkpoint: Checkpoint | None = None
+) -> tuple[Checkpoint, Loaded]:
+    """The checkpoint, opened unless it is already, and the model it fits into, loaded strictly; ``known`` is a record's word."""
+    checkpoint = checkpoint or open_checkpoint(path)
     return checkpoint, architecture.load(
         checkpoint, config.arch, config.arch_arg, known, strip_prefix=config.strip_prefix, leave_out=config.leave_out
     )
@@ -64,7 +66,9 @@ def run_of(config: ForgetConfig) -> Run:
     return Run(config.batch_size, config.precision, most, config.seed)
 
 
-def open_all(path: Path, config: ForgetConfig, events: Events, known: Said | None = None) -> Session:
+def open_all(
+    path: Path, config: ForgetConfig, events: Events, known: Said | None = None, checkpoint: Checkpoint | None = None
+) -> Session:
     """Open and validate everything that the commands share; nothing is written.
 
     Args:
@@ -72,6 +76,7 @@ def open_all(path: Path, config: ForgetConfig, events: Events, known: Said | Non
         config: options, as ``with_features`` leaves them.
         events: hears what goes on.
         known: what a record that describes this very model says of it, believed before the model's files.
+        checkpoint: the model, where it is open already.
 
     Raises:
         ImuError: whatever is wrong with model, options or data, as early as it can be known.
@@ -84,7 +89,7 @@ def open_all(path: Path, config: ForgetConfig, events: Events, known: Said | Non
     run = run_of(config)
     on_features = config.data is not None and vectors.is_features(config.data)
     with log.timed("loading"):
-        opened = (_open_on_features if on_features else _open_on_images)(path, config, known, run, log)
+        opened = (_open_on_features if on_features else _open_on_images)(path, checkpoint, config, known, run, log)
     data = opened.data
     loaded = opened.network.loaded.notes if opened.network else ()
     for warning in (*opened.checkpoint.layout.notes, *loaded, *(data.notes if data else ()), *opened.forget.notes):
@@ -107,8 +112,10 @@ def _read_data(config: ForgetConfig) -> _Given:
     return _Given(data, stdin, peek(config.forget, data, engine_module.TRIED, stdin))
 
 
-def _open_on_images(path: Path, config: ForgetConfig, known: Said | None, run: Run, log: Log) -> Session:
-    checkpoint, loaded = load_model(path, config, known)
+def _open_on_images(
+    path: Path, checkpoint: Checkpoint | None, config: ForgetConfig, known: Said | None, run: Run, log: Log
+) -> Session:
+    checkpoint, loaded = load_model(path, config, known, checkpoint)
     said = [*([] if known is None else [known]), *loaded.said]
     others = [(item.steps, item.source) for item in said]
     steps, steps_source = preprocessing.find(config.preprocess, others, run.max_memory)
@@ -127,9 +134,11 @@ def _open_on_images(path: Path, config: ForgetConfig, known: Said | None, run: R
     return Session(run, checkpoint, network, None, device, head, outside, classes, forget, given.data, log)
 
 
-def _open_on_features(path: Path, config: ForgetConfig, known: Said | None, run: Run, log: Log) -> Session:
+def _open_on_features(
+    path: Path, checkpoint: Checkpoint | None, config: ForgetConfig, known: Said | None, run: Run, log: Log
+) -> Session:
     """The head alone, from the file: the backbone has run elsewhere, and its architecture need not be known."""
-    checkpoint, given = open_checkpoint(path), _read_data(config)
+    checkpoint, given = checkpoint or open_checkpoint(path), _read_data(config)
     store = given.few.store
     if not isinstance(store, Vectors):
         raise ImuError(

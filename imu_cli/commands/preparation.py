@@ -5,8 +5,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from imu_cli import flags
 from imu_cli.commands import held_out, reuse
 from imu_cli.config.commands import UnlearnConfig
@@ -16,8 +14,7 @@ from imu_cli.influence.closed_form import Damping
 from imu_cli.influence.scores import Scored
 from imu_cli.linear import objective
 from imu_cli.linear.rows import Rows, predicted
-from imu_cli.models.head import PRECISIONS
-from imu_cli.models.replay import replay_tolerance
+from imu_cli.models.replay import tolerance_in
 from imu_cli.records.parts import HeldOutInfo
 from imu_cli.records.record import Record
 from imu_cli.unlearning import messages, methods, scenario, targets
@@ -108,19 +105,17 @@ def boundary(opened: Session, h: Rows) -> float:
     Two logits may each be off by the replay tolerance times the largest logit: so much are folding, batch size, device and
     precision allowed to do. What less than float32 does to features is said as the scores' error, and not counted in full.
     """
-    computed_in = PRECISIONS.get(opened.precision, torch.float32)
-    tolerance = min(replay_tolerance(computed_in, opened.precision), COARSEST)
+    tolerance = min(tolerance_in(opened.precision), COARSEST)
     return 2 * tolerance * objective.largest_logit(h, opened.matrix())
 
 
 def _forgetting(opened: Session, config: UnlearnConfig, h: Rows) -> Forgetting:
-    labels, true = opened.labels(), opened.forget.true_labels
-    true_labels = None if true is None else torch.tensor(list(true), dtype=torch.int64, device=labels.device)
+    labels = opened.labels()
 
     def scores() -> Scored:
         return reuse.cached_scores(opened, config) or reuse.compute_scores(opened, config, h)
 
-    return Forgetting(h, labels, true_labels, reuse.sample_weights(opened), scores)
+    return Forgetting(h, labels, opened.true_labels(), reuse.sample_weights(opened), scores)
 
 
 def frozen(found: Record, folder: Path) -> UnlearnConfig:

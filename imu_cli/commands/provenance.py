@@ -16,7 +16,7 @@ from imu_cli.files import paths
 from imu_cli.models import libraries
 from imu_cli.models.checkpoint import Checkpoint
 from imu_cli.models.head import Head
-from imu_cli.models.layout import file_hash, model_hash
+from imu_cli.models.layout import file_hash
 from imu_cli.records.parts import Environment, FileHash, ForgetInfo, HeadInfo, OptionValue
 from imu_cli.records.record import Record
 from imu_cli.samples.selectors import is_selector
@@ -101,19 +101,14 @@ def environment(device: torch.device) -> Environment:
     )
 
 
-def read_record(path: Path, sha256: str | None = None) -> Record | None:
-    """The record that lies beside a model, or in its folder, and describes these very weights; None where there is none.
-
-    ``sha256`` is the model's hash where it is known already.
-    """
-    from imu_cli.models import destination
+def read_record(beside: Path, sha256: str) -> Record | None:
+    """The record in the file ``beside`` a model, where it describes the weights of this hash; None where there is none."""
     from imu_cli.records import json_files
 
-    beside = destination.beside(path, "record")
     if not beside.is_file():
         return None
     found = json_files.read(beside)
-    return found if isinstance(found, Record) and found.after.sha256 == (sha256 or model_hash(path)) else None
+    return found if isinstance(found, Record) and found.after.sha256 == sha256 else None
 
 
 def common(opened: Session, config: ForgetConfig, origins: Mapping[str, str], folder: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from imu_cli.models.replay import check_replay
 from imu_cli.records import json_files, parts
 from imu_cli.records.parts import HeldOutInfo, Interval, Link
 from imu_cli.records.record import LookInfo, Record, Target
-from imu_cli.statistics.metrics import binomial_range
+from imu_cli.statistics.metrics import among, binomial_range
 from imu_cli.unlearning import methods, targets
 from imu_cli.unlearning import procedure as procedure_module
 from imu_cli.unlearning.ascent import Outcome
@@ -138,8 +138,7 @@ def _lost(opened: Session, job: procedure_module.Job, head: Tensor) -> str:
     """How many held-out samples of kept classes went to a forgotten class."""
     test = job.held
     assert test is not None
-    gone = torch.tensor(job.plan.forgotten, device=head.device)
-    was, now = (torch.isin(predicted(test.h, w), gone)[test.kept] for w in (opened.matrix(), head))
+    was, now = (among(predicted(test.h, w), job.plan.forgotten)[test.kept] for w in (opened.matrix(), head))
     return f"{int((now & ~was).sum())} of {len(now)} held-out samples of kept classes were lost to a forgotten class"
 
 
@@ -173,14 +172,14 @@ def _replay(opened: Session, matrix: Tensor, written: Path, h: Rows) -> str:
 def _previous(opened: Session, folder: Path) -> Link | None:
     """The record of the unlearning that this model came from, if it lies beside it."""
     model = opened.checkpoint.path
-    earlier = provenance.read_record(model, opened.checkpoint.sha256)
+    path = destination.beside(model, "record")
+    earlier = provenance.read_record(path, opened.checkpoint.sha256)
     if earlier is None:
         return None
     opened.note(
         f"{model.name} was already unlearned ({earlier.forget.n} samples); unlearning the union of both lists from "
         f"{earlier.before.path} is better than one after the other"
     )
-    path = destination.beside(model, "record")
     return Link(record=provenance.file_hash_of(path, folder), forget_sha256=earlier.forget.sha256, n=earlier.forget.n)
 
 

@@ -49,7 +49,8 @@ def retrained_metrics(e: Evidence) -> list[Metric]:
         return []
     made: list[Metric] = []
     gaps: dict[str, list[Estimate]] = {"after": [], "before": []}
-    for name, split in splits(e).items():
+    parts = splits(e)
+    for name, split in parts.items():
         if split is None:
             made.append(metric(f"retrained.accuracy_gap.{name}", MISSING[name], split=name))
             continue
@@ -61,7 +62,7 @@ def retrained_metrics(e: Evidence) -> list[Metric]:
         right = float(hits(e, split, split.retrained).double().mean())
         note = f"retrained: {right:.2%}"
         made.append(metric(f"retrained.accuracy_gap.{name}", after, before, split=name, target=0.0, note=note))
-    given = ", ".join(name for name, split in splits(e).items() if split is not None)
+    given = ", ".join(name for name, split in parts.items() if split is not None)
     averages = [
         Estimate(retrained.average_gap(found), None, None, sum(gap.n for gap in found), "mean of absolute gaps")
         if found
@@ -106,13 +107,14 @@ def shadow_metrics(e: Evidence) -> list[Metric]:
     if isinstance(found, NotMeasured):
         return [metric(name, found, split=where) for name in names]
     after, before, null = (attacks.auc(*pair) for pair in (found.after, found.before, found.retrained_head))
-    nothing = metric(names[2], null, attacks.auc(*found.retrained_head_before), split=where, target=0.5)
+    null_before = attacks.auc(*found.retrained_head_before)
+    nothing = metric(names[2], null, null_before, split=where, target=0.5)
     power = attacks.auc_change(found.retrained_head_before, found.before)
     if (before.low or 0.0) <= 0.5 or (power.low or 0.0) <= 0:
         why = (
             f"inconclusive: on the original, where there is something to find, its AUC is {before.value:.3f} "
             f"({before.low:.3f} to {before.high:.3f}), on a head that never saw them "
-            f"{attacks.auc(*found.retrained_head_before).value:.3f}"
+            f"{null_before.value:.3f}"
         )
         return [*(metric(name, NotMeasured(why), split=where) for name in names[:2]), nothing]
     hits, false = (int((side > found.threshold).sum()) for side in found.after)

@@ -14,7 +14,7 @@ from imu_cli.records.evaluation import Metric
 from imu_cli.records.metric_definitions import DEFINITIONS
 from imu_cli.records.parts import Interval
 from imu_cli.statistics.intervals import Estimate, NotMeasured
-from imu_cli.statistics.metrics import predictions
+from imu_cli.statistics.metrics import among, predictions
 from imu_cli.unlearning import scenario
 
 Found = Estimate | NotMeasured
@@ -188,7 +188,7 @@ def matched_pool(e: Evidence) -> Tensor | None:
 
 def forgotten_rows(e: Evidence, labels: Tensor) -> Tensor:
     """Which rows belong to a forgotten class (n,)."""
-    return torch.isin(labels, torch.tensor(e.forgotten, dtype=labels.dtype, device=labels.device))
+    return among(labels, e.forgotten)
 
 
 def phi(split: Split, which: Literal["before", "after"]) -> Tensor | None:

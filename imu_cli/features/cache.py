@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ import platformdirs
 from imu_cli import signals
 from imu_cli.errors import ImuError
 from imu_cli.features.cache_entries import FORMAT, Entry, Kind, checksum, files_of, key_of, parse, read
-from imu_cli.files import locks, staging
+from imu_cli.files import locks, staging, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,17 +113,14 @@ def sweep(asked: bool = False) -> list[Path]:
     Raises:
         ImuError: it cannot be removed.
     """
-    try:
-        with _held():
-            found = _left_over(asked)
-            for path in found:
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.with_suffix(".safetensors").unlink(missing_ok=True)
-                    path.unlink(missing_ok=True)
-    except OSError as error:
-        raise _cannot_write(error, "see who owns it") from error
+    with writing.said_as(partial(_cannot_write, remedy="see who owns it")), _held():
+        found = _left_over(asked)
+        for path in found:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.with_suffix(".safetensors").unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
     return found
 
 
@@ -181,18 +179,12 @@ def scratch(remedy: str = "set IMU_CACHE_DIR or --no-cache") -> Iterator[Path]:
     Raises:
         ImuError: the folder cannot be written, or the disk is full.
     """
-    try:
+    cannot = partial(_cannot_write, remedy=remedy)
+    with writing.said_as(cannot):
         own = _begin()
-    except OSError as error:
-        raise _cannot_write(error, remedy) from error
     try:
-        yield own.path / "data"
-    except OSError as error:
-        raise _cannot_write(error, remedy) from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":  # what that library makes of a full disk
-            raise
-        raise ImuError(f"{folder()}: the cache cannot be written ({error}); {remedy}") from error
+        with writing.said_as(cannot):
+            yield own.path / "data"
     finally:
         shutil.rmtree(own.path, ignore_errors=True)
         locks.release(own.descriptor)
@@ -223,8 +215,8 @@ def _cannot_read(error: OSError) -> ImuError:
     return ImuError(f"{folder()}: the cache cannot be read ({error.strerror}); set IMU_CACHE_DIR or --no-cache")
 
 
-def _cannot_write(error: OSError, remedy: str) -> ImuError:
-    return ImuError(f"{folder()}: the cache cannot be written ({error.strerror}); {remedy}")
+def _cannot_write(why: str, remedy: str) -> str:
+    return f"{folder()}: the cache cannot be written ({why}); {remedy}"
 
 
 def write(

@@ -4,11 +4,9 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
-
 from imu_cli.errors import ImuError, RefusedError
-from imu_cli.models.head import PRECISIONS, Head
-from imu_cli.models.replay import replay_error, replay_tolerance
+from imu_cli.models.head import Head
+from imu_cli.models.replay import replay_error, tolerance_in
 from imu_cli.samples.forget import ForgetSet
 from imu_cli.samples.packing import as_array
 from imu_cli.samples.vectors import Vectors, logits_of
@@ -59,7 +57,7 @@ def _replay(store: Vectors, head: Head, note: Callable[[str], None]) -> Head:
     if store.said.get("head_sha256") != head_hash(head):  # an unlearned head gives other logits, and should
         return head
     precision = str(store.said.get("precision"))
-    allowed = replay_tolerance(PRECISIONS.get(precision, torch.float32), precision)
+    allowed = tolerance_in(precision)
     error = replay_error(store.mapped()[: len(expected)], head.matrix, head.bias, expected)
     if not error <= allowed:
         raise RefusedError(

@@ -204,6 +204,11 @@ class Session:
         """W (c, d+1) float64 where the head's arithmetic runs."""
         return self.head.matrix.to(self.math_device)
 
+    def true_labels(self) -> Tensor | None:
+        """True labels (n,) of the forget set, below 0 where one is not given; None where the list has none."""
+        true = self.forget.true_labels
+        return None if true is None else torch.tensor(list(true), dtype=torch.int64, device=self.math_device)
+
     def labels(self, samples: SampleSet | None = None) -> Tensor:
         """Labels (n,) of the forget set, or of another set in the model's ids, where the head's arithmetic runs."""
         labelled = self.forget.samples if samples is None else samples

@@ -31,9 +31,16 @@ def _refuse_foreign(folder: Path) -> None:
     said = f"{folder}: is there and was not left by imu features; choose another --output"
     if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.geteuid():
         raise ImuError(said)
-    names = [name for name in os.listdir(folder) if not NAMED.fullmatch(name) and not UNDONE.fullmatch(name)]
-    if names:
+    if not all(map(_is_ours, os.listdir(folder))):
         raise ImuError(said)
+
+
+def _is_ours(name: str) -> bool:
+    return bool(NAMED.fullmatch(name) or UNDONE.fullmatch(name))
+
+
+def _is_block(name: str) -> bool:
+    return name.endswith(".safetensors")
 
 
 def _planned(folder: Path) -> Any:
@@ -91,7 +98,7 @@ def prepare(output: Path, said: Mapping[str, Any], force: bool) -> int:
 
 def has_any(output: Path) -> bool:
     """Whether anything is there that a later run could go on from."""
-    return any(name.endswith(".safetensors") for name in _listed(of(output)))
+    return any(map(_is_block, _listed(of(output))))
 
 
 def _listed(folder: Path) -> list[str]:
@@ -105,12 +112,10 @@ def leave(output: Path, descriptor: int) -> None:
     """Let go of the folder at the end of a run, whatever its end was; where no part was done nothing stays."""
     folder = of(output)
     try:
-        with (
-            suppress(OSError),
-            locks.held_folder(output.parent),
-        ):  # nobody enters while its files go, the lock's among them
+        # Nobody enters while its files go, the lock's among them.
+        with suppress(OSError), locks.held_folder(output.parent):
             names = _listed(folder)
-            if not has_any(output) and all(NAMED.fullmatch(name) or UNDONE.fullmatch(name) for name in names):
+            if not any(map(_is_block, names)) and all(map(_is_ours, names)):
                 for name in names:
                     (folder / name).unlink()
                 folder.rmdir()

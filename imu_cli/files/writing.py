@@ -76,6 +76,23 @@ def _place(stagings: Sequence[tuple[Staging, list[Path]]], replaced: Refuse, goe
 
 
 @contextmanager
+def said_as(message: Callable[[str], str]) -> Iterator[None]:
+    """What a disk refuses, also where safetensors says it in an error of its own, as ``message`` of the reason.
+
+    Raises:
+        ImuError: that message.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ImuError(message(error.strerror or str(error))) from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":  # what that library makes of a full disk
+            raise
+        raise ImuError(message(str(error))) from error
+
+
+@contextmanager
 def _staged(
     outputs: Sequence[Path], replaced: Refuse, goes: Sequence[Path]
 ) -> Iterator[list[tuple[Staging, list[Path]]]]:
@@ -85,30 +102,20 @@ def _staged(
     stagings: list[tuple[Staging, list[Path]]] = []
     signals.check()
     try:
-        for mine in parents.values():
-            staging.recover(mine[0].parent)
-            stagings.append((staging.begin(mine), mine))
-        yield stagings
-        signals.check()
-        _place(stagings, replaced, goes)
-    except OSError as error:
-        where = outputs[0].parent
-        raise ImuError(f"{where}: cannot write ({_why(error)}); nothing was written, choose another place") from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":  # what that library makes of a full disk
-            raise
-        raise ImuError(
-            f"{outputs[0].parent}: cannot write ({error}); nothing was written, choose another place"
-        ) from error
+        with said_as(
+            lambda why: f"{outputs[0].parent}: cannot write ({why}); nothing was written, choose another place"
+        ):
+            for mine in parents.values():
+                staging.recover(mine[0].parent)
+                stagings.append((staging.begin(mine), mine))
+            yield stagings
+            signals.check()
+            _place(stagings, replaced, goes)
     finally:
         for made, _ in stagings:
             if made.path.exists():
                 made.remove()
             made.close()
-
-
-def _why(error: OSError) -> str:
-    return error.strerror or str(error)
 
 
 @contextmanager

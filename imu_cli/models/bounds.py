@@ -4,6 +4,7 @@ A config, a record or the command line may claim any number of classes, layers o
 therefore first built on PyTorch's meta device, where tensors have shapes and no memory, and counted as it grows.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from torch.nn.modules import module as registration
 
 from imu_cli.errors import ImuError
 from imu_cli.models.checkpoint import Checkpoint
+from imu_cli.models.head import hooked
 
 SPARE_VALUES, TIMES_VALUES = 60_000_000, 4
 """Numbers that an architecture may have beyond its file's, and times as many: the default's head, say, of 21,841 classes."""
@@ -30,16 +32,6 @@ SIZES = re.compile(
 
 class _TooLarge(Exception):  # noqa: N818 it never leaves this module
     """The architecture has grown beyond what its file can fill."""
-
-
-def _values(checkpoint: Checkpoint) -> int:
-    total = 0
-    for entry in checkpoint.entries.values():
-        count = 1
-        for side in entry.shape:
-            count *= side
-        total += count
-    return total
 
 
 @contextmanager
@@ -60,11 +52,8 @@ def _counted(values: int, parts: int) -> Iterator[None]:
         registration.register_module_buffer_registration_hook(count),
         registration.register_module_module_registration_hook(count),
     ]
-    try:
+    with hooked(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _sizes(arguments: Any, name: str = "") -> Iterator[tuple[str, int]]:
@@ -95,7 +84,7 @@ def refuse_larger(
     Raises:
         ImuError: too large, with what is in the file.
     """
-    there = _values(checkpoint)
+    there = sum(math.prod(entry.shape) for entry in checkpoint.entries.values())
     has = f"{checkpoint.path} has {there:,} numbers in {len(checkpoint.entries):,} tensors"
     remedy = "it is another model's, or its config was edited: check num_classes and sizes in it, or give --arch and --arch-arg"
     for name, size in _sizes(arguments):

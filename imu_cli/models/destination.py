@@ -17,13 +17,13 @@ from imu_cli.files.outputs import refuse_output
 from imu_cli.models import kinds
 from imu_cli.models.kinds import WEIGHTS
 from imu_cli.models.layout import Layout, inside, main_file, stem
+from imu_cli.models.sidecar import CONFIG
 from imu_cli.records import json_files, record
 
 CARRIED = (".json", ".txt", ".md", ".yaml", ".yml")
 CARRIED_NAMES = ("LICENSE", "LICENCE", "NOTICE", "README")
 MAX_CARRIED = 10_000_000
 """Bytes of a config, a list of labels, a tokenizer or a model card; weights in text form are larger."""
-CONFIG = "config.json"
 OWN = (".record.json", ".evaluation.json")
 """Endings of what the tool wrote about the model that it read; the new model gets its own."""
 

@@ -1,11 +1,11 @@
 """What is in a model's files, from their headers alone: no torch, no weights."""
 
-from pathlib import Path
+import math
 from typing import Literal
 
 from pydantic import Field
 
-from imu_cli.models.layout import Layout, resolve
+from imu_cli.models.layout import Layout
 from imu_cli.records.parts import Model
 
 
@@ -55,20 +55,14 @@ class Inspection(Model):
     next: str | None = None
 
 
-def header(model: Path) -> Inspection:
-    """Files, tensors and metadata of a MODEL, from its headers.
-
-    Raises:
-        RefusedError: a pickle.
-        ImuError: missing, truncated, or not safetensors.
-    """
-    layout = resolve(model)
+def header(layout: Layout) -> Inspection:
+    """Files, tensors and metadata of a MODEL, from its headers."""
     tensors = _tensors(layout)
     dtypes: dict[str, int] = {}
     for tensor in tensors:
         dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + 1
     return Inspection(
-        model=str(model),
+        model=str(layout.model),
         index=layout.index.name if layout.index else None,
         files=[
             FileInfo(
@@ -80,7 +74,7 @@ def header(model: Path) -> Inspection:
             for shard in layout.shards
         ],
         tensors=tensors,
-        values=sum(_count(tensor.shape) for tensor in tensors),
+        values=sum(math.prod(tensor.shape) for tensor in tensors),
         bytes=sum(tensor.bytes for tensor in tensors),
         dtypes=dict(sorted(dtypes.items())),
         notes=list(layout.notes),
@@ -96,10 +90,3 @@ def _tensors(layout: Layout) -> list[TensorInfo]:
         for shard in layout.shards
         for name, entry in sorted(shard.entries.items(), key=lambda item: (item[1].start, item[0]))
     ]
-
-
-def _count(shape: list[int]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count

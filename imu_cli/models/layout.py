@@ -143,7 +143,7 @@ def main_file(model: Path) -> Path:
     """
     if not model.is_dir():
         return model
-    found = sorted(path for path in _listed(model) if path.name.endswith((WEIGHTS, INDEX)))
+    found = sorted(path for path in listed(model) if path.name.endswith((WEIGHTS, INDEX)))
     named = [path for name in (f"model{WEIGHTS}", f"model{INDEX}") for path in found if path.name == name]
     indices = [path for path in found if path.name.endswith(INDEX)]
     for chosen in (named, indices, found):
@@ -155,19 +155,24 @@ def main_file(model: Path) -> Path:
         )
     if found:
         raise ImuError(f"{model}: holds {_some([path.name for path in found])}; name the one that is meant")
-    kinds.refuse_folder(model, _listed(model))
+    kinds.refuse_folder(model, listed(model))
     raise AssertionError("a folder without weights was not refused")
 
 
-def _listed(folder: Path) -> list[Path]:
+def listed(folder: Path) -> list[Path]:
+    """What is in a folder.
+
+    Raises:
+        ImuError: it cannot be read.
+    """
     try:
         return list(folder.iterdir())
     except OSError as error:
         raise ImuError(f"{folder}: cannot be read ({error.strerror})") from error
 
 
-def require_file(model: Path) -> None:
-    """Refuse, before anything else, what cannot be a checkpoint.
+def require_file(model: Path) -> Path:
+    """The file of a MODEL that is read first; what cannot be a checkpoint is refused before anything else.
 
     Raises:
         RefusedError: a pickle.
@@ -185,6 +190,7 @@ def require_file(model: Path) -> None:
     kinds.refuse_pointer(path)
     if not path.name.endswith(INDEX):
         _refuse_pickle(path)
+    return path
 
 
 def _refuse_pickle(path: Path) -> None:
@@ -207,12 +213,11 @@ def resolve(model: Path) -> Layout:
         RefusedError: a pickle.
         ImuError: missing, truncated, not safetensors, or an index that does not say what is there.
     """
-    require_file(model)
-    main = main_file(model)
+    main = require_file(model)
     if not main.name.endswith(INDEX):
         # A file that the user named may be a link to anywhere; one that a folder brought may not.
         path = main if main == model else inside(model, main.name)
-        shard = read_header(path)
+        shard = _read(path)
         kinds.refuse_adapter(path, list(shard.entries))
         return Layout(model, (shard,), None, _unused(model, [main.name]))
     weight_map = _weight_map(main)
@@ -238,7 +243,7 @@ def refuse_part(layout: Layout) -> None:
 def _unused(model: Path, used: Sequence[str]) -> tuple[str, ...]:
     if not model.is_dir():
         return ()
-    names = [path.name for path in _listed(model) if path.name.endswith(WEIGHTS)]
+    names = [path.name for path in listed(model) if path.name.endswith(WEIGHTS)]
     more = sorted(set(names) - set(used))
     return (f"{model}: {_some(more)} hold other weights, which are not read",) if more else ()
 
@@ -312,6 +317,10 @@ def read_header(path: Path) -> Shard:
         ImuError: missing, truncated, or not a safetensors file.
     """
     require_file(path)
+    return _read(path)
+
+
+def _read(path: Path) -> Shard:
     try:
         raw, start = _header(path)
         # The library's own parser checks lengths, overlaps and dtypes; ours only learns the byte ranges.

@@ -15,7 +15,7 @@ from imu_cli.errors import ImuError, RefusedError
 from imu_cli.files.reading import read_json
 from imu_cli.models import kinds, names
 from imu_cli.models.kinds import PICKLES, WEIGHTS
-from imu_cli.models.layout import inside
+from imu_cli.models.layout import inside, listed
 
 APART = re.compile(r"optim|sched|scaler|callbacks|loops|hyper|momentum_buffer", re.IGNORECASE)
 """Keys under which trainers keep tensors that are not the model's."""
@@ -45,10 +45,7 @@ def load(source: Path) -> tuple[Any, list[str]]:
 
 
 def _of_folder(folder: Path) -> tuple[Any, list[str]]:
-    try:
-        files = list(folder.iterdir())
-    except OSError as error:
-        raise ImuError(f"{folder}: cannot be read ({error.strerror})") from error
+    files = listed(folder)
     if (folder / kinds.ADAPTER_CONFIG).is_file() and any(path.name.startswith(kinds.ADAPTER) for path in files):
         raise RefusedError(kinds.adapter_message(folder))
     found = kinds.pickled(files)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from imu_cli.errors import RefusedError
 from imu_cli.models import diagnosis
-from imu_cli.models.head import TF32_TOLERANCE, Head
+from imu_cli.models.head import PRECISIONS, TF32_TOLERANCE, Head
 
 REPLAY_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 """Largest error of the replayed logits, relative to the largest logit, by the dtype that the backbone computes in."""
@@ -26,6 +26,11 @@ def replay_tolerance(dtype: torch.dtype, precision: str = "float32") -> float:
     """Largest error of the replayed logits of this dtype, from a backbone that computes in ``precision``."""
     allowed = REPLAY_TOLERANCE.get(dtype, REPLAY_TOLERANCE[torch.float32])
     return max(allowed, TF32_TOLERANCE) if precision == "tf32" else allowed
+
+
+def tolerance_in(precision: str) -> float:
+    """The same by the name of what the backbone computes in; float32's where the name is not known."""
+    return replay_tolerance(PRECISIONS.get(precision, torch.float32), precision)
 
 
 def check_replay(

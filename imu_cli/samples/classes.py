@@ -127,7 +127,7 @@ def mapped(samples: SampleSet, classes: ClassNames) -> tuple[Sequence[int], dict
     ids, wrong = {}, {}
     own_ids, which = np.unique(as_array(samples.labels), return_inverse=True)
     for own in own_ids[own_ids != UNKNOWN].tolist():
-        text = str(own) if samples.classes is None else samples.classes[own]
+        text = samples.class_text(own)
         try:
             ids[own] = classes.parse(text)
         except ImuError as error:

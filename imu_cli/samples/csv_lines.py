@@ -229,7 +229,7 @@ def manifest_text(data: SampleSet, rows: Sequence[int], suffix: str = ".csv") ->
     cells = []
     for row in rows:
         own = data.labels[row]
-        label = "" if own == UNKNOWN else str(own) if data.classes is None else data.classes[own]
+        label = "" if own == UNKNOWN else data.class_text(own)
         cells.append([data.names[row] if by_name else str(row), label, *(column[row] for column in _ids(data))])
     if suffix == ".jsonl":
         return "".join(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n" for row in cells)

@@ -97,6 +97,14 @@ class SampleSet:
     def __len__(self) -> int:
         return len(self.positions)
 
+    def class_text(self, own: int) -> str:
+        """The name of a class by its id in this set, or the id as text where classes have no names."""
+        return str(own) if self.classes is None else self.classes[own]
+
+    def rows_by_location(self) -> dict[str, int]:
+        """The first row at each place."""
+        return {self.location(row): row for row in reversed(range(len(self)))}
+
     @property
     def root(self) -> Path | None:
         """The folder that names are relative to, links resolved; None for rows of arrays and of files of features."""

@@ -95,11 +95,16 @@ def points_into(table: Table, data: SampleSet | None) -> bool:
     return not any(os.path.lexists(table.folder / name) for name in names) and any(there)
 
 
-def _finder(table: Table, data: SampleSet | None) -> _Finder:
+def _base(table: Table, data: SampleSet | None) -> tuple[Path, str]:
+    """The folder that relative names start from: the data set's or the list's, as it is shown, and where it really is."""
     if data is None or not isinstance(data.store, Files):
-        return _Finder(table.folder, os.path.realpath(table.folder), table.folder, {})
-    rows = {data.location(row): row for row in reversed(range(len(data)))}
-    return _Finder(Path(data.store.shown), str(data.store.root), table.folder, rows)
+        return table.folder, os.path.realpath(table.folder)
+    return Path(data.store.shown), str(data.store.root)
+
+
+def _finder(table: Table, data: SampleSet | None) -> _Finder:
+    rows = data.rows_by_location() if data is not None and isinstance(data.store, Files) else {}
+    return _Finder(*_base(table, data), table.folder, rows)
 
 
 def _row(text: str, data: SampleSet) -> _Place:
@@ -160,7 +165,7 @@ def gathered(table: Table, kept: Sequence[int], places: Sequence[_Place], data: 
     if data is not None and len(rows) == len(places):
         samples = data.subset(rows)
         return replace(samples, source=table.name, columns={**samples.columns, **columns}, origins=origins, notes=())
-    finder, names = _finder(table, data), [place.name for place in places]
-    store = Files(Path(finder.root), str(finder.shown), names, {place.name: place.real for place in places})
+    (shown, root), names = _base(table, data), [place.name for place in places]
+    store = Files(Path(root), str(shown), names, {place.name: place.real for place in places})
     unknown = [UNKNOWN] * len(names)
     return SampleSet(table.name, names, unknown, None, store, range(len(names)), columns=columns, origins=origins)

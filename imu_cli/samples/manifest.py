@@ -42,8 +42,8 @@ def open_source(spec: str, role: Role, data: SampleSet | None = None, stdin: Bin
     """
     if spec != "-" and not _is_table(spec):
         return open_named(spec, role)
-    problems = Problems("stdin" if spec == "-" else spec)
-    table = read_table(None if spec == "-" else Path(spec).expanduser(), stdin, problems)
+    path, problems = _list_path(spec)
+    table = read_table(path, stdin, problems)
     by_index = "index" in table.columns
     base = data if by_index or points_into(table, data) else None
     places = places_of(table, base, problems)
@@ -57,7 +57,7 @@ def _labelled(table: Table, samples: SampleSet) -> SampleSet:
     texts = [text.strip() for text in table.column("label")]
     for row, own in enumerate(samples.labels):
         if not texts[row] and own != UNKNOWN:
-            texts[row] = str(own) if samples.classes is None else samples.classes[own]
+            texts[row] = samples.class_text(own)
     named = sorted(set(texts) - {""})
     if all(re.fullmatch("[0-9]{1,18}", text) for text in named):
         labels = [int(text) if text else UNKNOWN for text in texts]
@@ -135,7 +135,9 @@ def _specs(spec: str | Sequence[str]) -> list[str]:
         raise ImuError(f"--forget {' '.join(specs)}: only selectors can be repeated; put all rows into one list")
     kind, sign, _ = specs[0].partition("=")
     if sign and not is_selector(specs[0]) and not Path(specs[0]).expanduser().exists():
-        raise ImuError(f"--forget {specs[0]}: no selector '{kind}'{nearest(kind, SELECTORS)}; known are {SELECTORS}")
+        raise ImuError(
+            f"--forget {specs[0]}: no selector '{kind}'{nearest(kind, SELECTORS)}; known are {', '.join(SELECTORS)}"
+        )
     return specs
 
 
@@ -166,7 +168,7 @@ def _from_folder(spec: str, data: SampleSet | None, label: str | None, classes: 
     else:
         samples, description = open_named(spec, "forget"), spec
         declared = list(in_model_ids(samples, classes).labels) if samples.classes is not None else list(samples.labels)
-    known = {} if data is None else {data.location(row): row for row in reversed(range(len(data)))}
+    known = {} if data is None else data.rows_by_location()
     rows = [known.get(samples.location(row)) for row in range(len(samples))]
     return Draft(samples, description, declared, rows, notes=list(samples.notes))
 

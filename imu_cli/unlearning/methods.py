@@ -5,6 +5,7 @@ Tensors and numbers in, a head out; what is told on the way goes to a ``Log``. N
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from imu_cli.linear.objective import Members
 from imu_cli.records.record import LookInfo
 from imu_cli.statistics import counts
 from imu_cli.unlearning import ascent, targets
-from imu_cli.unlearning.ascent import Outcome, Step
+from imu_cli.unlearning.ascent import Outcome
 from imu_cli.unlearning.matched import fit
 from imu_cli.unlearning.matched.problem import Problem
 from imu_cli.unlearning.messages import tell_matched
@@ -171,7 +172,7 @@ def ascend_on(job: Job) -> Done:
     total = limits.max_steps if last == "epochs" else None
     with job.log.timed("ascent"), job.log.track("ascent", total) as advance:
         steps_on = ascent.ascend(job.classifier.matrix, update, job.look, limits, job.classifier.rounded, last=last)
-        outcome = _drain(steps_on, advance)
+        outcome = _drain(steps_on, Outcome, advance)
     start = LookInfo(step=0, **vars(outcome.start))
     steps = [LookInfo(step=s.number, fraction=s.fraction, loss=s.loss, **vars(s.look)) for s in outcome.steps]
     return Done(outcome, [start, *steps], {})
@@ -206,16 +207,16 @@ def solve_matched(job: Job) -> tuple[Problem, fit.Matched]:
             given.h, given.labels, head, goal.targets, held,
             damping=wanted.sigma_damping, class_factor=wanted.class_factor,
         )  # fmt: skip
-        for item in fit.run(problem, goal, job.look, job.limits, job.classifier.rounded, wanted.rho):
-            if isinstance(item, fit.Matched):
-                return problem, item
-            advance(1)
-    raise AssertionError("a run ends with what was chosen")
+        run = fit.run(problem, goal, job.look, job.limits, job.classifier.rounded, wanted.rho)
+        return problem, _drain(run, fit.Matched, advance)
 
 
-def _drain(run: Iterator[Step | Outcome], advance: Advance) -> Outcome:
+Last = TypeVar("Last")
+
+
+def _drain(run: Iterator[object], last: type[Last], advance: Advance) -> Last:
     for item in run:
-        if isinstance(item, Outcome):
+        if isinstance(item, last):
             return item
         advance(1)
-    raise AssertionError("an ascent ends with its outcome")
+    raise AssertionError("a run ends with what was chosen")

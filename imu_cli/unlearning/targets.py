@@ -23,9 +23,9 @@ ROUNDING = 1e-6
 """What an AUC, or a class's share whose n is not at hand, may miss a bound by."""
 
 
-def alike(auc: float, most: float) -> bool:
-    """Whether a membership AUC is at most what is aimed at, but for rounding."""
-    return auc <= most + ROUNDING
+def alike(auc: float | None, most: float | None) -> bool:
+    """Whether a membership AUC is at most what is aimed at, but for rounding; also where one of them plays no part."""
+    return auc is None or most is None or auc <= most + ROUNDING
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Limits:
 
     def met(self, look: Look) -> bool:
         """The target is given and reached: the share, and where accuracy has nothing to say the AUC too."""
-        return self.share_met(look) and (self.max_auc is None or look.auc is None or alike(look.auc, self.max_auc))
+        return self.share_met(look) and alike(look.auc, self.max_auc)
 
     def exceeded(self, look: Look) -> Budget | None:
         """Which budget this look is beyond."""
@@ -120,9 +120,10 @@ class HeldOut:
     labels: Tensor
     kept: Tensor
 
-    def right(self, head: Tensor) -> Tensor:
-        """Which of the samples of kept classes are predicted rightly (k,)."""
-        return (predicted(self.h, head) == self.labels)[self.kept]
+    def right(self, head: Tensor, found: Tensor | None = None) -> Tensor:
+        """Which of the samples of kept classes are predicted rightly (k,); ``found`` (m,) are the predictions, where known."""
+        found = predicted(self.h, head) if found is None else found
+        return (found == self.labels)[self.kept]
 
 
 def held_out(h: Rows, labels: Tensor, forgotten: tuple[int, ...]) -> HeldOut:
@@ -131,8 +132,7 @@ def held_out(h: Rows, labels: Tensor, forgotten: tuple[int, ...]) -> HeldOut:
     Raises:
         ImuError: no sample of a kept class.
     """
-    gone = torch.tensor(forgotten, dtype=torch.int64, device=labels.device)
-    kept = ~torch.isin(labels, gone)
+    kept = ~metrics.among(labels, forgotten)
     if not bool(kept.any()):
         raise ImuError("held-out data: has no sample of a kept class; give held-out data of all classes")
     return HeldOut(h, labels, kept)
@@ -153,13 +153,15 @@ class Comparison:
     true_labels: Tensor | None
     held: HeldOut
 
-    def share(self, head: Tensor) -> float:
+    def share(self, head: Tensor, found: Tensor | None = None) -> float:
         """What the share on D_f is for samples that were never seen: their accuracy, or their rate of D_f's confusions.
+
+        ``found`` (m,) are their predictions under the head, where these are known already.
 
         Raises:
             ImuError: held-out data lack a class.
         """
-        found = predicted(self.held.h, head)
+        found = predicted(self.held.h, head) if found is None else found
         if self.plan.kind == "mislabelled":
             return confusion_share(found, self.held.labels, self.labels, self.true_labels)
         return metrics.class_matched_accuracy(found == self.held.labels, self.held.labels, self.labels).value
@@ -220,7 +222,8 @@ def looker(
 
     def look(head: Tensor) -> Look:
         change = float(torch.linalg.norm(head - start)) / norm
-        right = None if test is None else test.right(head)
+        found = None if test is None else predicted(test.h, head)
+        right = None if test is None else test.right(head, found)
         drop = None if right is None else before - float(right.double().mean())
         worst = None
         if with_classes and test is not None and right is not None and right_before is not None:
@@ -231,7 +234,7 @@ def looker(
             change,
             drop,
             near=near / len(h),
-            unseen=None if unseen is None else unseen.share(head),
+            unseen=None if unseen is None else unseen.share(head, found if unseen.held is test else None),
             auc=unseen.auc(h, head) if with_auc and unseen is not None else None,
             class_drop=worst,
         )

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imu_cli import signals
@@ -204,16 +204,8 @@ def _classes(source: str, path: Path, root: str, met: Mapping[str, _Found], stra
         labels += [label] * len(part.files)
     images = _of_files(source, path, root, found, labels)
     notes = (f"{source}: {stray} images beside the class folders are left out, as torchvision does",) * bool(stray)
-    return SampleSet(
-        source,
-        images.names,
-        labels,
-        tuple(met),
-        images.store,
-        images.positions,
-        class_order="class folders sorted as strings",
-        notes=images.notes + notes,
-    )
+    order = "class folders sorted as strings"
+    return replace(images, classes=tuple(met), class_order=order, notes=images.notes + notes)
 
 
 def _hint(path: Path) -> str:

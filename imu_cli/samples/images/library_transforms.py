@@ -80,7 +80,7 @@ class TimmTransform(Preprocessing):
         self.mode = "L" if data["input_size"][0] == 1 else "RGB"
         # Without normalising, timm ends on uint8, which is what is cheap to hand to the model's device.
         self._transform = timm.data.create_transform(**data, is_training=False, normalize=False)
-        self._data = {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
+        self._data = _listed(data)
 
     @property
     def side(self) -> int:

@@ -156,7 +156,7 @@ def _verdict(points: list[Point], limits: Limits, max_auc: float | None) -> path
         return "spent"
     if not limits.share_met(point.look):
         return "more"
-    if max_auc is None or point.auc is None or targets.alike(point.auc, max_auc):
+    if point.auc is None or targets.alike(point.auc, max_auc):
         return "met"
     larger = min((other for other in points if other.rho > point.rho), key=lambda other: other.rho, default=None)
     still = larger is not None and larger.auc is not None and larger.auc - point.auc < STILL
@@ -219,11 +219,7 @@ def _best(
     ]
     if not able:
         return path_module.chosen(steps)
-    alike = [
-        (point, step)
-        for point, step in able
-        if max_auc is None or point.auc is None or targets.alike(point.auc, max_auc)
-    ]
+    alike = [(point, step) for point, step in able if targets.alike(point.auc, max_auc)]
     if alike:
         return max(alike, key=lambda pair: pair[0].rho)[1]
     return min(able, key=lambda pair: (pair[0].auc or 0.0, -pair[0].rho))[1]

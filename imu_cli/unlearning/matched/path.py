@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from imu_cli.unlearning.matched.problem import Problem
-from imu_cli.unlearning.matched.solvers import Form, Retarget, Solution, solve
+from imu_cli.unlearning.matched.solvers import Retarget, Solution, solve
 
 Verdict = Literal["more", "met", "spent"]
 RHO_PATH = tuple(10.0 ** (2 - step / 2) for step in range(17))
@@ -27,8 +27,6 @@ def path(
     *,
     rhos: Sequence[float] = RHO_PATH,
     bisections: int = 6,
-    form: Form | None = None,
-    linearisations: int = 5,
     retarget: Retarget | None = None,
 ) -> Iterator[Step]:
     """Solutions along decreasing ρ until the caller has enough, then bisected in log ρ; yields every step.
@@ -41,7 +39,7 @@ def path(
 
     def at(rho: float, larger: Solution | None) -> Step:
         start = None if larger is None else larger.head
-        solution = solve(problem, rho, form=form, linearisations=linearisations, start=start, retarget=retarget)
+        solution = solve(problem, rho, start=start, retarget=retarget)
         return Step(solution, look(solution))
 
     larger: Solution | None = None

@@ -150,7 +150,6 @@ def prepare(
     *,
     damping: float = DAMPING,
     curvature: Tensor | None = None,
-    class_damping: float = CLASS_DAMPING,
     weights: Tensor | None = None,
 ) -> Problem:
     """Check the rows and factorise the metric once; ``solve`` and ``path`` reuse it for every ρ.
@@ -163,7 +162,6 @@ def prepare(
         moment: Σ (d+1, d+1), see ``second_moment``.
         damping: λ of Σ̃ = Σ + λ mean(diag Σ) I.
         curvature: C (c, c), see ``class_curvature``; the identity if None.
-        class_damping: the same λ for C.
         weights: ω (n,) from 0, see ``error_weights``; 1 if None.
 
     Raises:
@@ -173,5 +171,5 @@ def prepare(
     weights = torch.ones_like(t) if weights is None else weights.to(t)
     _check(H, labels, W, t, weights)
     identity = torch.eye(len(W), dtype=torch.float64, device=W.device)
-    class_factor = damped_factor(identity, 0.0) if curvature is None else damped_factor(curvature, class_damping)
+    class_factor = damped_factor(identity, 0.0) if curvature is None else damped_factor(curvature, CLASS_DAMPING)
     return Problem(H, labels, W, t, weights, damped_factor(moment.to(t), damping), class_factor)
