@@ -108,7 +108,7 @@ def gather(stream: Iterable[Seen], n: int, head: Head, *, narrow: bool = False) 
     width = head.matrix.shape[1]
     made = torch.empty(n, width - head.bias) if narrow else torch.ones(n, width, dtype=torch.float64)
     for seen in stream:
-        made[_index(seen.places), : seen.rows.shape[1]] = seen.rows
+        made[_index(seen.places), : seen.rows.shape[1]] = seen.rows.to(made.dtype)
     return made
 
 
