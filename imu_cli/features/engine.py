@@ -171,13 +171,14 @@ class Engine:
     def forward(self, samples: Batch) -> tuple[Tensor, Tensor]:
         """Features (n, d) and logits (n, c) of a batch, as the model makes them in this precision and no other."""
         kind: Kind = "tf32" if self.precision == "tf32" else "ieee"
-        with tapped(self.model.get_submodule(self.layer)) as seen, self._casting(), float32_as(kind):
+        with tapped(self.model.get_submodule(self.layer)) as seen, self.casting(), float32_as(kind):
             logits = logits_of(call(self.model, samples))
         h = rows_of(seen[0])
         assert h is not None, "find_head saw one feature vector an image, and all images have one shape"
         return h, logits
 
-    def _casting(self) -> AbstractContextManager[Any]:
+    def casting(self) -> AbstractContextManager[Any]:
+        """The context in which the model computes in less than float32."""
         if PRECISIONS[self.precision] == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, PRECISIONS[self.precision])
