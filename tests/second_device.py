@@ -70,7 +70,9 @@ def _may_mix(func: Callable[..., Any], args: Any) -> bool:
         return isinstance(args[0], There)
     if func is Tensor.__setitem__:
         rows = [item for item in tree_flatten(args[1])[0] if isinstance(item, Tensor)]
-        return not rows or (isinstance(args[0], There) and (not isinstance(args[2], Tensor) or isinstance(args[2], There)))
+        return not rows or (
+            isinstance(args[0], There) and (not isinstance(args[2], Tensor) or isinstance(args[2], There))
+        )
     return False
 
 
