@@ -111,6 +111,7 @@ def probe_of(samples: SampleSet, preprocess: InputStep, device: torch.device) ->
 def to_device(stacked: Batch, preprocess: InputStep, device: torch.device) -> Batch:
     """What an input step made as the model takes it, on the device; images in channels_last."""
 
+    # Copied while the device computes, from memory that is pinned: a batch that decoding joined is so already.
     def moved(tensor: Tensor) -> Tensor:
         return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 

@@ -73,7 +73,8 @@ def _ascent(result: Record, looks: Sequence[LookInfo]) -> list[Figure | None]:
     )
     moved, fell = _steps(looks, "head_change"), _steps(looks, "test_drop")
     about = (
-        f"{words.capital(words.moving(result))} changed by {words.percent(result.end.head_change)} of {'its' if result.scope is None else 'their'} norm"
+        f"{words.capital(words.moving(result))} changed by {words.percent(result.end.head_change)} of "
+        f"{'its' if result.scope is None else 'their'} norm"
         + ("." if not fell else f"; accuracy on held-out data fell by {words.percent(result.end.test_drop)}.")
     )
     title = "What it took" if fell else f"Change of {words.moving(result)}"
