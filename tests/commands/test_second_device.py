@@ -49,7 +49,16 @@ def test_scores(kind: str, job: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 
 UNLEARNING = {
     "a class": ["--forget", "class=3"],
-    "a class, by minibatches": "--forget class=3 --learning-rate 0.05 --minibatch 16 --reweight step".split(),
+    "a class, by minibatches": [
+        "--forget",
+        "class=3",
+        "--learning-rate",
+        "0.05",
+        "--minibatch",
+        "16",
+        "--reweight",
+        "step",
+    ],
     "samples, matched": SAMPLES,
     "samples, by the ascent": [*SAMPLES, "--method", "imu"],
     "mislabelled": ["--forget", "index=0:20", "--scenario", "mislabelled"],
