@@ -264,7 +264,7 @@ def inspect(
     only_header: Annotated[
         bool, typer.Option("--header", help="Only what the files' headers say: instant, without building the model.")
     ] = False,
-    show: Annotated[int, typer.Option(min=0, help="Tensors shown in the table.", metavar="N")] = 10,
+    show: Annotated[int, typer.Option("--show", min=0, help="Tensors shown in the table.", metavar="N")] = 10,
     form: OutputFormat = "table",
 ) -> None:
     """Show what is in a model's files, what imu learns from them and where, and which flag is missing; needs no data."""
