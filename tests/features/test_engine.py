@@ -386,7 +386,7 @@ def test_an_accelerators_memory_that_runs_out_halves_the_batch(images: SampleSet
     small = replace(head, module="6")
     torch.testing.assert_close(run(model, small, images, 23).rows, expected, rtol=1e-5, atol=1e-6)
     model[0] = Small(0)
-    with pytest.raises(ImuError, match="one image does not fit the accelerator's memory"):
+    with pytest.raises(ImuError, match="one sample does not fit the accelerator's memory"):
         run(model, small, images, 23)
 
 
