@@ -6,7 +6,7 @@ The network below the moving part runs once over forget, anchor and unseen sampl
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from imu_cli.commands import preparation
 from imu_cli.config.commands import UnlearnConfig
 from imu_cli.errors import ImuError, InvalidRowsError, RefusedError
 from imu_cli.features import allocation, cut
-from imu_cli.features.cut import Kept, Upper
+from imu_cli.features.cut import Blend, Kept, Upper
 from imu_cli.features.session import Network, Session
 from imu_cli.files import memory
 from imu_cli.influence import closed_form
@@ -37,10 +37,10 @@ from imu_cli.unlearning.demotion.training import Anchor, Forgotten, Schedule, Tr
 from imu_cli.unlearning.matched import fit
 from imu_cli.unlearning.procedure import Job
 
-LEARNING_RATE = 0.01
+LEARNING_RATE = 0.007
 """Share of a layer's size that a step may move it by: the same for convolutions and transformers (benchmarks/quality_depth.py)."""
 MINIBATCH = 128
-UNSEEN_SHARE = 0.5
+UNSEEN_SHARE = 0.2
 """Of the held-out samples that may choose: those that are not anchored, since an anchored sample no longer looks unseen."""
 FEW = 100
 """Held-out samples below which all of them do both."""
@@ -252,7 +252,7 @@ def _training(
     anchor = seen = None
     if anchor_kept is not None and anchored is not None:
         f, z = answers(anchor_kept)
-        anchor = Anchor(runs(anchor_kept), z, f)
+        anchor = Anchor(runs(anchor_kept), z, f, _blended(upper, anchor_kept, torch.arange(len(anchor_kept))))
         if job.plan.kind == "class":
             anchor = _of_kept_classes(anchor, anchored, z, job.plan.forgotten, anchor_kept, upper)
     if unseen_kept is not None and unseen is not None:
@@ -306,7 +306,18 @@ def _of_kept_classes(
     if len(stays) == 0:
         raise ImuError("--anchor: holds nothing but the classes that go; give samples of the classes that stay")
     places = stays.cpu()
-    return Anchor(lambda rows: upper(kept, places[rows]), anchor.logits[stays], anchor.features[stays])
+    return Anchor(
+        lambda rows: upper(kept, places[rows]), anchor.logits[stays], anchor.features[stays], _blended(upper, kept, places)
+    )  # fmt: skip
+
+
+def _blended(
+    upper: Upper, kept: Kept, places: Tensor
+) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """What runs samples mixed with others, of those at some places of a kept set; None where they cannot be mixed."""
+    if not upper.blends:
+        return None
+    return lambda rows, others, share: upper(kept, places[rows], Blend(places[others], share))
 
 
 def _trained(opened: Session, work: Training) -> Trained:

@@ -41,6 +41,7 @@ class Schedule:
         at_once: samples that run together; gradients are summed over them.
         learning_rate: share of a layer's size that a step may move it by, at the start; it falls along a cosine to 0.
         beta: weight of the anchor.
+        blending: α of the Beta distribution that mixing shares of anchor samples are drawn from; 0 for none.
         looks: of the whole run; targets follow the network at each.
         attraction, covariance: weights of the feature term; 0 leaves it out.
         seed: of the order of samples.
@@ -53,6 +54,7 @@ class Schedule:
     learning_rate: float = 0.01
     beta: float = 1.0
     looks: int = 10
+    blending: float = 0.3
     attraction: float = 0.0
     covariance: float = 0.0
     seed: int = 0
@@ -75,11 +77,16 @@ class Forgotten:
 
 @dataclass
 class Anchor:
-    """Samples on which nothing is to change: what runs them, logits (m, c) and features (m, d) under the original."""
+    """Samples on which nothing is to change: what runs them, logits (m, c) and features (m, d) under the original.
+
+    ``blended`` runs them mixed with others (rows, others' rows, share (k,)): the original says what is to be said of mixtures too, and
+    so there are more things to hold on to than samples. None where samples cannot be mixed.
+    """
 
     run: Run
     logits: Tensor
     features: Tensor
+    blended: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 @dataclass
@@ -228,9 +235,12 @@ class Training:
         return teacher.demoted(self.forgotten.logits[rows], self.forgotten.labels[rows], wanted[rows])
 
     def gradients(
-        self, rows: Tensor, anchored: Tensor | None, wanted: Tensor | None
+        self, rows: Tensor, anchored: Tensor | None, wanted: Tensor | None, others: tuple[Tensor, Tensor] | None = None
     ) -> tuple[dict[str, Tensor], float]:
-        """Gradients of the loss on a batch by name, summed over processes, and the loss."""
+        """Gradients of the loss on a batch by name, summed over processes, and the loss.
+
+        ``others`` are rows that the anchored ones are mixed with, and the shares that those keep.
+        """
         weights = self.forgotten.weights[rows]
         total = float(weights.sum())
         names, moving = list(self.parameters), list(self.parameters.values())
@@ -254,13 +264,35 @@ class Training:
                 own = (self.forgotten.weights[some] / total).to(logits.dtype)
                 add((own * teacher.divergence(self.teacher(some, wanted).to(logits.dtype), logits)).sum())
             if anchored is not None and self.anchor is not None:
-                for some in self.share(anchored).split(self.schedule.at_once):
+                mine = self.share(torch.arange(len(anchored)))
+                said = self._said(anchored, mine, others)
+                for answer, some in zip(said, mine.split(self.schedule.at_once), strict=True):
                     signals.check()
-                    _, logits = self.anchor.run(some)
-                    log_p = self.anchor.logits[some].log_softmax(dim=1).to(logits.dtype)
+                    logits = self._anchored(anchored, some, others)
+                    log_p = answer.log_softmax(dim=1).to(logits.dtype)
                     add(self.schedule.beta * teacher.divergence(log_p, logits).sum() / len(anchored))
             self.join(summed)
         return dict(zip(names, summed, strict=True)), loss
+
+    def _anchored(self, anchored: Tensor, some: Tensor, others: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Logits (k, c) of some of the anchored rows, mixed with others where those are given."""
+        assert self.anchor is not None
+        if others is None or self.anchor.blended is None:
+            return self.anchor.run(anchored[some])[1]
+        return self.anchor.blended(anchored[some], others[0][some], others[1][some])[1]
+
+    def _said(self, anchored: Tensor, mine: Tensor, others: tuple[Tensor, Tensor] | None) -> list[Tensor]:
+        """What the original says (k, c) of the anchored rows, in the portions that run together."""
+        assert self.anchor is not None
+        parts = mine.split(self.schedule.at_once)
+        if others is None or self.anchor.blended is None:
+            return [self.anchor.logits[anchored[some]] for some in parts]
+        now = self.copied()
+        self.put(self.start)
+        with torch.no_grad():
+            said = [self._anchored(anchored, some, others).double() for some in parts]
+        self.put(now)
+        return said
 
     def _with_features(self, rows: Tensor, anchored: Tensor, wanted: Tensor | None, weights: Tensor) -> Tensor:
         """The loss with the feature term, which needs a whole batch at once; every process computes it."""
@@ -327,7 +359,15 @@ class Training:
         for step in range(steps):
             rows = forget_rows.take(min(schedule.forget, n))
             anchored = None if anchor_rows is None else anchor_rows.take(schedule.anchor)
-            gradients, loss = self.gradients(rows, anchored, wanted)
+            others = None
+            if (
+                schedule.blending
+                and anchor_rows is not None
+                and self.anchor is not None
+                and self.anchor.blended is not None
+            ):
+                others = (anchor_rows.take(schedule.anchor), _shares(schedule.blending, schedule.anchor, draws))
+            gradients, loss = self.gradients(rows, anchored, wanted, others)
             if not math.isfinite(loss):
                 yield None
                 return
@@ -388,6 +428,13 @@ class Training:
             "the mask" if self.plan.kind == "class" else "fixed" if self.fixed is not None else "unseen samples by rank"
         )
         return Trained(self.copied(), reason, reached, tuple(looks), fraction, rate, steps, looks[-1][0], how)
+
+
+def _shares(alpha: float, most: int, draws: torch.Generator) -> Tensor:
+    """Draws (most,) from Beta(α, α): x / (x + y) with x and y of Gamma(α)."""
+    x, y = torch._standard_gamma(torch.full((2, most), alpha, dtype=torch.float64), generator=draws)
+    made: Tensor = (x / (x + y).clamp(min=1e-300)).float()
+    return made
 
 
 class _Order:
