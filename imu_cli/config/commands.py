@@ -125,6 +125,10 @@ class UnlearnConfig(TargetConfig):
             group=DEEPER,
         ),
     ] = True
+    resume: Annotated[
+        bool,
+        Option("Go on from the last look of the same run, if it was interrupted.", group=DEEPER),
+    ] = False
     max_head_change: Annotated[
         float | None,
         Gt(0),

@@ -127,6 +127,8 @@ class Training:
         fixed: targets (n,) that do not follow anything; None where they follow the unseen samples.
         share: of the rows of a batch, those that this process takes; ``join`` sums gradients over processes.
         told: hears notes.
+        save: keeps what the run can go on from, after every look.
+        state: what an earlier run kept; this one goes on from there, to the same bytes.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -142,7 +144,8 @@ class Training:
     share: Callable[[Tensor], Tensor] = lambda rows: rows
     join: Callable[[list[Tensor]], None] = lambda _: None
     told: Callable[[str], None] = lambda _: None
-    state: Any = None
+    save: Callable[[dict[str, Tensor], dict[str, Any]], None] = lambda *_: None
+    state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         """What does not change: the original weights, margins, and the classes of the features."""
@@ -172,12 +175,14 @@ class Training:
 
     def logits_of(self, run: Run, n: int) -> Tensor:
         """Logits (n, c) float64 of a whole set under the weights as they are."""
-        made = []
+        mine = self.share(torch.arange(n))
+        made = self.forgotten.logits.new_zeros(n, self.classes, dtype=torch.float64)
         with torch.no_grad():
-            for rows in torch.arange(n).split(self.schedule.at_once):
+            for rows in mine.split(self.schedule.at_once):
                 signals.check()
-                made.append(run(rows)[1].double())
-        return torch.cat(made)
+                made[rows.to(made.device)] = run(rows)[1].double()
+        self.join([made])
+        return made
 
     def comparison(self, logits: Tensor) -> Comparison:
         """The forget set beside the unseen samples, whose logits (m, c) are given."""
@@ -322,7 +327,7 @@ class Training:
 
     def train(self) -> Iterator[tuple[int, Look] | Trained]:
         """Train to the target or to the end of the schedule: looks with the step at which they were made, and what came of it."""
-        rate = self.schedule.learning_rate
+        rate = self.schedule.learning_rate if self.state is None else float(self.state[1]["rate"])
         for attempt in range(HALVINGS + 1):
             again = False
             for item in self._attempt(rate):
@@ -354,9 +359,21 @@ class Training:
         look, seen = self.look_at(self.forgotten.logits, None if self.unseen is None else self.unseen.logits), None
         seen = None if self.unseen is None else self.unseen.logits
         looks = [(0, look)]
-        yield 0, look
-        wanted, previous = self.targets(seen), self.start
-        for step in range(steps):
+        begin = 0
+        if self.state is not None:
+            tensors, said = self.state
+            looks = [(int(number), Look(**values)) for number, values in said["looks"]]
+            begin, self.state = looks[-1][0], None
+            self.put(_under("weights", tensors))
+            update.restore(_under("update", tensors))
+            draws.set_state(tensors["draws"])
+            forget_rows.left = tensors["forget"]
+            if anchor_rows is not None:
+                anchor_rows.left = tensors["anchor"]
+            seen = self.look()[1]
+        yield from looks
+        wanted, previous = self.targets(seen), self.copied()
+        for step in range(begin, steps):
             rows = forget_rows.take(min(schedule.forget, n))
             anchored = None if anchor_rows is None else anchor_rows.take(schedule.anchor)
             others = None
@@ -386,6 +403,12 @@ class Training:
                 yield self._met(previous, looks, rate, steps)
                 return
             wanted, previous = self.targets(seen), self.copied()
+            if not last:
+                state = {f"weights.{name}": value for name, value in previous.items()}
+                state |= {f"update.{name}": value for name, value in update.state().items()}
+                state |= {"draws": draws.get_state(), "forget": forget_rows.left}
+                state |= {} if anchor_rows is None else {"anchor": anchor_rows.left}
+                self.save(state, {"rate": rate, "looks": [(number, vars(each)) for number, each in looks]})
         yield self._ended(looks, rate, steps)
 
     def _met(self, previous: Mapping[str, Tensor], looks: list[tuple[int, Look]], rate: float, steps: int) -> Trained:
@@ -428,6 +451,11 @@ class Training:
             "the mask" if self.plan.kind == "class" else "fixed" if self.fixed is not None else "unseen samples by rank"
         )
         return Trained(self.copied(), reason, reached, tuple(looks), fraction, rate, steps, looks[-1][0], how)
+
+
+def _under(word: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a word, without it."""
+    return {name.removeprefix(f"{word}."): value for name, value in tensors.items() if name.startswith(f"{word}.")}
 
 
 def _shares(alpha: float, most: int, draws: torch.Generator) -> Tensor:
