@@ -102,12 +102,12 @@ def find(model: nn.Module, probe: Batch, moving: Collection[str], *, tried: int 
 
     Args:
         model: in ``eval()`` mode.
-        probe: two samples or more, as the model takes them.
+        probe: samples as the model takes them; a single one is taken twice.
         moving: paths of the layers that move.
         tried: modules that are tried, from the last one back.
     """
     if count(probe) < 2:
-        return Cut()
+        probe = each(probe, lambda tensor: torch.cat([tensor, tensor]))
     few = _shorter(probe)
     one, other = events(model, probe, outputs=True), events(model, few, outputs=True)
     done = _completed(one, moving)

@@ -25,6 +25,8 @@ from imu_cli.unlearning.targets import Comparison, HeldOut, Limits, Look
 Run = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Features (k, d) and logits (k, c) of some rows of a set (k,), differentiable in the weights that move."""
 BISECTIONS = 6
+BACKWARD = 3
+"""Forward passes that a sample's forward and backward are worth."""
 HALVINGS = 4
 """Times that the learning rate is halved, and the run begun again, where it went astray."""
 ASTRAY = 0.25
@@ -148,8 +150,12 @@ class Training:
     state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
-        """What does not change: the original weights, margins, and the classes of the features."""
+        """What does not change: the original weights, margins, and the classes of the features; and what was spent so far.
+
+        ``spent`` counts samples that ran through the moving part, on all processes together.
+        """
         self.start = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self.spent = 0
         self.size = math.sqrt(sum(float(value.double().square().sum()) for value in self.start.values()))
         self.phi = margins.margins(self.forgotten.logits, self.forgotten.labels)
         self.classes = self.forgotten.logits.shape[1]
@@ -175,6 +181,7 @@ class Training:
 
     def logits_of(self, run: Run, n: int) -> Tensor:
         """Logits (n, c) float64 of a whole set under the weights as they are."""
+        self.spent += n
         mine = self.share(torch.arange(n))
         made = self.forgotten.logits.new_zeros(n, self.classes, dtype=torch.float64)
         with torch.no_grad():
@@ -251,6 +258,7 @@ class Training:
         names, moving = list(self.parameters), list(self.parameters.values())
         summed = [torch.zeros_like(parameter) for parameter in moving]
         loss = 0.0
+        self.spent += BACKWARD * (len(rows) + (0 if anchored is None else len(anchored)))
 
         def add(part: Tensor) -> None:
             nonlocal loss
@@ -276,7 +284,9 @@ class Training:
                     logits = self._anchored(anchored, some, others)
                     log_p = answer.log_softmax(dim=1).to(logits.dtype)
                     add(self.schedule.beta * teacher.divergence(log_p, logits).sum() / len(anchored))
-            self.join(summed)
+            whole = summed[0].new_tensor([loss])
+            self.join([*summed, whole])
+            loss = float(whole)  # the same in every process, so that all go on or none
         return dict(zip(names, summed, strict=True)), loss
 
     def _anchored(self, anchored: Tensor, some: Tensor, others: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -292,6 +302,7 @@ class Training:
         parts = mine.split(self.schedule.at_once)
         if others is None or self.anchor.blended is None:
             return [self.anchor.logits[anchored[some]] for some in parts]
+        self.spent += len(anchored)
         now = self.copied()
         self.put(self.start)
         with torch.no_grad():
@@ -363,7 +374,7 @@ class Training:
         if self.state is not None:
             tensors, said = self.state
             looks = [(int(number), Look(**values)) for number, values in said["looks"]]
-            begin, self.state = looks[-1][0], None
+            begin, self.spent, self.state = looks[-1][0], int(said["spent"]), None
             self.put(_under("weights", tensors))
             update.restore(_under("update", tensors))
             draws.set_state(tensors["draws"])
@@ -408,7 +419,10 @@ class Training:
                 state |= {f"update.{name}": value for name, value in update.state().items()}
                 state |= {"draws": draws.get_state(), "forget": forget_rows.left}
                 state |= {} if anchor_rows is None else {"anchor": anchor_rows.left}
-                self.save(state, {"rate": rate, "looks": [(number, vars(each)) for number, each in looks]})
+                self.save(
+                    state,
+                    {"rate": rate, "spent": self.spent, "looks": [(number, vars(each)) for number, each in looks]},
+                )
         yield self._ended(looks, rate, steps)
 
     def _met(self, previous: Mapping[str, Tensor], looks: list[tuple[int, Look]], rate: float, steps: int) -> Trained:
