@@ -181,13 +181,16 @@ def _returning(model: nn.Module, cut: Cut, kept: Any, batch: Batch) -> Iterator[
 
     changed = [(model.get_submodule(cut.module), kept)]
     changed += [(model.get_submodule(path), zeros(shape)) for path, shape in cut.skipped.items()]
+    own = [module.__dict__.get("forward") for module, _ in changed]  # libraries give some modules one of their own
     try:
         for module, made in changed:
             module.forward = lambda *_, _made=made, **__: _made
         yield
     finally:
-        for module, _ in changed:
+        for (module, _), forward in zip(changed, own, strict=True):
             module.__dict__.pop("forward", None)
+            if forward is not None:
+                module.forward = forward
 
 
 # What is kept
