@@ -38,7 +38,9 @@ class Step:
     def __init__(self, data: Batch, left: bool = False) -> None:
         self.data, self.left = data, left
 
-    def batches(self, samples: Any, size: int, rows: Any, *, beside: bool = False, window: int | None = None) -> Iterator[Any]:
+    def batches(
+        self, samples: Any, size: int, rows: Any, *, beside: bool = False, window: int | None = None
+    ) -> Iterator[Any]:
         """Places and batches, in an order that is not that of the rows."""
         for places in torch.tensor(list(rows)).flip(0).split(size):
             yield places.tolist(), self.of(places)
@@ -295,7 +297,9 @@ def test_mixing_at_the_cut() -> None:
         kept = keep(upper)
         with torch.no_grad():
             torch.testing.assert_close(upper(kept, mine, Blend(theirs, torch.ones(3)))[1], model(data[mine]), **CLOSE)
-            torch.testing.assert_close(upper(kept, mine, Blend(theirs, torch.zeros(3)))[1], model(data[theirs]), **CLOSE)
+            torch.testing.assert_close(
+                upper(kept, mine, Blend(theirs, torch.zeros(3)))[1], model(data[theirs]), **CLOSE
+            )
     share = torch.tensor([0.25, 0.5, 1.0])
     mixed = share.view(-1, 1, 1, 1) * data[mine] + (1 - share.view(-1, 1, 1, 1)) * data[theirs]
     with torch.no_grad():
