@@ -61,7 +61,9 @@ def choose(
     if min(len(labels_forget), len(pool)) < FEWEST:
         return NotMeasured(f"needs {FEWEST} or more samples of D_f and class-matched --test samples")
     most = max(LEAST, min(MOST, NUMBERS // width))
-    ours, theirs = (torch.randperm(n, generator=generator)[:most].sort().values for n in (len(labels_forget), len(pool)))
+    ours, theirs = (
+        torch.randperm(n, generator=generator)[:most].sort().values for n in (len(labels_forget), len(pool))
+    )
     sides = labels_forget.cpu()[ours], labels_pool.cpu()[theirs]
     folds = torch.cat([_dealt(labels, generator) for labels in sides])
     return Chosen(ours, pool.cpu()[theirs], torch.cat(sides), folds)
@@ -141,8 +143,9 @@ def by_distance(h: Tensor, chosen: Chosen, confidence: float = 0.95) -> Estimate
 
 def _spread(h: Tensor, labels: Tensor) -> Tensor:
     """Standard deviation within classes (d,); 1 where nothing varies."""
-    apart = h - torch.stack([h[labels == label].mean(0) for label in labels.unique()])[
-        labels.unique(return_inverse=True)[1]
-    ]
+    apart = (
+        h
+        - torch.stack([h[labels == label].mean(0) for label in labels.unique()])[labels.unique(return_inverse=True)[1]]
+    )
     spread = apart.square().mean(0).sqrt()
     return torch.where(spread > 0, spread, 1.0)

@@ -21,7 +21,7 @@ RESAMPLES = 1000
 
 
 def balanced(chosen: Chosen) -> Chosen:
-    """As many samples of one side as of the other, so that a guess knows log 2: the first of what was drawn at random."""
+    """As many samples of one side as of the other, evenly from what was drawn, so that a guess loses log 2."""
     few = min(len(chosen.forget), len(chosen.pool))
     kept = [torch.linspace(0, len(side) - 1, few).round().long() for side in (chosen.forget, chosen.pool)]
     rows = torch.cat([kept[0], len(chosen.forget) + kept[1]])

@@ -1,7 +1,7 @@
 """How alike the features of two models are on the same samples: debiased linear CKA, whatever their number and width."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -109,19 +109,13 @@ def linear_cka(
     groups = [rows.sort().values for rows in drawn.tensor_split(min(GROUPS, len(drawn) // 2))]
     wanted = list(dict.fromkeys([*pairs, *((name, name) for name in names)]))
     centres = {name: mean(features[name]) for name in names}
-    whole = _none(features, wanted)
-    for found in (_sums(features, wanted, centres, rows) for rows in groups):
-        whole = {pair: _Sums(*_added(whole[pair], found[pair])) for pair in wanted}
+    whole = _sums(features, wanted, centres, drawn.sort().values)
     without: list[dict[Pair, float]] = []
     for rows in groups:
         part = _sums(features, wanted, centres, rows)
         without.append({pair: whole[pair].without(part[pair]).hsic() for pair in wanted})
     at_once = {pair: whole[pair].hsic() for pair in wanted}
     return {pair: _estimate(pair, at_once, without, len(drawn), confidence) for pair in pairs}
-
-
-def _added(one: _Sums, other: _Sums) -> Iterator[object]:
-    return (getattr(one, name) + getattr(other, name) for name in one.__dataclass_fields__)
 
 
 def _none(features: Mapping[str, Rows], pairs: Sequence[Pair]) -> Sums:

@@ -29,6 +29,7 @@ def of(e: Evidence, found: list[Metric], head_only: bool | None, *, unchanged: b
         f"{DAMAGE}: {', and '.join(damage)}." if damage else "",
         _not_forgotten(e, by_name, damaged=bool(damage)),
         _said_forget(e, by_name["forget.accuracy"]),
+        "" if unchanged else _said_way(e, by_name, head_only),
         _said_membership(e, by_name.get("mia.auc"), damaged=bool(damage)),
         _said_drop(e, by_name["test.accuracy_drop"]),
         _said_class(e, by_name.get("test.worst_class_drop"), damaged=bool(lost or ruined)),
@@ -159,6 +160,50 @@ def _said_forget(e: Evidence, accuracy: Metric) -> str:
     return f"{accuracy.value:.2%} of the {accuracy.n} forget samples are {what}{before}{goal}."
 
 
+def _said_way(e: Evidence, by_name: dict[str, Metric], head_only: bool | None) -> str:
+    """How far the features went towards a retrained model's, where that is given; nothing where it is not known."""
+    if head_only is not False:
+        return ""
+    found = by_name.get("probe.accuracy" if e.kind == "class" else "feature_mia.auc")
+    ends = None if found is None else (found.value, found.before, found.target_range and found.target)
+    if found is None or ends is None or None in ends:
+        return ""
+    value, before, goal = (float(end or 0.0) for end in ends)
+    form = ".1%" if e.kind == "class" else ".3f"
+    does = (
+        "a fresh linear classifier recognises {} of unseen samples of the class"
+        if e.kind == "class"
+        else "an attack on them tells forget samples from unseen ones with an AUC of {}"
+    ).format(f"{value:{form}}")
+    compared = f"{does} (original {before:{form}}, retrained {goal:{form}})"
+    if not _apart(found):
+        return f"How far the features went cannot be said: the original's are not surely another than the retrained model's, {compared}."
+    way = (before - value) / (before - goal)
+    if way <= 0:
+        how = "The features did not come nearer to the retrained model's"
+    elif way > 1:
+        how = "The features went past the retrained model's"
+    else:
+        how = f"The features went {way:.0%} of the way to the retrained model's"
+    return f"{how}: {compared}{_said_index(by_name)}."
+
+
+def _apart(found: Metric) -> bool:
+    """Whether the original surely lies beyond the retrained model: their intervals do not meet."""
+    ours, theirs = found.before_interval, found.target_range
+    return ours is not None and theirs is not None and (ours.low > theirs.high or ours.high < theirs.low)
+
+
+def _said_index(by_name: dict[str, Metric]) -> str:
+    index = by_name.get("retrained.idi")
+    if index is None or index.value is None or index.interval is None:
+        return ""
+    return (
+        f"; information difference index {index.value:.2f} (95 % interval {index.interval.low:.2f} to {index.interval.high:.2f}; "
+        "0: as after retraining, 1: nothing went)"
+    )
+
+
 def _said_membership(e: Evidence, auc: Metric | None, *, damaged: bool) -> str:
     """Whether confidence alone still tells the forget samples from unseen ones.
 
@@ -223,4 +268,8 @@ def _said_remains(e: Evidence, by_name: dict[str, Metric], head_only: bool | Non
         if probe is not None and probe.value is not None:
             joined = "and" if enough or probe.value <= 0.5 else "but"
             text += f", {joined} a fresh linear classifier recognises {probe.value:.1%} of unseen samples of the class"
+            text += "" if probe.target is None else f" (the retrained model's features: {probe.target:.1%})"
+    index = by_name.get("retrained.idi")
+    if index is not None and index.value is not None:
+        text += "; the information difference index is 1 by construction"
     return text + "."
