@@ -1,6 +1,7 @@
 """``imu evaluate --relearn``: the models as what can be fine-tuned, on features where only the head moved, else on the samples."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -9,8 +10,8 @@ from torch.func import functional_call
 from imu_cli.commands.other_models import Models
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import relearning, remaining
-from imu_cli.evaluation.evidence import NO_ORIGINAL, Evidence, forgotten_rows, matched_pool
-from imu_cli.evaluation.relearning import Asked, Learner, Relearned, Side
+from imu_cli.evaluation.evidence import NO_ORIGINAL, Evidence, Split, forgotten_rows, matched_pool
+from imu_cli.evaluation.relearning import Asked, Labelled, Learner, Relearned, Side
 from imu_cli.features.engine import to_device
 from imu_cli.features.session import Session
 from imu_cli.linear.rows import Rows
@@ -20,6 +21,9 @@ from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.vectors import Vectors
 from imu_cli.statistics import metrics
 from imu_cli.statistics.intervals import NotMeasured
+
+LEAST_PART, MOST_PART = 4, 32
+"""Samples that pass with gradients at a time, a quarter of those that pass without: what every layer made is kept for these."""
 
 Learners = dict[remaining.Which, Learner]
 
@@ -43,19 +47,22 @@ def run(models: Models, e: Evidence, test: SampleSet | None) -> Mapping[str, Rel
 
 
 def _asked(e: Evidence) -> Asked:
-    unseen, kept, taken = None, torch.empty(0, dtype=torch.int64), None
+    unseen, kept, taken = None, None, 0.0
     if e.test is not None and e.kind != "mislabelled":
-        try:
-            unseen = matched_pool(e)
-        except ImuError:  # test lacks a class of D_f: said where accuracies are matched
-            unseen = None
+        with suppress(ImuError):  # test lacks a class of D_f: said where accuracies are matched
+            unseen = _labelled(e.test, matched_pool(e))
     if e.test is not None and e.kind == "class":
         stays = ~forgotten_rows(e, e.test.labels)
-        kept = stays.nonzero()[:, 0]
-        before = e.test.only(stays).before if len(kept) else None
-        taken = None if before is None else metrics.predicted_as(before, e.forgotten).value
-    labels = None if unseen is None or e.test is None else e.test.labels[unseen]
-    return Asked(e.forget.labels, unseen, labels, kept, e.forgotten, taken, e.seed)
+        before = e.test.only(stays).before if bool(stays.any()) else None
+        if before is not None:
+            kept = _labelled(e.test, stays.nonzero()[:, 0])
+            taken = metrics.predicted_as(before, e.forgotten).value
+    return Asked(e.forget.labels, unseen, e.seed, e.forgotten, kept, taken)
+
+
+def _labelled(test: Split, rows: Tensor | None) -> Labelled:
+    assert rows is not None, "there is test"
+    return Labelled(rows.cpu(), test.labels[rows].cpu())
 
 
 def _on_features(e: Evidence) -> Learners:
@@ -123,4 +130,5 @@ def _learner(
             return logits_of(functional_call(network.model, {**fixed, **tensors}, (inputs,)))
 
     ours = {name: fixed.get(name, parameters[name]) for name in moved}
-    return Learner(logits, ours, batches, opened.engine.batch_size)
+    size = opened.engine.batch_size
+    return Learner(logits, ours, batches, size, part=max(LEAST_PART, min(MOST_PART, size // 4)))

@@ -177,7 +177,7 @@ class EvaluateConfig(ForgetConfig):
         bool,
         Option(
             "Also fine-tune what differs from the original on 5, 10 and 25 forget samples and count how many of the others come "
-            "back; runs the network with gradients, some 20,000 forward passes a model.",
+            "back; runs the network with gradients, up to 60,000 forward passes a model.",
             group=ATTACKS,
         ),
     ] = False

@@ -378,12 +378,23 @@ DEFINITIONS: dict[str, Definition] = {
     "relearn.k5": Definition(
         "relearnt from 5 samples",
         "share of other forget samples that come back when what differs from the original is fine-tuned for 10 steps on 5 (class "
-        "scenario: on 5 of each forgotten class, at the share of kept test samples that the original's took)",
+        "scenario: on 5 of each forgotten class and twice as many kept test samples, counted where the class takes as many kept test "
+        "samples as the original's did)",
         "target",
-        "--relearn and the original",
+        "--relearn and the original (class scenario: and --test)",
     ),
-    "relearn.k10": Definition("relearnt from 10 samples", "the same from 10", "target", "--relearn and the original"),
-    "relearn.k25": Definition("relearnt from 25 samples", "the same from 25", "target", "--relearn and the original"),
+    "relearn.k10": Definition(
+        "relearnt from 10 samples",
+        "the same from 10",
+        "target",
+        "--relearn and the original (class scenario: and --test)",
+    ),
+    "relearn.k25": Definition(
+        "relearnt from 25 samples",
+        "the same from 25",
+        "target",
+        "--relearn and the original (class scenario: and --test)",
+    ),
     "relearn.lead": Definition(
         "lead over never-seen samples",
         "share of forget samples that come back less that of class-matched test samples after the same fine-tuning on such; target: "

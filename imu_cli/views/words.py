@@ -1,7 +1,7 @@
 """Results in words: values in their units, reasons, targets and facts as sentences; every form takes its texts from here."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -30,6 +30,8 @@ REASONS = {
 REACHED = {True: "Target met", False: "TARGET NOT MET", None: "No target was given"}
 WARNINGS = ("DAMAGE", "NOT ")
 """How a summary begins where what was reached must not be taken for success."""
+MANY_TENSORS = 8
+"""Changed tensors that are named one by one at most."""
 STEPS = {"imu": "steps", "matched": "values of ρ tried"}
 
 
@@ -227,9 +229,16 @@ def given(result: Evaluation) -> list[tuple[str, str]]:
     return _given(result.forget, result.given | places)
 
 
+def _tensors(names: Sequence[str]) -> str:
+    """Names of tensors; of many the first and the last, and how many there are."""
+    if len(names) <= MANY_TENSORS:
+        return ", ".join(names) or "nothing"
+    return f"{len(names)}: {', '.join(names[:3])} … {names[-1]} (all in the evaluation file)"
+
+
 def evaluation_facts(result: Evaluation) -> list[tuple[str, str]]:
     """What was compared in an evaluation, as pairs of name and text."""
-    changed = "unknown (no original)" if result.changed is None else ", ".join(result.changed) or "nothing"
+    changed = "unknown (no original)" if result.changed is None else _tensors(result.changed)
     return [
         *given(result),
         ("changed tensors", changed + ("; head only" if result.head_only else "")),
