@@ -159,7 +159,10 @@ def _probe_metric(e: Evidence) -> Metric:
     if "after" in whole:
         note = f"the same probe where nothing was forgotten: {whole['after'].reference.value:.2%}"
         note += "" if all(probe.converged for probe in whole.values()) else "; did not converge"
-    return _from("probe.accuracy", found, split="forget, test", note=note)
+    again = found["retrained"]
+    counted = isinstance(again, Estimate) and again.low is None  # on D_f, a census: what chance shows at that rate
+    spread = {"target_range": metrics.binomial_range(again.value, again.n)} if counted else {}
+    return _from("probe.accuracy", found, split="forget, test", note=note, **spread)
 
 
 # --- Similarity

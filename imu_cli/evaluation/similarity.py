@@ -16,7 +16,7 @@ GROUPS = 20
 """Groups of samples that the jackknife leaves out one at a time."""
 FEWEST = 8
 """Samples from which four remain, and something varies, when a group is left out."""
-MOST, PRODUCTS = 10_000, 20_000_000_000
+MOST, PRODUCTS = 10_000, 10_000_000_000
 """Samples at most; fewer, drawn at random, where samples x width² is more than ``PRODUCTS``."""
 LEAST = 1_000
 

@@ -161,37 +161,40 @@ def _said_forget(e: Evidence, accuracy: Metric) -> str:
 
 
 def _said_way(e: Evidence, by_name: dict[str, Metric], head_only: bool | None) -> str:
-    """How far the features went towards a retrained model's, where that is given; nothing where it is not known."""
-    if head_only is not False:
+    """How far the features went towards a retrained model's, by the probe; nothing where it is not known.
+
+    It is not known without both models, or where the original's features may hold no more than the retrained model's.
+    """
+    probe = by_name.get("probe.accuracy")
+    if head_only is not False or probe is None or not _apart(probe):
         return ""
-    found = by_name.get("probe.accuracy" if e.kind == "class" else "feature_mia.auc")
-    ends = None if found is None else (found.value, found.before, found.target_range and found.target)
-    if found is None or ends is None or None in ends:
-        return ""
-    value, before, goal = (float(end or 0.0) for end in ends)
-    form = ".1%" if e.kind == "class" else ".3f"
-    does = (
-        "a fresh linear classifier recognises {} of unseen samples of the class"
-        if e.kind == "class"
-        else "an attack on them tells forget samples from unseen ones with an AUC of {}"
-    ).format(f"{value:{form}}")
-    compared = f"{does} (original {before:{form}}, retrained {goal:{form}})"
-    if not _apart(found):
-        return f"How far the features went cannot be said: the original's are not surely another than the retrained model's, {compared}."
-    way = (before - value) / (before - goal)
+    assert probe.value is not None
+    assert probe.before is not None
+    assert probe.target is not None
+    way = (probe.before - probe.value) / (probe.before - probe.target)
     if way <= 0:
         how = "The features did not come nearer to the retrained model's"
     elif way > 1:
         how = "The features went past the retrained model's"
     else:
         how = f"The features went {way:.0%} of the way to the retrained model's"
-    return f"{how}: {compared}{_said_index(by_name)}."
+    does = (
+        f"recognises {probe.value:.1%} of unseen samples of the class"
+        if e.kind == "class"
+        else f"that never saw the forget samples gives {probe.value:.1%} of them their label"
+    )
+    return (
+        f"{how}: a fresh linear classifier {does} (original {probe.before:.1%}, retrained {probe.target:.1%})"
+        f"{_said_index(by_name)}."
+    )
 
 
-def _apart(found: Metric) -> bool:
-    """Whether the original surely lies beyond the retrained model: their intervals do not meet."""
-    ours, theirs = found.before_interval, found.target_range
-    return ours is not None and theirs is not None and (ours.low > theirs.high or ours.high < theirs.low)
+def _apart(probe: Metric) -> bool:
+    """Whether the original surely lies above the retrained model: its value, or all of its interval, beyond the other's."""
+    theirs = probe.target_range
+    if probe.value is None or probe.before is None or theirs is None:
+        return False
+    return (probe.before if probe.before_interval is None else probe.before_interval.low) > theirs.high
 
 
 def _said_index(by_name: dict[str, Metric]) -> str:

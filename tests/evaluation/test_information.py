@@ -40,6 +40,15 @@ def test_nothing_is_known_where_both_sides_are_alike() -> None:
     assert -0.02 < float(information.gained(*sides(1000, 0.0)).mean()) < 0.005
 
 
+def test_wide_features_lose_little_where_there_is_nothing_to_know() -> None:
+    """As many features as samples: the penalty is chosen on samples held back, so that nothing is learnt by heart."""
+    h = torch.randn(300, 300, generator=seeded(), dtype=torch.float64)
+    labels = torch.zeros(150, dtype=torch.int64)
+    chosen = feature_attacks.choose(labels, torch.arange(150), labels, 300, seeded())
+    assert isinstance(chosen, feature_attacks.Chosen)
+    assert -0.1 < float(information.gained(h, chosen).mean()) < 0.02
+
+
 def test_the_index_says_where_between_two_models_one_stands() -> None:
     """1 at the original, 0 at the retrained model, half way between, and its interval holds that; beyond is said, not cut."""
     before, retrained = (information.gained(*sides(1000, apart, 3)) for apart in (3.0, 1.0))

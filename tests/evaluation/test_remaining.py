@@ -11,7 +11,9 @@ from imu_cli.evaluation import assembly, remaining, summary
 from imu_cli.evaluation.evidence import Evidence, Split
 from imu_cli.evaluation.relearning import Relearned
 from imu_cli.records.evaluation import Metric
+from imu_cli.records.parts import Interval
 from imu_cli.statistics.intervals import Estimate, NotMeasured
+from imu_cli.statistics.metrics import binomial_range
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GONE = 2
@@ -130,7 +132,7 @@ def test_the_first_sentences_say_how_far_the_features_went() -> None:
 
 
 def test_features_that_are_no_others_have_no_way_to_go() -> None:
-    """A retrained model whose features are the original's: that is said, and no share of nothing."""
+    """A retrained model whose features are the original's: not a word about a share of nothing."""
     e = moved()
 
     def same(split: Split | None) -> Split | None:
@@ -139,9 +141,33 @@ def test_features_that_are_no_others_have_no_way_to_go() -> None:
     forget, test, retain = (same(split) for split in (e.forget, e.test, e.retain))
     assert forget is not None
     one = replace(e, forget=forget, test=test, retain=retain, head_retrained=e.head_before)
-    text = summary.of(one, assembly.measure(one), False)
-    assert "How far the features went cannot be said" in text
-    assert "of the way" not in text
+    assert "The features" not in summary.of(one, assembly.measure(one), False)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.92, "The features went 50% of the way to the retrained model's: a fresh linear classifier that never saw"),
+        (0.94, "The features did not come nearer"),
+        (0.95, "The features did not come nearer"),
+        (0.89, "The features went past"),
+    ],
+)
+def test_single_samples_go_by_what_a_probe_says_of_them(value: float, said: str) -> None:
+    """5,000 of them are counted: the original's 94 % lie beyond what chance shows at 90 %, those of 50 samples do not."""
+    e = evidence(ORIGINAL)
+
+    def probe(n: int) -> list[Metric]:
+        spread = binomial_range(0.9, n)
+        made = Metric(
+            name="probe.accuracy", title="", definition="", value=value, before=0.94, target=0.9, n=n, census=True,
+            target_range=Interval(low=spread[0], high=spread[1], method=""),
+        )  # fmt: skip
+        return [item for item in assembly.measure(e) if item.name != made.name] + [made]
+
+    assert said in summary.of(e, probe(5000), False)
+    assert "The features" not in summary.of(e, probe(50), False)
+    assert "The features" not in summary.of(e, probe(5000), True)
 
 
 def test_of_a_head_alone_the_index_is_one_and_the_features_the_same() -> None:
@@ -168,13 +194,15 @@ def test_of_a_head_alone_the_index_is_one_and_the_features_the_same() -> None:
 
 
 def test_single_samples_are_told_from_unseen_ones() -> None:
-    """Other samples than classes: an attack is what the sentence goes by, and the index compares with unseen samples."""
+    """Attack and index compare with class-matched unseen samples; without a retrained model chance is the target."""
     e = moved(kind="sample")
     found = by_name(assembly.measure(e))
     assert found["retrained.idi"].split == "forget, test"
     assert found["feature_mia.auc"].target is not None
     assert found["feature_mia.auc"].note == "400 forget against 1200 class-matched test samples"
-    assert "cannot be said" in summary.of(e, list(found.values()), False)  # nothing was memorised here
+    assert (
+        found["probe.accuracy"].target_range is not None
+    )  # a census of D_f: what chance shows at the retrained model's rate
     without = by_name(remaining.metrics_of(evidence(ORIGINAL)))
     assert without["feature_mia.auc"].target == 0.5
 
