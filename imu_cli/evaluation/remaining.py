@@ -160,8 +160,9 @@ def _probe_metric(e: Evidence) -> Metric:
         note = f"the same probe where nothing was forgotten: {whole['after'].reference.value:.2%}"
         note += "" if all(probe.converged for probe in whole.values()) else "; did not converge"
     again = found["retrained"]
-    counted = isinstance(again, Estimate) and again.low is None  # on D_f, a census: what chance shows at that rate
-    spread = {"target_range": metrics.binomial_range(again.value, again.n)} if counted else {}
+    spread: dict[str, Any] = {}
+    if isinstance(again, Estimate) and again.low is None:  # on D_f, a census: what chance shows at that rate
+        spread = {"target_range": metrics.binomial_range(again.value, again.n)}
     return _from("probe.accuracy", found, split="forget, test", note=note, **spread)
 
 
