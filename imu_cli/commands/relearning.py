@@ -12,10 +12,11 @@ from imu_cli.errors import ImuError
 from imu_cli.evaluation import relearning, remaining
 from imu_cli.evaluation.evidence import NO_ORIGINAL, Evidence, Split, forgotten_rows, matched_pool
 from imu_cli.evaluation.relearning import Asked, Labelled, Learner, Relearned, Side
-from imu_cli.features.engine import to_device
+from imu_cli.features.engine import batch
 from imu_cli.features.session import Session
 from imu_cli.linear.rows import Rows
 from imu_cli.models.arithmetic import float32_as
+from imu_cli.models.batches import Batch
 from imu_cli.models.head import logits_of
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.vectors import Vectors
@@ -119,15 +120,16 @@ def _learner(
     assert network is not None
     parameters = dict(network.model.named_parameters())
 
-    def batches(side: Side, rows: list[int], size: int) -> Iterator[Tensor]:
+    def batches(side: Side, rows: list[int], size: int) -> Iterator[Batch]:
         samples = sets[side]
         assert samples is not None, "no test samples are asked about where there are none"
-        for stacked in network.preprocess.batches(samples, size, rows, beside=device.type != "cpu"):
-            yield to_device(stacked, network.preprocess, device)
+        for start in range(0, len(rows), size):
+            yield batch(samples, rows[start : start + size], network.preprocess, device)
 
-    def logits(tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    def logits(tensors: Mapping[str, Tensor], inputs: Batch) -> Tensor:
+        given = ((), inputs) if isinstance(inputs, dict) else ((inputs,), None)
         with float32_as("ieee"):
-            return logits_of(functional_call(network.model, {**fixed, **tensors}, (inputs,)))
+            return logits_of(functional_call(network.model, {**fixed, **tensors}, *given))
 
     ours = {name: fixed.get(name, parameters[name]) for name in moved}
     size = opened.engine.batch_size

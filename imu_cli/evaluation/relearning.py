@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from imu_cli import signals
 from imu_cli.events import Log
+from imu_cli.models.batches import Batch
 from imu_cli.statistics.intervals import Estimate, NotMeasured
 from imu_cli.statistics.metrics import among, predictions
 
@@ -43,9 +44,9 @@ class Learner:
         part: samples that pass with gradients at a time.
     """
 
-    logits: Callable[[Mapping[str, Tensor], Tensor], Tensor]
+    logits: Callable[[Mapping[str, Tensor], Batch], Tensor]
     moved: Mapping[str, Tensor]
-    batches: Callable[[Side, list[int], int], Iterator[Tensor]]
+    batches: Callable[[Side, list[int], int], Iterator[Batch]]
     size: int
     part: int
 
@@ -57,7 +58,8 @@ def linear(weight: Tensor, bias: Tensor | None, rows: Callable[[Side, list[int]]
     def batches(side: Side, wanted: list[int], size: int) -> Iterator[Tensor]:
         return (rows(side, wanted[start : start + size]).double() for start in range(0, len(wanted), size))
 
-    def logits(tensors: Mapping[str, Tensor], h: Tensor) -> Tensor:
+    def logits(tensors: Mapping[str, Tensor], h: Batch) -> Tensor:
+        assert isinstance(h, Tensor)
         return nn.functional.linear(h, tensors["weight"], tensors.get("bias"))
 
     return Learner(logits, moved, batches, size=4096, part=4096)
