@@ -229,6 +229,14 @@ class EvaluateConfig(ForgetConfig):
         ),
     ] = None
     shadows: Annotated[int, Gt(0), Option("Shadow heads of --attack shadow-heads, at least 8.", group=ATTACKS)] = 64
+    relearn: Annotated[
+        bool,
+        Option(
+            "Also fine-tune what differs from the original on 5, 10 and 25 forget samples and count how many of the others come "
+            "back; runs the network with gradients, up to 60,000 forward passes a model.",
+            group=ATTACKS,
+        ),
+    ] = False
     compat: Annotated[
         bool,
         Option(
