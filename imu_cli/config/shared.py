@@ -62,6 +62,10 @@ class ModelConfig:
             group=MODEL,
         ),
     ] = None
+    truncate: Annotated[
+        bool,
+        Option("Cut texts that are longer than the model takes; without it such a text is an error.", group=MODEL),
+    ] = False
     classes: Annotated[
         str | None,
         Option(
@@ -76,7 +80,8 @@ class ModelConfig:
         int | None,
         Gt(0),
         Option(
-            "Images in one forward pass; halved by itself when an accelerator's memory runs out.",
+            "Samples in one forward pass, texts counted as long ones (at most 512 tokens); halved by itself when an accelerator's memory "
+            "runs out.",
             default="found from the model and the device",
             group=MODEL,
         ),

@@ -12,7 +12,7 @@ from imu_cli.errors import ImuError
 from imu_cli.features import allocation
 from imu_cli.features.engine import Engine, to_device
 from imu_cli.models import diagnosis
-from imu_cli.models.batches import Batch, count, halves
+from imu_cli.models.batches import Batch, count, halves, word
 from imu_cli.models.head import Head
 from imu_cli.models.replay import check_replay, replay_error
 from imu_cli.samples.dataset import SampleSet
@@ -42,7 +42,9 @@ def in_halves(run: Engine, samples: Batch) -> tuple[Tensor, Tensor]:
         return run.forward(samples)
     except torch.cuda.OutOfMemoryError:
         if count(samples) == 1:
-            raise ImuError("--batch-size: one image does not fit the accelerator's memory; use --device cpu") from None
+            raise ImuError(
+                f"--batch-size: one {word(samples)} does not fit the accelerator's memory; use --device cpu"
+            ) from None
         torch.cuda.empty_cache()
         parts = [in_halves(run, half) for half in halves(samples)]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
@@ -52,7 +54,7 @@ def _refuse_not_finite(h: Tensor, samples: SampleSet, rows: Sequence[int], place
     finite = torch.isfinite(h).all(dim=1)
     if not bool(finite.all()):
         bad = rows[places[int((~finite).nonzero()[0])]]
-        raise ImuError(f"{samples.where(bad)}: its features are not finite; check the image and the model's weights")
+        raise ImuError(f"{samples.where(bad)}: its features are not finite; check the sample and the model's weights")
 
 
 def stream(
@@ -69,8 +71,8 @@ def stream(
     ``InputStep.batches``.
 
     Raises:
-        InvalidRowsError: images cannot be decoded, all of the set; the model runs no more after the first.
-        ImuError: features are not finite, or images differ in shape.
+        InvalidRowsError: samples cannot be had, all of the set; the model runs no more after the first.
+        ImuError: features are not finite, or samples differ in shape.
         RefusedError: the replay check fails on some batch.
     """
     wanted = range(len(samples)) if rows is None else rows

@@ -75,7 +75,7 @@ class Run:
 class Session:
     """A model that was opened, its head found and replayed, and a forget set that was validated against it.
 
-    ``network`` runs on images; it is None where the forget samples come as features from a file, ``vectors``.
+    ``network`` runs on samples; it is None where the forget samples come as features from a file, ``vectors``.
     """
 
     run: Run
@@ -141,15 +141,15 @@ class Session:
         goes over the rows a few times, made from the float32 features that are held, or from the file.
 
         Raises:
-            ImuError: features are not finite or not this model's, or images come where there is no model to run.
+            ImuError: features are not finite or not this model's, or samples come where there is no model to run.
         """
         if isinstance(samples.store, Vectors):
             return self._from_file(samples.store, samples, narrow)
         if self.network is None:
             shown = None if self.vectors is None else self.vectors.shown
             raise ImuError(
-                f"{samples.source}: images, where the forget samples are features of {shown}; "
-                "extract them too (imu features), or give the forget samples as images"
+                f"{samples.source}: {samples.kind.many}, where the forget samples are features of {shown}; "
+                f"extract them too (imu features), or give the forget samples as {samples.kind.many}"
             )
         n = len(samples)
         if self._fits(n, narrow):
@@ -190,7 +190,7 @@ class Session:
         Held in memory where there is room, unless ``narrow``.
 
         Raises:
-            ImuError: a row is not finite; names the image.
+            ImuError: a row is not finite; names the sample.
         """
         mapped = Mapped(found, self.head.bias, self.math_device, order)
         h = mapped.held() if not narrow and self._fits(len(mapped), narrow) else mapped

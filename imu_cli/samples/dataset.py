@@ -28,11 +28,26 @@ _QUICK = 1e-4
 Answer = TypeVar("Answer")
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What samples of a kind are called in messages, one and several."""
+
+    one: str
+    many: str
+
+
+IMAGES, TEXTS, FEATURES = Kind("image", "images"), Kind("text", "texts"), Kind("row of features", "features")
+
+
 class Store(Protocol):
     """What holds the samples of a set, by position, and hands them to a model's input step; one class a kind.
 
     ``samples.images.stores`` has images, in files or in an array; ``samples.vectors`` features that a file holds.
     """
+
+    @property
+    def kind(self) -> Kind:
+        """What its samples are."""
 
     @property
     def root(self) -> Path | None:
@@ -104,6 +119,11 @@ class SampleSet:
     def rows_by_location(self) -> dict[str, int]:
         """The first row at each place."""
         return {self.location(row): row for row in reversed(range(len(self)))}
+
+    @property
+    def kind(self) -> Kind:
+        """What the samples are."""
+        return self.store.kind
 
     @property
     def root(self) -> Path | None:

@@ -1,0 +1,1 @@
+"""Texts: what holds them, and what makes token ids of them."""
