@@ -88,6 +88,10 @@ class Tokens(InputStep):
         """These texts as one batch, padded to the longest."""
         return self._padded(self.encode(samples, rows))
 
+    def of(self, texts: Sequence[str]) -> Batch:
+        """Texts that are no samples as one batch."""
+        return self._padded(self._tokenised(texts))
+
     def batches(
         self,
         samples: SampleSet,
