@@ -111,3 +111,7 @@ def _pairs(value: str) -> list[tuple[str, str]]:
             raise ImuError(f"--columns {cut(value)}: '{cut(part)}' has no =; {REMEDY}")
         found.append((meaning.strip(), name.strip()))
     return found
+
+
+NO_NAMES = ColumnNames()
+"""Columns are called by their meanings."""

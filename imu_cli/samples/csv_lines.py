@@ -15,7 +15,7 @@ from imu_cli.errors import ImuError
 from imu_cli.files import outputs, streams, writing
 from imu_cli.files.reading import MAX_LIST, content, cut
 from imu_cli.samples import encodings
-from imu_cli.samples.column_names import TEXT, ColumnNames
+from imu_cli.samples.column_names import NO_NAMES, TEXT, ColumnNames
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.json_lines import json_rows
 from imu_cli.samples.tables import Problems, Rows, Table
@@ -25,7 +25,6 @@ SUFFIXES = (".csv", ".tsv", ".jsonl")
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 READ_SUFFIXES = (".csv", ".tsv", *JSON_LINES)
 KINDS = "name a .csv, .tsv or .jsonl file"
-NO_NAMES = ColumnNames()
 TAB = "\t"
 
 

@@ -15,8 +15,8 @@ from imu_cli.errors import ImuError, nearest
 from imu_cli.files.paths import SELECTORS
 from imu_cli.files.reading import cut
 from imu_cli.samples.classes import ClassNames, in_model_ids
-from imu_cli.samples.column_names import TEXT, ColumnNames
-from imu_cli.samples.csv_lines import NO_NAMES, READ_SUFFIXES, read_table
+from imu_cli.samples.column_names import NO_NAMES, TEXT, ColumnNames
+from imu_cli.samples.csv_lines import READ_SUFFIXES, read_table
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.encodings import refuse_suffix
 from imu_cli.samples.forget import Draft, ForgetSet, settle
