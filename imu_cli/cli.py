@@ -22,7 +22,7 @@ from imu_cli.events import libraries_unheard
 from imu_cli.exit_codes import exit_code
 from imu_cli.files import reading, streams, writing
 from imu_cli.files.streams import tell
-from imu_cli.flags import ModelPath, Origins, OutputFormat, Quiet, ReportFormat, TableOrJson, takes
+from imu_cli.flags import Columns, ModelPath, Origins, OutputFormat, Quiet, ReportFormat, TableOrJson, takes
 from imu_cli.views import console
 
 if TYPE_CHECKING:
@@ -217,16 +217,18 @@ def demo(
 @app.command()
 def select(
     selectors: Annotated[
-        list[str], typer.Argument(metavar="SELECTOR...", help="class=cat, index=0:500, id=4711, coarse=NAME.")
+        list[str],
+        typer.Argument(metavar="SELECTOR...", help="class=cat, index=0:500, id=4711, group=NAME, coarse=NAME."),
     ],
     data: Annotated[str, typer.Option(help="The data set to select from.", metavar="DATA", envvar="IMU_DATA")],
+    columns: Columns = None,
     output: Annotated[str, typer.Option("--output", "-o", help="The manifest, - for stdout.", metavar="FILE")] = "-",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a forget.csv of the rows of a data set that a selector names."""
     from imu_cli.commands import select as select_module
 
-    select_module.run(selectors, data, output, force)
+    select_module.run(selectors, data, output, force, columns)
 
 
 @app.command()
@@ -392,13 +394,16 @@ def cache_rm(
     data: Annotated[
         str | None, typer.Option(help="The data set that the forget list points into.", metavar="DATA")
     ] = None,
+    columns: Columns = None,
     broken: Annotated[bool, typer.Option("--broken", help="Remove torn or edited entries.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Remove every entry.")] = False,
 ) -> None:
     """Remove entries; what belongs to the people of a forget list goes with --forget."""
     from imu_cli.commands import cache as cache_module
 
-    for line in cache_module.clear_cache(keys or [], forget, data, broken=broken, everything=everything):
+    for line in cache_module.clear_cache(
+        keys or [], forget, data, broken=broken, everything=everything, columns=columns
+    ):
         tell(line)
 
 

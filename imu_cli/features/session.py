@@ -24,6 +24,7 @@ from imu_cli.models.checkpoint import Checkpoint
 from imu_cli.models.head import Head
 from imu_cli.samples import vectors
 from imu_cli.samples.classes import ClassNames
+from imu_cli.samples.column_names import NO_NAMES, ColumnNames
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.forget import ForgetSet
 from imu_cli.samples.inputs import InputStep
@@ -90,6 +91,7 @@ class Session:
     data: SampleSet | None
     log: Log = field(default_factory=Log)
     taken: Taken | None = None
+    columns: ColumnNames = NO_NAMES
 
     def note(self, text: str) -> None:
         """Tell the user now, and keep it for the result; once."""

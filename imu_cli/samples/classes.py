@@ -11,7 +11,7 @@ import numpy as np
 
 from imu_cli.errors import ImuError, InvalidRowsError, nearest
 from imu_cli.files.reading import MAX_NAMES, content, cut
-from imu_cli.samples.dataset import UNKNOWN, SampleSet
+from imu_cli.samples.dataset import TEXTS, UNKNOWN, SampleSet
 from imu_cli.samples.packing import as_array, numbers
 
 SHOWN = 12
@@ -131,8 +131,8 @@ def mapped(samples: SampleSet, classes: ClassNames) -> tuple[Sequence[int], dict
         try:
             ids[own] = classes.parse(text)
         except ImuError as error:
-            named_by = samples.source if samples.origins is None else samples.origins[list(samples.labels).index(own)]
-            wrong[own] = f"{named_by}: {error}"
+            row = int((as_array(samples.labels) == own).argmax())
+            wrong[own] = f"{samples.named_by(row)}: {error}"
     cause = None if ids else _two_vocabularies(samples, classes, list(wrong))
     if cause is not None:
         wrong = dict.fromkeys(wrong, cause)
@@ -162,7 +162,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def in_model_ids(samples: SampleSet, classes: ClassNames) -> SampleSet:
-    """The same images, labelled with the model's ids. Classes map by name: a folder of three is not renumbered.
+    """The same samples, labelled with the model's ids. Classes map by name: a folder of three is not renumbered.
 
     Raises:
         InvalidRowsError: a class that has rows is not one of the model's, or rows have no label at all.
@@ -170,7 +170,10 @@ def in_model_ids(samples: SampleSet, classes: ClassNames) -> SampleSet:
     labels, wrong = mapped(samples, classes)
     problems = list(dict.fromkeys(wrong.values()))
     bare = [row for row, label in enumerate(samples.labels) if label == UNKNOWN]
-    if bare:
+    if bare and samples.kind is TEXTS:
+        remedy = "write the name or id of its class, or say which column has it with --columns label=NAME"
+        problems += [f"{samples.where(row)}: has no label; {remedy}" for row in bare]
+    elif bare:
         problems.append(
             f"{samples.where(bare[0])}: has no label ({len(bare)} rows have none); "
             "use class folders, or a manifest with labels"

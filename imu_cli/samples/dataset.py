@@ -42,7 +42,8 @@ IMAGES, TEXTS, FEATURES = Kind("image", "images"), Kind("text", "texts"), Kind("
 class Store(Protocol):
     """What holds the samples of a set, by position, and hands them to a model's input step; one class a kind.
 
-    ``samples.images.stores`` has images, in files or in an array; ``samples.vectors`` features that a file holds.
+    ``samples.images.stores`` has images, in files or in an array; ``samples.vectors`` features that a file holds;
+    ``samples.texts.stores`` the texts of a file.
     """
 
     @property
@@ -134,6 +135,12 @@ class SampleSet:
         """The row for a message: its manifest line if it has one, and the file or array index."""
         shown = self.store.where(self.positions[row])
         return f"{self.origins[row]}: {shown}" if self.origins is not None else shown
+
+    def named_by(self, row: int) -> str:
+        """What gave the row its label: the line of a list, else the whole source."""
+        if self.origins is not None:
+            return self.origins[row]
+        return self.where(row) if self.kind is TEXTS else self.source
 
     def location(self, row: int) -> str:
         """The same for two rows if and only if they are one file, or one index of one array."""

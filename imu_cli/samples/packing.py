@@ -89,22 +89,55 @@ class Texts(Names):
         self.data, self.ends = data, ends
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> Self:
+    def of(cls, texts: Iterable[str]) -> "Texts":
         """The strings, one after the other; what is not UTF-8 in a file's name stays as it is."""
-        data, ends = io.BytesIO(), array("q")
+        packer = Packer()
         for text in texts:
-            data.write(text.encode("utf-8", "surrogateescape"))
-            ends.append(data.tell())
-        return cls(np.frombuffer(data.getbuffer(), np.uint8), as_array(ends))
+            packer.add(text)
+        return packer.packed()
 
     def of_row(self, row: int) -> str:
         """The string."""
-        start = int(self.ends[row - 1]) if row else 0
-        return self.data[start : self.ends[row]].tobytes().decode("utf-8", "surrogateescape")
+        return self.bytes_of(row).decode("utf-8", "surrogateescape")
 
     def over(self, rows: Sequence[int]) -> Self:
         """The strings of these rows; the bytes are shared."""
         return type(self)(self.data, self.ends, rows)
+
+    def bytes_of(self, row: int) -> bytes:
+        """The UTF-8 bytes of one of all strings, whichever rows are meant."""
+        return self.data[int(self.ends[row - 1]) if row else 0 : self.ends[row]].tobytes()
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """How many bytes each of all strings has."""
+        return np.diff(self.ends, prepend=0)
+
+
+class Packer:
+    """Strings as they come, to be packed as ``Texts``; each row that is left out before one is empty."""
+
+    def __init__(self) -> None:
+        self._data, self._ends = io.BytesIO(), array("q")
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def add(self, text: str, row: int | None = None) -> None:
+        """The next string, or that of a row further on."""
+        if row is not None:
+            self.fill(row)
+        self._data.write(text.encode("utf-8", "surrogateescape"))
+        self._ends.append(self._data.tell())
+
+    def fill(self, rows: int) -> None:
+        """Empty strings up to so many rows."""
+        if rows > len(self._ends):
+            self._ends.extend([self._data.tell()] * (rows - len(self._ends)))
+
+    def packed(self) -> Texts:
+        """All of them; nothing can be added any more."""
+        return Texts(np.frombuffer(self._data.getbuffer(), np.uint8), as_array(self._ends))
 
 
 def take(values: Sequence[Item], rows: Sequence[int]) -> Sequence[Item]:

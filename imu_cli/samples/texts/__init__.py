@@ -1,1 +1,1 @@
-"""Texts: what holds them, and what makes token ids of them."""
+"""Texts: rows of files, read, checked, found again by their content, and made token ids of by the model's own tokenizer."""
