@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -207,11 +207,15 @@ def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the demo's files go.")] = Path("imu-demo"),
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier demo in DIR.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the training and of every other random choice.")] = 0,
+    task: Annotated[
+        Literal["image", "text"],
+        typer.Option(help="image: scikit-learn's digits; text: sentences of documentation, which needs transformers."),
+    ] = "image",
 ) -> None:
-    """The four commands on a small real model: scikit-learn's digits, a convolutional network trained in seconds."""
+    """The four commands on a small real model that is trained in seconds: digits and a convolutional network, or texts and a BERT."""
     from imu_cli.commands import demo as job
 
-    job.run(folder, force, seed, main)
+    job.run(folder, force, seed, main, task)
 
 
 @app.command()

@@ -158,7 +158,7 @@ def refuse_if_padding_counts(model: nn.Module, probe: Batch, preprocess: InputSt
     """Refuse a model whose answer for a sample depends on what it is padded to; images are not padded.
 
     Raises:
-        ImuError: the shortest sample of the probe, alone, gets other logits than beside longer ones.
+        RefusedError: the shortest sample of the probe, alone, gets other logits than beside longer ones.
     """
     found = preprocess.alone(probe)
     if found is None:
@@ -169,7 +169,7 @@ def refuse_if_padding_counts(model: nn.Module, probe: Batch, preprocess: InputSt
     gap = float((alone - beside).abs().max())
     if gap > PADDED * float(alone.abs().max()):
         short, long = (tensors(one)[0].shape[1] for one in (single, probe))
-        raise ImuError(
+        raise RefusedError(
             f"model: a text of {short} tokens gets other logits alone than padded to {long} (by up to {gap:.2g}), so that its "
             "result would depend on its neighbours; check pad_token_id in config.json and the tokenizer, or name a factory whose model "
             "takes input_ids and attention_mask"
