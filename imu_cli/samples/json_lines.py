@@ -31,7 +31,7 @@ def json_rows(data: bytes, names: ColumnNames, problems: Problems) -> Rows:
         columns |= dict.fromkeys(row)
         renamed = {name: new for name, new in zip(row, names.renamed(row), strict=True) if new}
         rows.odd += [(line, new, kind) for name, new in renamed.items() if (kind := _not_text(new, row[name]))]
-        rows.add(line, ((new, _plain(row[name])) for name, new in renamed.items()))
+        rows.add(line, {new: _plain(row[name]) for name, new in renamed.items()})
     rows.own = list(columns)
     rows.columns = names.renamed(columns)
     return rows
