@@ -102,6 +102,10 @@ def _separated_rows(data: bytes, delimiter: str, quoting: Any, names: ColumnName
         try:
             cells = next(reader)
         except StopIteration:
+            for empty in (
+                blank if len(rows.columns) == 1 else []
+            ):  # "" alone is somebody's row, commas are a spreadsheet's
+                rows.add(empty, {TEXT: ""})
             return rows
         except csv.Error as error:
             problems.add(line, f"cannot be split into fields ({error}); {_quoting_remedy(str(error))}")

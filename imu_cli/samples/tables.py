@@ -130,6 +130,9 @@ class Rows:
     def table(self, name: str, path: Path | None, sha256: str) -> Table:
         """All of it."""
         self._pack()
+        for column in self.columns:
+            if column:
+                self._packers.setdefault(column, Packer(len(self.lines)))
         cells = {column: packer.packed() for column, packer in self._packers.items()}
         told = (tuple(self.odd), tuple(self.short), tuple(self.notes))
         return Table(name, path, tuple(self.columns), tuple(self.own), cells, self.lines, sha256, *told)

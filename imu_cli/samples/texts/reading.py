@@ -95,7 +95,7 @@ def refuse_columns(table: Table, names: ColumnNames, problems: Problems, *, labe
             return
     if labels and "label" not in table.columns:
         proposed = proposals.of_labels(table)
-        if proposed is not None:
+        if proposed:
             problems.add(0, f"has no label column (it has {proposals.listed(table)}); add {proposed}")
 
 
