@@ -147,9 +147,8 @@ def test_snli_and_massive(tmp_path: Path) -> None:
 
 def test_clinc150_is_told_what_to_do(tmp_path: Path) -> None:
     """``data_full.json`` is one object of lists of pairs."""
-    file = written(
-        tmp_path, "data_full.json", json.dumps({"oos_val": [["set a warning for when my bank account starts running low", "oos"]] * 2, "val": []}, indent=2)
-    )  # fmt: skip
+    whole = {"oos_val": [["set a warning for when my bank account starts running low", "oos"]] * 2, "val": []}
+    file = written(tmp_path, "data_full.json", json.dumps(whole, indent=2))
     said = refusal(lambda: read(file))
     assert said.startswith(
         f"{file}: is one JSON object with 'oos_val', 'val', not lines of samples; write each list of it as lines"
