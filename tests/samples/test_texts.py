@@ -9,7 +9,9 @@ import pytest
 from conftest import refusal
 
 from imu_cli.cli import main
+from imu_cli.config.commands import EvaluateConfig, FeaturesConfig, InfluenceConfig, UnlearnConfig
 from imu_cli.errors import ImuError, InvalidRowsError
+from imu_cli.flags import merge
 from imu_cli.samples.classes import ClassNames, in_model_ids
 from imu_cli.samples.column_names import ColumnNames
 from imu_cli.samples.csv_lines import manifest_text
@@ -357,3 +359,13 @@ def test_an_option_that_says_nothing_is_refused(option: str, said: str) -> None:
     with pytest.raises(ImuError) as caught:
         ColumnNames.parse(option)
     assert said in str(caught.value)
+
+
+def test_the_option_stands_in_yaml_too(tmp_path: Path) -> None:
+    """As text or as a mapping, for every command that takes samples."""
+    for text in ("columns: text=utterance,label=1", "columns: {text: utterance, label: 1}"):
+        (tmp_path / "imu.yaml").write_text(text + "\n")
+        for config in (InfluenceConfig, UnlearnConfig, EvaluateConfig, FeaturesConfig):
+            merged, origins = merge(config, {}, str(tmp_path / "imu.yaml"))
+            assert ColumnNames.parse(merged.columns).given == {"text": "utterance", "label": "1"}
+            assert origins["columns"] == "file"

@@ -5,11 +5,14 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import refusal
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from imu_cli.cli import main
 from imu_cli.errors import InvalidRowsError
@@ -282,3 +285,30 @@ def test_a_folder_of_lists_is_no_list(tmp_path: Path) -> None:
     """The list in it is proposed."""
     (tmp_path / "train.csv").write_text(GOOD)
     assert refusal(as_data(tmp_path)).endswith(f"; did you mean {tmp_path}/train.csv?")
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.one_of(
+        st.binary(max_size=60), st.text('text,label id"0;{}:[]\t\r1\n\0é', max_size=60).map(lambda text: text.encode())
+    ),
+    columns=st.sampled_from([None, "text=2,label=1", "text=a,label=b", "text=text,text_pair=label"]),
+)
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl"])
+def test_any_bytes_are_texts_or_an_error(tmp_path: Path, content: bytes, columns: str | None, form: str) -> None:
+    """Nothing in a list raises anything but an ImuError with a message, alone or with data."""
+    data, path, names = tmp_path / "d.csv", tmp_path / f"f.{form}", ColumnNames.parse(columns)
+    data.write_text("text,label,id\none text,good,4711\nanother text,bad,1\n")
+    for prefix in (
+        b"",
+        b"text,label\na,good\n",
+        b"id\n",
+        b"text\tlabel\na\tgood\n",
+        b'{"text": "a", "label": "good"}\n',
+    ):
+        path.write_bytes(prefix + content)
+        for points in (None, open_source(str(data), "data")):
+            message = refusal(partial(load_forget, str(path), points, None, MOODS, None, names))
+            assert message == "" or message.startswith(str(path))
+        message = refusal(partial(open_source, str(path), "data", None, None, names))
+        assert message == "" or message.startswith(str(path))
