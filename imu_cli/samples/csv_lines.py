@@ -102,9 +102,8 @@ def _separated_rows(data: bytes, delimiter: str, quoting: Any, names: ColumnName
         try:
             cells = next(reader)
         except StopIteration:
-            for empty in (
-                blank if len(rows.columns) == 1 else []
-            ):  # "" alone is somebody's row, commas are a spreadsheet's
+            # "" alone is somebody's row, commas alone are a spreadsheet's.
+            for empty in blank if len(rows.columns) == 1 else []:
                 rows.add(empty, {TEXT: ""})
             return rows
         except csv.Error as error:

@@ -134,7 +134,7 @@ def test_a_file_without_header_is_read_by_position(tmp_path: Path) -> None:
     assert [data.read(row) for row in range(2)] == ["Some text, here", "And more"]
     assert list(data.labels) == [2, 1]
     assert data.where(0).endswith("bare.csv:1")
-    forget = load(tmp_path, "index,label\n1,\n", data, columns="text=3,label=1")
+    forget = load(tmp_path, "index,label,remark\n1,,as asked\n", data, columns="text=3,label=1")
     assert (forget.samples.read(0), list(forget.labels)) == ("And more", [1])
 
 
@@ -249,6 +249,7 @@ def test_texts_without_data_stand_alone(tmp_path: Path) -> None:
     assert forget.where(3) == f"{tmp_path}/forget.csv:6"
     assert "1 rows repeat a text and its label; each counts" in forget.notes[0]
     assert "2 texts" in refusal(lambda: load(tmp_path, "text\none\ntwo\n"))
+    assert list(load_forget(str(tmp_path / "forget.csv"), None, "good", MOODS).labels) == [1, 1]
 
 
 def test_the_same_text_with_two_labels_is_a_note(tmp_path: Path) -> None:

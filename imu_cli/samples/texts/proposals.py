@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imu_cli.files.reading import cut
-from imu_cli.samples.column_names import ABOUT_COLUMNS, KNOWN_COLUMNS, PAIR, TEXT
+from imu_cli.samples.column_names import ABOUT_COLUMNS, KNOWN_COLUMNS, PAIR, TEXT, is_sentence
 from imu_cli.samples.tables import Table
 
 LOOKED_AT = 1_000
@@ -62,7 +62,7 @@ def headless(table: Table) -> bool:
     """Whether the header looks like a row of data: a name that is a sentence, or a number."""
     if any(name in KNOWN_COLUMNS for name in table.own):
         return False
-    return any(len(name) > 40 or name.count(" ") >= 3 for name in table.own)
+    return any(map(is_sentence, table.own))
 
 
 def listed(table: Table) -> str:
