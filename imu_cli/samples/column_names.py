@@ -15,7 +15,14 @@ SAMPLE_TEXTS = (TEXT, PAIR)
 KNOWN_COLUMNS = (*FILE_COLUMNS, "index", "label", *ABOUT_COLUMNS, "weight", "true_label", *SAMPLE_TEXTS)
 LISTED = ("file_name", "index", "label", *ABOUT_COLUMNS, "weight", "true_label", *SAMPLE_TEXTS)
 """What ``--columns`` can say: one name a meaning."""
+LONGEST_NAME, WORDS = 40, 3
+"""Characters of the longest name of a column, and spaces that none has."""
 REMEDY = "write for example --columns text=utterance,label=category"
+
+
+def is_sentence(name: str) -> bool:
+    """Whether a cell of a header is likely none: a row that stands where a header should."""
+    return len(name) > LONGEST_NAME or name.count(" ") >= WORDS
 
 
 @dataclass(frozen=True)
@@ -69,10 +76,11 @@ class ColumnNames:
     def headless(self, first: Sequence[str]) -> bool:
         """Whether a file whose first row has these cells (stripped, in lower case) begins without a header.
 
-        So where columns are given by position, unless the cells are names that have a meaning here, or those numbers.
+        So where columns are given by position, unless one of the cells is a name that has a meaning here and none a sentence,
+        or the header has those numbers for names.
         """
-        named = {cell for cell in first if cell}
-        return bool(self.positions) and not set(self.given.values()) <= named and not named <= set(KNOWN_COLUMNS)
+        header = bool(set(first) & set(KNOWN_COLUMNS)) and not any(map(is_sentence, first))
+        return bool(self.positions) and not header and not set(self.given.values()) <= set(first)
 
     def by_position(self, count: int) -> list[str]:
         """The columns of a file without header whose rows have ``count`` cells; empty names for those without a meaning.

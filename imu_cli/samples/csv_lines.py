@@ -102,13 +102,16 @@ def _separated_rows(data: bytes, delimiter: str, quoting: Any, names: ColumnName
         try:
             cells = next(reader)
         except StopIteration:
+            # "" alone is somebody's row, commas alone are a spreadsheet's.
+            for empty in blank if len(rows.columns) == 1 else []:
+                rows.add(empty, {TEXT: ""})
             return rows
         except csv.Error as error:
             problems.add(line, f"cannot be split into fields ({error}); {_quoting_remedy(str(error))}")
             if "expected after" in str(error) and rows.own:
                 continue  # what is wrong ends with its line
             return rows
-        if not any(cell.strip() for cell in cells):
+        if not "".join(cells).strip():
             # Empty rows between texts count as rows everywhere else, so an index would shift if they did not here.
             blank += [line] if TEXT in rows.columns and (len(cells) > 1 or len(cells) == len(rows.columns)) else []
             continue
@@ -120,7 +123,7 @@ def _separated_rows(data: bytes, delimiter: str, quoting: Any, names: ColumnName
             if not rows.headless:
                 _refuse_header(line, heads, delimiter, problems)
                 continue
-        if any(cell.strip() for cell in cells[len(rows.columns) :]):
+        if len(cells) > len(rows.columns) and any(cell.strip() for cell in cells[len(rows.columns) :]):
             first, mark = (
                 "the first row" if rows.headless else "the header",
                 repr(delimiter) if delimiter != TAB else "tabs",
@@ -128,12 +131,12 @@ def _separated_rows(data: bytes, delimiter: str, quoting: Any, names: ColumnName
             problems.add(line, f"has {len(cells)} fields, {first} {len(rows.columns)}; quote fields that hold {mark}")
             continue
         for empty in blank:
-            rows.add(empty, [(TEXT, "")])
+            rows.add(empty, {TEXT: ""})
         blank = []
         # A row may be short: spreadsheets leave out trailing empty cells.
         if len(cells) < len(rows.columns):
             rows.short.append((line, len(cells)))
-        rows.add(line, ((name, cell) for name, cell in zip(rows.columns, cells, strict=False) if name))
+        rows.add(line, dict(zip(rows.columns, cells, strict=False)))
 
 
 def _positioned(line: int, names: ColumnNames, cells: Sequence[str], problems: Problems) -> list[str]:

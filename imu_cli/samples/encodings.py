@@ -23,7 +23,7 @@ PACKED = (
     (b"SQLite format 3\x00", "an SQLite data base", "export the table: sqlite3 -csv -header FILE 'select * from TABLE'"),
     (b"\x80\x04\x95", "a pickle", "write it as CSV: a pickle can run code, and is not read"),
     (b"%PDF-", "a PDF", "write its rows as CSV"),
-    (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer, not the file itself", "get it: git lfs pull"),
+    (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer", "get it: git lfs pull"),
 )  # fmt: skip
 """How files of other kinds begin, what they are, and what to do."""
 OTHER_SUFFIXES = {

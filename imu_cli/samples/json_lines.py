@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from imu_cli.files.reading import MAX_JSON, cut, json_value, refuse_texts
+from imu_cli.files.reading import MAX_JSON, cut, json_value, refuse_texts, shown
 from imu_cli.samples.column_names import KNOWN_COLUMNS, SAMPLE_TEXTS, ColumnNames
 from imu_cli.samples.tables import Problems, Rows
 
@@ -13,7 +13,7 @@ from imu_cli.samples.tables import Problems, Rows
 def json_rows(data: bytes, names: ColumnNames, problems: Problems) -> Rows:
     """The rows of JSON lines in UTF-8; what is wrong with single ones goes to ``problems``, which quote no values."""
     rows = Rows()
-    whole = _one_value(data)
+    whole = _one_value(data).replace("FILE", problems.name)
     if whole:
         problems.add(0, whole)
         return rows
@@ -31,7 +31,7 @@ def json_rows(data: bytes, names: ColumnNames, problems: Problems) -> Rows:
         columns |= dict.fromkeys(row)
         renamed = {name: new for name, new in zip(row, names.renamed(row), strict=True) if new}
         rows.odd += [(line, new, kind) for name, new in renamed.items() if (kind := _not_text(new, row[name]))]
-        rows.add(line, ((new, _plain(row[name])) for name, new in renamed.items()))
+        rows.add(line, {new: _plain(row[name]) for name, new in renamed.items()})
     rows.own = list(columns)
     rows.columns = names.renamed(columns)
     return rows
@@ -83,9 +83,9 @@ def _json_row(source: str, meanings: Mapping[str, str]) -> dict[str, Any]:
             raise ValueError(f"'{cut(key)}' is a {type(value).__name__}")
         if name in row:
             raise ValueError(f"the key '{cut(name)}' stands twice")
-        _refuse_characters(cut(key), key)
+        _refuse_characters(key, key)
         if isinstance(value, str):
-            _refuse_characters(cut(key), value)
+            _refuse_characters(key, value)
         row[name] = value
     return row
 
@@ -95,7 +95,7 @@ def _refuse_characters(key: str, text: str) -> None:
         refuse_texts(text)
     except ValueError as error:
         what = "holds a NUL" if "\0" in text else "holds half a character (a lone surrogate)"
-        raise ValueError(f"'{key!r}' {what}") from error
+        raise ValueError(f"{shown(key)} {what}") from error
 
 
 def _not_text(column: str, value: Any) -> str:

@@ -141,14 +141,17 @@ def _placer(table: Table, data: SampleSet | None, problems: Problems) -> tuple[s
     if len(located) > 1:
         problems.add(0, f"has the columns {', '.join(located)}; keep exactly one that says which image is meant")
     elif not located and table.columns:
-        near = next((near for name in table.own if (near := nearest(name, KNOWN_COLUMNS[:5]))), "")
+        proposed = proposals.of_texts(table)
+        near = "" if proposed else next((near for name in table.own if (near := nearest(name, KNOWN_COLUMNS[:5]))), "")
         problems.add(
             0,
             f"has neither a file_name nor an index column in its header ({proposals.listed(table)}), and no text{near}"
-            f"{proposals.of_texts(table)}",
+            + (f"; add {proposed}" if proposed else ""),
         )
     elif located == ["index"] and data is None:
-        problems.add(0, "has an index column, which counts rows of --data; give --data")
+        proposed = proposals.of_texts(table)
+        instead = f", or if it holds texts add {proposed}" if proposed else ""
+        problems.add(0, f"has an index column, which counts rows of --data; give --data{instead}")
     if len(located) != 1 or (located == ["index"] and data is None):
         return None
     if located == ["index"] and data is not None:

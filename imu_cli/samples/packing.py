@@ -5,6 +5,7 @@ and 8 more, a row's number as its name nothing, and a SHA-256 32. numpy alone: l
 """
 
 import io
+import itertools
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
@@ -91,9 +92,9 @@ class Texts(Names):
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Texts":
         """The strings, one after the other; what is not UTF-8 in a file's name stays as it is."""
-        packer = Packer()
-        for text in texts:
-            packer.add(text)
+        packer, left = Packer(), iter(texts)
+        while block := list(itertools.islice(left, A_BLOCK)):
+            packer.extend(block)
         return packer.packed()
 
     def of_row(self, row: int) -> str:
@@ -114,26 +115,27 @@ class Texts(Names):
         return np.diff(self.ends, prepend=0)
 
 
+A_BLOCK = 4096
+"""Strings that are packed together."""
+
+
 class Packer:
-    """Strings as they come, to be packed as ``Texts``; each row that is left out before one is empty."""
+    """Strings as they come, block by block, to be packed as ``Texts``."""
 
-    def __init__(self) -> None:
-        self._data, self._ends = io.BytesIO(), array("q")
+    def __init__(self, empty: int = 0) -> None:
+        self._data, self._ends = io.BytesIO(), array("q", bytes(8 * empty))
 
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def add(self, text: str, row: int | None = None) -> None:
-        """The next string, or that of a row further on."""
-        if row is not None:
-            self.fill(row)
-        self._data.write(text.encode("utf-8", "surrogateescape"))
-        self._ends.append(self._data.tell())
-
-    def fill(self, rows: int) -> None:
-        """Empty strings up to so many rows."""
-        if rows > len(self._ends):
-            self._ends.extend([self._data.tell()] * (rows - len(self._ends)))
+    def extend(self, texts: Sequence[str]) -> None:
+        """The next strings."""
+        joined = "".join(texts)
+        if joined.isascii():
+            lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+            self._data.write(joined.encode())
+        else:
+            packed = [text.encode("utf-8", "surrogateescape") for text in texts]
+            lengths = np.fromiter(map(len, packed), np.int64, len(packed))
+            self._data.write(b"".join(packed))
+        self._ends.frombytes((lengths.cumsum() + (self._ends[-1] if self._ends else 0)).tobytes())
 
     def packed(self) -> Texts:
         """All of them; nothing can be added any more."""

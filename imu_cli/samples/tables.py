@@ -1,6 +1,6 @@
 """A list of samples as a table: its rows as they are read, packed, with the physical line of each, and what is wrong with them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,10 +9,7 @@ from imu_cli import signals
 from imu_cli.errors import ImuError, InvalidRowsError, nearest
 from imu_cli.files.reading import cut
 from imu_cli.samples.column_names import KNOWN_COLUMNS
-from imu_cli.samples.packing import Packer, Texts, numbers, take
-
-A_MOMENT = 1 << 16
-"""Rows between two looks at whether the run was stopped."""
+from imu_cli.samples.packing import A_BLOCK, Packer, Texts, numbers, take
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -102,29 +99,41 @@ class Rows:
     def __init__(self) -> None:
         self.columns: list[str] = []
         self.own: list[str] = []
-        self.packers: dict[str, Packer] = {}
         self.lines = numbers([])
         self.odd: list[tuple[int, str, str]] = []
         self.short: list[tuple[int, int]] = []
         self.notes: list[str] = []
         self.headless = False
+        self._packers: dict[str, Packer] = {}
+        self._held: dict[str, list[str]] = {}
 
-    def add(self, line: int, cells: Iterable[tuple[str, str]]) -> None:
-        """One row, by column; of two columns of one name, the first."""
-        row = len(self.lines)
-        for name, text in cells:
-            packer = self.packers.setdefault(name, Packer())
-            if len(packer) <= row:
-                packer.add(text, row)
+    def add(self, line: int, cells: Mapping[str, str]) -> None:
+        """One row, by column; a column without a name is none."""
+        held = self._held
+        if not cells.keys() <= held.keys():
+            waiting = len(self.lines) % A_BLOCK
+            for name in cells:
+                if name and name not in held:
+                    self._packers[name], held[name] = Packer(len(self.lines) - waiting), [""] * waiting
+        for name, texts in held.items():
+            texts.append(cells.get(name, ""))
         self.lines.append(line)
-        if not len(self.lines) % A_MOMENT:
-            signals.check()
+        if not len(self.lines) % A_BLOCK:
+            self._pack()
+
+    def _pack(self) -> None:
+        for name, texts in self._held.items():
+            self._packers[name].extend(texts)
+            texts.clear()
+        signals.check()
 
     def table(self, name: str, path: Path | None, sha256: str) -> Table:
         """All of it."""
-        for packer in self.packers.values():
-            packer.fill(len(self.lines))
-        cells = {column: packer.packed() for column, packer in self.packers.items()}
+        self._pack()
+        for column in self.columns:
+            if column:
+                self._packers.setdefault(column, Packer(len(self.lines)))
+        cells = {column: packer.packed() for column, packer in self._packers.items()}
         told = (tuple(self.odd), tuple(self.short), tuple(self.notes))
         return Table(name, path, tuple(self.columns), tuple(self.own), cells, self.lines, sha256, *told)
 

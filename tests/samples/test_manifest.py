@@ -697,7 +697,9 @@ FILE = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=
         name not in (".", "..") and name.strip() and len(name.encode()) < 200 and not name[1:].startswith(":\\")
     )
 )
-CLASS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=5).filter(lambda name: name == name.strip() != "")
+CLASS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=5).filter(
+    lambda name: name == name.strip() != ""
+)
 
 
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imu_cli.files.reading import cut
-from imu_cli.samples.column_names import ABOUT_COLUMNS, KNOWN_COLUMNS, PAIR, TEXT
+from imu_cli.samples.column_names import ABOUT_COLUMNS, KNOWN_COLUMNS, PAIR, TEXT, is_sentence
 from imu_cli.samples.tables import Table
 
 LOOKED_AT = 1_000
@@ -15,7 +15,7 @@ PAIRS = (
 )  # fmt: skip
 """What data sets of pairs call the two."""
 TEXT_NAMES = (
-    "utterance", "sentence", "content", "body", "message", "review", "review_body", "review_text", "comment", "comment_text",
+    "utterance", "utt", "sentence", "content", "body", "message", "review", "review_body", "review_text", "comment", "comment_text",
     "tweet", "document", "question", "query", "description", "news", "abstract", "txt", "texts", "input", "data",
 )  # fmt: skip
 LABEL_NAMES = (
@@ -62,7 +62,7 @@ def headless(table: Table) -> bool:
     """Whether the header looks like a row of data: a name that is a sentence, or a number."""
     if any(name in KNOWN_COLUMNS for name in table.own):
         return False
-    return any(len(name) > 40 or name.count(" ") >= 3 for name in table.own)
+    return any(map(is_sentence, table.own))
 
 
 def listed(table: Table) -> str:
@@ -79,7 +79,7 @@ def _best(columns: Sequence[_Column], names: Sequence[str]) -> _Column | None:
 
 
 def of_texts(table: Table) -> str:
-    """``; add --columns text=utterance,label=category`` for a file without a text column, or nothing where none looks like one."""
+    """``--columns text=utterance,label=category`` for a file without a text column, or nothing where none looks like one."""
     columns, bare = _columns(table), headless(table)
     pair = next((pair for pair in PAIRS if set(pair) <= set(table.columns)), None)
     free = [column for column in columns if column.name not in KNOWN_COLUMNS]
@@ -95,13 +95,13 @@ def of_texts(table: Table) -> str:
     label = None if "label" in table.columns else _label([column for column in free if column.name not in taken])
     if label is not None:
         parts.append(f"label={label.position + 1 if bare else label.name}")
-    return f"; add --columns {_quoted(','.join(parts))}"
+    return f"--columns {_quoted(','.join(parts))}"
 
 
-def of_labels(table: Table) -> str | None:
-    """``--columns label=category`` for a file without a label column; None where none looks like one."""
+def of_labels(table: Table) -> str:
+    """``--columns label=category`` for a file without a label column, or nothing where none looks like one."""
     label = _label([column for column in _columns(table) if column.name not in KNOWN_COLUMNS])
-    return None if label is None else f"--columns {_quoted(f'label={label.name}')}"
+    return "" if label is None else f"--columns {_quoted(f'label={label.name}')}"
 
 
 def _label(columns: Sequence[_Column]) -> _Column | None:

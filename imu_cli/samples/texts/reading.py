@@ -56,17 +56,28 @@ def wrong_rows(table: Table, problems: Problems) -> set[int]:
             )
             wrong.add(start[line])
     for column in SAMPLE_TEXTS:
-        for row, text in enumerate(table.cells.get(column, ())):
-            if row in wrong:
-                continue
-            if not text or text.isspace():
-                problems.add(table.lines[row], f"the {column} is empty; write it, or take the row out")
-            elif "\0" in text:
-                problems.add(table.lines[row], f"the {column} holds a NUL, which no text does; export the file again")
-            else:
-                continue
-            wrong.add(row)
+        for rows, what in _unreadable(table.cells.get(column)):
+            for row in rows:
+                if row not in wrong:
+                    problems.add(table.lines[row], f"the {column} {what}, or take the row out")
+                    wrong.add(row)
     return wrong
+
+
+def _unreadable(texts: packing.Texts | None) -> list[tuple[list[int], str]]:
+    """Rows whose text is nothing but spaces, and those with a NUL in it; each with what to say."""
+    if texts is None:
+        return []
+    every, starts = as_array(texts.rows), texts.ends - texts.lengths
+    begins = np.full(len(texts.ends), ord(" "), np.uint8)
+    begins[texts.lengths > 0] = texts.data[starts[texts.lengths > 0]]
+    # Only what begins with a space, or with a character that may be one beyond ASCII, has to be looked at.
+    maybe = np.flatnonzero(((begins <= ord(" ")) | (begins >= 0x80))[every]).tolist()
+    zeros = np.unique(np.searchsorted(texts.ends, np.flatnonzero(texts.data == 0), "right"))
+    return [
+        ([row for row in maybe if not texts[row].strip()], "is empty; write it"),
+        (np.flatnonzero(np.isin(every, zeros)).tolist(), "holds a NUL, which no text does; export the file again"),
+    ]
 
 
 def refuse_columns(table: Table, names: ColumnNames, problems: Problems, *, labels: bool) -> None:
@@ -84,7 +95,7 @@ def refuse_columns(table: Table, names: ColumnNames, problems: Problems, *, labe
             return
     if labels and "label" not in table.columns:
         proposed = proposals.of_labels(table)
-        if proposed is not None:
+        if proposed:
             problems.add(0, f"has no label column (it has {proposals.listed(table)}); add {proposed}")
 
 
