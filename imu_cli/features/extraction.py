@@ -12,7 +12,7 @@ from imu_cli.errors import ImuError
 from imu_cli.features import allocation
 from imu_cli.features.engine import Engine, to_device
 from imu_cli.models import diagnosis
-from imu_cli.models.batches import Batch, count, halves, word
+from imu_cli.models.batches import Batch, count, halves
 from imu_cli.models.head import Head
 from imu_cli.models.replay import check_replay, replay_error
 from imu_cli.samples.dataset import SampleSet
@@ -42,7 +42,7 @@ def in_halves(run: Engine, samples: Batch) -> tuple[Tensor, Tensor]:
         return run.forward(samples)
     # Only here is there room: while the error is at hand, its frames hold all that the pass had made.
     if count(samples) == 1:
-        raise ImuError(f"--batch-size: one {word(samples)} does not fit the accelerator's memory; use --device cpu")
+        raise ImuError("--batch-size: one sample does not fit the accelerator's memory; use --device cpu")
     torch.cuda.empty_cache()
     parts = [in_halves(run, half) for half in halves(samples)]
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])

@@ -95,7 +95,7 @@ def test_streamed_scores_are_those_in_memory(work: Path, capsys: pytest.CaptureF
         assert main([*command, *more]) == 0
         made.append(json.loads(capsys.readouterr().out))
     assert made[1]["run"]["streamed"]
-    for one, other in zip(made[0]["samples"], made[1]["samples"], strict=True):
+    for one, other in zip(made[0]["rows"], made[1]["rows"], strict=True):
         assert one["score"] == pytest.approx(other["score"], rel=1e-5, abs=1e-9)
 
 
