@@ -27,7 +27,7 @@ TRIED = 64
 FEW = 2
 """Samples of the probe that the way a model runs is tried on."""
 
-CACHED_BYTES = 16 * 2**20
+CACHED_BYTES = {"image": 16 * 2**20, "text": 32 * 2**20}
 """Bytes of a layer's output for a batch on the CPU up to which it was quickest, for small and large networks alike."""
 SMALLEST, LARGEST = 4, 256
 """Samples in a batch on the CPU."""
@@ -266,7 +266,7 @@ def _batch_size(model: nn.Module, probe: Batch, full: float) -> int:
     """
     if tensors(probe)[0].device.type == "cuda":
         return _batch_size_on_gpu(model, probe, full)
-    return _power_of_two(CACHED_BYTES / (full * max(_outputs(model, first(probe, 1)))), LARGEST)
+    return _power_of_two(CACHED_BYTES[word(probe)] / (full * max(_outputs(model, first(probe, 1)))), LARGEST)
 
 
 def _power_of_two(samples: float, most: int) -> int:

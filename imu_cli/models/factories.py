@@ -130,7 +130,7 @@ def _hf(model: str) -> Factory:
     return build
 
 
-TASKS = ("ImageClassification", "SequenceClassification", "TokenClassification")
+TASKS = ("ImageClassification", "SequenceClassification")
 """What the names of transformers' classifiers end in, each with an ``AutoModelFor…`` of its own."""
 
 
@@ -155,9 +155,14 @@ def _classifier(transformers: Any, config: Mapping[str, Any]) -> nn.Module:
             model: nn.Module = auto.from_config(made, trust_remote_code=False)
             return model.float()
     what = ", ".join(named) or kind
+    if named and all("TokenClassification" in name for name in named):
+        raise RefusedError(
+            f"config.json: {what} is a token classifier, which has a class for each word; imu changes classifiers of whole images and "
+            "whole texts (…ForSequenceClassification)"
+        )
     raise RefusedError(
-        f"config.json: {what} is neither an image classifier nor a text classifier; imu changes classifiers of images, "
-        "texts (…ForSequenceClassification) and tokens (…ForTokenClassification)"
+        f"config.json: {what} is neither an image classifier nor a text classifier (…ForImageClassification, "
+        "…ForSequenceClassification), and those are what imu changes"
     )
 
 

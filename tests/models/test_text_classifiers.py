@@ -99,6 +99,11 @@ def config_of(change: dict[str, object]) -> Callable[[Path], None]:
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, 4, "the model is quantised"),
         ({"architectures": ["BertForMaskedLM"]}, 4, "neither an image classifier nor a text classifier"),
         ({"architectures": ["BertForQuestionAnswering"]}, 4, "neither an image classifier nor a text classifier"),
+        (
+            {"architectures": ["BertForTokenClassification"]},
+            4,
+            "is a token classifier, which has a class for each word",
+        ),
         ({"model_type": "never_heard_of"}, 4, "is not one of this transformers"),
     ],
 )
