@@ -416,6 +416,25 @@ def models_summary() -> str:
     return "\n".join(lines)
 
 
+def text_models_table() -> str:
+    """Every text classifier that was tried, from the raw results."""
+    lines = ["| model | outcome | head | steps | reason |", "|---|---|---|---|---|"]
+    for run in _results("text_compatibility")["runs"]:
+        works = run["outcome"] == "works"
+        last = (
+            f"{_head_of(run)} | {run['steps']}{', target not met' * (run['code'] == 3)} | "
+            if works
+            else f" | | {_reason(run)}"
+        )
+        lines.append(f"| {run['name']} | {run['outcome']} | {last} |")
+    return "\n".join(lines)
+
+
+def _reason(run: dict[str, Any]) -> str:
+    """Why it was refused, up to the first comma of the message."""
+    return str(run["said"]).removeprefix("imu: model: ").split(" (by up to")[0]
+
+
 SPREAD = ("forget", "retain", "retain_drop", "test_drop")
 
 
@@ -505,7 +524,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "worked said": worked_said,
         "worked gates": worked_gates,
     },
-    "models.md": {"summary": models_summary, "models": models_table},
+    "models.md": {"summary": models_summary, "models": models_table, "text models": text_models_table},
     "performance.md": {
         "floor": floor_table,
         "images": images_table,

@@ -36,8 +36,8 @@ from imu_cli.unlearning.procedure import Method
 from imu_cli.unlearning.targets import HeldOut
 from imu_cli.views import junit
 
-NAMING = ("strip_prefix", "leave_out")
-"""Options of the record by which the file's tensors are the model's."""
+NAMING = ("strip_prefix", "leave_out", "columns")
+"""Options of the record by which the file's tensors are the model's, and the columns of lists what they are."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 PathKind = Literal["file", "data", "forget", "arch", "preprocess"]
 """What kind of path an option holds: how a relative one in a YAML file is resolved against that file's folder."""
 SCHEMES = ("imagefolder", "cifar10", "cifar100", "mnist", "fashion-mnist", "svhn")
-SELECTORS = ("class", "index", "id", "coarse")
+SELECTORS = ("class", "index", "id", "group", "coarse")
 
 
 def _moved(path: str, folder: Path) -> str:
@@ -30,7 +30,7 @@ def _place_arch(value: str, move: Callable[[str], str]) -> str:
 
 
 def is_selector(value: str) -> bool:
-    """Whether it reads ``class=…``, ``index=…``, ``id=…`` or ``coarse=…``; a file of such a name needs ``./``."""
+    """Whether it reads ``class=…``, ``index=…``, ``id=…``, ``group=…`` or ``coarse=…``; a file of such a name needs ``./``."""
     name, sign, _ = value.partition("=")
     return bool(sign) and name in SELECTORS
 

@@ -1,4 +1,4 @@
-"""Rows of a data set by ``class=…``, ``index=…``, ``id=…`` or ``coarse=…``."""
+"""Rows of a data set by ``class=…``, ``index=…``, ``id=…``, ``group=…`` or ``coarse=…``."""
 
 import re
 from collections import defaultdict
@@ -15,7 +15,7 @@ from imu_cli.samples.packing import as_array, numbers
 
 
 def is_selector(spec: str) -> bool:
-    """Whether it reads ``class=…``, ``index=…``, ``id=…`` or ``coarse=…``; a file of such a name needs ``./``."""
+    """Whether it reads ``class=…``, ``index=…``, ``id=…``, ``group=…`` or ``coarse=…``; a file of such a name needs ``./``."""
     return paths.is_selector(spec)
 
 
@@ -105,7 +105,7 @@ def _one_cause(ids: Sequence[int], wrong: Mapping[int, str]) -> str | None:
 
 def _of_column(samples: SampleSet, selector: str, kind: str, value: str) -> list[Sequence[int]]:
     if kind not in samples.columns:
-        whose = "cifar100:DIR" if kind == "coarse" else "a manifest with an id column"
+        whose = "cifar100:DIR" if kind == "coarse" else f"a list with a column {kind}, or --columns {kind}=NAME"
         raise ImuError(f"{cut(selector)}: {samples.source} has no '{kind}'; it needs --data {whose}")
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, text in enumerate(samples.columns[kind]):

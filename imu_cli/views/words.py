@@ -168,7 +168,7 @@ def features(result: Record | Evaluation) -> list[tuple[str, str]]:
         return []
     came = f"{run.precision}, from {run.source}"
     if run.batch_size is not None:
-        came += f", {run.batch_size} images at a time, {run.folded} batch norms folded"
+        came += f", {run.batch_size} samples at a time, {run.folded} batch norms folded"
     held = "streamed from a file" if run.streamed else "held in memory"
     return [
         (
