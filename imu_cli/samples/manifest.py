@@ -72,11 +72,12 @@ def load_forget(
     label: str | None,
     classes: ClassNames,
     stdin: BinaryIO | None = None,
+    column: str = "label",
 ) -> ForgetSet:
     """The forget set that ``--forget`` names: a list (``-`` is standard input), a folder, or selectors on ``data``.
 
-    A row's label is the list's own, else ``label`` (``--label``), else its class folder's, else the one ``data`` has.
-    Contents are hashed, not decoded.
+    A row's label is the list's own, in its ``column``, else ``label`` (``--label``), else its class folder's, else the one
+    ``data`` has. Contents are hashed, not decoded.
 
     Raises:
         ImuError: the file or folder is missing or no kind of list, or options contradict each other.
@@ -86,7 +87,7 @@ def load_forget(
     if is_selector(specs[0]):
         return settle(_selected(specs, data, label, classes), data, classes, Problems(" ".join(specs)))
     if specs[0] == "-" or _is_table(specs[0]):
-        return _from_table(specs[0], data, label, classes, stdin)
+        return _from_table(specs[0], data, label, classes, stdin, column)
     if Path(specs[0]).is_file():
         features = is_features(specs[0])
         remedy = "give it as --features" if features else "name it .csv, .tsv or .jsonl, or name a folder of images"
@@ -181,14 +182,14 @@ def _option(label: str, classes: ClassNames) -> int:
 
 
 def _from_table(
-    spec: str, data: SampleSet | None, label: str | None, classes: ClassNames, stdin: BinaryIO | None
+    spec: str, data: SampleSet | None, label: str | None, classes: ClassNames, stdin: BinaryIO | None, column: str
 ) -> ForgetSet:
     path, problems = _list_path(spec)
     table = read_table(path, stdin, problems)
     places = places_of(table, data, problems)
     weights = _weights(table, problems) if "weight" in table.columns else None
     truths = _labels(table, "true_label", classes, problems) if "true_label" in table.columns else None
-    declared = _declared(table, label, classes, problems)
+    declared = _declared(table, label, classes, problems, column)
     kept = [index for index, place in enumerate(places) if place is not None]
     found = [place for place in places if place is not None]
     draft = Draft(
@@ -233,11 +234,11 @@ def _labels(table: Table, column: str, classes: ClassNames, problems: Problems) 
 _WRONG = -2
 
 
-def _declared(table: Table, label: str | None, classes: ClassNames, problems: Problems) -> tuple[int, ...]:
+def _declared(table: Table, label: str | None, classes: ClassNames, problems: Problems, column: str) -> tuple[int, ...]:
     if label is None:
-        return _labels(table, "label", classes, problems)
-    if any(text.strip() for text in table.column("label")):
-        raise ImuError(f"--label {label}: {table.name} has labels of its own; remove --label, or the column")
+        return _labels(table, column, classes, problems)
+    if any(text.strip() for text in table.column(column)):
+        raise ImuError(f"--label {label}: {table.name} has {column}s of its own; remove --label, or the column")
     return (_option(label, classes),) * len(table.rows)
 
 
