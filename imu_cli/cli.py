@@ -26,8 +26,8 @@ from imu_cli.flags import ModelPath, Origins, OutputFormat, Quiet, ReportFormat,
 from imu_cli.views import console
 
 if TYPE_CHECKING:
-    from imu_cli.records.evaluation import Evaluation
     from imu_cli.records.record import Record
+    from imu_cli.records.retrieval import Judged
 
 HELP = """Make a trained classifier forget samples or classes, from its checkpoint and the forget set alone.
 
@@ -131,7 +131,7 @@ def evaluate(
 
     result = judging.run_evaluate(model, config, origins, console.Terminal(quiet))
     if form == "table":
-        console.show(terminal.evaluation(words.from_here(result.evaluation, result.path.parent), notes=False))
+        console.show(terminal.judged(words.from_here(result.evaluation, result.path.parent), notes=False))
     else:
         _print_results([result.evaluation], [str(model)], form)
     if not quiet:
@@ -140,12 +140,11 @@ def evaluate(
     raise typer.Exit(gates.exit_code(result.evaluation.requirements))
 
 
-def _print_results(results: "Sequence[Record | Evaluation]", names: Sequence[str], form: str) -> None:
-    from imu_cli.records.evaluation import Evaluation
+def _print_results(results: "Sequence[Record | Judged]", names: Sequence[str], form: str) -> None:
     from imu_cli.records.record import Record
     from imu_cli.views import machine, markdown, terminal
 
-    evaluations = [(item, name) for item, name in zip(results, names, strict=True) if isinstance(item, Evaluation)]
+    evaluations = [(item, name) for item, name in zip(results, names, strict=True) if not isinstance(item, Record)]
     if form == "table":
         console.show(terminal.report(results, names))
     elif form == "markdown":

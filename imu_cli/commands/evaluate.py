@@ -1,6 +1,6 @@
 """``imu evaluate``: the model and its original on every split that was given, metrics, verdicts, one JSON file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imu_cli.commands import held_out, opening, other_models, preparation, provenance
+from imu_cli.commands import galleries, held_out, opening, other_models, people, preparation, provenance
 from imu_cli.config.commands import EvaluateConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import assembly, curves, gates, shadow_heads, summary
@@ -26,7 +26,10 @@ from imu_cli.models.checkpoint import open_checkpoint
 from imu_cli.models.sidecar import Said
 from imu_cli.records import json_files
 from imu_cli.records.evaluation import Evaluation, Metric
+from imu_cli.records.metric_definitions import DEFINITIONS
 from imu_cli.records.record import Record
+from imu_cli.records.retrieval import Judged, Retrieval
+from imu_cli.records.retrieval_metrics import RETRIEVAL
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.vectors import is_features
 from imu_cli.statistics import metrics
@@ -44,7 +47,7 @@ NAMING = ("strip_prefix", "leave_out")
 class Evaluated:
     """What ``run_evaluate`` wrote."""
 
-    evaluation: Evaluation
+    evaluation: Judged
     path: Path
 
 
@@ -119,7 +122,7 @@ def _refuse_foreign(path: Path) -> None:
 
     def ours(file: Path) -> bool:
         try:
-            return isinstance(json_files.read(file), Evaluation)
+            return isinstance(json_files.read(file), Evaluation | Retrieval)
         except ImuError:
             return False
 
@@ -139,13 +142,29 @@ def _gates(config: EvaluateConfig, report: Path | None) -> list[gates.Gate]:
             found.append(gates.parse(text, option))
         except ImuError as error:
             problems[text] = str(error)
+    _refuse_gates(problems, report)
+    return list(dict.fromkeys(found))
+
+
+def _refuse_gates(problems: Mapping[str, str], report: Path | None) -> None:
     if problems and report is not None:
         again = partial(outputs.refuse_foreign, mark=junit.MARK, option="--junit")
         with writing.together(report, replaced=again) as (file,):
             file.write_text(junit.refused(problems), encoding="utf-8")
     if problems:
         raise ImuError("\n".join(problems.values()))
-    return list(dict.fromkeys(found))
+
+
+def _refuse_other_task(wanted: Sequence[gates.Gate], embeds: bool, report: Path | None) -> None:
+    """Refuse requirements on metrics of the other kind of model.
+
+    Raises:
+        ImuError: all of them, in the JUnit file too.
+    """
+    known, kind = (RETRIEVAL, "an embedding model") if embeds else (DEFINITIONS, "a classifier")
+    foreign = [gate for gate in wanted if gate.metric not in known]
+    said = f"is no metric of {kind}, which this is; its metrics are {', '.join(known)}"
+    _refuse_gates({gate.text: f"{gate.text!r}: {gate.metric} {said}" for gate in foreign}, report)
 
 
 def _junit_file(config: EvaluateConfig, output: Path) -> Path | None:
@@ -191,6 +210,13 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     _stdin_again(config, found)
     effective = opening.with_features(config)
     opened = opening.open_all(model, effective, events, known, checkpoint)
+    _refuse_other_task(wanted, opened.head.embeds, report)
+    if opened.head.embeds:
+        people.refuse_options(config, merged)
+        return _of_people(opened, effective, merged, wanted, (output, report))
+    people_only = {"--reference-model": config.reference_model is not None, "--samples": config.samples > 0}
+    for option in (name for name, given in people_only.items() if given):
+        raise ImuError(f"{option}: is for embedding models, and this is a classifier; leave it out")
     if merged.get("head") == "record":
         opened = replace(opened, head=replace(opened.head, source=beside.name))
     if found is not None and opened.forget.sha256 != found.forget.sha256:
@@ -235,6 +261,11 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         scenario_source=_kind(opened, config)[1] if merged.get("scenario") != "record" else "record",
         **provenance.common(opened, effective, merged, folder),
     )
+    return _write(made, config, output, report)
+
+
+def _write(made: Judged, config: EvaluateConfig, output: Path, report: Path | None) -> Evaluated:
+    """The evaluation and its JUnit file, both or neither."""
     texts = {output: json_files.dump(made)} | ({} if report is None else {report: junit.junit(made)})
 
     def replaced(path: Path) -> None:
@@ -244,6 +275,26 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         for file, text in zip(files, texts.values(), strict=True):
             file.write_text(text, encoding="utf-8")
     return Evaluated(made, output)
+
+
+def _of_people(
+    opened: Session,
+    config: EvaluateConfig,
+    origins: Mapping[str, str],
+    wanted: Sequence[gates.Gate],
+    places: tuple[Path, Path | None],
+) -> Evaluated:
+    """The evaluation of an embedding model, written to the first of the places, its verdicts to the second."""
+    page = galleries.place(places[0], config.samples)
+    outcome = people.measured(opened, config, _parts(opened, config.by))
+    verdicts = gates.judge_all(wanted, {item.name: item for item in outcome.metrics}, config.require_on == "value")
+    for verdict in verdicts:
+        if verdict.warning:
+            opened.note(f"{verdict.text}: {verdict.warning}")
+    made = people.written(opened, config, origins, outcome, verdicts, places[0].parent)
+    if page is not None:
+        galleries.write(page, outcome, config.samples, made.model.path)
+    return _write(made, config, *places)
 
 
 def _tell_edge(opened: Session, e: Evidence, measured: list[Metric]) -> None:

@@ -16,12 +16,12 @@ from imu_cli.features.session import Network, Run, Session
 from imu_cli.files import memory, streams
 from imu_cli.files.reading import environment_number
 from imu_cli.influence import closed_form
-from imu_cli.models import architecture, sidecar
+from imu_cli.models import architecture, embedding, sidecar
 from imu_cli.models.architecture import Loaded
 from imu_cli.models.checkpoint import Checkpoint, open_checkpoint
 from imu_cli.models.head_search import find_head, named_head
 from imu_cli.models.sidecar import Said
-from imu_cli.samples import vectors
+from imu_cli.samples import asked, vectors
 from imu_cli.samples.classes import ClassNames, class_names
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import preprocessing
@@ -116,6 +116,7 @@ def _open_on_images(
     path: Path, checkpoint: Checkpoint | None, config: ForgetConfig, known: Said | None, run: Run, log: Log
 ) -> Session:
     checkpoint, loaded = load_model(path, config, known, checkpoint)
+    embeds = is_embedding(config, loaded)
     said = [*([] if known is None else [known]), *loaded.said]
     others = [(item.steps, item.source) for item in said]
     steps, steps_source = preprocessing.find(config.preprocess, others, run.max_memory)
@@ -124,6 +125,14 @@ def _open_on_images(
     model = engine_module.prepare(loaded.model, device)
     given = _read_data(config)
     probe = engine_module.probe_of(given.few, steps, device)
+    if embeds:
+        engine_module.refuse_if_random(model, probe, embedding.output(config.embedding or embedding.OUTPUT))
+        head = embedding.find_embedding(model, probe, config.embedding)
+        forget, data, people = asked.forgotten_people(config.forget, given.data, config.label, given.stdin)
+        network = Network(loaded, model, steps, steps_source, probe)
+        return Session(
+            run, checkpoint, network, None, device, head, checkpoint.outside_hash(set()), people, forget, data, log
+        )
     engine_module.refuse_if_random(model, probe)
     head = find_head(model, probe, checkpoint, loaded.prefix, config.head)
     classes = names_of_classes(config, said, given.data, head.classes)
@@ -179,6 +188,25 @@ def _naturally(name: str) -> list[tuple[bool, int, str]]:
     """The key by which timm sorts class folders: numbers in it count as numbers, and case does not count."""
     parts = re.split(r"([0-9]+)", name.lower())
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+
+
+def is_embedding(config: ModelConfig, loaded: Loaded) -> bool:
+    """Whether a model is taken for one without classes: ``--task``, else ``--embedding``, else what its files say.
+
+    Raises:
+        ImuError: options that contradict each other.
+    """
+    if config.task == "classification" and config.embedding is not None:
+        raise ImuError(f"--embedding {config.embedding}: is for --task embedding; leave one of them out")
+    if config.task == "classification" or (config.task == "auto" and config.embedding is None):
+        embeds = config.task == "auto" and embedding.is_said(loaded)
+    else:
+        embeds = True
+    if embeds and config.head is not None:
+        raise ImuError(
+            f"--head {config.head}: an embedding model has none; leave it out, or name a module with --embedding"
+        )
+    return embeds
 
 
 def names_of_classes(config: ModelConfig, said: Sequence[Said], data: SampleSet | None, count: int) -> ClassNames:

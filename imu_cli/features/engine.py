@@ -1,7 +1,7 @@
 """Features: what enters the head, for every image, from one batched pass of the frozen backbone."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +13,7 @@ from imu_cli.errors import ImuError, InvalidRowsError
 from imu_cli.features import folding
 from imu_cli.features.precision import Precision
 from imu_cli.models.arithmetic import Kind, float32_as
+from imu_cli.models.embedding import embed
 from imu_cli.models.head import PRECISIONS, hooked, logits_of, rows_of, tapped
 from imu_cli.models.replay import REPLAY_TOLERANCE
 from imu_cli.samples.dataset import SampleSet
@@ -115,15 +116,19 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
-def refuse_if_random(model: nn.Module, probe: Tensor) -> None:
-    """Run the same few images twice; a model that answers differently cannot be scored.
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    return logits_of(model(images))
+
+
+def refuse_if_random(model: nn.Module, probe: Tensor, output: Callable[[nn.Module, Tensor], Tensor] = _logits) -> None:
+    """Run the same few images twice; a model whose ``output`` differs cannot be scored.
 
     Raises:
         ImuError: two passes differ, or the model cannot run on such images.
     """
     try:
         with torch.inference_mode(), float32_as("ieee"):
-            first, second = logits_of(model(probe)), logits_of(model(probe))
+            first, second = output(model, probe), output(model, probe)
     except ImuError:
         raise
     except Exception as error:  # models raise anything where an image does not suit them
@@ -147,7 +152,7 @@ class Engine:
     """A model as it runs over many images: folded where that can be, in a precision, so many images at a time.
 
     ``folded`` counts the batch norms that were folded into convolutions; ``batch_size`` is the plan that results depend
-    on in their last bits.
+    on in their last bits. ``embeds``: the features are what ``layer`` returns, not what enters it, and there are no logits.
     """
 
     model: nn.Module
@@ -156,10 +161,15 @@ class Engine:
     batch_size: int
     precision: Precision
     folded: int = 0
+    embeds: bool = False
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features (n, d) and logits (n, c) of a batch, as the model makes them in this precision and no other."""
         kind: Kind = "tf32" if self.precision == "tf32" else "ieee"
+        if self.embeds:
+            with self._casting(), float32_as(kind):
+                found = embed(self.model, self.layer, images)
+            return found, found[:, :0]
         with tapped(self.model.get_submodule(self.layer)) as seen, self._casting(), float32_as(kind):
             logits = logits_of(self.model(images))
         h = rows_of(seen[0])
@@ -173,7 +183,13 @@ class Engine:
 
 
 def engine(
-    model: nn.Module, layer: str, probe: Tensor, *, batch_size: int | None = None, precision: Precision = "float32"
+    model: nn.Module,
+    layer: str,
+    probe: Tensor,
+    *,
+    batch_size: int | None = None,
+    precision: Precision = "float32",
+    embeds: bool = False,
 ) -> Engine:
     """The quickest way to run a model that gives its features: batch norm folded, and a batch size that suits the device.
 
@@ -183,10 +199,11 @@ def engine(
         probe: a few preprocessed images on the device.
         batch_size: images at a time; found if None.
         precision: what the backbone computes in.
+        embeds: whether the layer's output is wanted, as the embedding of a model without classes.
     """
     probe = probe[:FEW]
     size = batch_size or _batch_size(model, probe)
-    plain = Engine(model, layer, probe.device, size, "float32")
+    plain = Engine(model, layer, probe.device, size, "float32", embeds=embeds)
     quick, count = folding.folded(model, probe)
     chosen = replace(plain, model=quick, folded=count)
     if count and not _alike(plain, chosen, probe):

@@ -100,7 +100,7 @@ class Session:
         assert self.network is not None, "features from a file need no engine"
         return engine_module.engine(
             self.network.model, self.head.module, self.network.probe,
-            batch_size=self.run.batch_size, precision=self.run.precision,
+            batch_size=self.run.batch_size, precision=self.run.precision, embeds=self.head.embeds,
         )  # fmt: skip
 
     def described(self) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from imu_cli.samples.sources import Role, open_named
 from imu_cli.samples.vectors import is_features
 
 
-def _is_table(spec: str) -> bool:
+def is_table(spec: str) -> bool:
+    """Whether it names a list, by its ending."""
     return spec.lower().endswith(SUFFIXES) and not os.path.isdir(spec)
 
 
@@ -40,7 +41,7 @@ def open_source(spec: str, role: Role, data: SampleSet | None = None, stdin: Bin
         ImuError: the source cannot be read, or is unknown.
         InvalidRowsError: all that is wrong with a manifest.
     """
-    if spec != "-" and not _is_table(spec):
+    if spec != "-" and not is_table(spec):
         return open_named(spec, role)
     path, problems = _list_path(spec)
     table = read_table(path, stdin, problems)
@@ -86,7 +87,7 @@ def load_forget(
     specs = _specs(spec)
     if is_selector(specs[0]):
         return settle(_selected(specs, data, label, classes), data, classes, Problems(" ".join(specs)))
-    if specs[0] == "-" or _is_table(specs[0]):
+    if specs[0] == "-" or is_table(specs[0]):
         return _from_table(specs[0], data, label, classes, stdin, column)
     if Path(specs[0]).is_file():
         features = is_features(specs[0])
@@ -110,7 +111,7 @@ def peek(spec: str | Sequence[str], data: SampleSet | None, count: int, stdin: B
         return data.subset(range(min(count, len(data))))
     if is_selector(specs[0]):
         raise ImuError(f"--forget {' '.join(specs)}: selects rows of --data; give --data")
-    if specs[0] != "-" and not _is_table(specs[0]):
+    if specs[0] != "-" and not is_table(specs[0]):
         samples = _flat(specs[0]) or open_named(specs[0], "forget")
         return samples.subset(range(min(count, len(samples))))
     path, problems = _list_path(specs[0])

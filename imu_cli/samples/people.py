@@ -33,6 +33,11 @@ class PeopleNames(ClassNames):
             raise ImuError(f"id '{cut(text)}' is nobody's in {self.source}{self._alike(text)}")
         return found[0]
 
+    @property
+    def required(self) -> bool:
+        """Images of nobody who is known have a place in a gallery."""
+        return False
+
     def _alike(self, text: str) -> str:
         """A hint at the same number written otherwise, or the nearest id."""
         number = as_number(text)

@@ -33,7 +33,7 @@ def difference(first: Tensor, second: Tensor, what: str, seed: int = 0) -> Estim
     return ratio(first - second, torch.ones_like(first), what, seed, low=-1.0)
 
 
-def ratio(sums: Tensor, counts: Tensor, what: str, seed: int = 0, low: float = 0.0) -> Estimate:
+def ratio(sums: Tensor, counts: Tensor, what: str, seed: int = 0, *, low: float = 0.0, high: float = 1.0) -> Estimate:
     """Σ sums / Σ counts of n units (people with their queries, or queries by themselves), units resampled with replacement.
 
     Args:
@@ -41,7 +41,8 @@ def ratio(sums: Tensor, counts: Tensor, what: str, seed: int = 0, low: float = 0
         counts: (n,), more than 0.
         what: what the units are, for the method's name.
         seed: of the draws.
-        low: the smallest value that is possible; the largest is 1.
+        low: the smallest value that is possible.
+        high: the largest.
 
     Raises:
         ImuError: no units.
@@ -52,7 +53,7 @@ def ratio(sums: Tensor, counts: Tensor, what: str, seed: int = 0, low: float = 0
     value = float(sums.sum() / counts.sum())
     method = f"bootstrap over {n} {what}, {DRAWS} draws, {100 * CONFIDENCE:g} %"
     if n == 1 or bool((sums * counts[0] == sums[0] * counts).all()):
-        return Estimate(value, *_proved(value, n, low, 1.0), n, method)
+        return Estimate(value, *_proved(value, n, low, high), n, method)
     drawn = [weights @ torch.stack([sums, counts.to(sums)], dim=1) for weights in draws(n, seed)]
     made = torch.cat(drawn)
     return Estimate(value, *limits(made[:, 0] / made[:, 1], n), n, method)

@@ -5,6 +5,7 @@ its ranking, junk is passed over, distractors count as wrong. Images that are eq
 rank are their expectations over all orders of such ties (McSherry and Najork, ECIR 2008), so that how a gallery is listed changes nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -71,10 +72,21 @@ class Found:
         return ~self.precision.isnan()
 
 
+def joined(sides: Sequence[Sightings]) -> Sightings:
+    """All of them, one after the other."""
+    return Sightings(
+        torch.cat([side.directions for side in sides]),
+        torch.cat([side.people for side in sides]),
+        torch.cat([side.cameras for side in sides]),
+        torch.cat([side.images for side in sides]),
+    )
+
+
 def directions(vectors: Tensor) -> Tensor:
     """Vectors (n, d) as float64 directions of length 1; one of length 0 stays 0, alike to nothing."""
     wide = vectors.to(torch.float64)
-    return wide / wide.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    lengths: Tensor = wide.norm(dim=1, keepdim=True)
+    return wide / lengths.clamp_min(1e-30)
 
 
 def ranked(similar: Tensor, right: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,6 +135,15 @@ def _within(rank: int, size: Tensor, inside: Tensor) -> Tensor:
     return torch.where((good > 0) & (places > 0), 1 - missed, 0.0)
 
 
+def takes_part(queries: Sightings, gallery: Sightings) -> tuple[Tensor, Tensor]:
+    """Which images show the query's person, and which take part in its ranking (n, m)."""
+    right = queries.people[:, None] == gallery.people
+    known = (queries.cameras != NO_CAMERA)[:, None]
+    beside = right & known & (queries.cameras[:, None] == gallery.cameras)
+    counted = (gallery.people != JUNK) & ~beside & (queries.images[:, None] != gallery.images)
+    return right & (queries.people >= 0)[:, None], counted
+
+
 def search(queries: Sightings, gallery: Sightings) -> Found:
     """Rank the gallery for every query.
 
@@ -140,10 +161,5 @@ def search(queries: Sightings, gallery: Sightings) -> Found:
     for start in range(0, len(queries), block):
         signals.check()
         own = queries.of(torch.arange(start, min(start + block, len(queries)), device=queries.people.device))
-        right = own.people[:, None] == gallery.people
-        known = (own.cameras != NO_CAMERA)[:, None]
-        beside = right & known & (own.cameras[:, None] == gallery.cameras)
-        counted = (gallery.people != JUNK) & ~beside & (own.images[:, None] != gallery.images)
-        right &= (own.people >= 0)[:, None]
-        parts.append(ranked(own.directions @ gallery.directions.T, right, counted))
+        parts.append(ranked(own.directions @ gallery.directions.T, *takes_part(own, gallery)))
     return Found(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), queries.people)

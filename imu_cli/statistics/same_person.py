@@ -4,15 +4,14 @@ A model that was trained on a person draws that person's images together: the AU
 whom it never saw is membership inference by the only thing that an embedding shows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from imu_cli import signals
-from imu_cli.errors import ImuError
 from imu_cli.statistics import bootstrap
-from imu_cli.statistics.intervals import Estimate
+from imu_cli.statistics.intervals import Estimate, census
 from imu_cli.statistics.retrieval import NO_CAMERA, Sightings
 
 MOST_IMAGES, MOST_PAIRS = 1000, 4000
@@ -42,12 +41,8 @@ class Pairs:
         )
 
 
-def pairs(seen: Sightings, seed: int = 0) -> Pairs:
-    """All pairs of images of one person on two cameras; of two images where a camera is not known.
-
-    Raises:
-        ImuError: nobody has such a pair.
-    """
+def pairs(seen: Sightings, seed: int = 0) -> Pairs | None:
+    """All pairs of images of one person on two cameras; of two images where a camera is not known. None where nobody has one."""
     generator = torch.Generator().manual_seed(seed)
     rows, whose, drawn = [], [], False
     for person in seen.people[seen.people >= 0].unique().tolist():
@@ -65,7 +60,7 @@ def pairs(seen: Sightings, seed: int = 0) -> Pairs:
             rows.append(_few(made, MOST_PAIRS, generator))
             whose.append(torch.full((len(rows[-1]),), len(rows) - 1))
     if not rows:
-        raise ImuError("retrieval: nobody has two images on two cameras; give more images, or leave the cameras out")
+        return None
     where = seen.people.device
     return Pairs(torch.cat(rows).to(where), torch.cat(whose).to(where), len(rows), drawn)
 
@@ -77,16 +72,38 @@ def _few(values: Tensor, most: int, generator: torch.Generator) -> Tensor:
 
 
 def mean(found: Pairs, similar: Tensor, seed: int = 0) -> Estimate:
-    """Mean similarity of pairs (k,), resampled by person."""
+    """Mean similarity of pairs (k,), resampled by person; one person's are all counted."""
+    if found.count == 1:
+        return census(float(similar.mean()), len(similar))
     sums = torch.zeros(found.count, dtype=torch.float64).index_add_(0, found.people.cpu(), similar.cpu())
-    return bootstrap.ratio(sums, torch.bincount(found.people.cpu(), minlength=found.count), "people", seed, low=-1.0)
+    counts = torch.bincount(found.people.cpu(), minlength=found.count)
+    return replace(bootstrap.ratio(sums, counts, "people", seed, low=-1.0), n=len(similar))
 
 
-def auc(forgotten: tuple[Pairs, Tensor], unseen: tuple[Pairs, Tensor], seed: int = 0) -> Estimate:
-    """P(a forgotten person's pair is more alike than an unseen person's), ties half; people of both sides resampled.
+Side = tuple[Pairs, Tensor]
+"""Pairs of some people, and the similarity (k,) of each under a model."""
 
-    A side of one person is taken as it is. Each argument is the pairs and their similarity (k,).
-    """
+
+@dataclass(frozen=True, eq=False)
+class _Wins:
+    """How often a pair of one person is more alike than a pair of another, ties half, by person and person (p, q); and both sides' pairs."""
+
+    wins: Tensor
+    ours: Tensor
+    theirs: Tensor
+
+    @property
+    def value(self) -> float:
+        return float(self.wins.sum() / (self.ours.sum() * self.theirs.sum()))
+
+    def drawn(self, seed: int) -> Tensor:
+        """The AUC of every draw of people of both sides; of one person alone, it is that person every time."""
+        sides = (self.ours, self.theirs)
+        one, other = (torch.cat(bootstrap.draws(len(side), seed + at)) for at, side in enumerate(sides))
+        return ((one @ self.wins) * other).sum(dim=1) / ((one @ self.ours) * (other @ self.theirs))
+
+
+def _wins(forgotten: Side, unseen: Side) -> _Wins:
     (ours, high), (theirs, low) = forgotten, unseen
     wins = torch.zeros(ours.count, theirs.count, dtype=torch.float64)
     whose, high = ours.people.cpu(), high.cpu()
@@ -95,13 +112,37 @@ def auc(forgotten: tuple[Pairs, Tensor], unseen: tuple[Pairs, Tensor], seed: int
         ordered = low[theirs.people == person].cpu().sort().values
         twice = torch.searchsorted(ordered, high) + torch.searchsorted(ordered, high, right=True)
         wins[:, person] = torch.zeros(ours.count, dtype=torch.float64).index_add_(0, whose, twice.double() / 2)
-    sizes = [torch.bincount(side.people.cpu(), minlength=side.count).double() for side in (ours, theirs)]
-    value = float(wins.sum() / (sizes[0].sum() * sizes[1].sum()))
-    counted = f"{ours.count} against {theirs.count} people"
-    method = f"bootstrap by person, {counted}, {bootstrap.DRAWS} draws, {100 * bootstrap.CONFIDENCE:g} %"
-    fewest = min([side.count for side in (ours, theirs) if side.count > 1], default=1)
-    if fewest == 1:
-        return Estimate(value, 0.0, 1.0, len(high), f"none: {counted}")
-    weights = [torch.cat(bootstrap.draws(side.count, seed + at)) for at, side in enumerate((ours, theirs))]
-    drawn = ((weights[0] @ wins) * weights[1]).sum(dim=1) / ((weights[0] @ sizes[0]) * (weights[1] @ sizes[1]))
-    return Estimate(value, *bootstrap.limits(drawn, fewest), len(high), method)
+    return _Wins(wins, *(torch.bincount(side.people.cpu(), minlength=side.count).double() for side in (ours, theirs)))
+
+
+def _about(found: _Wins) -> tuple[str, int]:
+    """What the interval rests on, and the number of people of the smaller side that is drawn from."""
+    counts = [len(found.ours), len(found.theirs)]
+    shown = f"{counts[0]} against {counts[1]} people, {bootstrap.DRAWS} draws, {100 * bootstrap.CONFIDENCE:g} %"
+    return f"bootstrap by person, {shown}", min([count for count in counts if count > 1], default=1)
+
+
+def auc(forgotten: Side, unseen: Side, seed: int = 0) -> Estimate:
+    """P(a forgotten person's pair is more alike than an unseen person's), ties half; people of both sides resampled.
+
+    A side of one person is taken as it is; of one against one nothing is known of others.
+    """
+    found = _wins(forgotten, unseen)
+    method, fewest = _about(found)
+    ends = (0.0, 1.0) if fewest == 1 else bootstrap.limits(found.drawn(seed), fewest)
+    return Estimate(found.value, *ends, len(forgotten[1]), method)
+
+
+def auc_difference(one: tuple[Side, Side], other: tuple[Side, Side], seed: int = 0) -> Estimate:
+    """AUC of ``one`` model less that of an ``other`` on the same pairs; the same people are drawn for both."""
+    first, second = _wins(*one), _wins(*other)
+    method, fewest = _about(first)
+    ends = (-1.0, 1.0) if fewest == 1 else bootstrap.limits(first.drawn(seed) - second.drawn(seed), fewest)
+    return Estimate(first.value - second.value, *ends, len(one[0][1]), f"paired {method}")
+
+
+def plain_auc(high: Tensor, low: Tensor) -> float:
+    """The AUC of some similarities (k,) against others, without an interval."""
+    ordered = low.cpu().sort().values
+    twice = torch.searchsorted(ordered, high.cpu()) + torch.searchsorted(ordered, high.cpu(), right=True)
+    return float(twice.sum()) / (2 * len(high) * len(low))

@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from imu_cli.errors import ImuError
 from imu_cli.statistics import bootstrap, retrieval, same_person
 from imu_cli.statistics.retrieval import DISTRACTOR, JUNK, NO_CAMERA, RANKS, Sightings
+from imu_cli.statistics.same_person import Pairs
 
 
 @pytest.fixture(autouse=True)
@@ -172,7 +173,7 @@ def slow_pairs(seen: Sightings) -> list[tuple[int, float]]:
 def test_pairs_and_their_auc_agree_with_the_slow_version(seed: int) -> None:
     """Means and AUC over the pairs of two random sets with ties are those of loops and of scikit-learn, to 1e-12."""
     ours, theirs = sightings(40, seed), sightings(50, seed + 50, people=6)
-    first, second = same_person.pairs(ours), same_person.pairs(theirs)
+    first, second = some_pairs(ours), some_pairs(theirs)
     a, b = first.similar(ours.directions), second.similar(theirs.directions)
     expected = [sorted(value for _, value in slow_pairs(seen)) for seen in (ours, theirs)]
     assert sorted(a.tolist()) == pytest.approx(expected[0], abs=1e-12)
@@ -190,17 +191,38 @@ def test_pairs_of_a_person_with_many_images_are_drawn(monkeypatch: pytest.Monkey
     """More pairs than the bound: so many of them, the same for one seed, each once."""
     monkeypatch.setattr(same_person, "MOST_PAIRS", 20)
     seen = Sightings(torch.eye(30).double(), torch.zeros(30).long(), torch.arange(30), torch.arange(30))
-    found = same_person.pairs(seen, seed=1)
+    found = some_pairs(seen, seed=1)
     assert found.drawn
     assert len({tuple(row) for row in found.rows.tolist()}) == 20
-    assert torch.equal(found.rows, same_person.pairs(seen, seed=1).rows)
+    assert torch.equal(found.rows, some_pairs(seen, seed=1).rows)
 
 
-def test_nobody_on_two_cameras_is_refused() -> None:
-    """Images of one camera each hold no pair, and the message says what would."""
+def test_people_on_one_camera_each_have_no_pair() -> None:
+    """Images of one camera each hold no pair."""
     seen = Sightings(torch.eye(4).double(), torch.tensor([0, 0, 1, 1]), torch.tensor([1, 1, 2, 2]), torch.arange(4))
-    with pytest.raises(ImuError, match="nobody has two images on two cameras"):
-        same_person.pairs(seen)
+    assert same_person.pairs(seen) is None
+
+
+def some_pairs(seen: Sightings, seed: int = 0) -> Pairs:
+    """The pairs, which have to be there."""
+    found = same_person.pairs(seen, seed)
+    assert found is not None
+    return found
+
+
+def test_a_paired_difference_of_aucs() -> None:
+    """The same people drawn for both: a model against itself differs by nothing in every draw; the value is the difference."""
+    ours, theirs = sightings(40, 1), sightings(50, 51, people=6)
+    first, second = some_pairs(ours), some_pairs(theirs)
+    one = ((first, first.similar(ours.directions)), (second, second.similar(theirs.directions)))
+    same = same_person.auc_difference(one, one)
+    assert (same.low, same.value, same.high) == (0.0, 0.0, 0.0)
+    other = ((first, one[0][1] + 0.5), one[1])
+    found = same_person.auc_difference(other, one)
+    assert found.value == pytest.approx(same_person.auc(*other).value - same_person.auc(*one).value, abs=1e-12)
+    assert found.low is not None
+    assert found.low >= 0
+    assert same_person.plain_auc(one[0][1], one[1][1]) == pytest.approx(same_person.auc(*one).value, abs=1e-12)
 
 
 # Intervals
