@@ -107,9 +107,11 @@ class Plan:
 
 
 def _plan(opened: Session) -> Plan:
+    assert opened.network is not None
     n, size = len(opened.forget.samples), opened.engine.batch_size
     batches = -(-n // size)
-    rows = size * -(-batches // BLOCKS)
+    # At least a window: fewer samples could not be brought together by their length.
+    rows = size * max(-(-batches // BLOCKS), -(-opened.network.preprocess.window // size))
     said = {
         "samples": opened.forget.sha256,
         "backbone_sha256": opened.outside_sha256,
@@ -146,7 +148,8 @@ def _compute(opened: Session, plan: Plan, folder: Path, ranks: Ranks) -> None:
     if len(missing) < len(mine):
         opened.note(f"{folder}: {len(mine) - len(missing)} of {len(mine)} blocks are there from an earlier run")
     wanted = [row for number in missing for row in plan.blocks[number]]
-    stream = opened.stream(opened.forget.samples, "the samples", wanted)
+    # All blocks but the last are of one length, so that each is a window of the pass.
+    stream = opened.stream(opened.forget.samples, "the samples", wanted, len(plan.blocks[0]))
     for number in missing:
         made: list[Seen] = []
         while sum(len(seen.rows) for seen in made) < len(plan.blocks[number]):
@@ -158,10 +161,11 @@ def _compute(opened: Session, plan: Plan, folder: Path, ranks: Ranks) -> None:
 
 def _write_block(plan: Plan, folder: Path, number: int, made: list[Seen]) -> None:
     path = plan.path(folder, number)
-    tensors = {"features": torch.cat([seen.rows for seen in made])}
+    order = torch.tensor([place for seen in made for place in seen.places]).argsort()
+    tensors = {"features": torch.cat([seen.rows for seen in made])[order]}
     if number == 0:
-        logits = torch.cat([seen.logits[:LOGITS].cpu() for seen in made])
-        tensors["logits"] = logits[:LOGITS].float().contiguous()
+        logits = torch.cat([seen.logits.cpu() for seen in made])
+        tensors["logits"] = logits[order[:LOGITS]].float().contiguous()
     worst = max(seen.head.replay_error for seen in made)
     part = path.with_suffix(f".{os.getpid()}.part")
     try:

@@ -1,4 +1,4 @@
-"""Features: what enters the head, for every image, from one batched pass of the frozen backbone."""
+"""Features: what enters the head, for every sample, from one batched pass of the frozen backbone."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ from imu_cli.errors import ImuError, InvalidRowsError
 from imu_cli.features import folding
 from imu_cli.features.precision import Precision
 from imu_cli.models.arithmetic import Kind, float32_as
+from imu_cli.models.batches import Batch, call, count, each, first, tensors
 from imu_cli.models.embedding import embed
 from imu_cli.models.head import PRECISIONS, hooked, logits_of, rows_of, tapped
 from imu_cli.models.replay import REPLAY_TOLERANCE
@@ -76,26 +77,28 @@ def prepare(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def batch(images: SampleSet, rows: Sequence[int], preprocess: InputStep, device: torch.device) -> Tensor:
-    """Some rows as one preprocessed (n, channels, height, width) float32 batch, channels_last, on the device."""
-    (stacked,) = preprocess.batches(images, len(rows), rows)
-    return to_device(stacked, preprocess, device)
+def batch(samples: SampleSet, rows: Sequence[int], preprocess: InputStep, device: torch.device) -> Batch:
+    """Some rows, in the order given, as one batch that the model takes, on the device.
+
+    Images are (n, channels, height, width) float32, channels_last.
+    """
+    return to_device(preprocess.together(samples, rows), preprocess, device)
 
 
-def probe_of(images: SampleSet, preprocess: InputStep, device: torch.device) -> Tensor:
-    """The first ``PROBE`` images that can be decoded, as a batch.
+def probe_of(samples: SampleSet, preprocess: InputStep, device: torch.device) -> Batch:
+    """The first ``PROBE`` samples that can be had, as a batch.
 
     Raises:
         InvalidRowsError: none can.
         ImuError: they differ in shape.
     """
     try:
-        return batch(images, range(min(PROBE, len(images))), preprocess, device)
+        return batch(samples, range(min(PROBE, len(samples))), preprocess, device)
     except InvalidRowsError:
         readable, problems = [], []
-        for row in range(len(images)):
+        for row in range(len(samples)):
             try:
-                images.read(row)
+                samples.read(row)
                 readable.append(row)
             except ImuError as error:
                 problems.append(str(error))
@@ -103,25 +106,32 @@ def probe_of(images: SampleSet, preprocess: InputStep, device: torch.device) -> 
                 break
         if not readable:
             raise InvalidRowsError(problems) from None
-        return batch(images, readable, preprocess, device)
+        return batch(samples, readable, preprocess, device)
 
 
-def to_device(stacked: Tensor, preprocess: InputStep, device: torch.device) -> Tensor:
-    """Shaped samples (n, channels, height, width) as the model takes them, on the device, channels_last."""
-    moved = (stacked.pin_memory() if device.type == "cuda" else stacked).to(device, non_blocking=True)
-    return preprocess.scale(moved).contiguous(memory_format=torch.channels_last)
+def to_device(stacked: Batch, preprocess: InputStep, device: torch.device) -> Batch:
+    """What an input step made as the model takes it, on the device; images in channels_last."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+    return each(preprocess.scale(each(stacked, moved)), _laid_out)
+
+
+def _laid_out(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    return logits_of(model(images))
+def _logits(model: nn.Module, samples: Batch) -> Tensor:
+    return logits_of(call(model, samples))
 
 
-def refuse_if_random(model: nn.Module, probe: Tensor, output: Callable[[nn.Module, Tensor], Tensor] = _logits) -> None:
-    """Run the same few images twice; a model whose ``output`` differs cannot be scored.
+def refuse_if_random(model: nn.Module, probe: Batch, output: Callable[[nn.Module, Batch], Tensor] = _logits) -> None:
+    """Run the same few samples twice; a model whose ``output`` differs cannot be scored.
 
     Raises:
         ImuError: two passes differ, or the model cannot run on such images.
@@ -132,14 +142,15 @@ def refuse_if_random(model: nn.Module, probe: Tensor, output: Callable[[nn.Modul
     except ImuError:
         raise
     except Exception as error:  # models raise anything where an image does not suit them
+        shown = tensors(probe)[0]
         raise ImuError(
-            f"model: cannot run on {tuple(probe.shape[1:])} {str(probe.dtype).removeprefix('torch.')} images "
+            f"model: cannot run on {tuple(shown.shape[1:])} {str(shown.dtype).removeprefix('torch.')} images "
             f"({_first_line(error)}); check mode, size and crop of the preprocessing, and the architecture"
         ) from error
     if not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
         gap = float((first - second).abs().max())
         raise ImuError(
-            f"model: two passes over the same {len(probe)} images differ by up to {gap:.2g} in eval() mode; "
+            f"model: two passes over the same {count(probe)} images differ by up to {gap:.2g} in eval() mode; "
             "its forward is random (dropout or noise that ignores eval()?), so scores would not be reproducible"
         )
 
@@ -163,15 +174,15 @@ class Engine:
     folded: int = 0
     embeds: bool = False
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, samples: Batch) -> tuple[Tensor, Tensor]:
         """Features (n, d) and logits (n, c) of a batch, as the model makes them in this precision and no other."""
         kind: Kind = "tf32" if self.precision == "tf32" else "ieee"
         if self.embeds:
             with self._casting(), float32_as(kind):
-                found = embed(self.model, self.layer, images)
+                found = embed(self.model, self.layer, samples)
             return found, found[:, :0]
         with tapped(self.model.get_submodule(self.layer)) as seen, self._casting(), float32_as(kind):
-            logits = logits_of(self.model(images))
+            logits = logits_of(call(self.model, samples))
         h = rows_of(seen[0])
         assert h is not None, "find_head saw one feature vector an image, and all images have one shape"
         return h, logits
@@ -185,10 +196,11 @@ class Engine:
 def engine(
     model: nn.Module,
     layer: str,
-    probe: Tensor,
+    probe: Batch,
     *,
     batch_size: int | None = None,
     precision: Precision = "float32",
+    full: float = 1.0,
     embeds: bool = False,
 ) -> Engine:
     """The quickest way to run a model that gives its features: batch norm folded, and a batch size that suits the device.
@@ -196,14 +208,15 @@ def engine(
     Args:
         model: in ``eval()`` mode, on its device.
         layer: path of the head.
-        probe: a few preprocessed images on the device.
-        batch_size: images at a time; found if None.
+        probe: a few samples on the device, as the model takes them.
+        batch_size: samples at a time; found if None.
         precision: what the backbone computes in.
+        full: the room that a sample may take, where one of the probe takes 1; ``InputStep.full``.
         embeds: whether the layer's output is wanted, as the embedding of a model without classes.
     """
-    probe = probe[:FEW]
-    size = batch_size or _batch_size(model, probe)
-    plain = Engine(model, layer, probe.device, size, "float32", embeds=embeds)
+    probe = first(probe, FEW)
+    size = batch_size or _batch_size(model, probe, full)
+    plain = Engine(model, layer, tensors(probe)[0].device, size, "float32", embeds=embeds)
     quick, count = folding.folded(model, probe)
     chosen = replace(plain, model=quick, folded=count)
     if count and not _alike(plain, chosen, probe):
@@ -211,7 +224,7 @@ def engine(
     return replace(chosen, precision=precision)
 
 
-def _alike(one: Engine, other: Engine, probe: Tensor) -> bool:
+def _alike(one: Engine, other: Engine, probe: Batch) -> bool:
     """Whether both give the probe the same features to the replay tolerance, where they are finite."""
     with torch.inference_mode():
         expected, found = one.forward(probe)[0], other.forward(probe)[0]
@@ -222,40 +235,40 @@ def _alike(one: Engine, other: Engine, probe: Tensor) -> bool:
     return error <= REPLAY_TOLERANCE[torch.float32] * max(float(expected[finite].abs().max()), 1e-30)
 
 
-def _batch_size(model: nn.Module, probe: Tensor) -> int:
+def _batch_size(model: nn.Module, probe: Batch, full: float) -> int:
     """A power of two: on the CPU what keeps a layer's output in the cache, on CUDA what its free memory holds.
 
-    On the CPU it depends on the model and the images alone, so that results are the same bits again.
+    On the CPU it depends on the model and the samples' size alone, so that results are the same bits again.
     """
-    if probe.device.type == "cuda":
-        return _batch_size_on_gpu(model, probe)
-    largest = max(_outputs(model, probe[:1])) * probe.element_size()
-    return _power_of_two(CACHED_BYTES / largest, LARGEST)
+    if tensors(probe)[0].device.type == "cuda":
+        return _batch_size_on_gpu(model, probe, full)
+    return _power_of_two(CACHED_BYTES / (full * max(_outputs(model, first(probe, 1)))), LARGEST)
 
 
-def _power_of_two(images: float, most: int) -> int:
-    return max(SMALLEST, min(most, 1 << max(0, int(images)).bit_length() >> 1))
+def _power_of_two(samples: float, most: int) -> int:
+    return max(SMALLEST, min(most, 1 << max(0, int(samples)).bit_length() >> 1))
 
 
-def _outputs(model: nn.Module, images: Tensor) -> list[int]:
-    """Numbers in the output of every layer that runs."""
-    found: list[int] = [images.numel()]
+def _outputs(model: nn.Module, samples: Batch) -> list[int]:
+    """Bytes of what goes in, and of the output of every layer that runs."""
+    found: list[int] = [tensor.numel() * tensor.element_size() for tensor in tensors(samples)]
 
     def keep(_: nn.Module, __: Any, output: Any) -> None:
         if isinstance(output, Tensor):
-            found.append(output.numel())
+            found.append(output.numel() * output.element_size())
 
     handles = [module.register_forward_hook(keep) for module in model.modules()]
     with hooked(handles), torch.inference_mode(), float32_as("ieee"):
-        model(images)
+        call(model, samples)
     return found
 
 
-def _batch_size_on_gpu(model: nn.Module, probe: Tensor) -> int:
-    torch.cuda.reset_peak_memory_stats(probe.device)
-    before = torch.cuda.memory_allocated(probe.device)
+def _batch_size_on_gpu(model: nn.Module, probe: Batch, full: float) -> int:
+    device = tensors(probe)[0].device
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     with torch.inference_mode(), float32_as("ieee"):
-        model(probe)
-    each = max((torch.cuda.max_memory_allocated(probe.device) - before) / len(probe), 1.0)
-    free, _ = torch.cuda.mem_get_info(probe.device)
-    return _power_of_two(GPU_SHARE * free / each, LARGEST_ON_GPU)
+        call(model, probe)
+    each_one = max((torch.cuda.max_memory_allocated(device) - before) / count(probe), 1.0)
+    free, _ = torch.cuda.mem_get_info(device)
+    return _power_of_two(GPU_SHARE * free / (full * each_one), LARGEST_ON_GPU)

@@ -12,52 +12,61 @@ from imu_cli.errors import ImuError
 from imu_cli.features import allocation
 from imu_cli.features.engine import Engine, to_device
 from imu_cli.models import diagnosis
+from imu_cli.models.batches import Batch, count, halves
 from imu_cli.models.head import Head
 from imu_cli.models.replay import check_replay, replay_error
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.inputs import InputStep
+from imu_cli.samples.packing import as_array
 
 # The pass
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Features (k, d) float32 of the rows from ``start``, on the CPU, and the head with its largest replay error so far.
+    """Features (k, d) float32 of some samples, on the CPU, and the head with its largest replay error so far.
 
-    ``logits`` (k, c) are the model's, where it made them.
+    ``places`` are theirs among the rows of the pass, a range where they come in order; ``logits`` (k, c) are the model's, where
+    it made them.
     """
 
-    start: int
+    places: Sequence[int]
     rows: Tensor
     logits: Tensor
     head: Head
 
 
-def in_halves(run: Engine, samples: Tensor) -> tuple[Tensor, Tensor]:
+def in_halves(run: Engine, samples: Batch) -> tuple[Tensor, Tensor]:
     """Features and logits of a batch, in halves where the accelerator's memory does not hold it."""
     try:
         return run.forward(samples)
     except torch.cuda.OutOfMemoryError:
-        if len(samples) == 1:
+        if count(samples) == 1:
             raise ImuError("--batch-size: one image does not fit the accelerator's memory; use --device cpu") from None
         torch.cuda.empty_cache()
-        parts = [in_halves(run, half) for half in samples.chunk(2)]
+        parts = [in_halves(run, half) for half in halves(samples)]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
-def _refuse_not_finite(h: Tensor, samples: SampleSet, rows: Sequence[int]) -> None:
+def _refuse_not_finite(h: Tensor, samples: SampleSet, rows: Sequence[int], places: Sequence[int]) -> None:
     finite = torch.isfinite(h).all(dim=1)
     if not bool(finite.all()):
-        bad = rows[int((~finite).nonzero()[0])]
+        bad = rows[places[int((~finite).nonzero()[0])]]
         raise ImuError(f"{samples.where(bad)}: its features are not finite; check the image and the model's weights")
 
 
 def stream(
-    run: Engine, head: Head, samples: SampleSet, preprocess: InputStep, rows: Sequence[int] | None = None
+    run: Engine,
+    head: Head,
+    samples: SampleSet,
+    preprocess: InputStep,
+    rows: Sequence[int] | None = None,
+    window: int | None = None,
 ) -> Iterator[Seen]:
-    """Features of all images, or of the given rows, batch by batch; every batch's logits are replayed.
+    """Features of all samples, or of the given rows, batch by batch; every batch's logits are replayed.
 
-    The next batch is handed to the device before the last one's results are fetched, so that it never waits.
+    The next batch is handed to the device before the last one's results are fetched, so that it never waits. ``window``: see
+    ``InputStep.batches``.
 
     Raises:
         InvalidRowsError: images cannot be decoded, all of the set; the model runs no more after the first.
@@ -65,19 +74,20 @@ def stream(
         RefusedError: the replay check fails on some batch.
     """
     wanted = range(len(samples)) if rows is None else rows
-    behind: tuple[int, Tensor, Tensor] | None = None
-    start, checked = 0, head
+    behind: tuple[Sequence[int], Tensor, Tensor] | None = None
+    checked = head
 
-    def finish(first: int, h: Tensor, logits: Tensor) -> Seen:
-        _refuse_not_finite(h, samples, wanted[first : first + len(h)])
+    def finish(places: Sequence[int], h: Tensor, logits: Tensor) -> Seen:
+        _refuse_not_finite(h, samples, wanted, places)
         why = diagnosis.of_a_run(run.precision, run.device.type, len(h))
         error = replay_error(h, head.matrix, head.bias, logits)
         replayed = check_replay(checked, error, logits.dtype, why, run.precision)
-        return Seen(first, h.to("cpu", torch.float32), logits, replayed)
+        return Seen(places, h.to("cpu", torch.float32), logits, replayed)
 
     on_cpu = run.device.type == "cpu"
     with allocation.kept() if on_cpu else contextlib.nullcontext():
-        for stacked in preprocess.batches(samples, run.batch_size, wanted, beside=not on_cpu):
+        batches = preprocess.batches(samples, run.batch_size, wanted, beside=not on_cpu, window=window)
+        for places, stacked in batches:
             signals.check()
             with torch.inference_mode():
                 made = in_halves(run, to_device(stacked, preprocess, run.device))
@@ -86,7 +96,7 @@ def stream(
                     checked = seen.head
             if behind is not None:
                 yield seen
-            behind, start = (start, *made), start + len(stacked)
+            behind = (places, *made)
     if behind is not None:
         with torch.inference_mode():
             seen = finish(*behind)
@@ -98,5 +108,28 @@ def gather(stream: Iterable[Seen], n: int, head: Head, *, narrow: bool = False) 
     width = head.matrix.shape[1]
     made = torch.empty(n, width - head.bias) if narrow else torch.ones(n, width, dtype=torch.float64)
     for seen in stream:
-        made[seen.start : seen.start + len(seen.rows), : seen.rows.shape[1]] = seen.rows
+        made[_index(seen.places), : seen.rows.shape[1]] = seen.rows.to(made.dtype)
     return made
+
+
+def _index(places: Sequence[int]) -> slice | Tensor:
+    in_order = isinstance(places, range) and places.step == 1
+    return slice(places.start, places.stop) if in_order else torch.tensor(as_array(places))  # type: ignore[attr-defined]
+
+
+def in_order(stream: Iterable[Seen]) -> Iterator[Tensor]:
+    """Features (k, d) float32 of a pass, piece by piece, in the order of its rows; no more than a window of them waits."""
+    waiting: dict[int, Tensor] = {}
+    at = 0
+    for seen in stream:
+        if not waiting and isinstance(seen.places, range) and seen.places == range(at, at + len(seen.rows)):
+            at += len(seen.rows)
+            yield seen.rows
+            continue
+        waiting |= zip(seen.places, seen.rows, strict=True)
+        ready = []
+        while at in waiting:
+            ready.append(waiting.pop(at))
+            at += 1
+        if ready:
+            yield torch.stack(ready)

@@ -1,7 +1,7 @@
 """Batch norm folded into the convolution before it: the same function in eval mode, for less work and fewer passes.
 
 Pairs are found by running the model: a batch norm whose input is the very tensor that a convolution returned. Whether
-nothing else reads that tensor cannot be seen, so the folded copy has to reproduce the features of a few images.
+nothing else reads that tensor cannot be seen, so the folded copy has to reproduce the features of a few samples.
 """
 
 import copy
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from imu_cli.models.arithmetic import float32_as
+from imu_cli.models.batches import Batch, call, first
 from imu_cli.models.head import hooked
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -23,7 +24,7 @@ def _plain(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
     return type(module) in kinds and not module._forward_hooks and not module._forward_pre_hooks
 
 
-def pairs(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
+def pairs(model: nn.Module, samples: Batch) -> list[tuple[str, str]]:
     """Names of each convolution and the batch norm that reads its output; both run once in a pass."""
     made: dict[int, tuple[str, Tensor]] = {}
     found: list[tuple[str, str]] = []
@@ -47,16 +48,16 @@ def pairs(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
         elif _plain(module, NORMS) and module.running_mean is not None:
             handles.append(module.register_forward_pre_hook(before))
     with hooked(handles), torch.inference_mode(), float32_as("ieee"):
-        model(images)
+        call(model, samples)
     return [(conv, norm) for conv, norm in found if runs[conv] == runs[norm] == 1]
 
 
-def folded(model: nn.Module, images: Tensor) -> tuple[nn.Module, int]:
+def folded(model: nn.Module, samples: Batch) -> tuple[nn.Module, int]:
     """A copy of a model in eval mode with every such pair folded, and how many; the model itself where there is none.
 
     A model that cannot be copied is returned as it is, too.
     """
-    found = pairs(model, images[:1])
+    found = pairs(model, first(samples, 1))
     if not found:
         return model, 0
     try:

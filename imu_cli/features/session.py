@@ -19,6 +19,7 @@ from imu_cli.features.precision import Precision
 from imu_cli.files import memory
 from imu_cli.linear.rows import Mapped, Rows, refuse_not_finite
 from imu_cli.models.architecture import Loaded
+from imu_cli.models.batches import Batch
 from imu_cli.models.checkpoint import Checkpoint
 from imu_cli.models.head import Head
 from imu_cli.samples import vectors
@@ -32,16 +33,16 @@ from imu_cli.samples.vectors import Vectors
 
 @dataclass(frozen=True)
 class Network:
-    """The model with the weights it was given, on its device, what images go through before it, and a few that did.
+    """The model with the weights it was given, on its device, what samples go through before it, and a few that did.
 
-    ``preprocess_source`` says who knew the preprocessing; ``probe`` is a preprocessed batch.
+    ``preprocess_source`` says who knew the preprocessing; ``probe`` is a batch as the model takes it.
     """
 
     loaded: Loaded
     model: nn.Module
     preprocess: InputStep
     preprocess_source: str
-    probe: Tensor
+    probe: Batch
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,12 @@ class Session:
 
     @cached_property
     def engine(self) -> Engine:
-        """The model as it runs over many images."""
+        """The model as it runs over many samples."""
         assert self.network is not None, "features from a file need no engine"
         return engine_module.engine(
             self.network.model, self.head.module, self.network.probe,
-            batch_size=self.run.batch_size, precision=self.run.precision, embeds=self.head.embeds,
+            batch_size=self.run.batch_size, precision=self.run.precision,
+            full=self.network.preprocess.full(self.network.probe), embeds=self.head.embeds,
         )  # fmt: skip
 
     def described(self) -> dict[str, Any]:
@@ -160,16 +162,18 @@ class Session:
         )
         shape = (n, self.head.matrix.shape[1] - self.head.bias)
         with cache.scratch("set IMU_CACHE_DIR to a folder with room, or raise --max-memory") as path:
-            vectors.write(path, shape, (seen.rows for seen in self.stream(samples, what)))
+            vectors.write(path, shape, extraction.in_order(self.stream(samples, what)))
             # The mapping holds on to the file when its name is gone: nothing of it is left behind.
             return Mapped(load_file(path)["features"], self.head.bias, self.math_device)
 
-    def stream(self, samples: SampleSet, what: str, rows: Sequence[int] | None = None) -> Iterator[Seen]:
-        """One pass of the backbone over a set, timed, batch by batch."""
+    def stream(
+        self, samples: SampleSet, what: str, rows: Sequence[int] | None = None, window: int | None = None
+    ) -> Iterator[Seen]:
+        """One pass of the backbone over a set, or over some rows of it, timed, batch by batch; see ``extraction.stream``."""
         network, total = self.network, len(samples) if rows is None else len(rows)
         assert network is not None
         with self.log.timed(f"features of {what}"), self.log.track(f"features, {what}", total) as advance:
-            for seen in extraction.stream(self.engine, self.head, samples, network.preprocess, rows):
+            for seen in extraction.stream(self.engine, self.head, samples, network.preprocess, rows, window):
                 self.head = seen.head
                 yield seen
                 advance(len(seen.rows))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from imu_cli.errors import ImuError, RefusedError, nearest
 from imu_cli.models.architecture import Loaded
 from imu_cli.models.arithmetic import float32_as
+from imu_cli.models.batches import Batch, call, count
 from imu_cli.models.head import Head, hooked, in_words, rows_of
 
 OUTPUT = ""
@@ -49,34 +50,34 @@ def gathered(module: nn.Module) -> Iterator[list[Any]]:
         yield seen
 
 
-def embed(model: nn.Module, path: str, images: Tensor) -> Tensor:
+def embed(model: nn.Module, path: str, images: Batch) -> Tensor:
     """The embeddings (n, d) of a batch: the output of the module at ``path``, which runs once.
 
     Raises:
         RefusedError: it does not run once, or returns no vector an image.
     """
     with gathered(model.get_submodule(path)) as seen:
-        model(images)
+        call(model, images)
     where = f"--embedding {path}" if path else "model"
     if len(seen) != 1:
         raise RefusedError(
             f"{where}: runs {len(seen)} times in one forward pass; name a module that runs once, with --embedding"
         )
     found = vector_of(seen[0])
-    if found is None or len(found) != len(images):
+    if found is None or len(found) != count(images):
         raise RefusedError(
-            f"{where}: returned {in_words(seen[0])} for {len(images)} images, not one vector each; name the module whose output is, "
+            f"{where}: returned {in_words(seen[0])} for {count(images)} images, not one vector each; name the module whose output is, "
             "with --embedding (its pooling layer, for example)"
         )
     return found
 
 
-def output(path: str) -> Callable[[nn.Module, Tensor], Tensor]:
+def output(path: str) -> Callable[[nn.Module, Batch], Tensor]:
     """``embed`` of one module."""
     return lambda model, images: embed(model, path, images)
 
 
-def find_embedding(model: nn.Module, images: Tensor, path: str | None = None) -> Head:
+def find_embedding(model: nn.Module, images: Batch, path: str | None = None) -> Head:
     """The head without rows of a model, by running it on a few images.
 
     Args:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.models import diagnosis
 from imu_cli.models.arithmetic import float32_as
+from imu_cli.models.batches import Batch, call
 from imu_cli.models.checkpoint import DTYPES, Checkpoint
 from imu_cli.models.head import Head, hooked, logits_of, rows_of, tapped
 from imu_cli.models.replay import check_replay, replay_error
@@ -40,8 +41,8 @@ def outputs_of(layer: nn.Linear | nn.Conv2d) -> int:
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
-def _executed(model: nn.Module, images: Tensor) -> tuple[list[Call], Tensor]:
-    """Calls of affine layers in the order they finished, and the logits of these images."""
+def _executed(model: nn.Module, samples: Batch) -> tuple[list[Call], Tensor]:
+    """Calls of affine layers in the order they finished, and the logits of these samples."""
     calls: list[Call] = []
 
     def keep(name: str, h: Tensor, made: Tensor) -> None:
@@ -54,7 +55,7 @@ def _executed(model: nn.Module, images: Tensor) -> tuple[list[Call], Tensor]:
         for name, module in affine_layers(model).items()
     ]
     with hooked(handles):
-        logits = logits_of(model(images))
+        logits = logits_of(call(model, samples))
     return calls, logits
 
 
@@ -123,12 +124,12 @@ def _refuse_calls(name: str, calls: Sequence[Call], outputs: int, wanted: int) -
         raise RefusedError(f"head {name}: has {outputs} outputs, the model {wanted} logits; name another with --head")
 
 
-def find_head(model: nn.Module, images: Tensor, checkpoint: Checkpoint, prefix: str, path: str | None = None) -> Head:
-    """Find the head by running the model on a few images, and prove it by replaying their logits.
+def find_head(model: nn.Module, samples: Batch, checkpoint: Checkpoint, prefix: str, path: str | None = None) -> Head:
+    """Find the head by running the model on a few samples, and prove it by replaying their logits.
 
     Args:
-        model: in ``eval()`` mode, on the images' device.
-        images: a preprocessed batch.
+        model: in ``eval()`` mode, on the samples' device.
+        samples: a batch as the model takes it.
         checkpoint: the file, for the tensors' names and dtypes.
         prefix: what the file's names carry before the model's.
         path: ``--head``.
@@ -139,7 +140,7 @@ def find_head(model: nn.Module, images: Tensor, checkpoint: Checkpoint, prefix: 
         ImuError: ``path`` is not a linear layer, or no image has finite features.
     """
     with torch.inference_mode(), float32_as("ieee"):
-        calls, logits = _executed(model, images)
+        calls, logits = _executed(model, samples)
     name, source = _choose(model, path, calls, logits.shape[1])
     _refuse_one_output(name, logits.shape[1])
     layer = affine_layers(model)[name]
@@ -148,7 +149,7 @@ def find_head(model: nn.Module, images: Tensor, checkpoint: Checkpoint, prefix: 
     _refuse_calls(name, own, outputs_of(layer), logits.shape[1])
     # From a second pass: a forward that is random (dropout that ignores eval()) must not replay.
     with torch.inference_mode(), float32_as("ieee"), tapped(layer) as seen:
-        model(images)
+        call(model, samples)
     features = rows_of(seen[0])
     assert features is not None
     finite = torch.isfinite(features).all(dim=1)

@@ -3,32 +3,59 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from torch import Tensor
-
+from imu_cli.models.batches import Batch
 from imu_cli.samples.dataset import SampleSet
+
+Placed = tuple[Sequence[int], Batch]
+"""Samples together, and their places among the rows that were wanted: a range where they come in order."""
 
 
 class InputStep(Protocol):
-    """What samples of a kind go through before a model: on decoding threads, and then on the model's device.
+    """What samples of a kind go through before a model: on other threads, and then on the model's device.
 
     Images have ``samples.images.preprocessing``; another kind of sample brings a step of its own, and nothing that runs models
     or keeps features has to know which it is.
     """
 
+    @property
+    def window(self) -> int:
+        """Rows within which samples may change places, so that those of a batch are of one length; 1 where all come in order."""
+        return 1
+
     def described(self) -> dict[str, Any]:
         """As it stands in the record and the cache key, and as it is read again from there."""
 
-    def batches(
-        self, samples: SampleSet, size: int, rows: Sequence[int] | None = None, *, beside: bool = False
-    ) -> Iterator[Tensor]:
-        """The samples, or the given rows of them, ``size`` at a time and in order, as far as the processor takes them.
-
-        About two batches are made ahead. ``beside``: the model runs on an accelerator, so that the cores are free for this.
+    def together(self, samples: SampleSet, rows: Sequence[int]) -> Batch:
+        """The given rows as one batch, in the order given, as far as the processor takes them.
 
         Raises:
             InvalidRowsError: samples that cannot be had, all of them.
             ImuError: samples that do not fit into one batch.
         """
 
-    def scale(self, batch: Tensor) -> Tensor:
+    def batches(
+        self,
+        samples: SampleSet,
+        size: int,
+        rows: Sequence[int] | None = None,
+        *,
+        beside: bool = False,
+        window: int | None = None,
+    ) -> Iterator[Placed]:
+        """The samples, or the given rows of them, ``size`` at a time, as far as the processor takes them, and their places.
+
+        Every place comes once. All places of one window of rows come before those of the next: ``window`` rows, or the step's
+        own number of them. About two batches are made ahead. ``beside``: the model runs on an accelerator, so that the cores
+        are free for this.
+
+        Raises:
+            InvalidRowsError: samples that cannot be had, all of them.
+            ImuError: samples that do not fit into one batch.
+        """
+
+    def full(self, batch: Batch) -> float:
+        """How much room a sample takes at most, where one of this batch takes 1: ``size`` of ``batches`` counts such samples."""
+        return 1.0
+
+    def scale(self, batch: Any) -> Batch:
         """A batch on the model's device as what the model takes."""

@@ -390,9 +390,10 @@ def test_processes_decode_what_threads_do(images: SampleSet, monkeypatch: pytest
     expected = list(decoding.batches(many, STEPS, size))
     monkeypatch.setattr(decoding, "PROCESSES_FROM", 10)
     found = list(decoding.batches(many, STEPS, size, beside=True))
-    assert [len(part) for part in found] == [len(part) for part in expected]
-    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    assert [places for places, _ in found] == [places for places, _ in expected]
+    assert [at for places, _ in found for at in places] == list(range(100))
+    assert all(torch.equal(one, other) for (_, one), (_, other) in zip(found, expected, strict=True))
+    assert found[0][1].is_contiguous(memory_format=torch.channels_last)
     place(images, order[60]).write_bytes(b"no image")
     with pytest.raises(ImuError, match=f"{order[60]:02d}.png: not an image that can be read"):
         list(decoding.batches(many, STEPS, size, beside=True))

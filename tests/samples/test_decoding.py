@@ -50,7 +50,7 @@ def test_all_that_cannot_be_decoded_are_named(
     images = folder(tmp_path / "images", 60, bad).subset([*range(60), 40])
     batches = decoding.batches(images, STEPS, size, beside=beside)
     whole = 17 // size
-    assert [len(batch) for batch in itertools.islice(batches, whole)] == [size] * whole
+    assert [len(batch) for _, batch in itertools.islice(batches, whole)] == [size] * whole
     with pytest.raises(InvalidRowsError) as caught:
         next(batches)
     assert [problem.split(".png")[0][-3:] for problem in caught.value.problems] == [f"{row:03d}" for row in bad]
@@ -150,7 +150,7 @@ FORMS: dict[str, Callable[[Path], None]] = {
 def test_images_of_16_bits_keep_their_shades(tmp_path: Path, form: str, mode: str) -> None:
     """Scaled to 8 bits, white to white: not cut off at 255, which makes all but the darkest white."""
     FORMS[form](tmp_path)
-    (batch,) = decoding.batches(open_flat(tmp_path), parse({"mode": mode}), 1)
+    ((_, batch),) = decoding.batches(open_flat(tmp_path), parse({"mode": mode}), 1)
     assert batch[0, -1, 0].tolist() == SCALED
 
 

@@ -167,8 +167,10 @@ def _whole(answers: Iterable[Answer]) -> Iterator[Piece]:
 
 def batches(
     images: SampleSet, preprocess: Preprocessing, size: int, rows: Sequence[int] | None = None, *, beside: bool = False
-) -> Iterator[Tensor]:
+) -> Iterator[tuple[range, Tensor]]:
     """The images, or the given rows of them, decoded and shaped: (size, channels, height, width), channels_last, in order.
+
+    With each batch come its places among these rows.
 
     About two batches are decoded ahead of the one that is asked for. ``beside``: the model runs on an accelerator, so that
     the cores are free to decode.
@@ -178,16 +180,17 @@ def batches(
         ImuError: an image's shape is not that of the others.
     """
     wanted = range(len(images)) if rows is None else rows
-    parts = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+    places = [range(start, min(start + size, len(wanted))) for start in range(0, len(wanted), size)]
+    parts = [wanted[at.start : at.stop] for at in places]
     tasks = [part[start : start + ROWS_A_TASK] for part in parts for start in range(0, len(part), ROWS_A_TASK)]
     make = from_processes if _by_processes(len(wanted), beside) else from_threads
     count = workers() if beside else max(1, workers() - 1)
     pieces = _whole(make(Tasks(images, preprocess, tasks), count, 2 * -(-size // ROWS_A_TASK)))
     first: tuple[int, ...] | None = None
-    for part in parts:
+    for at, part in zip(places, parts, strict=True):
         taken = list(itertools.islice(pieces, -(-len(part) // ROWS_A_TASK)))
         for number, piece in enumerate(taken):
             first = first or piece.shape[1:]
             _refuse_shape(images, part[number * ROWS_A_TASK], piece.shape[1:], first)
         stacked = taken[0] if len(taken) == 1 else np.concatenate(taken)
-        yield torch.from_numpy(stacked).permute(0, 3, 1, 2)
+        yield at, torch.from_numpy(stacked).permute(0, 3, 1, 2)

@@ -23,10 +23,23 @@ class Preprocessing(InputStep, Protocol):
         """The longest side that a square image has on the way, 0 where images stay as they are."""
         return 0
 
+    def together(self, samples: SampleSet, rows: Sequence[int]) -> Tensor:
+        """These images, (n, channels, height, width)."""
+        from imu_cli.samples.images import decoding
+
+        ((_, stacked),) = decoding.batches(samples, self, len(rows), rows)
+        return stacked
+
     def batches(
-        self, samples: SampleSet, size: int, rows: Sequence[int] | None = None, *, beside: bool = False
-    ) -> Iterator[Tensor]:
-        """Images decoded ahead, (size, channels, height, width); see ``decoding.batches``."""
+        self,
+        samples: SampleSet,
+        size: int,
+        rows: Sequence[int] | None = None,
+        *,
+        beside: bool = False,
+        window: int | None = None,
+    ) -> Iterator[tuple[range, Tensor]]:
+        """Images decoded ahead, (size, channels, height, width), in order; see ``decoding.batches``."""
         from imu_cli.samples.images import decoding
 
         return decoding.batches(samples, self, size, rows, beside=beside)
