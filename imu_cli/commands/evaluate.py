@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from imu_cli.commands import galleries, held_out, opening, other_models, people, preparation, provenance
+from imu_cli.commands import galleries, held_out, opening, other_models, people, preparation, provenance, requirements
 from imu_cli.config.commands import EvaluateConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import assembly, curves, gates, shadow_heads, summary
@@ -26,10 +25,8 @@ from imu_cli.models.checkpoint import open_checkpoint
 from imu_cli.models.sidecar import Said
 from imu_cli.records import json_files
 from imu_cli.records.evaluation import Evaluation, Metric
-from imu_cli.records.metric_definitions import DEFINITIONS
 from imu_cli.records.record import Record
 from imu_cli.records.retrieval import Judged, Retrieval
-from imu_cli.records.retrieval_metrics import RETRIEVAL
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.vectors import is_features
 from imu_cli.statistics import metrics
@@ -129,64 +126,6 @@ def _refuse_foreign(path: Path) -> None:
     outputs.own_file(path, "", ours, "is not an evaluation that imu wrote; choose another --output")
 
 
-def _gates(config: EvaluateConfig, report: Path | None) -> list[gates.Gate]:
-    """The requirements of the YAML file's ``gates:``, then those of ``--require``; one that stands twice counts once.
-
-    Raises:
-        ImuError: one that cannot be judged; the JUnit file says so too, lest an earlier one be taken for today's.
-    """
-    texts = [*((text, "gates:") for text in config.gates), *((text, "--require") for text in config.require)]
-    found, problems = list[gates.Gate](), dict[str, str]()
-    for text, option in texts:
-        try:
-            found.append(gates.parse(text, option))
-        except ImuError as error:
-            problems[text] = str(error)
-    _refuse_gates(problems, report)
-    return list(dict.fromkeys(found))
-
-
-def _refuse_gates(problems: Mapping[str, str], report: Path | None) -> None:
-    if problems and report is not None:
-        again = partial(outputs.refuse_foreign, mark=junit.MARK, option="--junit")
-        with writing.together(report, replaced=again) as (file,):
-            file.write_text(junit.refused(problems), encoding="utf-8")
-    if problems:
-        raise ImuError("\n".join(problems.values()))
-
-
-def _refuse_other_task(wanted: Sequence[gates.Gate], embeds: bool, report: Path | None) -> None:
-    """Refuse requirements on metrics of the other kind of model.
-
-    Raises:
-        ImuError: all of them, in the JUnit file too.
-    """
-    known, kind = (RETRIEVAL, "an embedding model") if embeds else (DEFINITIONS, "a classifier")
-    foreign = [gate for gate in wanted if gate.metric not in known]
-    said = f"is no metric of {kind}, which this is; its metrics are {', '.join(known)}"
-    _refuse_gates({gate.text: f"{gate.text!r}: {gate.metric} {said}" for gate in foreign}, report)
-
-
-def _junit_file(config: EvaluateConfig, output: Path) -> Path | None:
-    """Where the JUnit file goes, beside the evaluation's ``output``.
-
-    Raises:
-        ImuError: it may not be written, or there is nothing to put into it: CI systems take an empty one for a failure,
-            or for nothing at all.
-    """
-    if config.junit is None:
-        return None
-    if not config.gates and not config.require:
-        raise ImuError(
-            "--junit: holds verdicts, and there is no requirement; add --require, or gates: in the YAML file"
-        )
-    outputs.found(Path(config.junit), "--junit")
-    if Path(config.junit).resolve() == output.resolve():
-        raise ImuError(f"--junit {config.junit}: is the evaluation's own file; choose another")
-    outputs.refuse_foreign(Path(config.junit), junit.MARK, "--junit")
-    return Path(config.junit)
-
-
 def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str], events: Events) -> Evaluated:
     """Measure a checkpoint on the forget set and whatever else was given, and judge the requirements.
 
@@ -199,8 +138,8 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     if config.output is None:
         destination.refuse_cache(output, model)
     _refuse_foreign(output)
-    report = _junit_file(config, output)
-    wanted = _gates(config, report)
+    report = requirements.junit_file(config, output)
+    wanted = requirements.gates_of(config, report)
     beside = destination.beside(model, "record")
     checkpoint = open_checkpoint(model) if beside.is_file() else None
     found = None if checkpoint is None else provenance.read_record(beside, checkpoint.sha256)
@@ -210,7 +149,7 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     _stdin_again(config, found)
     effective = opening.with_features(config)
     opened = opening.open_all(model, effective, events, known, checkpoint)
-    _refuse_other_task(wanted, opened.head.embeds, report)
+    requirements.refuse_other_task(wanted, opened.head.embeds, report)
     if opened.head.embeds:
         people.refuse_options(config, merged)
         return _of_people(opened, effective, merged, wanted, (output, report))
@@ -269,7 +208,7 @@ def _write(made: Judged, config: EvaluateConfig, output: Path, report: Path | No
     texts = {output: json_files.dump(made)} | ({} if report is None else {report: junit.junit(made)})
 
     def replaced(path: Path) -> None:
-        _refuse_foreign(path) if path == output else _junit_file(config, output)
+        _refuse_foreign(path) if path == output else requirements.junit_file(config, output)
 
     with writing.together(*texts, replaced=replaced) as files:
         for file, text in zip(files, texts.values(), strict=True):

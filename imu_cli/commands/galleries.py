@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from imu_cli.commands.people import Outcome, Sets
-from imu_cli.evaluation import people as measuring
+from imu_cli.evaluation import scene
 from imu_cli.files import outputs, writing
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import thumbnails
@@ -34,11 +34,10 @@ def write(path: Path, outcome: Outcome, count: int, model: str) -> None:
     e = outcome.evidence
     views = {"Before": e.before, "After": e.after}
     queries = []
-    for row in measuring.shown(e.after, count):
+    for row in scene.shown(e.after, count):
         found = {
             when: [
-                (_picture(outcome.sets, hit.at), hit.similarity, hit.right)
-                for hit in measuring.ranking(view, row, SHOWN)
+                (_picture(outcome.sets, hit.at), hit.similarity, hit.right) for hit in scene.ranking(view, row, SHOWN)
             ]
             for when, view in views.items()
             if view is not None

@@ -12,7 +12,7 @@ from imu_cli.config.commands import EvaluateConfig
 from imu_cli.errors import ImuError, InvalidRowsError
 from imu_cli.evaluation import people as measuring
 from imu_cli.evaluation import people_summary
-from imu_cli.evaluation.people import Evidence, Scene, View
+from imu_cli.evaluation.scene import Evidence, Scene, View
 from imu_cli.features import engine
 from imu_cli.features.session import Session, Taken
 from imu_cli.files import paths

@@ -5,7 +5,7 @@ As ``evaluation.summary``: what speaks against success comes first, and a thing 
 
 from collections.abc import Mapping, Sequence
 
-from imu_cli.evaluation.people import Evidence
+from imu_cli.evaluation.scene import Evidence
 from imu_cli.evaluation.summary import DAMAGE, MUCH
 from imu_cli.records.evaluation import Metric
 from imu_cli.records.parts import Interval
