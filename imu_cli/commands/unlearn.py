@@ -80,6 +80,10 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
     _refuse_contradictions(config)
     config = opening.with_features(config)
     opened = opening.open_all(model, config, events)
+    if opened.head.embeds:
+        raise ImuError(
+            f"{model}: an embedding model, whose people imu unlearn cannot make it forget; imu evaluate measures whether it did"
+        )
     if not bool(opened.head.matrix.any()):
         raise ImuError(
             f"head {opened.head.module}: all its weights are 0, so that no change of it can be measured; "

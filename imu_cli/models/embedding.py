@@ -54,9 +54,10 @@ def embed(model: nn.Module, path: str, images: Batch) -> Tensor:
     """The embeddings (n, d) of a batch: the output of the module at ``path``, which runs once.
 
     Raises:
+        ImuError: there is no such module.
         RefusedError: it does not run once, or returns no vector an image.
     """
-    with gathered(model.get_submodule(path)) as seen:
+    with gathered(_module(model, path)) as seen:
         call(model, images)
     where = f"--embedding {path}" if path else "model"
     if len(seen) != 1:
@@ -70,6 +71,15 @@ def embed(model: nn.Module, path: str, images: Batch) -> Tensor:
             "with --embedding (its pooling layer, for example)"
         )
     return found
+
+
+def _module(model: nn.Module, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        names = [name for name, _ in model.named_modules() if name]
+        some = nearest(path, names) or f"; its last are {', '.join(names[-5:])}"
+        raise ImuError(f"--embedding {path}: the model has no such module{some}") from None
 
 
 def output(path: str) -> Callable[[nn.Module, Batch], Tensor]:
@@ -89,10 +99,6 @@ def find_embedding(model: nn.Module, images: Batch, path: str | None = None) -> 
         ImuError: there is no such module, or its vectors are not finite, or all alike whatever the image.
         RefusedError: it returns no vector an image.
     """
-    names = [name for name, _ in model.named_modules() if name]
-    if path is not None and path not in names:
-        some = nearest(path, names) or f"; its last are {', '.join(names[-5:])}"
-        raise ImuError(f"--embedding {path}: the model has no such module{some}")
     with torch.inference_mode(), float32_as("ieee"):
         found = embed(model, path or OUTPUT, images)
     finite = torch.isfinite(found).all(dim=1)

@@ -36,6 +36,10 @@ def forgotten_people(
         every = tuple(sorted({*(names.names or ()), label}))
         names = PeopleNames(len(every), every, f"{names.source or specs[0]} and --label")
     forget = load_forget(specs, data, label, names, stdin, column)
-    # A repeated row is told with its file, which names the person: here only how many there are.
-    notes = tuple(note.partition(" (")[0] if "rows repeat an image" in note else note for note in forget.notes)
-    return replace(forget, notes=notes), data, names
+    return replace(forget, notes=tuple(_unnamed(note, forget) for note in forget.notes)), data, names
+
+
+def _unnamed(note: str, forget: ForgetSet) -> str:
+    """A note without the names of people: of selectors that name them, and of a file that is an example."""
+    note = note.partition(" (")[0] if "rows repeat an image" in note else note
+    return note.replace(forget.description, "--forget") if is_selector(forget.description) else note
