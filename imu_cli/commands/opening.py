@@ -154,6 +154,10 @@ def _open_on_features(
             f"--forget {' '.join(config.forget)}: names images, and {config.data} holds features; name rows of it, or leave "
             "--data out and name the images' data set"
         )
+    if store.said.get("task") == "embedding":
+        raise ImuError(
+            f"{config.data}: holds embeddings of a model without classes; name the images, which every model has to see"
+        )
     named = config.head or str(store.said["head"])
     sidecar.refuse_other_heads(checkpoint.folder)
     head = named_head(checkpoint, named, "--head" if config.head else store.shown, config.strip_prefix)

@@ -1,5 +1,6 @@
 """``imu evaluate`` of embedding models: what is measured, written, drawn and refused, and that nobody is named unasked."""
 
+import importlib.util
 import json
 import os
 import re
@@ -258,3 +259,59 @@ def test_inspect_tells_the_embedding(people: Path, capsys: pytest.CaptureFixture
     assert "--embedding 1" in out.partition("next:")[2]
     assert main(["inspect", "model.safetensors", *given, "--embedding", "2"]) == 0
     assert "NOT KNOWN: --embedding 2: the model has no such module" in " ".join(capsys.readouterr().out.split())
+
+
+# The real weights
+
+FIGURES = {
+    "before": {"people.auc": 0.920, "retain_people.auc": 0.736, "forget.map": 0.9996, "retain.map": 0.9965, "test.map": 0.603,
+               "forget.similarity": 0.906, "retain.similarity": 0.865, "test.similarity": 0.812},
+    "value": {"people.auc": 0.744, "retain_people.auc": 0.601, "forget.map": 0.9637, "retain.map": 0.9939, "test.map": 0.675,
+              "forget.similarity": 0.886, "retain.similarity": 0.865, "test.similarity": 0.837, "reference.people.auc": 0.645,
+              "reference.map.forget": 0.8658},
+}  # fmt: skip
+"""The table of ../shared/reid/README.md: a model that knows 16 people, and one retrained without eight of them."""
+
+
+@pytest.fixture
+def osnet() -> Path:
+    """OSNet's file, of an unpacked torchreid 0.2.5 that TORCHREID names or that is installed; it is not ours to carry."""
+    named = os.environ.get("TORCHREID")
+    spec = importlib.util.find_spec("torchreid") if named is None else None
+    roots = (
+        [Path(named)] if named else [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+    )
+    for root in roots:
+        for path in (root / "models/osnet.py", root / "reid/models/osnet.py", root / "torchreid/reid/models/osnet.py"):
+            if path.is_file():
+                return path
+    pytest.skip("TORCHREID names no unpacked torchreid (pip download --no-deps --no-binary=:all: torchreid==0.2.5)")
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_the_figures_of_the_page_come_out(
+    shared: Path, osnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every number of the table, to its last digit, from the real weights and crops."""
+    monkeypatch.chdir(tmp_path)
+    reid = shared / "reid"
+    Path("steps.yaml").write_text(
+        "{size: [256, 128], interpolation: bilinear, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], mode: RGB}"
+    )
+    eight = "id=0003,0007,0013,0019,0023,0027,0035,0041"
+    built = ["--arch", f"{osnet}:osnet_x0_25", "--arch-arg", "num_classes=1", "--arch-arg", "pretrained=false"]
+    given = ["--preprocess", "steps.yaml", "--task", "embedding", "--data", f"mars:{reid}/mini_mars"]
+    others = [
+        "--original",
+        f"{reid}/osnet_x0_25_mars16.safetensors",
+        "--reference-model",
+        f"{reid}/osnet_x0_25_msmt17.safetensors",
+    ]
+    command = ["evaluate", f"{reid}/osnet_x0_25_mars8.safetensors", *built, *given, *others, "--forget", eight, "-q"]
+    assert main([*command, "--test", f"mars:{reid}/mini_mars", "-o", "out.json"]) == 0
+    found = {item["name"]: item for item in json.loads(Path("out.json").read_text())["metrics"]}
+    for key, figures in FIGURES.items():
+        for name, figure in figures.items():
+            digits = 4 if figure > 0.95 or name == "reference.map.forget" else 3
+            assert round(found[name][key], digits) == figure, (key, name)

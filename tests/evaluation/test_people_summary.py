@@ -1,5 +1,6 @@
 """The paragraph about an embedding model says what is true first, in every case that it knows."""
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -9,6 +10,11 @@ from imu_cli.statistics import retrieval
 from imu_cli.statistics.retrieval import Sightings
 
 COUNT, SHOTS = 24, 6
+
+
+@pytest.fixture(autouse=True)
+def _quick(one_thread: None) -> None:
+    """Small matrices are quicker on one thread."""
 
 
 def side(first: int, count: int = COUNT) -> Sightings:
