@@ -82,9 +82,9 @@ def influence(
     from imu_cli.commands import influence as influence_module
     from imu_cli.views import machine, terminal
 
-    result = influence_module.run_influence(model, config, console.Terminal(quiet))
+    result = influence_module.run_influence(model, config, origins, console.Terminal(quiet))
     if form == "table":
-        console.show(terminal.influence(result, config.show))
+        console.show(terminal.scored(result, config.show))
     else:
         streams.to_stdout(machine.as_json([result]) if form == "json" else machine.influence_csv(result))
     if config.images and not quiet:

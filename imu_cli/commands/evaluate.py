@@ -151,7 +151,7 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     opened = opening.open_all(model, effective, events, known, checkpoint)
     requirements.refuse_other_task(wanted, opened.head.embeds, report)
     if opened.head.embeds:
-        people.refuse_options(config, merged)
+        people.refuse_options(people.CLASSIFIER_ONLY, merged)
         return _of_people(opened, effective, merged, wanted, (output, report))
     people_only = {"--reference-model": config.reference_model is not None, "--samples": config.samples > 0}
     for option in (name for name, given in people_only.items() if given):

@@ -33,7 +33,7 @@ from imu_cli.samples.people import Register
 from imu_cli.statistics import retrieval
 from imu_cli.statistics.retrieval import DISTRACTOR, JUNK, NO_CAMERA, Sightings
 
-CLASSIFIER_ONLY = ("scenario", "attack", "compat", "classes", "head", "features")
+CLASSIFIER_ONLY = ("scenario", "attack", "compat", "classes", "features")
 """Options of ``imu evaluate`` that mean nothing for an embedding model."""
 
 
@@ -52,13 +52,13 @@ class Sets:
         return {name: samples for name, samples in found.items() if samples is not None}
 
 
-def refuse_options(config: EvaluateConfig, origins: Mapping[str, str]) -> None:
+def refuse_options(names: Sequence[str], origins: Mapping[str, str]) -> None:
     """Refuse options of classifiers that were given for an embedding model.
 
     Raises:
         ImuError: naming the first.
     """
-    for name in CLASSIFIER_ONLY:
+    for name in names:
         if origins.get(name) in ("flag", "environment"):
             option = "--" + name.replace("_", "-")
             raise ImuError(f"{option}: is for classifiers, and this is an embedding model; leave it out")
@@ -84,8 +84,10 @@ def refuse_strangers(opened: Session) -> None:
 # --- whose images
 
 
-def sets_of(opened: Session, test: str | None, retain: str | None) -> Sets:
+def sets_of(opened: Session, test: str | None, retain: str | None, *, beside: bool = True) -> Sets:
     """The other images that a command was given, without forget samples and their twins; unseen people are nobody of the training data.
+
+    ``beside``: the other training images are wanted too.
 
     Raises:
         ImuError: nothing is left of a set.
@@ -93,7 +95,11 @@ def sets_of(opened: Session, test: str | None, retain: str | None) -> Sets:
     """
     forget = opened.forget.samples
     trained = opened.data if retain is None else people.with_people(open_source(retain, "retain", opened.data))
-    rest = None if trained is None else _beside(opened, trained, "--data" if retain is None else f"--retain {retain}")
+    rest = (
+        None
+        if trained is None or not beside
+        else _beside(opened, trained, "--data" if retain is None else f"--retain {retain}")
+    )
     gone = set(_ids(forget))
     left = 0 if rest is None else sum(name in gone for name in _ids(rest))
     if left:

@@ -80,6 +80,47 @@ def mean(found: Pairs, similar: Tensor, seed: int = 0) -> Estimate:
     return replace(bootstrap.ratio(sums, counts, "people", seed, low=-1.0), n=len(similar))
 
 
+def by_rank(similar: Tensor, unseen: Tensor) -> Tensor:
+    """What each pair's similarity (k,) would be if these pairs were spread as those of unseen people: by rank, never upwards."""
+    order = similar.argsort(stable=True)
+    ranks = torch.empty_like(similar)
+    ranks[order] = (torch.arange(len(similar), dtype=similar.dtype, device=similar.device) + 0.5) / len(similar)
+    ordered = unseen.to(similar).sort().values
+    place = (ranks * len(ordered) - 0.5).clamp(0, len(ordered) - 1)
+    below = place.floor().long()
+    above = (below + 1).clamp_max(len(ordered) - 1)
+    targets = ordered[below] + (place - below) * (ordered[above] - ordered[below])
+    return torch.minimum(targets, similar)
+
+
+@dataclass(frozen=True, eq=False)
+class Ties:
+    """How strongly each of n images is tied to its person's other images.
+
+    Attributes:
+        excess: (n,) mean over an image's pairs of similarity less what ``by_rank`` allows; NaN without a pair.
+        similarity: (n,) mean similarity of its pairs.
+        pairs: (n,) how many it has.
+    """
+
+    excess: Tensor
+    similarity: Tensor
+    pairs: Tensor
+
+
+def ties(found: Pairs, similar: Tensor, unseen: Tensor, n: int) -> Ties:
+    """The part that each of n images has in what the pairs (k,) exceed unseen people's by.
+
+    The excess of all pairs is what the objective on pairs, mean (s − t)², is to bring down, and −2/k Σ (s − t) over an image's own pairs
+    is how fast it falls as that image's similarities do.
+    """
+    over = similar - by_rank(similar, unseen)
+    ends = found.rows.flatten()
+    count = torch.bincount(ends, minlength=n).to(similar)
+    summed = [torch.zeros(n).to(similar).index_add_(0, ends, values.repeat_interleave(2)) for values in (over, similar)]
+    return Ties(summed[0] / count, summed[1] / count, count.long())
+
+
 Side = tuple[Pairs, Tensor]
 """Pairs of some people, and the similarity (k,) of each under a model."""
 

@@ -13,6 +13,7 @@ from imu_cli.records.json_files import dump, dumped
 from imu_cli.records.parts import Model
 from imu_cli.records.record import Record
 from imu_cli.records.retrieval import Judged
+from imu_cli.records.ties import Ties
 
 
 def rows_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
@@ -30,8 +31,12 @@ def _plain(value: float | None) -> object:
     return "" if value is None or not math.isfinite(value) else repr(float(value))
 
 
-def influence_csv(result: Influence) -> Iterator[str]:
+def influence_csv(result: Influence | Ties) -> Iterator[str]:
     """One line a forget sample."""
+    if isinstance(result, Ties):
+        header = ["path", "person", "pairs", "similarity", "excess"]
+        cells = ([row.path, row.person, row.pairs, _plain(row.similarity), _plain(row.excess)] for row in result.rows)
+        return rows_csv(header, cells)
     header = ["id", "path", "label", "score", "weight", "confidence"]
     return rows_csv(header, ([getattr(row, name) for name in header] for row in result.rows))
 

@@ -18,6 +18,7 @@ from imu_cli.records.influence import Influence
 from imu_cli.records.parts import HeadInfo, ScoreInfo
 from imu_cli.records.record import Record
 from imu_cli.records.retrieval import Judged, Retrieval
+from imu_cli.records.ties import Ties
 from imu_cli.views import tables, words
 
 PIPED_WIDTH = 140
@@ -100,6 +101,35 @@ def influence(result: Influence, show: int) -> RenderableType:
     spread = Text("\n".join(["Distribution of the score", *_histogram(scores, n)]))
     spread.stylize("bold", 0, len("Distribution of the score"))
     return _blocks(_under(title, top) if show else None, *_kernel(result, show), spread, about)
+
+
+def ties(result: Ties, show: int) -> RenderableType:
+    """The images that tie their person together most, and how alike forgotten people's images are beside unseen people's."""
+    rows = [words.printable(row) for row in result.largest(show)]
+    result = words.printable(result)
+    numbers = ("excess", "similarity", "pairs")
+    top = _table("image", "person", *numbers, right=numbers)
+    for row in rows:
+        top.add_row(
+            Text(row.path), Text(row.person), words.number(row.excess), words.number(row.similarity), str(row.pairs)
+        )
+    title = f"The {len(rows)} of {result.n} forgotten images that tie their person together most"
+    without = f"{result.without_pairs} of {result.n} images have no such pair"
+    about = _pairs(
+        "Similarity of two images of one person, on two cameras where they are known",
+        [
+            ("forgotten people", f"{result.similarity:.4f} ({result.people} people; {without})"),
+            ("unseen people", f"{result.unseen_similarity:.4f} ({result.unseen_people} people)"),
+            ("excess", f"{result.excess:.4f} by rank: what forgetting has to take away"),
+            ("embedding", words.embedding(result.embedding)),
+        ],
+    )  # fmt: skip
+    return _blocks(_under(title, top) if show else None, about)
+
+
+def scored(result: Influence | Ties, show: int) -> RenderableType:
+    """What ``imu influence`` found, of whatever kind of model."""
+    return influence(result, show) if isinstance(result, Influence) else ties(result, show)
 
 
 def _kernel(result: Influence, show: int) -> list[RenderableType]:

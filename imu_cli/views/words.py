@@ -13,7 +13,7 @@ from imu_cli.records.json_files import as_shown
 from imu_cli.records.metric_definitions import NUMBERS
 from imu_cli.records.parts import WHAT, Decade, FileHash, ForgetInfo, Interval, Model
 from imu_cli.records.record import Record
-from imu_cli.records.retrieval import Judged, PeopleInfo, Retrieval
+from imu_cli.records.retrieval import EmbeddingInfo, Judged, PeopleInfo, Retrieval
 
 Result = TypeVar("Result", bound=Model)
 Measured = TypeVar("Measured", bound=Record | Judged)
@@ -245,15 +245,20 @@ def retrieval_facts(result: Retrieval) -> list[tuple[str, str]]:
     changed = "unknown (no original)" if result.changed is None else _tensors(result.changed)
     files = others(result)
     places = {name: None if file is None else file.path for name, file in files.items()}
-    it, whole = result.embedding, ", all that the data set has of them" if result.forget.whole else ""
+    whole = ", all that the data set has of them" if result.forget.whole else ""
     return [
         *_given(result.forget, result.given | places),
         ("forgotten", f"{result.forget.people} people, {result.forget.n} images{whole}"),
         ("changed tensors", changed),
-        ("embedding", f"{it.size} numbers, {it.module or 'what the model returns'} ({it.source})"),
+        ("embedding", embedding(result.embedding)),
         ("preprocessing", preprocessing(result)),
         *features(result),
     ]  # fmt: skip
+
+
+def embedding(it: EmbeddingInfo) -> str:
+    """What the embedding is."""
+    return f"{it.size} numbers, {it.module or 'what the model returns'} ({it.source})"
 
 
 def _tensors(changed: list[str], most: int = 5) -> str:

@@ -250,6 +250,30 @@ def test_other_commands_and_options(people: Path, capsys: pytest.CaptureFixture[
     assert "0 for every image that was tried" in told(capsys, ["evaluate", "zero.safetensors", *EVALUATE[2:], "-q"])
 
 
+def test_influence_is_what_ties_a_person_together(people: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each image's mean similarity to its person's others is the obvious one, and what exceeds unseen people by rank adds up."""
+    command = ["influence", *PLAIN[1:], "--forget", "forget.csv", "-q"]
+    assert main([*command, "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    forget = [Path("people", row["path"]) for row in found["rows"]]
+    directions, whom = seen(forget, "model.safetensors"), [person_camera(file) for file in forget]
+    for row in range(len(forget)):
+        others = [at for at in range(len(forget)) if whom[at][0] == whom[row][0] and whom[at][1] != whom[row][1]]
+        assert found["rows"][row]["pairs"] == len(others)
+        expected = np.mean([directions[row] @ directions[at] for at in others])
+        assert found["rows"][row]["similarity"] == pytest.approx(expected, abs=1e-6)
+    # Each pair stands in the rows of both of its images.
+    total = sum(row["excess"] * row["pairs"] for row in found["rows"]) / sum(row["pairs"] for row in found["rows"])
+    assert found["excess"] == pytest.approx(total)
+    assert found["excess"] >= 0
+    assert main(command) == 0
+    assert "tie their person together most" in capsys.readouterr().out
+    assert main([*command, "--format", "csv"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(forget)
+    assert "--kernel: is for classifiers" in told(capsys, [*command, "--kernel"])
+    assert "--test: not given" in told(capsys, ["influence", *PLAIN[1:4], "--forget", "forget.csv", "-q"])
+
+
 def test_inspect_tells_the_embedding(people: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Imu inspect says how many numbers, and proposes the flags that were given."""
     given = ["--config", "imu.yaml"]

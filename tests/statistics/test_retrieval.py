@@ -210,6 +210,22 @@ def some_pairs(seen: Sightings, seed: int = 0) -> Pairs:
     return found
 
 
+def test_targets_by_rank_are_unseen_peoples_and_never_higher() -> None:
+    """The pairs that rank in the middle get what unseen pairs have in the middle; none is asked to become more alike."""
+    similar = torch.tensor([0.9, 0.5, 0.7], dtype=torch.float64)
+    assert same_person.by_rank(similar, torch.tensor([0.1, 0.2, 0.3]).double()).tolist() == pytest.approx(
+        [0.3, 0.1, 0.2]
+    )
+    assert same_person.by_rank(similar, torch.tensor([0.95, 0.6, 0.65]).double()).tolist() == pytest.approx(
+        [0.9, 0.5, 0.65]
+    )
+    many = torch.rand(500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    spread = same_person.by_rank(many + 1, many[:200])
+    assert sorted(spread.tolist()) == pytest.approx(
+        torch.quantile(many[:200], ((torch.arange(500) + 0.5) / 500).double()).tolist(), abs=0.03
+    )
+
+
 def test_a_paired_difference_of_aucs() -> None:
     """The same people drawn for both: a model against itself differs by nothing in every draw; the value is the difference."""
     ours, theirs = sightings(40, 1), sightings(50, 51, people=6)
