@@ -205,7 +205,7 @@ def report(
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the demo's files go.")] = Path("imu-demo"),
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier demo in DIR.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the training and of every other random choice.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the training and of every other random choice.")] = 0,
 ) -> None:
     """The four commands on a small real model: scikit-learn's digits, a convolutional network trained in seconds."""
     from imu_cli.commands import demo as job
@@ -218,7 +218,9 @@ def select(
     selectors: Annotated[
         list[str], typer.Argument(metavar="SELECTOR...", help="class=cat, index=0:500, id=4711, coarse=NAME.")
     ],
-    data: Annotated[str, typer.Option(help="The data set to select from.", metavar="DATA", envvar="IMU_DATA")],
+    data: Annotated[
+        str, typer.Option("--data", help="The data set to select from.", metavar="DATA", envvar="IMU_DATA")
+    ],
     output: Annotated[str, typer.Option("--output", "-o", help="The manifest, - for stdout.", metavar="FILE")] = "-",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
@@ -261,7 +263,7 @@ def inspect(
     only_header: Annotated[
         bool, typer.Option("--header", help="Only what the files' headers say: instant, without building the model.")
     ] = False,
-    show: Annotated[int, typer.Option(min=0, help="Tensors shown in the table.", metavar="N")] = 10,
+    show: Annotated[int, typer.Option("--show", min=0, help="Tensors shown in the table.", metavar="N")] = 10,
     form: OutputFormat = "table",
 ) -> None:
     """Show what is in a model's files, what imu learns from them and where, and which flag is missing; needs no data."""
@@ -296,14 +298,15 @@ def convert(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The .safetensors file to write.")],
     key: Annotated[
         str | None,
-        typer.Option(help="Which entry of the file is the model, where several hold tensors.", metavar="KEY"),
+        typer.Option("--key", help="Which entry of the file is the model, where several hold tensors.", metavar="KEY"),
     ] = None,
     strip_prefix: Annotated[
-        str | None, typer.Option(help="Take this off the names that start with it.", metavar="PREFIX")
+        str | None, typer.Option("--strip-prefix", help="Take this off the names that start with it.", metavar="PREFIX")
     ] = None,
     leave_out: Annotated[
         list[str] | None,
         typer.Option(
+            "--leave-out",
             help="Tensors that are not written, by name, first words (ema_model) or pattern ('*.ema'); may be repeated.",
             metavar="NAME",
         ),
@@ -311,17 +314,24 @@ def convert(
     arch: Annotated[
         str | None,
         typer.Option(
+            "--arch",
             help="Write this into the file's metadata: a registry's architecture, such as torchvision:resnet18, that fits.",
             metavar="ARCH",
         ),
     ] = None,
     arch_arg: Annotated[
         list[str] | None,
-        typer.Option(help="Argument of the architecture, for the metadata too; may be repeated.", metavar="KEY=VALUE"),
+        typer.Option(
+            "--arch-arg",
+            help="Argument of the architecture, for the metadata too; may be repeated.",
+            metavar="KEY=VALUE",
+        ),
     ] = None,
     preprocess: Annotated[
         str | None,
-        typer.Option(help="Write this into the file's metadata: a preset or a YAML file.", metavar="PRESET|FILE"),
+        typer.Option(
+            "--preprocess", help="Write this into the file's metadata: a preset or a YAML file.", metavar="PRESET|FILE"
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output (never the input).")] = False,
     quiet: Quiet = False,
@@ -386,10 +396,11 @@ def cache_show(
 def cache_rm(
     keys: Annotated[list[str] | None, typer.Argument(help="Keys, or the start of them.")] = None,
     forget: Annotated[
-        str | None, typer.Option(help="Remove every entry that holds a sample of this forget list.", metavar="FORGET")
+        str | None,
+        typer.Option("--forget", help="Remove every entry that holds a sample of this forget list.", metavar="FORGET"),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="The data set that the forget list points into.", metavar="DATA")
+        str | None, typer.Option("--data", help="The data set that the forget list points into.", metavar="DATA")
     ] = None,
     broken: Annotated[bool, typer.Option("--broken", help="Remove torn or edited entries.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Remove every entry.")] = False,

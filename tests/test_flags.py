@@ -1,5 +1,6 @@
 """Options: made from the config classes, merged as flags over environment over YAML over defaults, with their origins."""
 
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import fields
@@ -12,7 +13,9 @@ import typer
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.models import OptionInfo
 
+from imu_cli import cli
 from imu_cli.cli import main
 from imu_cli.config.commands import EvaluateConfig, InfluenceConfig, UnlearnConfig
 from imu_cli.config.fields import Option
@@ -58,6 +61,12 @@ def parsed(config: type[Any], *argv: str) -> tuple[Any, dict[str, str]]:
     app(args=list(argv), standalone_mode=False)
     found: tuple[Any, dict[str, str]] = calls.pop()
     return found
+
+
+@pytest.fixture(autouse=True)
+def _no_options_but_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``pytest --device`` is an option from the environment, and here it is counted where options come from."""
+    monkeypatch.delenv("IMU_DEVICE", raising=False)
 
 
 def samples(kind: Any) -> list[Any]:
@@ -113,6 +122,19 @@ def test_flags_over_environment_over_yaml_over_defaults(
     made, origins = parsed(config, "--config", "imu.yaml", *as_flag(name, from_flag))
     assert (getattr(made, name), origins[name]) == (from_flag, "flag")
     assert {origin for key, origin in origins.items() if key != CONFIG_FILE} == {"default", "flag"}
+
+
+def test_every_option_names_its_flag() -> None:
+    """One that leaves its name to typer has no flag at all under typer 0.27."""
+    found = []
+    for command in (*cli.app.registered_commands, *cli.cache_app.registered_commands):
+        assert command.callback is not None
+        for name, parameter in inspect.signature(command.callback, eval_str=True).parameters.items():
+            options = [item for item in get_args(parameter.annotation) if isinstance(item, OptionInfo)]
+            # In an annotation the first name stands where typer has a default, until typer moves it.
+            found += [(name, [option.default, *(option.param_decls or ())]) for option in options]
+    assert len(found) > 100
+    assert [name for name, flags in found if not any(str(flag).startswith("--") for flag in flags)] == []
 
 
 @pytest.mark.parametrize("command", CONFIGS)

@@ -192,7 +192,8 @@ def test_a_worker_that_was_forked_ends_as_without_us() -> None:
     """Ctrl-C is for the parent; a worker that is told to end does; and neither counts as a second signal of the parent's."""
     code = BUSY.format(
         work="""
-    import os, signal
+    import os, signal, warnings
+    warnings.simplefilter("ignore")  # Python 3.12 warns of forking where numpy has threads
     if (child := os.fork()) == 0:
         time.sleep(60)
     time.sleep(0.3)

@@ -54,18 +54,18 @@ def reference_of(opened: Session, test: str | None, reference: str | None) -> tu
 
 def chosen_by(
     opened: Session, test: str | None, reference: str | None, forgotten: tuple[int, ...]
-) -> tuple[HeldOut | None, HeldOutInfo | None]:
-    """Features and labels of the held-out samples that a run chooses by, and how the record tells them; None with neither.
+) -> tuple[HeldOut | None, HeldOutInfo | None, SampleSet | None]:
+    """Features and labels of the held-out samples that a run chooses by, how the record tells them, and they; None with neither.
 
     Raises:
         ImuError: no sample of a kept class is among them.
     """
     found = reference_of(opened, test, reference)
     if found is None:
-        return None, None
+        return None, None, None
     samples, info = found
     labels = opened.labels(samples)
-    return targets.held_out(opened.features_of(samples, "held-out"), labels, forgotten), info
+    return targets.held_out(opened.features_of(samples, "held-out"), labels, forgotten), info, samples
 
 
 def held_out(opened: Session, spec: str, option: str = "--test") -> SampleSet:

@@ -14,9 +14,11 @@ from imu_cli.influence.closed_form import Damping
 from imu_cli.influence.scores import Scored
 from imu_cli.linear import objective
 from imu_cli.linear.rows import Rows, predicted
+from imu_cli.models import scopes
 from imu_cli.models.replay import tolerance_in
 from imu_cli.records.parts import HeldOutInfo
 from imu_cli.records.record import Record
+from imu_cli.samples.dataset import SampleSet
 from imu_cli.unlearning import messages, methods, scenario, targets
 from imu_cli.unlearning.procedure import Ascent, Classifier, Forgetting, Job, Matching, Procedure
 
@@ -35,6 +37,7 @@ def of(config: UnlearnConfig, margin: float = 0.0) -> Procedure:
     given = [name for name in ASCENT_ONLY if getattr(config, name) != getattr(UnlearnConfig(), name)]
     return Procedure(
         method=config.method,
+        deeper=config.scope != scopes.HEAD,
         ascent_option=f"--{given[0].replace('_', '-')}" if given else None,
         until=None if config.until is None else targets.parse_until(config.until),
         margin=margin,
@@ -64,10 +67,11 @@ def of(config: UnlearnConfig, margin: float = 0.0) -> Procedure:
 
 @dataclass(frozen=True)
 class Ready:
-    """A job that may start, and the held-out data that it chooses by as the record has them."""
+    """A job that may start, and the held-out data that it chooses by, as the record has them and as samples."""
 
     job: Job
     held_info: HeldOutInfo | None
+    held_samples: SampleSet | None
 
 
 def ready(opened: Session, config: UnlearnConfig, h: Rows) -> Ready:
@@ -85,7 +89,7 @@ def ready(opened: Session, config: UnlearnConfig, h: Rows) -> Ready:
     kind, source = scenario.decide(config.scenario, opened.forget.whole_classes, has_data)
     plan = scenario.plan(kind, source, labels, opened.head.classes, config.rows)
     opened.note(f"scenario {kind} ({source})")
-    held, held_info = held_out.chosen_by(opened, config.test, config.reference, plan.forgotten)
+    held, held_info, samples = held_out.chosen_by(opened, config.test, config.reference, plan.forgotten)
     messages.warn_if_at_chance(opened.log, predicted(h, matrix) == labels, opened.head.classes)
     if held is not None:
         messages.warn_if_at_chance(
@@ -96,7 +100,7 @@ def ready(opened: Session, config: UnlearnConfig, h: Rows) -> Ready:
         of(config, boundary(opened, h)), opened.log,
     )  # fmt: skip
     messages.tell_start(job, proven_classes=has_data)
-    return Ready(job, held_info)
+    return Ready(job, held_info, samples)
 
 
 def boundary(opened: Session, h: Rows) -> float:

@@ -1,14 +1,15 @@
 """``imu unlearn``: the forget set unlearned, the checkpoint and its record written, both or neither."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from imu_cli import flags
-from imu_cli.commands import opening, preparation, provenance, reuse
+from imu_cli.commands import opening, preparation, provenance, reuse, scope
 from imu_cli.commands.provenance import common
 from imu_cli.config.commands import PAPER, UnlearnConfig
 from imu_cli.errors import ImuError
@@ -19,9 +20,10 @@ from imu_cli.features.session import Session
 from imu_cli.files.paths import relative_to
 from imu_cli.influence import scores
 from imu_cli.linear import objective
-from imu_cli.linear.rows import Rows, predicted
-from imu_cli.models import checkpoint, destination, diagnosis, layout
+from imu_cli.linear.rows import predicted
+from imu_cli.models import checkpoint, destination, diagnosis, layout, scopes
 from imu_cli.models.architecture import Architecture
+from imu_cli.models.head import Head
 from imu_cli.models.replay import check_replay
 from imu_cli.records import json_files, parts
 from imu_cli.records.parts import HeldOutInfo, Interval, Link
@@ -79,12 +81,18 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
     config, origins = with_preset(config, origins)
     _refuse_contradictions(config)
     config = opening.with_features(config)
+    if config.scope != scopes.HEAD and config.weights == "influence" and origins.get("weights", "default") == "default":
+        config = replace(config, weights="uniform")
     opened = opening.open_all(model, config, events)
     if opened.head.embeds:
         raise ImuError(
             f"{model}: an embedding model, whose people imu unlearn cannot make it forget; imu evaluate measures whether it did"
         )
-    if not bool(opened.head.matrix.any()):
+    moving = None
+    if config.scope != scopes.HEAD:
+        scope.refuse(opened, config)
+        moving = scope.find(opened, config.scope)
+    if moving is None and not bool(opened.head.matrix.any()):
         raise ImuError(
             f"head {opened.head.module}: all its weights are 0, so that no change of it can be measured; "
             "it was never trained, give the checkpoint after training"
@@ -93,21 +101,45 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
     ready = preparation.ready(opened, config, h)
     job = ready.job
     opened.note(f"method {job.method} ({job.method_source})")
+    if moving is not None:
+        moved = scope.run(opened, config, moving, ready, h)
+        _tell_moved(opened, job, moved)
+        tensors = moved.tensors
+        opened.outside_sha256 = opened.checkpoint.outside_hash(set(tensors))
+        made = _moved_record(opened, config, origins, ready, moved, place)
+        return _write(opened, config, place, made, tensors, lambda written: _replay(opened, written, moved.logits))
     held = 0 if job.held is None else len(job.held.h)
     with objective.threads_for((len(h) + held) * opened.head.matrix.numel()):
         done = methods.run(job)
     outcome = done.outcome
     _tell_end(opened, job, outcome)
-    for note in place.notes():
-        opened.note(note)
     if opened.network is None:
         opened.note("the written model is not run: features come from a file; its bytes are compared and read back")
     made = _record(opened, config, origins, ready, done, place)
+    matrix = outcome.head.cpu()
+    expected = (h[slice(min(REPLAYED, len(h)))].cpu() @ matrix.T).to(torch.float64)
+    return _write(
+        opened, config, place, made, opened.head.parts(matrix),
+        lambda written: _replay(opened, written, expected, opened.head.with_matrix(matrix)),
+    )  # fmt: skip
+
+
+def _write(
+    opened: Session,
+    config: UnlearnConfig,
+    place: destination.Destination,
+    made: Record,
+    tensors: Mapping[str, Tensor],
+    replay: Callable[[Path], str],
+) -> Unlearned:
+    """Write checkpoint and record, both or neither, once the written model has computed what was promised."""
+    for note in place.notes():
+        opened.note(note)
     files = opened.checkpoint.layout
     with opened.log.timed("writing"), destination.opened(place, files, config.force) as (weights, record_file):
-        checkpoint.patch(opened.checkpoint, opened.head.parts(outcome.head.cpu()), weights)
-        made.after.sha256 = _replay(opened, outcome.head.cpu(), weights, h)
-        made.seconds = opened.log.clock.seconds
+        checkpoint.patch(opened.checkpoint, tensors, weights)
+        made.after.sha256 = replay(weights)
+        made.seconds, made.notes = opened.log.clock.seconds, opened.log.notes
         record_file.write_text(json_files.dump(made), encoding="utf-8")
     return Unlearned(made, place.output, place.record)
 
@@ -138,6 +170,17 @@ def _tell_end(opened: Session, job: procedure_module.Job, outcome: Outcome) -> N
         opened.note(_lost(opened, job, outcome.head))
 
 
+def _tell_moved(opened: Session, job: procedure_module.Job, moved: scope.Moved) -> None:
+    (_, start), (_, end), info = moved.trained.looks[0], moved.trained.looks[-1], moved.info
+    aim = "" if end.unseen is None else f" (unseen samples: {end.unseen:.2%})"
+    auc = "" if end.auc is None else f"; membership AUC {start.auc:.3f} before, {end.auc:.3f} after"
+    opened.note(
+        f"{'reached' if moved.trained.reached else 'NOT reached'}: from {start.forget:.2%} to {end.forget:.2%} of "
+        f"{len(job.forgetting.labels)} forget samples{aim}{auc}; {len(info.tensors)} tensors changed, by {end.head_change:.2%} of the "
+        f"weights that move; {info.passes:.0f} forward passes' worth over forget and anchor samples"
+    )
+
+
 def _lost(opened: Session, job: procedure_module.Job, head: Tensor) -> str:
     """How many held-out samples of kept classes went to a forgotten class."""
     test = job.held
@@ -146,8 +189,8 @@ def _lost(opened: Session, job: procedure_module.Job, head: Tensor) -> str:
     return f"{int((now & ~was).sum())} of {len(now)} held-out samples of kept classes were lost to a forgotten class"
 
 
-def _replay(opened: Session, matrix: Tensor, written: Path, h: Rows) -> str:
-    """Load the written model and compare its logits on up to 64 forget samples with what they should be; its SHA-256.
+def _replay(opened: Session, written: Path, expected: Tensor, head: Head | None = None) -> str:
+    """Load the written model and compare its logits on up to 64 forget samples with what they should be (k, c); its SHA-256.
 
     Raises:
         ImuError: the file does not compute what was promised.
@@ -165,11 +208,10 @@ def _replay(opened: Session, matrix: Tensor, written: Path, h: Rows) -> str:
     with torch.inference_mode():
         made_logits = extraction.in_halves(run, batch)[1]
     logits = made_logits.to(torch.float64).cpu()
-    expected = (h[slice(len(rows))].cpu() @ matrix.T).to(torch.float64)
     error = float((logits - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
     # It runs as for the features, in their precision, but unfolded and in a batch of its own.
     why = diagnosis.of_a_run(run.precision, run.device.type, len(rows))
-    check_replay(opened.head.with_matrix(matrix), error, made_logits.dtype, why, run.precision)
+    check_replay(head or opened.head, error, made_logits.dtype, why, run.precision)
     return made.sha256
 
 
@@ -199,22 +241,69 @@ def _record(
     done: procedure_module.Done,
     place: destination.Destination,
 ) -> Record:
-    folder, outcome, job = place.record.parent, done.outcome, ready.job
+    outcome, job = done.outcome, ready.job
+    has_scores = job.scored is not None and job.selection is not None
+    return Record(
+        changed=list(opened.head.tensors),
+        unchanged=len(opened.checkpoint.entries) - len(opened.head.tensors),
+        rows=job.plan.moving(),
+        scores=scores.described(job.scored, job.selection) if has_scores else None,  # type: ignore[arg-type]
+        reason=outcome.reason,
+        reached=outcome.reached,
+        start=LookInfo(step=0, **vars(outcome.start)),
+        end=LookInfo(step=len(outcome.steps), **vars(outcome.end)),
+        trajectory=done.trajectory,
+        details=done.details,
+        **_told_of_every_run(opened, config, origins, ready, place),
+    )
+
+
+def _moved_record(
+    opened: Session,
+    config: UnlearnConfig,
+    origins: Mapping[str, str],
+    ready: preparation.Ready,
+    moved: scope.Moved,
+    place: destination.Destination,
+) -> Record:
+    """The record where layers below the head moved."""
+    names = sorted(moved.tensors)
+    return Record(
+        changed=names,
+        unchanged=len(opened.checkpoint.entries) - len(names),
+        rows=None,
+        scores=None,
+        reason=moved.trained.reason,
+        reached=moved.trained.reached,
+        start=moved.trajectory[0],
+        end=moved.trajectory[-1],
+        trajectory=moved.trajectory,
+        details={"targets": moved.trained.targets},
+        scope=moved.info,
+        **_told_of_every_run(opened, config, origins, ready, place),
+    )
+
+
+def _told_of_every_run(
+    opened: Session,
+    config: UnlearnConfig,
+    origins: Mapping[str, str],
+    ready: preparation.Ready,
+    place: destination.Destination,
+) -> dict[str, Any]:
+    """What records of every method hold: the models, the target, the held-out data, and what all results share."""
+    folder, job = place.record.parent, ready.job
     spread = None
     if job.target is not None:
         low, high = binomial_range(job.target, len(job.forgetting.labels))
         spread = Interval(low=low, high=high, method="central 95 % of the binomial distribution")
-    has_scores = job.scored is not None and job.selection is not None
-    return Record(
-        before=provenance.model_hash_of(opened.checkpoint, folder),
-        after=parts.FileHash(path=provenance.model_path(place.output, folder), sha256=""),
-        changed=list(opened.head.tensors),
-        unchanged=len(opened.checkpoint.entries) - len(opened.head.tensors),
-        outside_sha256=opened.outside_sha256,
-        method=job.method,
-        method_source=job.method_source,
-        rows=job.plan.moving(),
-        target=Target(
+    return {
+        "before": provenance.model_hash_of(opened.checkpoint, folder),
+        "after": parts.FileHash(path=provenance.model_path(place.output, folder), sha256=""),
+        "outside_sha256": opened.outside_sha256,
+        "method": job.method,
+        "method_source": job.method_source,
+        "target": Target(
             value=job.target,
             source=job.target_source,
             range=spread,
@@ -222,16 +311,9 @@ def _record(
             auc=job.limits.max_auc,
             margin=job.procedure.margin,
         ),
-        scores=scores.described(job.scored, job.selection) if has_scores else None,  # type: ignore[arg-type]
-        reason=outcome.reason,
-        reached=outcome.reached,
-        start=LookInfo(step=0, **vars(outcome.start)),
-        end=LookInfo(step=len(outcome.steps), **vars(outcome.end)),
-        trajectory=done.trajectory,
-        held_out=_relative(ready.held_info, folder),
-        details=done.details,
-        previous=_previous(opened, folder),
-        scenario=job.plan.kind,
-        scenario_source=job.plan.source,
+        "held_out": _relative(ready.held_info, folder),
+        "previous": _previous(opened, folder),
+        "scenario": job.plan.kind,
+        "scenario_source": job.plan.source,
         **common(opened, config, origins, folder),
-    )
+    }

@@ -13,6 +13,7 @@ from imu_cli.config.fields import (
     ASCENT,
     ATTACKS,
     DATA,
+    DEEPER,
     MODEL,
     OUTPUT,
     SCORES,
@@ -86,11 +87,44 @@ class UnlearnConfig(TargetConfig):
     method: Annotated[
         Method,
         Option(
-            "imu: ascend the influence-weighted loss; matched: solve for the strength each sample needs; auto: imu in the "
-            "class scenario, without target and held-out data, and where an option of the ascent is given, else matched.",
+            "imu: ascend the influence-weighted loss; matched: solve for the strength each sample needs; demoted: train towards "
+            "the demoted teacher, wherever --scope says; auto: demoted where the scope is deeper than the head, imu in the class "
+            "scenario, without target and held-out data, and where an option of the ascent is given, else matched.",
             group=STOP,
         ),
     ] = "auto"
+    scope: Annotated[
+        str,
+        Option(
+            "What moves: head; last-block (the last stage, or the last third of a stack of equal blocks, and what follows); all; or "
+            "patterns of module paths, such as 'layer3.*,fc' or 'blocks.[8-11].*'.",
+            metavar="SCOPE",
+            group=DEEPER,
+        ),
+    ] = "head"
+    anchor: Annotated[
+        str | None,
+        Option(
+            "Unseen samples of the same kind, on which the network is held to what it says today; their labels are not used.",
+            metavar="DATA",
+            path="data",
+            default="a part of the held-out data that may choose",
+            group=DEEPER,
+        ),
+    ] = None
+    beta: Annotated[float, Ge(0), Option("Weight of the anchor beside the forget samples.", group=DEEPER)] = 1.0
+    batches: Annotated[
+        int | None,
+        Gt(0),
+        Option("Training steps.", default="200 + 0.08 per forget sample; 1000 with the feature term", group=DEEPER),
+    ] = None
+    feature_term: Annotated[
+        bool,
+        Option(
+            "Where a whole class goes and there is an anchor: also spread its features around those of the kept classes.",
+            group=DEEPER,
+        ),
+    ] = True
     max_head_change: Annotated[
         float | None,
         Gt(0),
@@ -101,9 +135,14 @@ class UnlearnConfig(TargetConfig):
         ),
     ] = None
     max_steps: Annotated[int, Gt(0), Option("Largest number of steps.", group=STOP)] = 1000
-    weights: Annotated[Weights, Option("Influence weights (IMU) or uniform (plain gradient ascent).", group=ASCENT)] = (
-        "influence"
-    )
+    weights: Annotated[
+        Weights,
+        Option(
+            "Influence weights (IMU) or uniform (plain gradient ascent); deeper than the head uniform is "
+            "the default, see docs/method.md.",
+            group=ASCENT,
+        ),
+    ] = "influence"
     reweight: Annotated[Reweight, Option("When weights are recomputed as the head moves.", group=ASCENT)] = "once"
     rows: Annotated[
         Rows,
@@ -123,14 +162,27 @@ class UnlearnConfig(TargetConfig):
         ),
     ] = None
     learning_rate: Annotated[
-        float | None, Gt(0), Option("SGD with this learning rate in place of normalised steps.", group=ASCENT)
+        float | None,
+        Gt(0),
+        Option(
+            "SGD with this learning rate in place of normalised steps; deeper than the head, the share of a layer's size that a step "
+            "may move it by at the start.",
+            default="none; 0.01 deeper than the head",
+            group=ASCENT,
+        ),
     ] = None
     momentum: Annotated[float, Ge(0), Lt(1), Option("Momentum (SGD only).", group=ASCENT)] = 0.0
     weight_decay: Annotated[float, Ge(0), Option("Weight decay (SGD only).", group=ASCENT)] = 0.0
     l1: Annotated[float, Ge(0), Option("Strength of the L1 term on the head (SGD only).", group=ASCENT)] = 0.0
-    minibatch: Annotated[int | None, Gt(0), Option("Samples in one SGD step.", default="all of them", group=ASCENT)] = (
-        None
-    )
+    minibatch: Annotated[
+        int | None,
+        Gt(0),
+        Option(
+            "Forget samples in one SGD step, or in a training step deeper than the head.",
+            default="all of them; 128 deeper than the head",
+            group=ASCENT,
+        ),
+    ] = None
     epochs: Annotated[
         int | None, Gt(0), Option("Stop after this many passes over the kept samples (SGD only).", group=ASCENT)
     ] = None

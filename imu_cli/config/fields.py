@@ -24,7 +24,7 @@ class Option:
 
 
 Scenario = Literal["auto", "class", "sample", "mislabelled"]
-Method = Literal["auto", "imu", "matched"]
+Method = Literal["auto", "imu", "matched", "demoted"]
 Rows = Literal["auto", "forgotten", "all"]
 Weights = Literal["influence", "uniform"]
 Reweight = Literal["once", "epoch", "step"]
@@ -33,13 +33,14 @@ Attack = Literal["shadow-heads"]
 By = Literal["id", "group"]
 Task = Literal["auto", "classification", "embedding"]
 
-MODEL, DATA, SCORES, STOP, ASCENT, MATCHED, ATTACKS, OUTPUT = (
+MODEL, DATA, SCORES, STOP, ASCENT, MATCHED, DEEPER, ATTACKS, OUTPUT = (
     "Model",
     "Data",
     "Scores",
     "When to stop",
     "Ascent",
     "Matched unlearning",
+    "Deeper than the head",
     "Attacks",
     "Output",
 )

@@ -254,7 +254,8 @@ def _probe(
     def called(h: Tensor, _: slice) -> Tensor:
         return torch.from_numpy(model.predict(scaler.transform(h.double().cpu().numpy())))
 
-    right = [by_rows(h, called) == labels.cpu() for h, labels in (first, second)]
+    # Back to where the labels are: scikit-learn has answered on the CPU.
+    right = [by_rows(h, called).to(labels.device) == labels for h, labels in (first, second)]
     return right[0], right[1], bool(model.n_iter_.max() < 1000)
 
 

@@ -112,6 +112,7 @@ def probe_of(samples: SampleSet, preprocess: InputStep, device: torch.device) ->
 def to_device(stacked: Batch, preprocess: InputStep, device: torch.device) -> Batch:
     """What an input step made as the model takes it, on the device; images in channels_last."""
 
+    # Copied while the device computes, from memory that is pinned: a batch that decoding joined is so already.
     def moved(tensor: Tensor) -> Tensor:
         return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
@@ -178,16 +179,17 @@ class Engine:
         """Features (n, d) and logits (n, c) of a batch, as the model makes them in this precision and no other."""
         kind: Kind = "tf32" if self.precision == "tf32" else "ieee"
         if self.embeds:
-            with self._casting(), float32_as(kind):
+            with self.casting(), float32_as(kind):
                 found = embed(self.model, self.layer, samples)
             return found, found[:, :0]
-        with tapped(self.model.get_submodule(self.layer)) as seen, self._casting(), float32_as(kind):
+        with tapped(self.model.get_submodule(self.layer)) as seen, self.casting(), float32_as(kind):
             logits = logits_of(call(self.model, samples))
         h = rows_of(seen[0])
         assert h is not None, "find_head saw one feature vector an image, and all images have one shape"
         return h, logits
 
-    def _casting(self) -> AbstractContextManager[Any]:
+    def casting(self) -> AbstractContextManager[Any]:
+        """The context in which the model computes in less than float32."""
         if PRECISIONS[self.precision] == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, PRECISIONS[self.precision])

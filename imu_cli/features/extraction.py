@@ -38,14 +38,14 @@ class Seen:
 
 def in_halves(run: Engine, samples: Batch) -> tuple[Tensor, Tensor]:
     """Features and logits of a batch, in halves where the accelerator's memory does not hold it."""
-    try:
+    with contextlib.suppress(torch.cuda.OutOfMemoryError):
         return run.forward(samples)
-    except torch.cuda.OutOfMemoryError:
-        if count(samples) == 1:
-            raise ImuError("--batch-size: one image does not fit the accelerator's memory; use --device cpu") from None
-        torch.cuda.empty_cache()
-        parts = [in_halves(run, half) for half in halves(samples)]
-        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    # Only here is there room: while the error is at hand, its frames hold all that the pass had made.
+    if count(samples) == 1:
+        raise ImuError("--batch-size: one sample does not fit the accelerator's memory; use --device cpu")
+    torch.cuda.empty_cache()
+    parts = [in_halves(run, half) for half in halves(samples)]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
 def _refuse_not_finite(h: Tensor, samples: SampleSet, rows: Sequence[int], places: Sequence[int]) -> None:

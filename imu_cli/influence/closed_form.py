@@ -154,6 +154,13 @@ def weigh(scores: Tensor, keep: float, clip_quantile: float, sample_weights: Ten
     return Selection(weights, len(negative), count, clip)
 
 
+def magnitude(scores: Tensor, clip_quantile: float, sample_weights: Tensor | None = None) -> Tensor:
+    """Weights (n,) √|s| of all samples, clipped above at a quantile: deeper than the head every sample has a target, and moves."""
+    raw = scores.abs().sqrt()
+    weights = raw.clamp(max=float(np.quantile(raw.cpu().numpy(), clip_quantile)))
+    return weights if sample_weights is None else weights * sample_weights.to(weights)
+
+
 def uniform(n: int, sample_weights: Tensor | None = None) -> Tensor:
     """Equal weights (n,) for plain gradient ascent, times the manifest's weights where given."""
     ones = torch.ones(n, dtype=torch.float64)

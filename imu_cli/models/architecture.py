@@ -95,9 +95,8 @@ def _build(factory: Callable[..., nn.Module], name: str, arguments: Mapping[str,
     except ImuError:
         raise
     except (Exception, SystemExit) as error:
-        raise ImuError(
-            f"--arch {name}: the factory failed ({type(error).__name__}: {error}); see --arch-arg"
-        ) from error
+        said = str(error).partition("\nException raised from ")[0]  # and torch's own frames, of which nobody asked
+        raise ImuError(f"--arch {name}: the factory failed ({type(error).__name__}: {said}); see --arch-arg") from error
     if not isinstance(model, nn.Module):
         raise ImuError(f"--arch {name}: returned a {type(model).__name__}, not a torch.nn.Module")
     return model

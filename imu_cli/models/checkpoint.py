@@ -217,7 +217,7 @@ def _compare(source: Shard, target: Path, changed: set[str]) -> None:
             for left, right in zip(_range(a, start, end), _range(b, start, end), strict=True):
                 if left != right:
                     raise ImuError(
-                        f"{target}: differs from {source.path} outside the head; {source.path} changed meanwhile"
+                        f"{target}: differs from {source.path} outside of what was to change; {source.path} changed meanwhile"
                     )
 
 

@@ -33,8 +33,9 @@ class Target(Model):
 class LookInfo(Model):
     """One look at the head along the way; shares are 0 to 1.
 
-    ``near`` is the share of D_f that is not predicted as a member, but by less than ``Target.margin``; ``unseen`` what
-    ``forget`` is for unseen samples under this head, where the target follows it; ``class_drop`` the largest fall of a kept class.
+    ``head_change`` is ‖ΔW‖/‖W‖ of the head, or of all weights that move. ``near`` is the share of D_f that is not predicted as a
+    member, but by less than ``Target.margin``; ``unseen`` what ``forget`` is for unseen samples under this head, where the target
+    follows it; ``class_drop`` the largest fall of a kept class.
     """
 
     step: int
@@ -51,6 +52,46 @@ class LookInfo(Model):
     margin_error: float | None = None
 
 
+class TensorChange(Model):
+    """A tensor of the file that differs, and ‖ΔW‖/‖W‖ of it; None where it was all zeros."""
+
+    name: str
+    change: float | None
+
+
+class ScopeInfo(Model):
+    """What moved beside or beyond the head, and how it was trained.
+
+    Attributes:
+        given: as the user wrote it; ``modules`` are the paths that it stands for, ``weights`` how many numbers they have.
+        cut: path of the module whose output was kept, "" where the network ran from its input.
+        anchor, unseen: samples that were held to the original's answers, and samples that gave targets and were not.
+        beta, learning_rate, batches, steps, minibatch: of the training; ``steps`` of its ``batches`` were made.
+        fraction: of the way from the look before to the last one, or from the original, at which the weights lie.
+        weighting: of the forget samples.
+        feature_term: whether features were spread around the kept classes'.
+        passes: cost in forward passes of the whole network over forget and anchor samples.
+        tensors: what differs in the file.
+    """
+
+    given: str
+    modules: list[str]
+    weights: int
+    cut: str
+    anchor: int
+    unseen: int
+    beta: float
+    learning_rate: float
+    batches: int
+    steps: int
+    minibatch: int
+    fraction: float
+    weighting: Literal["influence", "uniform"]
+    feature_term: bool
+    passes: float
+    tensors: list[TensorChange]
+
+
 class Record(_Written):
     """What ``imu unlearn`` did."""
 
@@ -60,7 +101,7 @@ class Record(_Written):
     changed: list[str]
     unchanged: int
     outside_sha256: str
-    method: Literal["imu", "matched"]
+    method: Literal["imu", "matched", "demoted"]
     method_source: str
     rows: list[int] | None
     target: Target
@@ -73,3 +114,4 @@ class Record(_Written):
     held_out: HeldOutInfo | None
     details: dict[str, Any] = Field(default_factory=dict)
     previous: Link | None = None
+    scope: ScopeInfo | None = None

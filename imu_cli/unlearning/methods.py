@@ -33,6 +33,8 @@ def _method(procedure: Procedure, kind: str, target: float | None, held_in_memor
     Raises:
         ImuError: matched was asked for where it cannot work.
     """
+    if procedure.deeper or procedure.method == "demoted":
+        return _deeper(procedure, kind, target)
     if procedure.method == "matched":
         if kind == "class":
             raise ImuError("--method matched: for samples; a whole class goes without cost by --method imu")
@@ -56,6 +58,26 @@ def _method(procedure: Procedure, kind: str, target: float | None, held_in_memor
     if not held_in_memory:
         return "imu", "auto: the features are streamed from a file, matched holds them in memory"
     return "matched", "auto: samples with a target"
+
+
+def _deeper(procedure: Procedure, kind: str, target: float | None) -> tuple[Method, str]:
+    """The demoted teacher, and why.
+
+    Raises:
+        ImuError: another method was asked for, no scope was named, or nothing says how far samples are to go.
+    """
+    if not procedure.deeper:
+        raise ImuError(
+            "--method demoted: moves more than the head; say what with --scope, for example --scope last-block"
+        )
+    if procedure.method in ("imu", "matched"):
+        raise ImuError(f"--method {procedure.method}: changes the head alone; leave it out, or use --scope head")
+    if kind != "class" and target is None:
+        raise ImuError(
+            "--scope: deeper than the head every sample is brought to the margin that unseen samples have, and nothing says what that "
+            "is; add --test DATA, --reference DATA or --until 'forget.accuracy<=X'"
+        )
+    return "demoted", "--method" if procedure.method == "demoted" else "auto: the scope is deeper than the head"
 
 
 def prepare(

@@ -16,7 +16,7 @@ from imu_cli.unlearning.ascent import Outcome
 from imu_cli.unlearning.scenario import Plan
 from imu_cli.unlearning.targets import Comparison, HeldOut, Limits, Look
 
-Method = Literal["imu", "matched"]
+Method = Literal["imu", "matched", "demoted"]
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,16 @@ class Procedure:
     """What a user asks for: method, target and budgets, and how either method goes.
 
     Attributes:
-        method: ``auto`` is imu for whole classes, without target or held-out data, or where ``ascent_option`` is given.
+        deeper: more than the head moves.
+        method: ``auto`` is demoted where it does, imu for whole classes, without target or held-out data, or where ``ascent_option`` is given.
         ascent_option: an option that only the ascent has, by its flag, where one was given.
         until: the target share in place of the scenario's own.
         margin: distance from a decision boundary, in logits, that rounding may move a sample by.
         max_drop, max_class_drop, max_steps, max_head_change: budgets; see ``targets.Limits``.
     """
 
-    method: Literal["auto", "imu", "matched"] = "auto"
+    method: Literal["auto", "imu", "matched", "demoted"] = "auto"
+    deeper: bool = False
     ascent_option: str | None = None
     until: float | None = None
     margin: float = 0.0

@@ -107,13 +107,15 @@ def _ascent(result: Record, looks: Sequence[LookInfo]) -> list[Figure | None]:
         title, about, svg.lines(title, about, x, y, [Line("s1", down, dots=len(down) < 30)], level=goal), numbers
     )
     moved, fell = _steps(looks, "head_change"), _steps(looks, "test_drop")
-    about = f"The head changed by {words.percent(result.end.head_change)} of its norm" + (
-        "." if not fell else f"; accuracy on held-out data fell by {words.percent(result.end.test_drop)}."
+    about = (
+        f"{words.capital(words.moving(result))} changed by {words.percent(result.end.head_change)} of "
+        f"{'its' if result.scope is None else 'their'} norm"
+        + ("." if not fell else f"; accuracy on held-out data fell by {words.percent(result.end.test_drop)}.")
     )
-    title = "What it took" if fell else "Change of the head"
+    title = "What it took" if fell else f"Change of {words.moving(result)}"
     y = svg.linear("share" if fell else "‖ΔW‖/‖W‖", [value for _, value in (*moved, *fell)], as_percent=True, zero=True)
     drawn = [Line("s1", moved), *([Line("s2", fell)] if fell else [])]
-    legend = (("s1", "change of the head"), ("s2", "fall of held-out accuracy")) if fell else ()
+    legend = (("s1", f"change of {words.moving(result)}"), ("s2", "fall of held-out accuracy")) if fell else ()
     return [first, Figure(title, about, svg.lines(title, about, x, y, drawn), numbers, legend)]
 
 

@@ -20,7 +20,7 @@ Measured = TypeVar("Measured", bound=Record | Judged)
 
 REASONS = {
     "target": "the target was met",
-    "max_steps": "the number of steps ran out (--max-steps)",
+    "max_steps": "the number of steps ran out (--max-steps; --batches deeper than the head)",
     "max_head_change": "the head had changed as far as allowed (--max-head-change)",
     "max_class_drop": "a class had lost as much on held-out data as allowed (--max-class-drop)",
     "max_drop": "held-out accuracy had fallen as far as allowed (--max-drop)",
@@ -28,10 +28,12 @@ REASONS = {
     "path": "margins came as close to their targets as this head can bring them",
     "rho": "the given --rho was solved for",
 }
+MODULES = 6
+"""Modules and tensors that are named in one line; the record has all of them."""
 REACHED = {True: "Target met", False: "TARGET NOT MET", None: "No target was given"}
 WARNINGS = ("DAMAGE", "NOT ")
 """How a summary begins where what was reached must not be taken for success."""
-STEPS = {"imu": "steps", "matched": "values of ρ tried"}
+STEPS = {"imu": "steps", "matched": "values of ρ tried", "demoted": "training steps"}
 
 
 def warning(summary: str) -> tuple[str, str]:
@@ -187,20 +189,58 @@ def outcome(result: Record) -> list[tuple[str, str, str]]:
         rows.append(("largest fall of a class", percent(first.class_drop), percent(last.class_drop)))
     if last.auc is not None:
         rows.append(("membership AUC against held-out data", number(first.auc), number(last.auc)))
-    return [*rows, ("change of the head, ‖ΔW‖/‖W‖", percent(0.0), percent(last.head_change))]
+    if last.unseen is not None:
+        rows.insert(
+            1, ("the same of unseen samples, under the model at hand", percent(first.unseen), percent(last.unseen))
+        )
+    return [*rows, (f"change of {moving(result)}, ‖ΔW‖/‖W‖", percent(0.0), percent(last.head_change))]
+
+
+def moving(result: Record) -> str:
+    """What a run changed."""
+    return "the head" if result.scope is None else "the weights that move"
+
+
+def _how(result: Record) -> str:
+    how = f"{result.method}: {result.method_source}; {result.end.step} {STEPS[result.method]}"
+    if result.scope is None:
+        rows = "all" if result.rows is None else ", ".join(class_name(result, row) for row in result.rows)
+        return f"{how}; rows of the head that moved: {rows}"
+    given = result.scope
+    term = "; with the feature term" if given.feature_term else ""
+    return (
+        f"{how} of {given.batches}, learning rate {given.learning_rate:g} of a layer's size, {given.anchor} anchored samples (β "
+        f"{given.beta:g}), {given.weighting} weights{term}; about {given.passes:.3g} forward passes over forget and anchor samples"
+    )
+
+
+def _scope(result: Record) -> list[tuple[str, str]]:
+    given = result.scope
+    if given is None:
+        return []
+    shown = ", ".join(given.modules[:MODULES]) + (
+        f" and {len(given.modules) - MODULES} more" if len(given.modules) > MODULES else ""
+    )
+    cut = f"; below {given.cut} nothing ran again" if given.cut else ""
+    return [("scope", f"{given.given}: {given.weights:,} weights of {shown}{cut}")]
+
+
+def _changed(result: Record) -> str:
+    shown = ", ".join(result.changed[:MODULES])
+    more = f" and {len(result.changed) - MODULES} more" if len(result.changed) > MODULES else ""
+    return f"{shown}{more}; {result.unchanged} others are bit-identical"
 
 
 def run_facts(result: Record) -> list[tuple[str, str]]:
     """How an unlearning was done, as pairs of name and text."""
-    rows = "all" if result.rows is None else ", ".join(class_name(result, row) for row in result.rows)
-    how = f"{result.method}: {result.method_source}; {result.end.step} {STEPS[result.method]}; rows of the head that moved: {rows}"
     return [
         *given_to_run(result),
         ("scenario", f"{result.scenario} ({result.scenario_source})"),
         ("target", target(result)),
-        ("method", how),
+        ("method", _how(result)),
+        *_scope(result),
         ("head", head(result)),
-        ("changed tensors", f"{', '.join(result.changed)}; {result.unchanged} others are bit-identical"),
+        ("changed tensors", _changed(result)),
         ("architecture", architecture(result)),
         ("preprocessing", preprocessing(result)),
         *features(result),

@@ -3,7 +3,8 @@
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -359,15 +360,22 @@ def test_the_batch_size_follows_from_the_model_and_the_images(images: SampleSet)
 
 
 def test_an_accelerators_memory_that_runs_out_halves_the_batch(images: SampleSet, tmp_path: Path) -> None:
-    """Batches that do not fit are taken in halves, with the same features; one image that does not fit is an error."""
+    """Batches that do not fit are taken in halves, with the same features; one image that does not fit is an error.
+
+    What a pass had made when it failed is gone when the halves run, or they would find less room than it had.
+    """
 
     class Small(nn.Module):
         def __init__(self, most: int) -> None:
             super().__init__()
             self.most = most
+            self.left: list[weakref.ref[Tensor]] = []
 
         def forward(self, x: Tensor) -> Tensor:
+            assert not any(made() is not None for made in self.left)
             if len(x) > self.most:
+                made = x + 1
+                self.left.append(weakref.ref(made))
                 raise torch.cuda.OutOfMemoryError("out of memory")
             return x
 
@@ -378,17 +386,23 @@ def test_an_accelerators_memory_that_runs_out_halves_the_batch(images: SampleSet
     small = replace(head, module="6")
     torch.testing.assert_close(run(model, small, images, 23).rows, expected, rtol=1e-5, atol=1e-6)
     model[0] = Small(0)
-    with pytest.raises(ImuError, match="one image does not fit the accelerator's memory"):
+    with pytest.raises(ImuError, match="one sample does not fit the accelerator's memory"):
         run(model, small, images, 23)
 
 
-@pytest.mark.parametrize("size", [5, 16, 40])
-def test_processes_decode_what_threads_do(images: SampleSet, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """The batches of forked workers are those of threads, in order, and an image they cannot read is named."""
+@pytest.mark.parametrize(("size", "task"), [(5, 16), (16, 16), (40, 16), (40, 7), (3, 1)])
+def test_processes_decode_what_threads_do(
+    images: SampleSet, monkeypatch: pytest.MonkeyPatch, size: int, task: int
+) -> None:
+    """The batches of forked workers are those of threads, in order, and an image they cannot read is named.
+
+    With small tasks what they hand back goes through the same memory many times over.
+    """
     order = torch.randint(0, N, (100,), generator=torch.Generator().manual_seed(0)).tolist()
     many = images.subset(order)
     expected = list(decoding.batches(many, STEPS, size))
     monkeypatch.setattr(decoding, "PROCESSES_FROM", 10)
+    monkeypatch.setattr(decoding, "ROWS_A_TASK", task)
     found = list(decoding.batches(many, STEPS, size, beside=True))
     assert [places for places, _ in found] == [places for places, _ in expected]
     assert [at for places, _ in found for at in places] == list(range(100))
@@ -397,6 +411,41 @@ def test_processes_decode_what_threads_do(images: SampleSet, monkeypatch: pytest
     place(images, order[60]).write_bytes(b"no image")
     with pytest.raises(ImuError, match=f"{order[60]:02d}.png: not an image that can be read"):
         list(decoding.batches(many, STEPS, size, beside=True))
+
+
+def test_answers_of_processes_lie_in_memory_that_they_share(images: SampleSet) -> None:
+    """Where the first image says of what size they are; one of another size comes by itself, to be named."""
+    tasks = decoding.Tasks(images, STEPS, [[row, row + 1] for row in range(0, N - 1, 2)])
+    Image.new("L", (9, 8)).save(place(images, 8))
+    Image.new("L", (9, 8)).save(place(images, 9))
+    answers = []
+    for answer in decoding.from_processes(tasks, 2, 2):
+        assert isinstance(answer, np.ndarray)
+        assert tasks.slots is not None
+        answers.append((np.shares_memory(answer, tasks.slots.pieces), answer.copy()))
+    assert [shared for shared, _ in answers] == [number != 4 for number in range(len(answers))]
+    for number, (_, answer) in enumerate(answers):
+        assert np.array_equal(
+            answer, tasks[number] if number == 4 else decoding._shaped(images, tasks.tasks[number], STEPS)
+        )
+
+
+def test_images_of_an_array_are_not_handed_through_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copying them is less work than handing them on; what has to be resized is work for processes."""
+    images = SampleSet("p", [""] * N, [0] * N, None, Pixels("p", np.zeros((N, 8, 8), np.uint8)), range(N))
+    forked: list[int] = []
+
+    def counted(tasks: decoding.Tasks, count: int, ahead: int) -> Iterator[decoding.Answer]:
+        forked.append(len(tasks))
+        return from_threads(tasks, count, ahead)
+
+    from_threads = decoding.from_threads
+    monkeypatch.setattr(decoding, "PROCESSES_FROM", 10)
+    monkeypatch.setattr(decoding, "from_processes", counted)
+    assert [len(part) for part in decoding.batches(images, STEPS, 16, beside=True)] == [16, N - 16]
+    assert not forked
+    list(decoding.batches(images, parse({"mode": "L", "size": 4}), 16, beside=True))
+    assert forked == [2]
 
 
 FAULTS = """

@@ -246,7 +246,7 @@ def test_the_working_directory_is_gone(tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     for argv in (["inspect", "x"], ["unlearn", str(tmp_path / "x"), "--forget", "class=1"], ["cache", "ls"]):
         (tmp_path / "gone").mkdir(exist_ok=True)
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         done = subprocess.run(
             [sys.executable, "-c", code, *argv], cwd=tmp_path / "gone", capture_output=True, text=True, check=False,
             env=environment,
@@ -266,7 +266,7 @@ def test_a_cache_that_may_not_be_read(job: Path, tmp_path_factory: pytest.TempPa
     )
     cache = tmp_path_factory.mktemp("theirs") / "imu"
     cache.mkdir(mode=0o700)
-    environment = {**os.environ, "IMU_CACHE_DIR": str(cache), "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
+    environment = {**os.environ, "IMU_CACHE_DIR": str(cache), "PYTHONPATH": os.pathsep.join(sys.path)}
     for argv in (["cache", "ls"], ["cache", "verify"], ["cache", "rm", "--all"]):
         done = subprocess.run(
             [sys.executable, "-c", code, *argv], capture_output=True, text=True, check=False, env=environment

@@ -229,6 +229,7 @@ BROKEN = {
     "ends the process": ("exits.py:net", "cannot be imported (SystemExit: 0)"),
     "factory ends the process": ("own.py:leaves", "the factory failed (SystemExit: need a GPU)"),
     "argument unknown": ("own.py:fixed", "the factory failed (TypeError"),
+    "torch says where it was": ("own.py:overflows", "the factory failed (ValueError: too large); see"),
 }
 
 
@@ -240,6 +241,9 @@ def test_what_a_user_gets_wrong_about_a_factory(here: Path, name: str, monkeypat
     (here / "exits.py").write_text("raise SystemExit(0)\n")
     with (here / "own.py").open("a") as file:
         file.write("\n\ndef leaves(**_):\n    raise SystemExit('need a GPU')\n")
+        file.write(
+            "def overflows(**_):\n    raise ValueError('too large\\nException raised from x.cpp:1\\nframe #0: x')\n"
+        )
     monkeypatch.syspath_prepend(str(here))
     arch, said = BROKEN[name]
     checkpoint = open_checkpoint(save(here / "m.safetensors", net().state_dict()))

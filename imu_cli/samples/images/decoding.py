@@ -2,10 +2,12 @@
 
 Pillow's decoders work beside each other in threads, but what Python itself does to each image does not: small images
 come about twice as quickly from processes. Where the model runs on the same cores, that brings nothing, since they
-are busy anyway (benchmarks/images.py).
+are busy anyway (benchmarks/images.py). Images of an array that are only copied come from threads everywhere.
 """
 
+import contextlib
 import itertools
+import mmap
 import os
 import sys
 import warnings
@@ -40,6 +42,12 @@ def workers() -> int:
 def _by_processes(images: int, beside: bool) -> bool:
     """Whether processes decode: many images beside an accelerator, where they can be forked (a spawned one imports torch)."""
     return beside and images >= PROCESSES_FROM and sys.platform == "linux"
+
+
+def _as_they_lie(images: SampleSet, preprocess: Preprocessing) -> bool:
+    """Whether the images lie in an array and are copied from there, which is no work for processes."""
+    stored = images.arrays(range(min(1, len(images))))
+    return stored is not None and preprocess.takes(stored)
 
 
 @dataclass(frozen=True)
@@ -95,8 +103,33 @@ def _refuse_shape(images: SampleSet, row: int, shape: tuple[int, ...], first: tu
         )
 
 
+class Slots:
+    """Memory that forked processes put their answers into: through a pipe, large images took longer than decoding them.
+
+    A mapping of its own, since a container has little of what is called shared memory. The answer by ``number`` is there
+    until that which comes so many numbers later is made.
+    """
+
+    def __init__(self, one: Piece, count: int) -> None:
+        shape = (count, ROWS_A_TASK, *one.shape[1:])
+        self.pieces = np.frombuffer(mmap.mmap(-1, int(np.prod(shape)) * one.itemsize), one.dtype).reshape(shape)
+
+    def put(self, number: int, piece: Piece) -> Any:
+        """What is handed back in place of a piece: how many images of it are in the slot, or itself where it does not fit."""
+        if piece.dtype != self.pieces.dtype or piece.shape[1:] != self.pieces.shape[2:]:
+            return piece
+        self.pieces[number % len(self.pieces), : len(piece)] = piece
+        return len(piece)
+
+    def get(self, number: int, answer: Any) -> Any:
+        """What was handed back as the answer that it stands for."""
+        return self.pieces[number % len(self.pieces), :answer] if isinstance(answer, int) else answer
+
+
 class Tasks:
     """Answers by number, for a loader's processes."""
+
+    slots: Slots | None = None
 
     def __init__(self, images: SampleSet, preprocess: Preprocessing, tasks: Sequence[Sequence[int]]) -> None:
         self.images, self.preprocess, self.tasks = images, preprocess, tasks
@@ -106,9 +139,17 @@ class Tasks:
 
     def __getitem__(self, number: int) -> Answer:
         try:
-            return _shaped(self.images, self.tasks[number], self.preprocess)
+            found = _shaped(self.images, self.tasks[number], self.preprocess)
         except ImuError as error:
             return error
+        return found if self.slots is None or isinstance(found, Spoilt) else self.slots.put(number, found)
+
+    def share(self, count: int) -> None:
+        """Have the processes that are forked from now on put answers into so many slots, if the first image says of what size."""
+        self.slots = None
+        with contextlib.suppress(ImuError, OSError):  # the image is named in its turn; without room there is the pipe
+            one = _shaped(self.images, self.tasks[0][:1], self.preprocess)
+            self.slots = None if isinstance(one, Spoilt) else Slots(one, count)
 
 
 def _same(answer: Any) -> Any:
@@ -116,20 +157,26 @@ def _same(answer: Any) -> Any:
 
 
 def from_processes(tasks: Tasks, count: int, ahead: int) -> Iterator[Answer]:
-    """The answers in order, from so many forked processes, so many of them made ahead."""
+    """The answers in order, from so many forked processes, so many of them made ahead.
+
+    An answer is good until half as many further ones were taken: then another one is in its place.
+    """
     from torch.utils.data import DataLoader
 
+    each = max(2, -(-ahead // count))
+    tasks.share(each * count + ahead // 2 + 1)
     # Arrays, not tensors: those would go through shared memory, of which a container has little.
     loader: DataLoader[Any] = DataLoader(
         tasks,  # type: ignore[arg-type]
-        batch_size=None, collate_fn=_same, num_workers=count, prefetch_factor=max(2, -(-ahead // count)),
+        batch_size=None, collate_fn=_same, num_workers=count, prefetch_factor=each,
         multiprocessing_context="fork",
     )  # fmt: skip
     with warnings.catch_warnings():
         # Forking beside threads is safe here: the children only decode, on one thread each.
         warnings.simplefilter("ignore", DeprecationWarning)
         answers = iter(loader)
-    yield from answers
+    for number, answer in enumerate(answers):
+        yield answer if tasks.slots is None else tasks.slots.get(number, answer)
 
 
 def from_threads(tasks: Tasks, count: int, ahead: int) -> Iterator[Answer]:
@@ -183,7 +230,8 @@ def batches(
     places = [range(start, min(start + size, len(wanted))) for start in range(0, len(wanted), size)]
     parts = [wanted[at.start : at.stop] for at in places]
     tasks = [part[start : start + ROWS_A_TASK] for part in parts for start in range(0, len(part), ROWS_A_TASK)]
-    make = from_processes if _by_processes(len(wanted), beside) else from_threads
+    forked = _by_processes(len(wanted), beside) and not _as_they_lie(images, preprocess)
+    make = from_processes if forked else from_threads
     count = workers() if beside else max(1, workers() - 1)
     pieces = _whole(make(Tasks(images, preprocess, tasks), count, 2 * -(-size // ROWS_A_TASK)))
     first: tuple[int, ...] | None = None
@@ -192,5 +240,14 @@ def batches(
         for number, piece in enumerate(taken):
             first = first or piece.shape[1:]
             _refuse_shape(images, part[number * ROWS_A_TASK], piece.shape[1:], first)
-        stacked = taken[0] if len(taken) == 1 else np.concatenate(taken)
-        yield at, torch.from_numpy(stacked).permute(0, 3, 1, 2)
+        yield at, _joined(taken, beside).permute(0, 3, 1, 2)
+
+
+def _joined(pieces: Sequence[Piece], beside: bool) -> Tensor:
+    """Pieces one after the other (n, height, width, channels), in memory that CUDA copies from while it computes, if it is there."""
+    if beside and torch.cuda.is_available():
+        kind = torch.from_numpy(pieces[0][:0]).dtype
+        made = torch.empty(sum(map(len, pieces)), *pieces[0].shape[1:], dtype=kind, pin_memory=True)
+        np.concatenate(pieces, out=made.numpy())
+        return made
+    return torch.from_numpy(pieces[0] if len(pieces) == 1 and not beside else np.concatenate(pieces))

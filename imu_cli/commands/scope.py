@@ -1,0 +1,470 @@
+"""``--scope``: from an opened forget set to a network whose deeper layers moved, and the tensors of the file that differ.
+
+The network below the moving part runs once over forget, anchor and unseen samples (``features.cut``); the training itself is
+``unlearning.demotion``.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from imu_cli.commands import preparation
+from imu_cli.config.commands import UnlearnConfig
+from imu_cli.errors import ImuError, InvalidRowsError, RefusedError
+from imu_cli.features import allocation, cut
+from imu_cli.features.cut import Kept, Upper
+from imu_cli.features.session import Network, Session
+from imu_cli.files import memory
+from imu_cli.influence import closed_form
+from imu_cli.linear.rows import Rows, blocks
+from imu_cli.linear.rows import logits as logits_of
+from imu_cli.models import scopes
+from imu_cli.models.arithmetic import float32_as
+from imu_cli.models.checkpoint import DTYPES, same_bits
+from imu_cli.models.scopes import Scope
+from imu_cli.records.record import LookInfo, ScopeInfo, TensorChange
+from imu_cli.samples.dataset import SampleSet
+from imu_cli.samples.manifest import open_source
+from imu_cli.samples.overlap import overlap, without
+from imu_cli.unlearning.demotion import training
+from imu_cli.unlearning.demotion.training import Anchor, Forgotten, Schedule, Trained, Training, Unseen
+from imu_cli.unlearning.matched import fit
+from imu_cli.unlearning.procedure import Job
+
+LEARNING_RATE = 0.01
+"""Share of a layer's size that a step may move it by: the same for convolutions and transformers (benchmarks/quality_depth.py)."""
+MINIBATCH = 128
+UNSEEN_SHARE = 0.5
+"""Of the held-out samples that may choose: those that are not anchored, since an anchored sample no longer looks unseen."""
+FEW = 100
+"""Held-out samples below which all of them do both."""
+ATTRACTION, COVARIANCE = 1.0, 0.1
+"""Weights of the feature term where a whole class goes."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What came of it: tensors of the file that differ, what they are in the model, the record's part, the trajectory."""
+
+    tensors: Mapping[str, Tensor]
+    info: ScopeInfo
+    trained: Trained
+    trajectory: list[LookInfo]
+    logits: Tensor
+
+
+def refuse(opened: Session, config: UnlearnConfig) -> None:
+    """Refuse what cannot go together with a deeper scope, before anything runs.
+
+    Raises:
+        ImuError: names the option.
+    """
+    if opened.network is None:
+        raise ImuError(
+            f"--scope {config.scope}: layers below the head move, and features from a file are what those gave before; name the "
+            "samples themselves in --forget and --data, or use --scope head"
+        )
+    other = {
+        "--rows": config.rows != "auto", "--preset": config.preset is not None, "--reweight": config.reweight != "once",
+        "--momentum": bool(config.momentum), "--weight-decay": bool(config.weight_decay), "--l1": bool(config.l1),
+        "--epochs": config.epochs is not None, "--rho": config.rho is not None,
+        "--max-head-change": config.max_head_change is not None,
+    }  # fmt: skip
+    named = [flag for flag, given in other.items() if given]
+    if named:
+        raise ImuError(f"{', '.join(named)}: options of the head alone; leave out, or use --scope head")
+
+
+def find(opened: Session, given: str) -> Scope:
+    """The layers that move, told before the first step.
+
+    Raises:
+        ImuError: the scope means nothing in this model.
+    """
+    network = opened.network
+    assert network is not None
+    found = scopes.find(network.model, network.probe, given, opened.head.module)
+    opened.note(f"scope {given}: {found.described()} move; buffers, and everything else, stay as they are")
+    return found
+
+
+def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation.Ready, h: Rows) -> Moved:
+    """Train towards the demoted teacher, and give the tensors that the file is to have.
+
+    Raises:
+        ImuError: anchor data are wrong, or the network loses what it knows at every learning rate.
+        RefusedError: a moving weight does not stand in the file as it is.
+    """
+    network, job = opened.network, ready.job
+    assert network is not None
+    names = _names_in_file(opened, scope)
+    anchored, unseen = _parts(opened, config, ready)
+    upper = _upper(opened, network, scope)
+    said = f"from the output of {upper.cut.module} on" if upper.cut.module else "as a whole, from its input"
+    opened.note(f"the network runs {said} while it is trained; what is below runs once")
+    with _room() as folder:
+        sets = _keep(opened, upper, [opened.forget.samples, anchored, unseen], folder)
+        for parameter in scope.parameters.values():
+            parameter.requires_grad_(True)
+        try:
+            work = _training(opened, config, job, scope, upper, sets, h, anchored, unseen)
+            trained = _trained(opened, work)
+            kept = _rounded(opened, trained, names)
+            work.put(kept.weights)
+            end, _ = work.look()
+        finally:
+            for parameter in scope.parameters.values():
+                parameter.requires_grad_(False)
+    looks = [*trained.looks[:-1], (trained.looks[-1][0], end)]
+    trajectory = [LookInfo(step=number, fraction=1.0, **vars(look)) for number, look in looks]
+    trajectory[-1].fraction = trained.fraction
+    tensors = {name: kept.weights[own] for own, those in names.items() for name in those}
+    changes = _changes(opened, tensors)
+    tensors = {name: tensor for name, tensor in tensors.items() if name in {item.name for item in changes}}
+    reached = None if job.target is None else job.limits.share_met(end)
+    info = ScopeInfo(
+        given=scope.given, modules=list(scope.modules), weights=scope.count, cut=upper.cut.module,
+        anchor=0 if anchored is None else len(anchored), unseen=0 if unseen is None else len(unseen),
+        beta=config.beta, learning_rate=trained.learning_rate, batches=trained.batches, steps=trained.steps,
+        minibatch=work.schedule.forget, fraction=trained.fraction, weighting=config.weights,
+        feature_term=work.means is not None, passes=_passes(opened, scope, work, trained), tensors=changes,
+    )  # fmt: skip
+    return Moved(tensors, info, replace(trained, looks=tuple(looks), reached=reached), trajectory, _some_logits(opened))
+
+
+# What runs
+
+
+def _upper(opened: Session, network: Network, scope: Scope) -> Upper:
+    found = cut.find(network.model, network.probe, scope.modules)
+
+    @contextmanager
+    def cast() -> Iterator[None]:
+        kind = "tf32" if opened.engine.precision == "tf32" else "ieee"
+        with opened.engine.casting(), float32_as(kind):  # type: ignore[arg-type]
+            yield
+
+    return Upper(network.model, opened.head.module, found, network.preprocess, opened.device, cast, network.probe)
+
+
+@contextmanager
+def _room() -> Iterator[Path]:
+    """A folder for what does not fit into memory; nothing of it is left behind."""
+    with tempfile.TemporaryDirectory(prefix="imu-") as folder:
+        yield Path(folder)
+
+
+def _keep(opened: Session, upper: Upper, sets: Sequence[SampleSet | None], folder: Path) -> list[Kept | None]:
+    made: list[Kept | None] = []
+    most = memory.limit(opened.run.max_memory)
+    total = sum(len(samples) for samples in sets if samples is not None)
+    with opened.log.timed("features at the cut"), opened.log.track("features at the cut", total) as advance:
+        for samples in sets:
+            made.append(
+                None
+                if samples is None
+                else upper.keep(
+                    samples, opened.engine.batch_size, most // max(1, total) * len(samples), lambda: folder, advance
+                )
+            )
+    return made
+
+
+def _parts(
+    opened: Session, config: UnlearnConfig, ready: preparation.Ready
+) -> tuple[SampleSet | None, SampleSet | None]:
+    """The samples that are anchored, and the unseen ones that are not: two parts of the held-out data, or ``--anchor`` and all of it."""
+    held = ready.held_samples
+    if config.anchor is not None:
+        return _anchor(opened, config.anchor), held
+    if held is None:
+        what = "; nothing but the forget samples holds the network, and other answers may change: imu evaluate says how far"
+        opened.note("no anchor: add --anchor DATA, unseen samples of the same kind (without labels)" + what)
+        return None, None
+    if len(held) < FEW:
+        opened.note(
+            f"{len(held)} held-out samples are too few for two parts: all of them are anchored and give targets"
+        )
+        return held, held
+    order = torch.randperm(len(held), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    aside = round(UNSEEN_SHARE * len(held))
+    apart, rest = sorted(order[:aside]), sorted(order[aside:])
+    opened.note(
+        f"held-out samples: {len(rest)} are anchored (the network is held to what it says of them), {len(apart)} others give targets "
+        "and guard the budgets"
+    )
+    return held.subset(rest), held.subset(apart)
+
+
+def _anchor(opened: Session, given: str) -> SampleSet:
+    samples = open_source(given, "test", opened.data)
+    shared = overlap(opened.forget.samples, samples)
+    if shared.same:
+        raise InvalidRowsError(
+            [
+                f"{opened.forget.samples.where(mine)}: also stands in --anchor as {samples.where(theirs)}; an anchored sample stays "
+                "as it is"
+                for mine, theirs in shared.same
+            ]
+        )
+    left = without(samples, {theirs for _, theirs in shared.twins})
+    if len(left) == 0:
+        raise ImuError(f"--anchor {given}: nothing is left of it without twins of the forget samples; give other data")
+    return left
+
+
+def _training(
+    opened: Session,
+    config: UnlearnConfig,
+    job: Job,
+    scope: Scope,
+    upper: Upper,
+    sets: Sequence[Kept | None],
+    h: Rows,
+    anchored: SampleSet | None,
+    unseen: SampleSet | None,
+) -> Training:
+    forget, anchor_kept, unseen_kept = sets
+    assert forget is not None
+    device, at_once = opened.device, opened.engine.batch_size
+    matrix = opened.matrix()
+
+    def runs(kept: Kept) -> training.Run:
+        return lambda rows: upper(kept, rows)
+
+    def answers(kept: Kept) -> tuple[Tensor, Tensor]:
+        features, logits = [], []
+        with torch.no_grad():
+            for rows in torch.arange(len(kept)).split(at_once):
+                f, z = upper(kept, rows)
+                features.append(f)
+                logits.append(z.double())
+        return torch.cat(features), torch.cat(logits)
+
+    labels = opened.labels().to(device)
+    wanted = job.procedure
+    anchor = seen = None
+    if anchor_kept is not None and anchored is not None:
+        f, z = answers(anchor_kept)
+        anchor = Anchor(runs(anchor_kept), z, f)
+        if job.plan.kind == "class":
+            anchor = _of_kept_classes(anchor, anchored, z, job.plan.forgotten, anchor_kept, upper)
+    if unseen_kept is not None and unseen is not None:
+        own = torch.tensor(list(unseen.labels), device=device)
+        stays = ~torch.isin(own, torch.tensor(job.plan.forgotten, dtype=own.dtype, device=device))
+        seen = Unseen(runs(unseen_kept), answers(unseen_kept)[1], own, stays)
+    logits = torch.cat([logits_of(h[rows], matrix) for rows in blocks(len(h), matrix.shape[0])]).to(device)
+    true = opened.true_labels()
+    limits = job.limits if seen is None else replace(job.limits, m=int(seen.kept.sum()))
+    fixed, max_auc = _aim(job, h, seen, limits)
+    with_features = job.plan.kind == "class" and config.feature_term and anchor is not None
+    schedule = Schedule(
+        batches=config.batches, forget=config.minibatch or MINIBATCH, anchor=MINIBATCH, at_once=at_once,
+        learning_rate=config.learning_rate or LEARNING_RATE, beta=config.beta,
+        attraction=ATTRACTION if with_features else 0.0, covariance=COVARIANCE if with_features else 0.0, seed=config.seed,
+    )  # fmt: skip
+    given = job.forgetting.weights
+    if config.weights == "influence":
+        job.scored = job.forgetting.scores()
+        weights = closed_form.magnitude(job.scored.scores, wanted.ascent.clip_quantile, given)
+    else:
+        weights = closed_form.uniform(len(labels), given)
+    forgotten = Forgotten(runs(forget), logits, labels, None if true is None else true.to(device), weights.to(device))
+    return Training(
+        scope.parameters, job.plan, forgotten, anchor, seen, limits, schedule,
+        margin=wanted.margin, fixed=None if fixed is None else fixed.to(device), max_auc=max_auc, told=opened.note,
+    )  # fmt: skip
+
+
+def _aim(job: Job, h: Rows, seen: Unseen | None, limits: object) -> tuple[Tensor | None, float | None]:
+    """Targets that stay, where the user gives the share; and the membership AUC to come down to where unseen samples give them."""
+    if job.plan.kind == "class":
+        return None, None
+    if job.procedure.until is None and job.unseen is not None:
+        return None, job.unseen.auc_bound(job.procedure.matching.max_auc, job.classifier.matrix)
+    assert job.target is not None
+    held = h if isinstance(h, Tensor) else h.held()
+    aim = fit.aim(
+        held, job.forgetting.labels, job.classifier.matrix, job.target, job.unseen, kind=job.plan.kind, by_accuracy=True
+    )
+    return aim.targets, None
+
+
+def _of_kept_classes(
+    anchor: Anchor, samples: SampleSet, logits: Tensor, forgotten: Sequence[int], kept: Kept, upper: Upper
+) -> Anchor:
+    """The anchor without samples of a class that goes: by their labels, or by the original's answer where they have none."""
+    own = torch.tensor(list(samples.labels), device=logits.device)
+    own = torch.where(own < 0, logits.argmax(dim=1), own)
+    stays = (~torch.isin(own, torch.tensor(list(forgotten), dtype=own.dtype, device=own.device))).nonzero().squeeze(1)
+    if len(stays) == 0:
+        raise ImuError("--anchor: holds nothing but the classes that go; give samples of the classes that stay")
+    places = stays.cpu()
+    return Anchor(lambda rows: upper(kept, places[rows]), anchor.logits[stays], anchor.features[stays])
+
+
+def _trained(opened: Session, work: Training) -> Trained:
+    steps = work.schedule.length(len(work.forgotten.labels))
+    on_cpu = opened.device.type == "cpu"
+    last = 0
+    with (
+        opened.log.timed("training"),
+        opened.log.track("training", steps) as advance,
+        allocation.kept() if on_cpu else contextlib.nullcontext(),
+    ):
+        for item in work.train():
+            if isinstance(item, Trained):
+                return item
+            step, look = item
+            advance(max(0, step - last))
+            last = step
+            opened.log.events.note(_told(step, steps, look))
+    raise AssertionError("a training ends with weights")
+
+
+def _told(step: int, steps: int, look: object) -> str:
+    shown = [f"step {step} of {steps}: forget {look.forget:.2%}"]  # type: ignore[attr-defined]
+    for name, text in (
+        ("unseen", "unseen {:.2%}"),
+        ("auc", "AUC {:.3f}"),
+        ("test_drop", "unseen accuracy down by {:.2%}"),
+    ):
+        value = getattr(look, name)
+        if value is not None:
+            shown.append(text.format(value))
+    return ", ".join(shown)
+
+
+# The file
+
+
+def _names_in_file(opened: Session, scope: Scope) -> dict[str, list[str]]:
+    """The file's tensors for each moving weight; several where the file has a tied one twice.
+
+    Raises:
+        RefusedError: a weight is not in the file as it is, or in a dtype that is not written.
+    """
+    network = opened.network
+    assert network is not None
+    model, naming = network.model, network.loaded.naming
+    state = model.state_dict(keep_vars=True)
+    alike: dict[int, list[str]] = {}
+    for name, tensor in state.items():
+        alike.setdefault(tensor.data_ptr(), []).append(name)
+    own = {
+        name: _current(naming.own(name), state, model)
+        for name in opened.checkpoint.entries
+        if name not in naming.left_out
+    }
+    found: dict[str, list[str]] = {}
+    for name, parameter in scope.parameters.items():
+        same = set(alike.get(parameter.data_ptr(), [])) | {name}
+        those = [file for file, current in own.items() if current in same]
+        if not those:
+            those = _by_value(opened, parameter, [file for file, current in own.items() if current not in state])
+        if not those:
+            raise RefusedError(
+                f"--scope {scope.given}: {name} is not in the file as the model has it (it is computed or joined from other tensors); "
+                "name a scope without it"
+            )
+        for file in those:
+            dtype = opened.checkpoint.entries[file].dtype
+            if dtype not in DTYPES:
+                raise RefusedError(
+                    f"--scope {scope.given}: {file} is {dtype} in the file; imu writes {', '.join(DTYPES)}: give the checkpoint from "
+                    "before quantisation, or name a scope without it"
+                )
+        found[name] = those
+    return found
+
+
+def _current(name: str, state: Mapping[str, Tensor], model: nn.Module) -> str:
+    """A file's name as the model has it: transformers' files keep older ones."""
+    base = getattr(model, "base_model_prefix", "")
+    for changed in (name, name.replace(".gamma", ".weight").replace(".beta", ".bias")):
+        for tried in (changed, f"{base}.{changed}", changed.removeprefix(f"{base}.")):
+            if tried in state:
+                return tried
+    return name
+
+
+def _by_value(opened: Session, parameter: Tensor, names: Sequence[str]) -> list[str]:
+    """The one tensor of the file, among those whose names the model does not have, that holds these values."""
+    shape = tuple(parameter.shape)
+    fitting = [name for name in names if opened.checkpoint.entries[name].shape == shape]
+    found = [
+        name
+        for name in fitting
+        if same_bits(opened.checkpoint.tensor(name).to(parameter.dtype), parameter.detach().cpu())
+    ]
+    return found if len(found) == 1 else []
+
+
+def _rounded(opened: Session, trained: Trained, names: Mapping[str, Sequence[str]]) -> Trained:
+    def to_file(name: str, value: Tensor) -> Tensor:
+        dtype = DTYPES[opened.checkpoint.entries[names[name][0]].dtype]
+        return value.to(dtype).to(value.dtype)
+
+    return training.rounded(trained, to_file)
+
+
+def _changes(opened: Session, tensors: Mapping[str, Tensor]) -> list[TensorChange]:
+    """Tensors whose bytes differ from the file's, and by how much of their norm."""
+    made = []
+    for name, tensor in sorted(tensors.items()):
+        before = opened.checkpoint.tensor(name)
+        after = tensor.detach().cpu().to(before.dtype)
+        if not same_bits(before, after):
+            norm = float(torch.linalg.vector_norm(before.double()))
+            moved = float(torch.linalg.vector_norm(after.double() - before.double()))
+            made.append(TensorChange(name=name, change=moved / norm if norm else None))
+    return made
+
+
+def _some_logits(opened: Session) -> Tensor:
+    """Logits (k, c) float64 of the first forget samples under the model as it is: what the written file has to give again."""
+    from imu_cli.commands.unlearn import REPLAYED
+    from imu_cli.features import engine, extraction
+
+    network = opened.network
+    assert network is not None
+    rows = list(range(min(REPLAYED, len(opened.forget.samples))))
+    batch = engine.batch(opened.forget.samples, rows, network.preprocess, opened.device)
+    run = engine.Engine(network.model, opened.head.module, opened.device, len(rows), opened.run.precision)
+    with torch.inference_mode():
+        return extraction.in_halves(run, batch)[1].double().cpu()
+
+
+def _passes(opened: Session, scope: Scope, work: Training, trained: Trained) -> float:
+    """Forward passes of the whole network over forget and anchor samples that the training was worth: a backward counts two.
+
+    The part above the cut counts by its share of the weights' multiplications, taken as that of the time of a pass.
+    """
+    n = len(work.forgotten.labels) + (0 if work.anchor is None else len(work.anchor.logits))
+    batch = min(work.schedule.forget, len(work.forgotten.labels)) + (0 if work.anchor is None else work.schedule.anchor)
+    looked = len(work.forgotten.labels) + (0 if work.unseen is None else len(work.unseen.labels))
+    share = _share_above(opened, scope)
+    return 1 + share * (3 * trained.steps * batch + len(trained.looks) * looked) / n
+
+
+def _share_above(opened: Session, scope: Scope) -> float:
+    """Share of a pass's multiplications that the moving part makes."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from imu_cli.models.batches import call, first
+
+    network = opened.network
+    assert network is not None
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call(network.model, first(network.probe, 1))
+    counts = counter.get_flop_counts()
+    total = sum(counts.get("Global", {}).values())
+    root = type(network.model).__name__
+    moving = sum(sum(counts.get(f"{root}.{path}", {}).values()) for path in scope.modules)
+    return min(1.0, moving / total) if total else 1.0
