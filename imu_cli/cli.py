@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -206,11 +206,18 @@ def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the demo's files go.")] = Path("imu-demo"),
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier demo in DIR.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the training and of every other random choice.")] = 0,
+    task: Annotated[
+        Literal["classification", "embedding"],
+        typer.Option(
+            "--task",
+            help="What it shows: a classifier of digits, or places in photographs that an embedding finds again.",
+        ),
+    ] = "classification",
 ) -> None:
-    """The four commands on a small real model: scikit-learn's digits, a convolutional network trained in seconds."""
+    """The four commands on a small real model that is trained in seconds, on images that scikit-learn ships."""
     from imu_cli.commands import demo as job
 
-    job.run(folder, force, seed, main)
+    job.run(folder, force, seed, main, task)
 
 
 @app.command()

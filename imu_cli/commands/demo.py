@@ -1,4 +1,4 @@
-"""``imu demo``: the whole job on scikit-learn's digits, 1,797 real images that come with the tool's dependencies."""
+"""``imu demo``: the whole job on real images that come with the tool's dependencies, scikit-learn's digits or its photographs."""
 
 import contextlib
 import os
@@ -6,7 +6,9 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,13 +19,15 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from imu_cli import signals
+from imu_cli.commands import demo_places
 from imu_cli.errors import ImuError
 from imu_cli.files import locks, outputs, staging, streams, writing
 from imu_cli.files.reading import cut
 from imu_cli.models import digits as demo_model
+from imu_cli.models import places as places_model
 
 MARKER = ".imu-demo"
-IMAGE = re.compile(r"(train|test)/[0-9]/[0-9]{4}\.png")
+IMAGE = re.compile(r"(train|test)/[0-9]/[0-9]{4}\.png|bounding_box_(train|test)/[0-9]{4}_c[12]s1_[0-9]{6}_00\.png")
 MEAN, STD = 0.305, 0.376
 CLASS = "3"
 
@@ -33,6 +37,23 @@ arch: model.py:digits_net
 preprocess: {{mode: L, mean: [{MEAN}], std: [{STD}]}}
 data: data/train
 """
+
+PLACES_CONFIG = f"""\
+# Read by every command with --config imu.yaml; flags win over it.
+arch: model.py:places_net
+task: embedding
+preprocess: {{mean: {[demo_places.MEAN] * 3}, std: {[demo_places.STD] * 3}}}
+data: market1501:data
+"""
+
+FORGOTTEN_PLACES = ",".join(f"{place:04d}" for place in range(1, demo_places.FORGOTTEN + 1))
+PLACES_COMMANDS = (
+    ["select", "--data", "market1501:data", f"id={FORGOTTEN_PLACES}", "-o", "forget.csv"],
+    ["influence", "model.safetensors", "--config", "imu.yaml", "--forget", "forget.csv", "--test", "market1501:data", "--show", "10"],
+    ["evaluate", "without.safetensors", "--config", "imu.yaml", "--forget", "forget.csv", "--test", "market1501:data",
+     "--original", "model.safetensors", "--require", "people.auc_drop>=0.1", "--require", "test.map_drop<=0.05"],
+    ["report", "without.evaluation.json"],
+)  # fmt: skip
 
 COMMANDS = (
     ["select", "--data", "data/train", f"class={CLASS}", "-o", "forget.csv"],
@@ -94,7 +115,9 @@ def train(images: np.ndarray, labels: np.ndarray, seed: int, epochs: int = 20, w
 RUNNING = "unfinished\n"
 """What the marker holds while the demo's commands run; a demo of which nobody holds the marker then was killed."""
 FILES = {MARKER, "model.safetensors", "model.py", "imu.yaml", "forget.csv", "__pycache__", "data"} | {
-    f"unlearned.{ending}" for ending in ("safetensors", "record.json", "evaluation.json")
+    f"{stem}.{ending}"
+    for stem in ("unlearned", "without")
+    for ending in ("safetensors", "record.json", "evaluation.json")
 }
 
 
@@ -161,7 +184,45 @@ def make(folder: Path, seed: int) -> None:
     (folder / "imu.yaml").write_text(CONFIG, encoding="utf-8")
 
 
-def run(folder: Path, force: bool, seed: int, main: Callable[[Sequence[str]], int]) -> None:
+def make_places(folder: Path, seed: int) -> None:
+    """Write images of places, the model that knows them, one that was trained without some of them, factory and config into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).touch()
+    found = demo_places.sightings(seed)
+    demo_places.write(folder / "data", found)
+    trained = [one for one in found if one.place <= demo_places.TRAINED]
+    kept = [one for one in trained if one.place > demo_places.FORGOTTEN]
+    with _one_thread():
+        for name, seen in (("model", trained), ("without", kept)):
+            model = demo_places.train(seen, seed)
+            save_file(model.state_dict(), folder / f"{name}.safetensors", metadata={"format": "pt"})
+    shutil.copyfile(Path(places_model.__file__), folder / "model.py")
+    (folder / "imu.yaml").write_text(PLACES_CONFIG, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What a demo makes, in words, and the commands that it runs."""
+
+    make: Callable[[Path, int], None]
+    about: str
+    commands: Sequence[list[str]]
+
+
+def _demo(task: Literal["classification", "embedding"]) -> Demo:
+    if task == "embedding":
+        about = "places in scikit-learn's two photographs in place of people, a network that finds them again, and one trained without twelve"
+        return Demo(make_places, about, PLACES_COMMANDS)
+    return Demo(make, "scikit-learn's digits as class folders, and a network trained on them", COMMANDS)
+
+
+def run(
+    folder: Path,
+    force: bool,
+    seed: int,
+    main: Callable[[Sequence[str]], int],
+    task: Literal["classification", "embedding"] = "classification",
+) -> None:
     """Make the demo's files, then run the commands that a user would, printing each.
 
     Raises:
@@ -172,24 +233,23 @@ def run(folder: Path, force: bool, seed: int, main: Callable[[Sequence[str]], in
     with contextlib.suppress(OSError):  # what follows says it
         folder.parent.mkdir(parents=True, exist_ok=True)
     _refuse(folder, force)
-    streams.to_stdout(
-        f"# scikit-learn's digits as class folders in {folder}, and a network trained on them (seed {seed})\n"
-    )
+    demo = _demo(task)
+    streams.to_stdout(f"# {demo.about} (in {folder}, seed {seed})\n")
     with contextlib.ExitStack() as held:
         with writing.folder(folder, lambda _: _refuse(folder, force)) as made:
-            make(made, seed)
+            demo.make(made, seed)
             (made / MARKER).write_text(RUNNING, encoding="utf-8")
             descriptor = locks.take(made / MARKER)
             if descriptor is not None:
                 held.callback(locks.release, descriptor)
-        _run_commands(folder, main)
+        _run_commands(folder, main, demo.commands)
         (folder / MARKER).write_text("", encoding="utf-8")
 
 
-def _run_commands(folder: Path, main: Callable[[Sequence[str]], int]) -> None:
+def _run_commands(folder: Path, main: Callable[[Sequence[str]], int], commands: Sequence[list[str]]) -> None:
     streams.to_stdout(f"$ cd {shlex.quote(os.fspath(folder))}\n")
     with contextlib.chdir(folder):
-        for command in COMMANDS:
+        for command in commands:
             streams.to_stdout(f"\n$ imu {shlex.join(command)}\n")
             code = main(command)
             if code != 0:

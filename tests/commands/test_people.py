@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from imu_cli.cli import main
+from imu_cli.commands import demo_places
 from imu_cli.records import json_files
 
 PLAIN = ["evaluate", "model.safetensors", "--config", "imu.yaml", "--test", "market1501:people"]
@@ -283,6 +284,32 @@ def test_inspect_tells_the_embedding(people: Path, capsys: pytest.CaptureFixture
     assert "--embedding 1" in out.partition("next:")[2]
     assert main(["inspect", "model.safetensors", *given, "--embedding", "2"]) == 0
     assert "NOT KNOWN: --embedding 2: the model has no such module" in " ".join(capsys.readouterr().out.split())
+
+
+# The demo
+
+
+def test_places_are_seen_again(one_thread: None) -> None:
+    """The demo's images come from the photographs by the seed: as many of every place and camera, the two cameras unlike each other."""
+    found = demo_places.sightings(0)
+    assert len(found) == (demo_places.TRAINED + demo_places.UNSEEN) * len(demo_places.CASTS) * demo_places.SHOTS
+    assert all(one.pixels.shape == (32, 32, 3) for one in found)
+    again = demo_places.sightings(0)
+    assert all(np.array_equal(one.pixels, other.pixels) for one, other in zip(found, again, strict=True))
+    red = [np.mean([one.pixels[..., 0].mean() for one in found if one.camera == camera]) for camera in (1, 2)]
+    assert red[0] > red[1] + 10
+
+
+@pytest.mark.slow
+def test_the_demo_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``imu demo --task embedding`` shows a model that knows its places, and one that never saw twelve of them."""
+    assert main(["demo", str(tmp_path / "d"), "--task", "embedding"]) == 0
+    assert "As far as these people show" in capsys.readouterr().out
+    found = {item["name"]: item for item in json.loads((tmp_path / "d/without.evaluation.json").read_text())["metrics"]}
+    assert found["people.auc"]["before"] > 0.85
+    assert found["people.auc"]["interval"]["high"] < found["people.auc"]["before"]
+    assert main(["demo", str(tmp_path / "d"), "--task", "embedding"]) == 2
+    assert main(["demo", str(tmp_path / "d"), "--task", "embedding", "--force"]) == 0
 
 
 # The real weights
