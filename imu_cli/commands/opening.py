@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from imu_cli.config.shared import ForgetConfig, ModelConfig
-from imu_cli.errors import ImuError
+from imu_cli.errors import ImuError, RefusedError
 from imu_cli.events import Events, Log
 from imu_cli.features import engine as engine_module
 from imu_cli.features import origin
@@ -134,7 +134,14 @@ def _open_on_images(
             run, checkpoint, network, None, device, head, checkpoint.outside_hash(set()), people, forget, data, log
         )
     engine_module.refuse_if_random(model, probe)
-    head = find_head(model, probe, checkpoint, loaded.prefix, config.head)
+    try:
+        head = find_head(model, probe, checkpoint, loaded.prefix, config.head)
+    except RefusedError as error:
+        if "camera" not in given.few.columns:
+            raise
+        raise RefusedError(
+            f"{error}; if the model has no classes and returns embeddings, add --task embedding"
+        ) from error
     classes = names_of_classes(config, said, given.data, head.classes)
     _ask_for_order(classes, given.data, loaded.architecture.name)
     forget = load_forget(config.forget, given.data, config.label, classes, given.stdin)

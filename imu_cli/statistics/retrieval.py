@@ -109,6 +109,12 @@ def ranked(similar: Tensor, right: Tensor, counted: Tensor) -> tuple[Tensor, Ten
     place = torch.arange(1, m + 1, dtype=torch.float64, device=similar.device).expand(n, m)
     starts = torch.ones_like(ordered, dtype=torch.bool)
     starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    alone = starts.clone()
+    alone[:, :-1] &= starts[:, 1:]
+    if not bool((hit.bool() & ~alone).any()):  # as nearly always: then every right image has one place
+        first = torch.where(hit.bool().any(dim=1), hit.argmax(dim=1), m)
+        ranks = torch.stack([(first < rank).to(torch.float64) for rank in RANKS], dim=1)
+        return (hit * hit.cumsum(dim=1) / place).sum(dim=1) / hit.sum(dim=1), ranks
     group = starts.cumsum(dim=1) - 1
     size, inside = torch.zeros_like(hit), torch.zeros_like(hit)
     size.scatter_add_(1, group, torch.ones_like(hit))

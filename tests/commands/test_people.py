@@ -247,6 +247,9 @@ def test_other_commands_and_options(people: Path, capsys: pytest.CaptureFixture[
     assert "--embedding 1: is for --task embedding" in wrong
     assert "has no id '9'" in told(capsys, [*PLAIN, "-q", "--forget", "id=9"])
     assert "did you mean '0001'?" in told(capsys, [*PLAIN, "-q", "--forget", "id=1"])
+    Path("embed.py").write_text(crowd.FACTORY.replace("bias=False)", "bias=False), nn.Tanh()"))
+    guessed = told(capsys, [*EVALUATE, "-q", "--task", "auto"], 4)
+    assert "if the model has no classes and returns embeddings, add --task embedding" in guessed
     save_file({"1.weight": torch.zeros(6, 64)}, "zero.safetensors")
     assert "0 for every image that was tried" in told(capsys, ["evaluate", "zero.safetensors", *EVALUATE[2:], "-q"])
 
