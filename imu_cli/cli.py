@@ -22,7 +22,7 @@ from imu_cli.events import libraries_unheard
 from imu_cli.exit_codes import exit_code
 from imu_cli.files import reading, streams, writing
 from imu_cli.files.streams import tell
-from imu_cli.flags import ModelPath, Origins, OutputFormat, Quiet, ReportFormat, TableOrJson, takes
+from imu_cli.flags import Columns, ModelPath, Origins, OutputFormat, Quiet, ReportFormat, TableOrJson, takes
 from imu_cli.views import console
 
 if TYPE_CHECKING:
@@ -102,9 +102,13 @@ def unlearn(
 ) -> None:
     """Write an unlearned checkpoint and its record."""
     from imu_cli.commands import unlearn as unlearn_module
+    from imu_cli.commands.processes import HelpedError
     from imu_cli.views import machine, terminal, words
 
-    result = unlearn_module.run_unlearn(model, config, origins, console.Terminal(quiet))
+    try:
+        result = unlearn_module.run_unlearn(model, config, origins, console.Terminal(quiet))
+    except HelpedError:
+        raise typer.Exit from None
     if form == "table":
         console.show(terminal.record(words.from_here(result.record, result.record_path.parent), notes=False))
     else:
@@ -207,14 +211,15 @@ def demo(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier demo in DIR.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the training and of every other random choice.")] = 0,
     task: Annotated[
-        Literal["classification", "embedding"],
+        Literal["image", "text", "embedding"],
         typer.Option(
             "--task",
-            help="What it shows: a classifier of digits, or places in photographs that an embedding finds again.",
+            help="image: scikit-learn's digits; text: sentences of documentation, which needs transformers; embedding: places in "
+            "photographs that a model finds again.",
         ),
-    ] = "classification",
+    ] = "image",
 ) -> None:
-    """The four commands on a small real model that is trained in seconds, on images that scikit-learn ships."""
+    """The four commands on a small real model that is trained in seconds: a convolutional network, a BERT, or an embedding."""
     from imu_cli.commands import demo as job
 
     job.run(folder, force, seed, main, task)
@@ -223,18 +228,20 @@ def demo(
 @app.command()
 def select(
     selectors: Annotated[
-        list[str], typer.Argument(metavar="SELECTOR...", help="class=cat, index=0:500, id=4711, coarse=NAME.")
+        list[str],
+        typer.Argument(metavar="SELECTOR...", help="class=cat, index=0:500, id=4711, group=NAME, coarse=NAME."),
     ],
     data: Annotated[
         str, typer.Option("--data", help="The data set to select from.", metavar="DATA", envvar="IMU_DATA")
     ],
+    columns: Columns = None,
     output: Annotated[str, typer.Option("--output", "-o", help="The manifest, - for stdout.", metavar="FILE")] = "-",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a forget.csv of the rows of a data set that a selector names."""
     from imu_cli.commands import select as select_module
 
-    select_module.run(selectors, data, output, force)
+    select_module.run(selectors, data, output, force, columns)
 
 
 @app.command()
@@ -409,13 +416,16 @@ def cache_rm(
     data: Annotated[
         str | None, typer.Option("--data", help="The data set that the forget list points into.", metavar="DATA")
     ] = None,
+    columns: Columns = None,
     broken: Annotated[bool, typer.Option("--broken", help="Remove torn or edited entries.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Remove every entry.")] = False,
 ) -> None:
     """Remove entries; what belongs to the people of a forget list goes with --forget."""
     from imu_cli.commands import cache as cache_module
 
-    for line in cache_module.clear_cache(keys or [], forget, data, broken=broken, everything=everything):
+    for line in cache_module.clear_cache(
+        keys or [], forget, data, broken=broken, everything=everything, columns=columns
+    ):
         tell(line)
 
 

@@ -1,4 +1,4 @@
-"""``imu demo``: the whole job on real images that come with the tool's dependencies, scikit-learn's digits or its photographs."""
+"""``imu demo``: the whole job on scikit-learn's digits, 1,797 real images that come with the tool's dependencies; on texts; on places."""
 
 import contextlib
 import os
@@ -6,7 +6,6 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,15 +18,17 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from imu_cli import signals
-from imu_cli.commands import demo_places
+from imu_cli.commands import demo_places, demo_texts
 from imu_cli.errors import ImuError
 from imu_cli.files import locks, outputs, staging, streams, writing
 from imu_cli.files.reading import cut
 from imu_cli.models import digits as demo_model
-from imu_cli.models import places as places_model
+from imu_cli.models import libraries
+
+Task = Literal["image", "text", "embedding"]
 
 MARKER = ".imu-demo"
-IMAGE = re.compile(r"(train|test)/[0-9]/[0-9]{4}\.png|bounding_box_(train|test)/[0-9]{4}_c[12]s1_[0-9]{6}_00\.png")
+IMAGE = re.compile(rf"(train|test)/[0-9]/[0-9]{{4}}\.png|{demo_places.IMAGE}")
 MEAN, STD = 0.305, 0.376
 CLASS = "3"
 
@@ -37,23 +38,6 @@ arch: model.py:digits_net
 preprocess: {{mode: L, mean: [{MEAN}], std: [{STD}]}}
 data: data/train
 """
-
-PLACES_CONFIG = f"""\
-# Read by every command with --config imu.yaml; flags win over it.
-arch: model.py:places_net
-task: embedding
-preprocess: {{mean: {[demo_places.MEAN] * 3}, std: {[demo_places.STD] * 3}}}
-data: market1501:data
-"""
-
-FORGOTTEN_PLACES = ",".join(f"{place:04d}" for place in range(1, demo_places.FORGOTTEN + 1))
-PLACES_COMMANDS = (
-    ["select", "--data", "market1501:data", f"id={FORGOTTEN_PLACES}", "-o", "forget.csv"],
-    ["influence", "model.safetensors", "--config", "imu.yaml", "--forget", "forget.csv", "--test", "market1501:data", "--show", "10"],
-    ["evaluate", "without.safetensors", "--config", "imu.yaml", "--forget", "forget.csv", "--test", "market1501:data",
-     "--original", "model.safetensors", "--require", "people.auc_drop>=0.1", "--require", "test.map_drop<=0.05"],
-    ["report", "without.evaluation.json"],
-)  # fmt: skip
 
 COMMANDS = (
     ["select", "--data", "data/train", f"class={CLASS}", "-o", "forget.csv"],
@@ -115,10 +99,9 @@ def train(images: np.ndarray, labels: np.ndarray, seed: int, epochs: int = 20, w
 RUNNING = "unfinished\n"
 """What the marker holds while the demo's commands run; a demo of which nobody holds the marker then was killed."""
 FILES = {MARKER, "model.safetensors", "model.py", "imu.yaml", "forget.csv", "__pycache__", "data"} | {
-    f"{stem}.{ending}"
-    for stem in ("unlearned", "without")
-    for ending in ("safetensors", "record.json", "evaluation.json")
+    f"unlearned.{ending}" for ending in ("safetensors", "record.json", "evaluation.json")
 }
+FILES |= demo_texts.FILES | demo_places.FILES
 
 
 def _strange(folder: Path) -> str | None:
@@ -130,7 +113,7 @@ def _strange(folder: Path) -> str | None:
         for name in sorted(names):
             if not IMAGE.fullmatch(f"{os.path.relpath(inner, folder / 'data')}/{name}"):
                 return os.path.relpath(Path(inner, name), folder)
-    return None
+    return demo_texts.strange(folder)
 
 
 def _was_killed(folder: Path) -> bool:
@@ -171,10 +154,18 @@ def _refuse(folder: Path, force: bool) -> None:
         )
 
 
-def make(folder: Path, seed: int) -> None:
-    """Write images, model, factory and config into a folder."""
+def make(folder: Path, seed: int, task: Task = "image") -> None:
+    """Write data, model and config into a folder; of images the factory besides."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).touch()
+    if task == "text":
+        with torch.random.fork_rng(devices=[]), _one_thread():
+            demo_texts.make(folder, seed)
+        return
+    if task == "embedding":
+        with _one_thread():
+            demo_places.make(folder, seed)
+        return
     splits = digits(seed)
     for name, (images, labels) in splits.items():
         write_images(folder / "data" / name, images, labels)
@@ -184,45 +175,7 @@ def make(folder: Path, seed: int) -> None:
     (folder / "imu.yaml").write_text(CONFIG, encoding="utf-8")
 
 
-def make_places(folder: Path, seed: int) -> None:
-    """Write images of places, the model that knows them, one that was trained without some of them, factory and config into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).touch()
-    found = demo_places.sightings(seed)
-    demo_places.write(folder / "data", found)
-    trained = [one for one in found if one.place <= demo_places.TRAINED]
-    kept = [one for one in trained if one.place > demo_places.FORGOTTEN]
-    with _one_thread():
-        for name, seen in (("model", trained), ("without", kept)):
-            model = demo_places.train(seen, seed)
-            save_file(model.state_dict(), folder / f"{name}.safetensors", metadata={"format": "pt"})
-    shutil.copyfile(Path(places_model.__file__), folder / "model.py")
-    (folder / "imu.yaml").write_text(PLACES_CONFIG, encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class Demo:
-    """What a demo makes, in words, and the commands that it runs."""
-
-    make: Callable[[Path, int], None]
-    about: str
-    commands: Sequence[list[str]]
-
-
-def _demo(task: Literal["classification", "embedding"]) -> Demo:
-    if task == "embedding":
-        about = "places in scikit-learn's two photographs in place of people, a network that finds them again, and one trained without twelve"
-        return Demo(make_places, about, PLACES_COMMANDS)
-    return Demo(make, "scikit-learn's digits as class folders, and a network trained on them", COMMANDS)
-
-
-def run(
-    folder: Path,
-    force: bool,
-    seed: int,
-    main: Callable[[Sequence[str]], int],
-    task: Literal["classification", "embedding"] = "classification",
-) -> None:
+def run(folder: Path, force: bool, seed: int, main: Callable[[Sequence[str]], int], task: Task = "image") -> None:
     """Make the demo's files, then run the commands that a user would, printing each.
 
     Raises:
@@ -233,20 +186,24 @@ def run(
     with contextlib.suppress(OSError):  # what follows says it
         folder.parent.mkdir(parents=True, exist_ok=True)
     _refuse(folder, force)
-    demo = _demo(task)
-    streams.to_stdout(f"# {demo.about} (in {folder}, seed {seed})\n")
+    if task == "text":
+        libraries.transformers("imu demo --task text")
+    about: dict[Task, str] = {"text": demo_texts.ABOUT, "embedding": demo_places.ABOUT}
+    what = about.get(task, "scikit-learn's digits as class folders")
+    streams.to_stdout(f"# {what} in {folder}, and a network trained on them (seed {seed})\n")
     with contextlib.ExitStack() as held:
         with writing.folder(folder, lambda _: _refuse(folder, force)) as made:
-            demo.make(made, seed)
+            make(made, seed, task)
             (made / MARKER).write_text(RUNNING, encoding="utf-8")
             descriptor = locks.take(made / MARKER)
             if descriptor is not None:
                 held.callback(locks.release, descriptor)
-        _run_commands(folder, main, demo.commands)
+        commands: dict[Task, Sequence[Sequence[str]]] = {"text": demo_texts.COMMANDS, "embedding": demo_places.COMMANDS}
+        _run_commands(folder, main, commands.get(task, COMMANDS))
         (folder / MARKER).write_text("", encoding="utf-8")
 
 
-def _run_commands(folder: Path, main: Callable[[Sequence[str]], int], commands: Sequence[list[str]]) -> None:
+def _run_commands(folder: Path, main: Callable[[Sequence[str]], int], commands: Sequence[Sequence[str]]) -> None:
     streams.to_stdout(f"$ cd {shlex.quote(os.fspath(folder))}\n")
     with contextlib.chdir(folder):
         for command in commands:

@@ -6,6 +6,7 @@ pixels with something to see. A place is seen by two cameras of different colour
 with noise: real pixels, and to the network what a person is who walks past twice. Nobody is in them, so that nothing is personal.
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
@@ -30,6 +32,27 @@ CASTS = {1: (1.15, 1.0, 0.8), 2: (0.75, 0.9, 1.1)}
 """What each camera does to red, green and blue."""
 MEAN, STD = 0.5, 0.25
 STEPS, BATCH, SHARPNESS = 400, 64, 16
+
+
+CONFIG = f"""\
+# Read by every command with --config imu.yaml; flags win over it.
+arch: model.py:places_net
+task: embedding
+preprocess: {{mean: {[MEAN] * 3}, std: {[STD] * 3}}}
+data: market1501:data
+"""
+GONE = ",".join(f"{place:04d}" for place in range(1, FORGOTTEN + 1))
+TEST = ["--config", "imu.yaml", "--forget", "forget.csv", "--test", "market1501:data"]
+COMMANDS = (
+    ["select", "--data", "market1501:data", f"id={GONE}", "-o", "forget.csv"],
+    ["influence", "model.safetensors", *TEST, "--show", "10"],
+    ["evaluate", "without.safetensors", *TEST, "--original", "model.safetensors", "--require", "people.auc_drop>=0.1",
+     "--require", "test.map_drop<=0.05"],
+    ["report", "without.evaluation.json"],
+)  # fmt: skip
+FILES = {"without.safetensors", "without.evaluation.json"}
+IMAGE = r"bounding_box_(train|test)/[0-9]{4}_c[12]s1_[0-9]{6}_00\.png"
+ABOUT = "places in scikit-learn's two photographs in place of people"
 
 
 @dataclass(frozen=True)
@@ -111,3 +134,15 @@ def train(found: list[Sighting], seed: int) -> nn.Module:
 
 def _cosines(vectors: Tensor, centres: Tensor) -> Tensor:
     return nn.functional.normalize(vectors, dim=1) @ nn.functional.normalize(centres, dim=1).T
+
+
+def make(folder: Path, seed: int) -> None:
+    """Write the images, a model that knows the trained places, one that was trained without some of them, factory and config."""
+    found = sightings(seed)
+    write(folder / "data", found)
+    trained = [one for one in found if one.place <= TRAINED]
+    kept = [one for one in trained if one.place > FORGOTTEN]
+    for name, seen in (("model", trained), ("without", kept)):
+        save_file(train(seen, seed).state_dict(), folder / f"{name}.safetensors", metadata={"format": "pt"})
+    shutil.copyfile(Path(places.__file__), folder / "model.py")
+    (folder / "imu.yaml").write_text(CONFIG, encoding="utf-8")

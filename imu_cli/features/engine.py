@@ -9,29 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imu_cli.errors import ImuError, InvalidRowsError
+from imu_cli.errors import ImuError, InvalidRowsError, RefusedError
 from imu_cli.features import folding
 from imu_cli.features.precision import Precision
 from imu_cli.models.arithmetic import Kind, float32_as
-from imu_cli.models.batches import Batch, call, count, each, first, tensors
+from imu_cli.models.batches import Batch, call, count, each, first, tensors, word
 from imu_cli.models.embedding import embed
-from imu_cli.models.head import PRECISIONS, hooked, logits_of, rows_of, tapped
+from imu_cli.models.head import PRECISIONS, hooked, logits_of, tapped
 from imu_cli.models.replay import REPLAY_TOLERANCE
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.inputs import InputStep
 
 PROBE = 4
-"""Images used to find the head and to try whether two passes agree."""
+"""Samples used to find the head and to try whether two passes agree."""
 TRIED = 64
-"""Images of which so many have to be readable: those that are not are named, with all others, when the set is decoded."""
+"""Samples of which so many have to be readable: those that are not are named, with all others, when the set is decoded."""
 
 FEW = 2
-"""Images of the probe that the way a model runs is tried on."""
+"""Samples of the probe that the way a model runs is tried on."""
 
-CACHED_BYTES = 16 * 2**20
+CACHED_BYTES = {"image": 16 * 2**20, "text": 32 * 2**20}
 """Bytes of a layer's output for a batch on the CPU up to which it was quickest, for small and large networks alike."""
 SMALLEST, LARGEST = 4, 256
-"""Images in a batch on the CPU."""
+"""Samples in a batch on the CPU."""
 LARGEST_ON_GPU = 1024
 TF32_FROM = 8
 """Compute capability of the first GPUs that have TF32, Ampere's."""
@@ -95,13 +95,13 @@ def probe_of(samples: SampleSet, preprocess: InputStep, device: torch.device) ->
     try:
         return batch(samples, range(min(PROBE, len(samples))), preprocess, device)
     except InvalidRowsError:
-        readable, problems = [], []
+        readable, problems = list[int](), list[str]()
         for row in range(len(samples)):
             try:
-                samples.read(row)
+                preprocess.together(samples, [row])
                 readable.append(row)
-            except ImuError as error:
-                problems.append(str(error))
+            except InvalidRowsError as error:
+                problems += error.problems
             if len(readable) == PROBE:
                 break
         if not readable:
@@ -123,6 +123,10 @@ def _laid_out(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
+CHECKED = {"image": "mode, size and crop of the preprocessing", "text": "the tokenizer beside the weights"}
+"""What may be wrong with samples that a model cannot run on."""
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
@@ -135,25 +139,51 @@ def refuse_if_random(model: nn.Module, probe: Batch, output: Callable[[nn.Module
     """Run the same few samples twice; a model whose ``output`` differs cannot be scored.
 
     Raises:
-        ImuError: two passes differ, or the model cannot run on such images.
+        ImuError: two passes differ, or the model cannot run on such samples.
     """
     try:
         with torch.inference_mode(), float32_as("ieee"):
             first, second = output(model, probe), output(model, probe)
     except ImuError:
         raise
-    except Exception as error:  # models raise anything where an image does not suit them
+    except Exception as error:  # models raise anything where a sample does not suit them
         shown = tensors(probe)[0]
         raise ImuError(
-            f"model: cannot run on {tuple(shown.shape[1:])} {str(shown.dtype).removeprefix('torch.')} images "
-            f"({_first_line(error)}); check mode, size and crop of the preprocessing, and the architecture"
+            f"model: cannot run on {tuple(shown.shape[1:])} {str(shown.dtype).removeprefix('torch.')} {word(probe)}s "
+            f"({_first_line(error)}); check {CHECKED[word(probe)]}, and the architecture"
         ) from error
     if not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
         gap = float((first - second).abs().max())
         raise ImuError(
-            f"model: two passes over the same {count(probe)} images differ by up to {gap:.2g} in eval() mode; "
+            f"model: two passes over the same {count(probe)} {word(probe)}s differ by up to {gap:.2g} in eval() mode; "
             "its forward is random (dropout or noise that ignores eval()?), so scores would not be reproducible"
         )
+
+
+def refuse_if_padding_counts(model: nn.Module, probe: Batch, preprocess: InputStep) -> None:
+    """Refuse a model whose answer for a sample depends on what it is padded to; images are not padded.
+
+    Raises:
+        RefusedError: the shortest sample of the probe, alone, gets other logits than beside longer ones.
+    """
+    found = preprocess.alone(probe)
+    if found is None:
+        return
+    row, single = found
+    with torch.inference_mode(), float32_as("ieee"):
+        alone, beside = logits_of(call(model, single))[0], logits_of(call(model, probe))[row]
+    gap = float((alone - beside).abs().max())
+    if gap > PADDED * float(alone.abs().max()):
+        short, long = (tensors(one)[0].shape[1] for one in (single, probe))
+        raise RefusedError(
+            f"model: a text of {short} tokens gets other logits alone than padded to {long} (by up to {gap:.2g}), so that its "
+            "result would depend on its neighbours; check pad_token_id in config.json and the tokenizer, or name a factory whose model "
+            "takes input_ids and attention_mask"
+        )
+
+
+PADDED = 1e-3
+"""Largest difference, relative to the largest logit, that padding may make."""
 
 
 # How the model runs
@@ -161,7 +191,7 @@ def refuse_if_random(model: nn.Module, probe: Batch, output: Callable[[nn.Module
 
 @dataclass(frozen=True)
 class Engine:
-    """A model as it runs over many images: folded where that can be, in a precision, so many images at a time.
+    """A model as it runs over many samples: folded where that can be, in a precision, so many samples at a time.
 
     ``folded`` counts the batch norms that were folded into convolutions; ``batch_size`` is the plan that results depend
     on in their last bits. ``embeds``: the features are what ``layer`` returns, not what enters it, and there are no logits.
@@ -184,8 +214,12 @@ class Engine:
             return found, found[:, :0]
         with tapped(self.model.get_submodule(self.layer)) as seen, self.casting(), float32_as(kind):
             logits = logits_of(call(self.model, samples))
-        h = rows_of(seen[0])
-        assert h is not None, "find_head saw one feature vector an image, and all images have one shape"
+        h = seen[0].rows(logits)
+        if h is None:
+            raise RefusedError(
+                f"head {self.layer}: the logits of some {word(samples)} are not this layer's output at one place of it, as they were for "
+                "the first ones; this model cannot be handled"
+            )
         return h, logits
 
     def casting(self) -> AbstractContextManager[Any]:
@@ -244,7 +278,7 @@ def _batch_size(model: nn.Module, probe: Batch, full: float) -> int:
     """
     if tensors(probe)[0].device.type == "cuda":
         return _batch_size_on_gpu(model, probe, full)
-    return _power_of_two(CACHED_BYTES / (full * max(_outputs(model, first(probe, 1)))), LARGEST)
+    return _power_of_two(CACHED_BYTES[word(probe)] / (full * max(_outputs(model, first(probe, 1)))), LARGEST)
 
 
 def _power_of_two(samples: float, most: int) -> int:

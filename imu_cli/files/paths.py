@@ -10,7 +10,7 @@ PathKind = Literal["file", "data", "forget", "arch", "preprocess"]
 SCHEMES = ("imagefolder", "cifar10", "cifar100", "mnist", "fashion-mnist", "svhn", "market1501", "mars")
 SPLITS = ("train", "test", "extra", "query", "bounding_box_train", "bounding_box_test", "bbox_train", "bbox_test")
 """What may stand after ``#`` in the name of a data set."""
-SELECTORS = ("class", "index", "id", "camera", "coarse")
+SELECTORS = ("class", "index", "id", "group", "camera", "coarse")
 
 
 def _moved(path: str, folder: Path) -> str:
@@ -32,7 +32,7 @@ def _place_arch(value: str, move: Callable[[str], str]) -> str:
 
 
 def is_selector(value: str) -> bool:
-    """Whether it reads ``class=…``, ``index=…``, ``id=…``, ``camera=…`` or ``coarse=…``; a file of such a name needs ``./``."""
+    """Whether it reads ``class=…``, ``id=…`` or another of ``SELECTORS``; a file of such a name needs ``./``."""
     name, sign, _ = value.partition("=")
     return bool(sign) and name in SELECTORS
 

@@ -125,20 +125,23 @@ def _hf(model: str) -> Factory:
             raise ImuError(
                 f"--arch hf:{model}: no transformers config; put the config.json that was saved with the weights beside them"
             )
-        return _image_model(transformers, {**config, **arguments})
+        return _model(transformers, {**config, **arguments})
 
     return build
 
 
-def _image_model(transformers: Any, config: Mapping[str, Any]) -> nn.Module:
-    """The library's own image classifier or vision backbone of this config, in float32; never code that came with the config.
+TASKS = ("ImageClassification", "SequenceClassification")
+"""What the names of transformers' classifiers end in, each with an ``AutoModelFor…`` of its own."""
+
+
+def _model(transformers: Any, config: Mapping[str, Any]) -> nn.Module:
+    """The library's own classifier or vision backbone of this config, in float32; never code that came with the config.
 
     Raises:
-        RefusedError: the config names code of its own, is quantised, or is neither's.
+        RefusedError: the config names code of its own, is quantised, or is of neither.
     """
     refuse_foreign_config(config, "config.json")
     kind = config.get("model_type")
-    auto = transformers.AutoModelForImageClassification
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
     if kind not in known:
         raise RefusedError(
@@ -150,11 +153,21 @@ def _image_model(transformers: Any, config: Mapping[str, Any]) -> nn.Module:
     if backbone is not None:
         embedder: nn.Module = backbone(made)
         return embedder.float()
-    if type(made) not in auto._model_mapping or any("ImageClassification" not in name for name in named):
-        what = ", ".join(named) or kind
-        raise RefusedError(f"config.json: {what} is not an image classifier; imu changes image classifiers")
-    model: nn.Module = auto.from_config(made, trust_remote_code=False)
-    return model.float()
+    for task in TASKS:
+        auto = getattr(transformers, f"AutoModelFor{task}")
+        if type(made) in auto._model_mapping and all(task in name for name in named):
+            model: nn.Module = auto.from_config(made, trust_remote_code=False)
+            return model.float()
+    what = ", ".join(named) or kind
+    if named and all("TokenClassification" in name for name in named):
+        raise RefusedError(
+            f"config.json: {what} is a token classifier, which has a class for each word; imu changes classifiers of whole images and "
+            "whole texts (…ForSequenceClassification)"
+        )
+    raise RefusedError(
+        f"config.json: {what} is neither an image classifier nor a text classifier (…ForImageClassification, "
+        "…ForSequenceClassification), and those are what imu changes"
+    )
 
 
 def _backbone(transformers: Any, config: Any, named: Sequence[str]) -> Any:

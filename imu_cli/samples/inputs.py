@@ -57,5 +57,9 @@ class InputStep(Protocol):
         """How much room a sample takes at most, where one of this batch takes 1: ``size`` of ``batches`` counts such samples."""
         return 1.0
 
+    def alone(self, batch: Batch) -> tuple[int, Batch] | None:
+        """A batch's shortest sample, by its row, as it would be without the others; None where nothing is padded."""
+        return None
+
     def scale(self, batch: Any) -> Batch:
         """A batch on the model's device as what the model takes."""

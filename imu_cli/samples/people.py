@@ -75,7 +75,8 @@ def with_people(samples: SampleSet) -> SampleSet:
         numbers.get(person, UNKNOWN) if role in ("", QUERY) else UNKNOWN
         for person, role in zip(ids, roles, strict=True)
     ]
-    return replace(samples, labels=labels, classes=tuple(people), class_order=None)
+    columns = {**samples.columns, "id": ids}
+    return replace(samples, labels=labels, classes=tuple(people), class_order=None, columns=columns)
 
 
 def ids_of(samples: SampleSet) -> list[str]:

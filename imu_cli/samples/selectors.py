@@ -1,4 +1,4 @@
-"""Rows of a data set by ``class=…``, ``index=…``, ``id=…``, ``camera=…`` or ``coarse=…``."""
+"""Rows of a data set by ``class=…``, ``index=…``, ``id=…``, ``group=…``, ``camera=…`` or ``coarse=…``."""
 
 import re
 from collections import defaultdict
@@ -16,7 +16,7 @@ from imu_cli.samples.people import as_number
 
 
 def is_selector(spec: str) -> bool:
-    """Whether it reads ``class=…``, ``index=…``, ``id=…``, ``camera=…`` or ``coarse=…``; a file of such a name needs ``./``."""
+    """Whether it reads ``class=…``, ``id=…`` or another of ``paths.SELECTORS``; a file of such a name needs ``./``."""
     return paths.is_selector(spec)
 
 
@@ -113,8 +113,9 @@ def _alike(part: str, known: Mapping[str, object]) -> str:
 
 def _of_column(samples: SampleSet, selector: str, kind: str, value: str) -> list[Sequence[int]]:
     if kind not in samples.columns:
-        people = f"market1501:DIR, mars:DIR, or a manifest with a column {kind}"
-        whose = "cifar100:DIR" if kind == "coarse" else people
+        people = f"market1501:DIR, mars:DIR, or a list with a column {kind}"
+        others = f"a list with a column {kind}, or --columns {kind}=NAME"
+        whose = "cifar100:DIR" if kind == "coarse" else people if kind == "camera" else others
         raise ImuError(f"{cut(selector)}: {samples.source} has no '{kind}'; it needs --data {whose}")
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, text in enumerate(samples.columns[kind]):

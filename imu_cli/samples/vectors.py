@@ -21,7 +21,7 @@ from imu_cli.files import memory
 from imu_cli.files.checking import Said, checked
 from imu_cli.files.reading import parse_json, shown
 from imu_cli.models.layout import Entry, Shard, read_header
-from imu_cli.samples.dataset import UNKNOWN, SampleSet
+from imu_cli.samples.dataset import FEATURES, UNKNOWN, SampleSet
 from imu_cli.samples.packing import SHA256, Digests, RowNames, Texts, as_array, numbers
 
 if TYPE_CHECKING:
@@ -156,6 +156,8 @@ class Vectors:
     sizes: NDArray[np.int64] | None = None
     weights: NDArray[np.float64] | None = None
     true_labels: NDArray[np.int64] | None = None
+
+    kind = FEATURES
 
     def where(self, at: int) -> str:
         """The file and the row in it."""

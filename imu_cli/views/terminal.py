@@ -319,7 +319,7 @@ def extracted(result: Extracted) -> RenderableType:
         ("samples", "the whole data set" if result.complete else "a forget list"),
         (
             "computed in",
-            f"{result.precision}, {result.batch_size} images at a time, {result.folded} batch norms folded",
+            f"{result.precision}, {result.batch_size} samples at a time, {result.folded} batch norms folded",
         ),
         *([("replay error", f"{head.replay_error:.1e} of the largest logit")] if head.classes else []),
         ("by", f"{processes}, {result.blocks} blocks, {taken:.1f} of {run['all']:.1f} s in the model"),

@@ -141,7 +141,9 @@ def _skipped_notes(source: str, skipped: list[str]) -> tuple[str, ...]:
 def _real_folder(source: str, path: Path) -> str:
     if not path.is_dir():
         what = "is a file, not a folder" if path.exists() else "no such folder"
-        raise ImuError(f"{source}: {what}; name a folder of images, or cifar10:DIR and the like")
+        raise ImuError(
+            f"{source}: {what}; name a folder of images, a .csv, .tsv or .jsonl, or cifar10:DIR and the like"
+        )
     return os.path.realpath(path)
 
 
@@ -224,4 +226,7 @@ def _hint(path: Path) -> str:
         "svhn": ("train_32x32.mat", "test_32x32.mat"),
     }
     kinds = [kind for kind, names in marks.items() if any((path / name).exists() for name in names)]
+    lists = sorted(file for ending in ("csv", "tsv", "jsonl") for file in path.glob(f"*.{ending}"))
+    if lists:
+        return f"; did you mean {lists[0]}?"
     return f"; did you mean {kinds[0]}:{path}?" if kinds else "; name the folder that holds the class folders"
