@@ -26,8 +26,8 @@ from imu_cli.flags import Columns, ModelPath, Origins, OutputFormat, Quiet, Repo
 from imu_cli.views import console
 
 if TYPE_CHECKING:
-    from imu_cli.records.evaluation import Evaluation
     from imu_cli.records.record import Record
+    from imu_cli.records.retrieval import Judged
 
 HELP = """Make a trained classifier forget samples or classes, from its checkpoint and the forget set alone.
 
@@ -82,9 +82,9 @@ def influence(
     from imu_cli.commands import influence as influence_module
     from imu_cli.views import machine, terminal
 
-    result = influence_module.run_influence(model, config, console.Terminal(quiet))
+    result = influence_module.run_influence(model, config, origins, console.Terminal(quiet))
     if form == "table":
-        console.show(terminal.influence(result, config.show))
+        console.show(terminal.scored(result, config.show))
     else:
         streams.to_stdout(machine.as_json([result]) if form == "json" else machine.influence_csv(result))
     if config.images and not quiet:
@@ -135,7 +135,7 @@ def evaluate(
 
     result = judging.run_evaluate(model, config, origins, console.Terminal(quiet))
     if form == "table":
-        console.show(terminal.evaluation(words.from_here(result.evaluation, result.path.parent), notes=False))
+        console.show(terminal.judged(words.from_here(result.evaluation, result.path.parent), notes=False))
     else:
         _print_results([result.evaluation], [str(model)], form)
     if not quiet:
@@ -144,12 +144,11 @@ def evaluate(
     raise typer.Exit(gates.exit_code(result.evaluation.requirements))
 
 
-def _print_results(results: "Sequence[Record | Evaluation]", names: Sequence[str], form: str) -> None:
-    from imu_cli.records.evaluation import Evaluation
+def _print_results(results: "Sequence[Record | Judged]", names: Sequence[str], form: str) -> None:
     from imu_cli.records.record import Record
     from imu_cli.views import machine, markdown, terminal
 
-    evaluations = [(item, name) for item, name in zip(results, names, strict=True) if isinstance(item, Evaluation)]
+    evaluations = [(item, name) for item, name in zip(results, names, strict=True) if not isinstance(item, Record)]
     if form == "table":
         console.show(terminal.report(results, names))
     elif form == "markdown":
@@ -212,13 +211,15 @@ def demo(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier demo in DIR.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the training and of every other random choice.")] = 0,
     task: Annotated[
-        Literal["image", "text"],
+        Literal["image", "text", "embedding"],
         typer.Option(
-            "--task", help="image: scikit-learn's digits; text: sentences of documentation, which needs transformers."
+            "--task",
+            help="image: scikit-learn's digits; text: sentences of documentation, which needs transformers; embedding: places in "
+            "photographs that a model finds again.",
         ),
     ] = "image",
 ) -> None:
-    """The four commands on a small real model that is trained in seconds: digits and a convolutional network, or texts and a BERT."""
+    """The four commands on a small real model that is trained in seconds: a convolutional network, a BERT, or an embedding."""
     from imu_cli.commands import demo as job
 
     job.run(folder, force, seed, main, task)
