@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from imu_cli.cli import main as imu
+from imu_cli.models.batches import Batch, call
 
 CLASSES = 10
 IMAGES = 12
@@ -126,24 +127,29 @@ def _images(folder: Path, size: int) -> Tensor:
     return (pixels.float() / 255 - 0.5) / 0.5
 
 
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
+def logits_of(model: nn.Module, samples: Batch) -> Tensor:
+    """What a model makes of a batch."""
     with torch.inference_mode():
-        made = model.eval()(images)
+        made = call(model.eval(), samples)
     made = getattr(made, "logits", made)
     return made if isinstance(made, Tensor) else made[0]  # several heads: only what is refused comes here
 
 
-def _features(model: nn.Module, module: str, images: Tensor) -> Tensor:
+def _features(model: nn.Module, module: str, samples: Batch) -> Tensor:
     seen: list[Tensor] = []
-    handle = model.get_submodule(module).register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(1)))
-    _logits(model, images)
+    handle = model.get_submodule(module).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    logits_of(model, samples)
     handle.remove()
-    return seen[0]
+    if seen[0].ndim == 3 and isinstance(samples, dict):  # on every token: the last one's count
+        last = samples["attention_mask"].cumsum(dim=1).argmax(dim=1)
+        return seen[0][torch.arange(len(last)), last]
+    return seen[0].flatten(1)
 
 
-def _imu(saved: Saved, folder: Path) -> tuple[int, dict[str, Any], str]:
+def run_imu(saved: Saved, forget: Path) -> tuple[int, dict[str, Any], str]:
+    """Exit code, record and messages of ``imu unlearn``."""
     out, said = io.StringIO(), io.StringIO()
-    command = ["unlearn", str(saved.path), "--forget", str(folder / "forget.csv"), *saved.flags, "--device", "cpu"]
+    command = ["unlearn", str(saved.path), "--forget", str(forget), *saved.flags, "--device", "cpu"]
     rest = ["--until", "forget.accuracy<=0.5", "--max-head-change", "10", "--no-cache", "--format", "json", "--quiet"]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
         code = imu([*command, *rest])
@@ -154,19 +160,19 @@ def _weights(path: Path) -> dict[str, Tensor]:
     return load_file(path / "model.safetensors" if path.is_dir() else path)
 
 
-def _faults(
-    saved: Saved, record: dict[str, Any], output: Path, images: Tensor, labels: Tensor
+def faults_of(
+    saved: Saved, record: dict[str, Any], output: Path, samples: Batch, labels: Tensor
 ) -> tuple[list[str], float]:
     """What is not as promised, and the largest error of the loaded output's logits relative to the largest logit."""
     before, after = _weights(saved.path), _weights(output)
     head = record["head"]
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    logits = _logits(saved.load(output), images).double()
+    logits = logits_of(saved.load(output), samples).double()
     wide = [
         after[name].double().flatten(1) if number == 0 else after[name].double()
         for number, name in enumerate(head["tensors"])
     ]
-    promised = _features(saved.model.eval(), head["module"], images).double() @ wide[0].T + sum(wide[1:])
+    promised = _features(saved.model.eval(), head["module"], samples).double() @ wide[0].T + sum(wide[1:])
     error = float((logits - promised).abs().max() / promised.abs().max())
     share = float((logits.argmax(dim=1) == labels).double().mean())
     # The last step stops where predictions turn: a tie closer than the tolerance may fall either way.
@@ -192,7 +198,7 @@ def _calibrate(model: nn.Module, images: Tensor) -> None:
     for part in model.modules():
         if isinstance(part, nn.Linear) and not bool(part.weight.any()):
             nn.init.normal_(part.weight, std=0.02)  # timm's mixers begin with a head of zeros
-    _logits(model, images)
+    logits_of(model, images)
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum
     model.eval()
@@ -205,17 +211,24 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"library": case.library, "name": case.name, "size": case.size, "arguments": case.arguments}
     images = _images(folder, case.size)
     saved = LIBRARIES[case.library](case, folder, images)
-    labels = _logits(saved.model, images).argmax(dim=1)
+    labels = logits_of(saved.model, images).argmax(dim=1)
     rows = [f"{number}.png,{int(label)}" for number, label in enumerate(labels)]
     (folder / "forget.csv").write_text("\n".join(["file_name,label", *rows]) + "\n", encoding="utf-8")
-    code, record, said = _imu(saved, folder)
-    said = said.replace(str(folder), "…")
+    return finished(case, row, saved, folder / "forget.csv", images, labels, started)
+
+
+def finished(
+    case: Case, row: dict[str, Any], saved: Saved, forget: Path, samples: Batch, labels: Tensor, started: float
+) -> dict[str, Any]:
+    """The row with what became of ``imu unlearn`` on the list that lies beside the model."""
+    code, record, said = run_imu(saved, forget)
+    said = said.replace(str(forget.parent), "…")
     row |= {"parameters": sum(p.numel() for p in saved.model.parameters()), "code": code}
     if code == 4 and case.refused and case.refused in said:
         row |= {"outcome": "refused", "said": said}
     elif code in (0, 3) and not case.refused:
         output = saved.path.with_name(f"{saved.path.stem}.unlearned{saved.path.suffix}")
-        faults, error = _faults(saved, record, output, images, labels)
+        faults, error = faults_of(saved, record, output, samples, labels)
         head = {key: record["head"][key] for key in ("module", "features", "bias", "source", "replay_error")}
         row |= {"outcome": "fails" if faults else "works", "said": "; ".join(faults), "head": head}
         row |= {"steps": record["end"]["step"], "forget": record["end"]["forget"], "loaded_error": error}

@@ -121,20 +121,34 @@ def judged(net: Network, rows: Tensor, judge: Tensor, before: bool = False, ever
     was = float((net.test_logits[judge].argmax(dim=1) == yt).double().mean())
     auc = margins.weighted_auc(margins.margins(zf, yf), margins.margins(zt, yt), margins.class_match(yf, yt))
     return Judged(
-        share(zf, yf), share(zr, yr), share(zt, yt), metrics.class_matched_accuracy(right, yt, yf).value, auc, was - share(zt, yt)
+        share(zf, yf),
+        share(zr, yr),
+        share(zt, yt),
+        metrics.class_matched_accuracy(right, yt, yf).value,
+        auc,
+        was - share(zt, yt),
     )
 
 
-def forget(net: Network, rows: Tensor, choose: Tensor, seed: int, apart: float | None = None, **changed: Any) -> tuple[Trained, Training, float]:
+def forget(
+    net: Network, rows: Tensor, choose: Tensor, seed: int, apart: float | None = None, **changed: Any
+) -> tuple[Trained, Training, float]:
     """Train as the pipeline does, from the original's weights."""
     net.put(net.start)
     order = torch.randperm(len(choose), generator=torch.Generator().manual_seed(seed))
     aside = round((scope.UNSEEN_SHARE if apart is None else apart) * len(choose))
-    seen, held = (choose[order[:aside].sort().values], choose[order[aside:].sort().values]) if aside else (choose, choose)
+    seen, held = (
+        (choose[order[:aside].sort().values], choose[order[aside:].sort().values]) if aside else (choose, choose)
+    )
     labels = net.train_labels[rows]
     plan = scenario.plan("sample", "", labels, 10, "auto")
     same = torch.eye(10, dtype=torch.float64)
-    beside = Comparison(plan, labels, None, HeldOut(net.test_logits[choose], net.test_labels[choose], torch.ones(len(choose), dtype=torch.bool)))
+    beside = Comparison(
+        plan,
+        labels,
+        None,
+        HeldOut(net.test_logits[choose], net.test_labels[choose], torch.ones(len(choose), dtype=torch.bool)),
+    )
     hits = int((net.train_logits[rows].argmax(dim=1) == labels).sum())
     goal, _ = targets.target(plan, None, beside, same, hits, len(rows))
     limits = Limits(goal, 0, max_drop=0.01, follows=True, n=len(rows), hits=hits, m=len(seen))
@@ -142,11 +156,18 @@ def forget(net: Network, rows: Tensor, choose: Tensor, seed: int, apart: float |
         lambda at: net.upper(net.test, held[at]), net.test_logits[held], net.test_features[held],
         lambda at, others, share: net.upper(net.test, held[at], Blend(held[others], share)),
     )  # fmt: skip
-    unseen = Unseen(lambda at: net.upper(net.test, seen[at]), net.test_logits[seen], net.test_labels[seen], torch.ones(len(seen), dtype=torch.bool))
+    unseen = Unseen(
+        lambda at: net.upper(net.test, seen[at]),
+        net.test_logits[seen],
+        net.test_labels[seen],
+        torch.ones(len(seen), dtype=torch.bool),
+    )
     weights = changed.pop("weights", torch.ones(len(rows), dtype=torch.float64))
     forgotten = Forgotten(lambda at: net.upper(net.train, rows[at]), net.train_logits[rows], labels, None, weights)
     schedule = replace(Schedule(learning_rate=scope.LEARNING_RATE, seed=seed), **changed)
-    work = Training(net.scope.parameters, plan, forgotten, anchor, unseen, limits, schedule, max_auc=beside.auc_bound(MAX_AUC, same))
+    work = Training(
+        net.scope.parameters, plan, forgotten, anchor, unseen, limits, schedule, max_auc=beside.auc_bound(MAX_AUC, same)
+    )
     begun = time.perf_counter()
     for item in work.train():
         if isinstance(item, Trained):
@@ -172,8 +193,13 @@ def main() -> None:
             before = judged(net, rows, judge, before=True, every=options.every)
             trained, _, seconds = forget(net, rows, choose, seed, **changed)
             after = judged(net, rows, judge, every=options.every)
-            print(n, seed, f"forget {after.forget:.4f} unseen {after.unseen:.4f} ({before.unseen:.4f}) retain {after.retain:.4f} drop {after.drop:+.4f} "
-                  f"auc {before.auc:.4f} -> {after.auc:.4f} steps {trained.steps}/{trained.batches} {trained.reason} {trained.fraction:.2f} {seconds:.0f}s", flush=True)
+            print(
+                n,
+                seed,
+                f"forget {after.forget:.4f} unseen {after.unseen:.4f} ({before.unseen:.4f}) retain {after.retain:.4f} drop {after.drop:+.4f} "
+                f"auc {before.auc:.4f} -> {after.auc:.4f} steps {trained.steps}/{trained.batches} {trained.reason} {trained.fraction:.2f} {seconds:.0f}s",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,12 +22,12 @@ from imu_cli.events import libraries_unheard
 from imu_cli.exit_codes import exit_code
 from imu_cli.files import reading, streams, writing
 from imu_cli.files.streams import tell
-from imu_cli.flags import ModelPath, Origins, OutputFormat, Quiet, ReportFormat, TableOrJson, takes
+from imu_cli.flags import Columns, ModelPath, Origins, OutputFormat, Quiet, ReportFormat, TableOrJson, takes
 from imu_cli.views import console
 
 if TYPE_CHECKING:
-    from imu_cli.records.evaluation import Evaluation
     from imu_cli.records.record import Record
+    from imu_cli.records.retrieval import Judged
 
 HELP = """Make a trained classifier forget samples or classes, from its checkpoint and the forget set alone.
 
@@ -82,9 +82,9 @@ def influence(
     from imu_cli.commands import influence as influence_module
     from imu_cli.views import machine, terminal
 
-    result = influence_module.run_influence(model, config, console.Terminal(quiet))
+    result = influence_module.run_influence(model, config, origins, console.Terminal(quiet))
     if form == "table":
-        console.show(terminal.influence(result, config.show))
+        console.show(terminal.scored(result, config.show))
     else:
         streams.to_stdout(machine.as_json([result]) if form == "json" else machine.influence_csv(result))
     if config.images and not quiet:
@@ -135,7 +135,7 @@ def evaluate(
 
     result = judging.run_evaluate(model, config, origins, console.Terminal(quiet))
     if form == "table":
-        console.show(terminal.evaluation(words.from_here(result.evaluation, result.path.parent), notes=False))
+        console.show(terminal.judged(words.from_here(result.evaluation, result.path.parent), notes=False))
     else:
         _print_results([result.evaluation], [str(model)], form)
     if not quiet:
@@ -144,12 +144,11 @@ def evaluate(
     raise typer.Exit(gates.exit_code(result.evaluation.requirements))
 
 
-def _print_results(results: "Sequence[Record | Evaluation]", names: Sequence[str], form: str) -> None:
-    from imu_cli.records.evaluation import Evaluation
+def _print_results(results: "Sequence[Record | Judged]", names: Sequence[str], form: str) -> None:
     from imu_cli.records.record import Record
     from imu_cli.views import machine, markdown, terminal
 
-    evaluations = [(item, name) for item, name in zip(results, names, strict=True) if isinstance(item, Evaluation)]
+    evaluations = [(item, name) for item, name in zip(results, names, strict=True) if not isinstance(item, Record)]
     if form == "table":
         console.show(terminal.report(results, names))
     elif form == "markdown":
@@ -211,28 +210,38 @@ def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the demo's files go.")] = Path("imu-demo"),
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier demo in DIR.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the training and of every other random choice.")] = 0,
+    task: Annotated[
+        Literal["image", "text", "embedding"],
+        typer.Option(
+            "--task",
+            help="image: scikit-learn's digits; text: sentences of documentation, which needs transformers; embedding: places in "
+            "photographs that a model finds again.",
+        ),
+    ] = "image",
 ) -> None:
-    """The four commands on a small real model: scikit-learn's digits, a convolutional network trained in seconds."""
+    """The four commands on a small real model that is trained in seconds: a convolutional network, a BERT, or an embedding."""
     from imu_cli.commands import demo as job
 
-    job.run(folder, force, seed, main)
+    job.run(folder, force, seed, main, task)
 
 
 @app.command()
 def select(
     selectors: Annotated[
-        list[str], typer.Argument(metavar="SELECTOR...", help="class=cat, index=0:500, id=4711, coarse=NAME.")
+        list[str],
+        typer.Argument(metavar="SELECTOR...", help="class=cat, index=0:500, id=4711, group=NAME, coarse=NAME."),
     ],
     data: Annotated[
         str, typer.Option("--data", help="The data set to select from.", metavar="DATA", envvar="IMU_DATA")
     ],
+    columns: Columns = None,
     output: Annotated[str, typer.Option("--output", "-o", help="The manifest, - for stdout.", metavar="FILE")] = "-",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a forget.csv of the rows of a data set that a selector names."""
     from imu_cli.commands import select as select_module
 
-    select_module.run(selectors, data, output, force)
+    select_module.run(selectors, data, output, force, columns)
 
 
 @app.command()
@@ -407,13 +416,16 @@ def cache_rm(
     data: Annotated[
         str | None, typer.Option("--data", help="The data set that the forget list points into.", metavar="DATA")
     ] = None,
+    columns: Columns = None,
     broken: Annotated[bool, typer.Option("--broken", help="Remove torn or edited entries.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Remove every entry.")] = False,
 ) -> None:
     """Remove entries; what belongs to the people of a forget list goes with --forget."""
     from imu_cli.commands import cache as cache_module
 
-    for line in cache_module.clear_cache(keys or [], forget, data, broken=broken, everything=everything):
+    for line in cache_module.clear_cache(
+        keys or [], forget, data, broken=broken, everything=everything, columns=columns
+    ):
         tell(line)
 
 

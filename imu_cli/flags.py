@@ -52,6 +52,14 @@ Quiet = Annotated[
         "--quiet", "-q", envvar="IMU_QUIET", help="No progress and no notes on stderr.", rich_help_panel="Output"
     ),
 ]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        envvar="IMU_COLUMNS",
+        metavar="MEANING=COLUMN,...",
+        help="What lists and data call their columns, such as text=utterance,label=category.",
+    ),
+]
 ModelPath = Annotated[
     Path,
     typer.Argument(

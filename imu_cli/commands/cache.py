@@ -8,6 +8,7 @@ from typing import Any
 from imu_cli.errors import ImuError
 from imu_cli.features import cache, cache_entries
 from imu_cli.samples import csv_lines, manifest, selectors
+from imu_cli.samples.column_names import ColumnNames
 
 HEADER = ["key", "kind", "samples", "bytes", "damping", "model"]
 
@@ -58,7 +59,13 @@ def verified() -> tuple[int, list[Path]]:
 
 
 def clear_cache(
-    keys: Sequence[str], forget: str | None, data: str | None, *, broken: bool, everything: bool
+    keys: Sequence[str],
+    forget: str | None,
+    data: str | None,
+    *,
+    broken: bool,
+    everything: bool,
+    columns: str | None = None,
 ) -> list[str]:
     """Remove cache entries by key, by the samples they hold, the broken ones, or all; says what was removed.
 
@@ -73,7 +80,9 @@ def clear_cache(
     torn = [*torn, *(entry.paths[1] for entry in readable if broken and cache_entries.read(entry) is None)]
     chosen = {entry.paths[1]: entry for entry in [cache.named(key) for key in keys]}
     if forget is not None:
-        chosen |= {entry.paths[1]: entry for entry in cache.belonging(_digests(forget, data))}
+        chosen |= {
+            entry.paths[1]: entry for entry in cache.belonging(_digests(forget, data, ColumnNames.parse(columns)))
+        }
     if everything:
         chosen |= {entry.paths[1]: entry for entry in readable}
     for entry in chosen.values():
@@ -94,11 +103,11 @@ def clear_cache(
     return said or ["nothing in the cache belongs to that"]
 
 
-def _digests(forget: str, data: str | None) -> set[str]:
+def _digests(forget: str, data: str | None, names: ColumnNames) -> set[str]:
     """Content hashes of the samples of a forget list, folder or selector."""
-    samples = manifest.open_source(data, "data") if data else None
+    samples = manifest.open_source(data, "data", names=names) if data else None
     if selectors.is_selector(forget) and samples is not None:
         return set(samples.digests(selectors.select_rows(samples, [forget])))
-    if samples is not None and forget.lower().endswith(csv_lines.SUFFIXES):
-        return set(manifest.open_source(forget, "data", samples).digests())
-    return set(manifest.peek(forget, None, sys.maxsize).digests())
+    if samples is not None and forget.lower().endswith(csv_lines.READ_SUFFIXES):
+        return set(manifest.open_source(forget, "forget", samples, names=names).digests())
+    return set(manifest.peek(forget, None, sys.maxsize, names=names).digests())

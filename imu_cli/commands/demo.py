@@ -1,4 +1,4 @@
-"""``imu demo``: the whole job on scikit-learn's digits, 1,797 real images that come with the tool's dependencies."""
+"""``imu demo``: the whole job on scikit-learn's digits, 1,797 real images that come with the tool's dependencies; on texts; on places."""
 
 import contextlib
 import os
@@ -7,6 +7,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,13 +18,17 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from imu_cli import signals
+from imu_cli.commands import demo_places, demo_texts
 from imu_cli.errors import ImuError
 from imu_cli.files import locks, outputs, staging, streams, writing
 from imu_cli.files.reading import cut
 from imu_cli.models import digits as demo_model
+from imu_cli.models import libraries
+
+Task = Literal["image", "text", "embedding"]
 
 MARKER = ".imu-demo"
-IMAGE = re.compile(r"(train|test)/[0-9]/[0-9]{4}\.png")
+IMAGE = re.compile(rf"(train|test)/[0-9]/[0-9]{{4}}\.png|{demo_places.IMAGE}")
 MEAN, STD = 0.305, 0.376
 CLASS = "3"
 
@@ -96,6 +101,7 @@ RUNNING = "unfinished\n"
 FILES = {MARKER, "model.safetensors", "model.py", "imu.yaml", "forget.csv", "__pycache__", "data"} | {
     f"unlearned.{ending}" for ending in ("safetensors", "record.json", "evaluation.json")
 }
+FILES |= demo_texts.FILES | demo_places.FILES
 
 
 def _strange(folder: Path) -> str | None:
@@ -107,7 +113,7 @@ def _strange(folder: Path) -> str | None:
         for name in sorted(names):
             if not IMAGE.fullmatch(f"{os.path.relpath(inner, folder / 'data')}/{name}"):
                 return os.path.relpath(Path(inner, name), folder)
-    return None
+    return demo_texts.strange(folder)
 
 
 def _was_killed(folder: Path) -> bool:
@@ -148,10 +154,18 @@ def _refuse(folder: Path, force: bool) -> None:
         )
 
 
-def make(folder: Path, seed: int) -> None:
-    """Write images, model, factory and config into a folder."""
+def make(folder: Path, seed: int, task: Task = "image") -> None:
+    """Write data, model and config into a folder; of images the factory besides."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).touch()
+    if task == "text":
+        with torch.random.fork_rng(devices=[]), _one_thread():
+            demo_texts.make(folder, seed)
+        return
+    if task == "embedding":
+        with _one_thread():
+            demo_places.make(folder, seed)
+        return
     splits = digits(seed)
     for name, (images, labels) in splits.items():
         write_images(folder / "data" / name, images, labels)
@@ -161,7 +175,7 @@ def make(folder: Path, seed: int) -> None:
     (folder / "imu.yaml").write_text(CONFIG, encoding="utf-8")
 
 
-def run(folder: Path, force: bool, seed: int, main: Callable[[Sequence[str]], int]) -> None:
+def run(folder: Path, force: bool, seed: int, main: Callable[[Sequence[str]], int], task: Task = "image") -> None:
     """Make the demo's files, then run the commands that a user would, printing each.
 
     Raises:
@@ -172,24 +186,27 @@ def run(folder: Path, force: bool, seed: int, main: Callable[[Sequence[str]], in
     with contextlib.suppress(OSError):  # what follows says it
         folder.parent.mkdir(parents=True, exist_ok=True)
     _refuse(folder, force)
-    streams.to_stdout(
-        f"# scikit-learn's digits as class folders in {folder}, and a network trained on them (seed {seed})\n"
-    )
+    if task == "text":
+        libraries.transformers("imu demo --task text")
+    about: dict[Task, str] = {"text": demo_texts.ABOUT, "embedding": demo_places.ABOUT}
+    what = about.get(task, "scikit-learn's digits as class folders")
+    streams.to_stdout(f"# {what} in {folder}, and a network trained on them (seed {seed})\n")
     with contextlib.ExitStack() as held:
         with writing.folder(folder, lambda _: _refuse(folder, force)) as made:
-            make(made, seed)
+            make(made, seed, task)
             (made / MARKER).write_text(RUNNING, encoding="utf-8")
             descriptor = locks.take(made / MARKER)
             if descriptor is not None:
                 held.callback(locks.release, descriptor)
-        _run_commands(folder, main)
+        commands: dict[Task, Sequence[Sequence[str]]] = {"text": demo_texts.COMMANDS, "embedding": demo_places.COMMANDS}
+        _run_commands(folder, main, commands.get(task, COMMANDS))
         (folder / MARKER).write_text("", encoding="utf-8")
 
 
-def _run_commands(folder: Path, main: Callable[[Sequence[str]], int]) -> None:
+def _run_commands(folder: Path, main: Callable[[Sequence[str]], int], commands: Sequence[Sequence[str]]) -> None:
     streams.to_stdout(f"$ cd {shlex.quote(os.fspath(folder))}\n")
     with contextlib.chdir(folder):
-        for command in COMMANDS:
+        for command in commands:
             streams.to_stdout(f"\n$ imu {shlex.join(command)}\n")
             code = main(command)
             if code != 0:

@@ -1,15 +1,24 @@
 """``imu evaluate``: the model and its original on every split that was given, metrics, verdicts, one JSON file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from imu_cli.commands import held_out, opening, other_models, preparation, provenance
+from imu_cli.commands import (
+    galleries,
+    held_out,
+    opening,
+    other_models,
+    people,
+    preparation,
+    provenance,
+    relearning,
+    requirements,
+)
 from imu_cli.config.commands import EvaluateConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import assembly, curves, gates, shadow_heads, summary
@@ -27,6 +36,7 @@ from imu_cli.models.sidecar import Said
 from imu_cli.records import json_files
 from imu_cli.records.evaluation import Evaluation, Metric
 from imu_cli.records.record import Record
+from imu_cli.records.retrieval import Judged, Retrieval
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.vectors import is_features
 from imu_cli.statistics import metrics
@@ -36,15 +46,15 @@ from imu_cli.unlearning.procedure import Method
 from imu_cli.unlearning.targets import HeldOut
 from imu_cli.views import junit
 
-NAMING = ("strip_prefix", "leave_out")
-"""Options of the record by which the file's tensors are the model's."""
+NAMING = ("strip_prefix", "leave_out", "columns")
+"""Options of the record by which the file's tensors are the model's, and the columns of lists what they are."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
     """What ``run_evaluate`` wrote."""
 
-    evaluation: Evaluation
+    evaluation: Judged
     path: Path
 
 
@@ -119,53 +129,11 @@ def _refuse_foreign(path: Path) -> None:
 
     def ours(file: Path) -> bool:
         try:
-            return isinstance(json_files.read(file), Evaluation)
+            return isinstance(json_files.read(file), Evaluation | Retrieval)
         except ImuError:
             return False
 
     outputs.own_file(path, "", ours, "is not an evaluation that imu wrote; choose another --output")
-
-
-def _gates(config: EvaluateConfig, report: Path | None) -> list[gates.Gate]:
-    """The requirements of the YAML file's ``gates:``, then those of ``--require``; one that stands twice counts once.
-
-    Raises:
-        ImuError: one that cannot be judged; the JUnit file says so too, lest an earlier one be taken for today's.
-    """
-    texts = [*((text, "gates:") for text in config.gates), *((text, "--require") for text in config.require)]
-    found, problems = list[gates.Gate](), dict[str, str]()
-    for text, option in texts:
-        try:
-            found.append(gates.parse(text, option))
-        except ImuError as error:
-            problems[text] = str(error)
-    if problems and report is not None:
-        again = partial(outputs.refuse_foreign, mark=junit.MARK, option="--junit")
-        with writing.together(report, replaced=again) as (file,):
-            file.write_text(junit.refused(problems), encoding="utf-8")
-    if problems:
-        raise ImuError("\n".join(problems.values()))
-    return list(dict.fromkeys(found))
-
-
-def _junit_file(config: EvaluateConfig, output: Path) -> Path | None:
-    """Where the JUnit file goes, beside the evaluation's ``output``.
-
-    Raises:
-        ImuError: it may not be written, or there is nothing to put into it: CI systems take an empty one for a failure,
-            or for nothing at all.
-    """
-    if config.junit is None:
-        return None
-    if not config.gates and not config.require:
-        raise ImuError(
-            "--junit: holds verdicts, and there is no requirement; add --require, or gates: in the YAML file"
-        )
-    outputs.found(Path(config.junit), "--junit")
-    if Path(config.junit).resolve() == output.resolve():
-        raise ImuError(f"--junit {config.junit}: is the evaluation's own file; choose another")
-    outputs.refuse_foreign(Path(config.junit), junit.MARK, "--junit")
-    return Path(config.junit)
 
 
 def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str], events: Events) -> Evaluated:
@@ -180,8 +148,8 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     if config.output is None:
         destination.refuse_cache(output, model)
     _refuse_foreign(output)
-    report = _junit_file(config, output)
-    wanted = _gates(config, report)
+    report = requirements.junit_file(config, output)
+    wanted = requirements.gates_of(config, report)
     beside = destination.beside(model, "record")
     checkpoint = open_checkpoint(model) if beside.is_file() else None
     found = None if checkpoint is None else provenance.read_record(beside, checkpoint.sha256)
@@ -191,6 +159,13 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     _stdin_again(config, found)
     effective = opening.with_features(config)
     opened = opening.open_all(model, effective, events, known, checkpoint)
+    requirements.refuse_other_task(wanted, opened.head.embeds, report)
+    if opened.head.embeds:
+        people.refuse_options(people.CLASSIFIER_ONLY, merged)
+        return _of_people(opened, effective, merged, wanted, (output, report))
+    people_only = {"--reference-model": config.reference_model is not None, "--samples": config.samples > 0}
+    for option in (name for name, given in people_only.items() if given):
+        raise ImuError(f"{option}: is for embedding models, and this is a classifier; leave it out")
     if merged.get("head") == "record":
         opened = replace(opened, head=replace(opened.head, source=beside.name))
     if found is not None and opened.forget.sha256 != found.forget.sha256:
@@ -201,7 +176,9 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     head_only = None if original is None else set(original.changed) <= set(opened.head.tensors)
     if config.attack is not None:
         _require_shadows(config, found, head_only)
-    evidence = replace(_gather(other_models.Models(opened, original, again, effective), config, found), parts=parts)
+    models = other_models.Models(opened, original, again, effective)
+    test = _unused(opened, held_out.held_out(opened, config.test), found) if config.test else None
+    evidence = replace(_gather(models, test, config, found), parts=parts)
     guessing = _warn_if_at_chance(opened, evidence)
     if config.attack is not None and found is not None and original is not None:
         unlearning = _unlearning(opened, evidence, found, beside.parent)
@@ -235,15 +212,40 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         scenario_source=_kind(opened, config)[1] if merged.get("scenario") != "record" else "record",
         **provenance.common(opened, effective, merged, folder),
     )
+    return _write(made, config, output, report)
+
+
+def _write(made: Judged, config: EvaluateConfig, output: Path, report: Path | None) -> Evaluated:
+    """The evaluation and its JUnit file, both or neither."""
     texts = {output: json_files.dump(made)} | ({} if report is None else {report: junit.junit(made)})
 
     def replaced(path: Path) -> None:
-        _refuse_foreign(path) if path == output else _junit_file(config, output)
+        _refuse_foreign(path) if path == output else requirements.junit_file(config, output)
 
     with writing.together(*texts, replaced=replaced) as files:
         for file, text in zip(files, texts.values(), strict=True):
             file.write_text(text, encoding="utf-8")
     return Evaluated(made, output)
+
+
+def _of_people(
+    opened: Session,
+    config: EvaluateConfig,
+    origins: Mapping[str, str],
+    wanted: Sequence[gates.Gate],
+    places: tuple[Path, Path | None],
+) -> Evaluated:
+    """The evaluation of an embedding model, written to the first of the places, its verdicts to the second."""
+    page = galleries.place(places[0], config.samples)
+    outcome = people.measured(opened, config, _parts(opened, config.by))
+    verdicts = gates.judge_all(wanted, {item.name: item for item in outcome.metrics}, config.require_on == "value")
+    for verdict in verdicts:
+        if verdict.warning:
+            opened.note(f"{verdict.text}: {verdict.warning}")
+    made = people.written(opened, config, origins, outcome, verdicts, places[0].parent)
+    if page is not None:
+        galleries.write(page, outcome, config.samples, made.model.path)
+    return _write(made, config, *places)
 
 
 def _tell_edge(opened: Session, e: Evidence, measured: list[Metric]) -> None:
@@ -340,19 +342,20 @@ def _unused(opened: Session, samples: SampleSet, found: Record | None) -> Sample
     return samples.subset([row for row in range(len(samples)) if row not in used])
 
 
-def _gather(models: other_models.Models, config: EvaluateConfig, found: Record | None) -> Evidence:
+def _gather(
+    models: other_models.Models, test: SampleSet | None, config: EvaluateConfig, found: Record | None
+) -> Evidence:
     """Everything that the metrics are computed from; each split's features are read once per backbone."""
-    opened, original = models.opened, models.original
+    opened, original, again = models.opened, models.original, models.retrained
     kind, _ = _kind(opened, config)
-    test_images = _unused(opened, held_out.held_out(opened, config.test), found) if config.test else None
     retain_images = held_out.retained(opened, config.retain) if config.retain else None
     forget = models.split(opened.forget.samples, "forget")
     plan = scenario.plan(kind, "", forget.labels, opened.head.classes, "auto")
-    return Evidence(
+    made = Evidence(
         kind=kind,
         forgotten=plan.forgotten,
         forget=forget,
-        test=models.split(test_images, "test") if test_images is not None else None,
+        test=models.split(test, "test") if test is not None else None,
         retain=models.split(retain_images, "retain") if retain_images is not None else None,
         true_labels=opened.true_labels(),
         drift=other_models.drift(forget, original),
@@ -360,6 +363,7 @@ def _gather(models: other_models.Models, config: EvaluateConfig, found: Record |
         seed=config.seed,
         name_of=opened.classes.name,
         head_before=None if original is None else models.head(original.matrix()),
+        head_retrained=None if again is None else models.head(again.matrix()),
         same_backbone=original is not None and original.same_backbone,
         compat=config.compat,
         training=None if opened.data is None else len(opened.data),
@@ -367,6 +371,7 @@ def _gather(models: other_models.Models, config: EvaluateConfig, found: Record |
         log=opened.log,
         **_allowed(found),
     )
+    return replace(made, relearned=relearning.run(models, made, test)) if config.relearn else made
 
 
 def _allowed(found: Record | None) -> dict[str, Any]:

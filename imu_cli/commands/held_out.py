@@ -83,7 +83,7 @@ def held_out(opened: Session, spec: str, option: str = "--test") -> SampleSet:
     Raises:
         ImuError: a class the model does not have, forget samples stand in it, or nothing but twins of them.
     """
-    samples = in_model_ids(open_source(spec, "test", opened.data), opened.classes)
+    samples = in_model_ids(open_source(spec, "test", opened.data, names=opened.columns), opened.classes)
     shared = overlap(opened.forget.samples, samples)
     if shared.same:
         raise InvalidRowsError(
@@ -106,7 +106,7 @@ def held_out(opened: Session, spec: str, option: str = "--test") -> SampleSet:
 
 def retained(opened: Session, spec: str) -> SampleSet:
     """The ``--retain`` set in the model's ids, without the forget samples in it and their twins."""
-    samples = in_model_ids(open_source(spec, "retain", opened.data), opened.classes)
+    samples = in_model_ids(open_source(spec, "retain", opened.data, names=opened.columns), opened.classes)
     shared, whole = overlap(opened.forget.samples, samples), len(samples)
     inside = {theirs for _, theirs in shared.same}
     twins = {theirs for _, theirs in shared.twins} - inside

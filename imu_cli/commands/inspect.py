@@ -7,12 +7,12 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from imu_cli.commands import opening
+from imu_cli.commands import opening, preparing
 from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.features import engine
 from imu_cli.flags import CONFIG_FILE
-from imu_cli.models import architecture, kinds, layout, sidecar
+from imu_cli.models import architecture, embedding, kinds, layout, sidecar
 from imu_cli.models.checkpoint import Checkpoint
 from imu_cli.models.head import Head
 from imu_cli.models.head_search import find_head
@@ -21,15 +21,24 @@ from imu_cli.models.silent_arguments import UnsaidError
 from imu_cli.samples.classes import ClassNames
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import preprocessing
-from imu_cli.samples.images.steps import Preprocessing
 from imu_cli.samples.images.stores import Pixels
+from imu_cli.samples.inputs import InputStep
+from imu_cli.samples.texts import tokenizers
+from imu_cli.samples.texts.tokens import Tokens
 
 SIDES = (224, 32, 28, 8)
 """Sides of the synthetic images that are tried in turn, where the preprocessing does not bring them to one size."""
 IMAGES = 4
+SENTENCES = (
+    "A text.",
+    "Another one, which is longer.",
+    "What does it say?",
+    "It says nothing that anybody would have to forget.",
+)
+"""Texts that a text model is tried with."""
 SHOWN_CLASSES = 5
 
-What = Literal["architecture", "preprocessing", "head", "classes"]
+What = Literal["architecture", "preprocessing", "head", "classes", "embedding"]
 Found = TypeVar("Found")
 
 
@@ -55,21 +64,18 @@ def run(model: Path, config: ModelConfig, origins: Mapping[str, str]) -> Inspect
         if loaded[1].prefix:
             made.notes.append(f"all names start with {loaded[1].prefix!r}, which is read over and kept on writing")
     said = _said(files)
-    steps = _tried(
-        found,
-        "preprocessing",
-        "--preprocess",
-        lambda: preprocessing.find(config.preprocess, [(item.steps, item.source) for item in said]),
-    )
-    if steps is not None:
-        shown = ", ".join(f"{name} {value}" for name, value in steps[0].described().items() if value is not None)
-        _learnt(found, "preprocessing", shown, steps[1])
+    step = _tried(found, "preprocessing", "--preprocess", lambda: _step(config, loaded, files.folder, said))
+    if step is not None:
+        shown = ", ".join(f"{name} {value}" for name, value in step.made.described().items() if value is not None)
+        _learnt(found, "preprocessing", shown, step.source)
     if loaded is not None:
         # A head does not depend on how images are prepared: where that is not known, plain noise shows it all the same.
-        known = found if steps is not None else []
-        head = _head(known, loaded[0], loaded[1], preprocessing.parse("none") if steps is None else steps[0], config)
-        if head is not None:
-            found += [] if steps is not None else known
+        known = found if step is not None else []
+        head = _head(known, loaded[0], loaded[1], preprocessing.parse("none") if step is None else step.made, config)
+        if head is not None and head.embeds:
+            found += [] if step is not None else known
+        elif head is not None:
+            found += [] if step is not None else known
             made.head = list(head.tensors)
             _tell_classes(
                 found,
@@ -79,6 +85,20 @@ def run(model: Path, config: ModelConfig, origins: Mapping[str, str]) -> Inspect
             )
     made.next = _next(model, config, origins, found)
     return made
+
+
+def _step(
+    config: ModelConfig,
+    loaded: tuple[Checkpoint, architecture.Loaded] | None,
+    folder: Path,
+    said: Sequence[sidecar.Said],
+) -> preparing.Step:
+    """The input step; somebody's own model takes texts where a tokenizer lies beside it and nothing prepares images."""
+    if loaded is None:
+        return preparing.Step(*preprocessing.find(config.preprocess, [(item.steps, item.source) for item in said]))
+    prepared = config.preprocess is not None or any(item.steps for item in said)
+    guess: preparing.Takes = "text" if tokenizers.is_there(folder) and not prepared else "image"
+    return preparing.find(loaded[1].takes or guess, config, loaded[1], folder, said)
 
 
 def _said(files: layout.Layout) -> list[sidecar.Said]:
@@ -117,32 +137,48 @@ def _head(
     found: list[Finding],
     checkpoint: Checkpoint,
     loaded: architecture.Loaded,
-    steps: Preprocessing,
+    step: InputStep,
     config: ModelConfig,
 ) -> Head | None:
-    """The head, found and replayed on synthetic images of the first size that the model takes."""
+    """The head, found and replayed on synthetic images of the first size that the model takes, or on a few texts; or the embedding."""
     device = engine.pick_device(config.device)
     model = engine.prepare(loaded.model, device)
+    embeds = _tried(found, "embedding", "--task", lambda: opening.is_embedding(config, loaded))
+    if embeds is None:
+        return None
+    what: What = "embedding" if embeds else "head"
 
     def attempt(side: int) -> Head:
-        batch = engine.batch(synthetic(side, config.seed), range(IMAGES), steps, device)
+        if isinstance(step, Tokens):
+            batch = engine.to_device(step.of(SENTENCES), step, device)
+        else:
+            batch = engine.batch(synthetic(side, config.seed), range(IMAGES), step, device)
+        if embeds:
+            engine.refuse_if_random(model, batch, embedding.output(config.embedding or embedding.OUTPUT))
+            return embedding.find_embedding(model, batch, config.embedding)
         engine.refuse_if_random(model, batch)
+        engine.refuse_if_padding_counts(model, batch, step)
         return find_head(model, batch, checkpoint, loaded.prefix, config.head)
 
     # Without --head, what can be mended is how the images come in: a head that is not there is a refusal.
-    flag = "--head" if config.head else "--preprocess"
+    flag = "--head" if config.head else "--embedding" if config.embedding else "--preprocess"
     tries: list[Finding] = []
     for side in SIDES:
-        head = _tried(tries, "head", flag, lambda side=side: attempt(side))  # type: ignore[misc]
+        head = _tried(tries, what, flag, lambda side=side: attempt(side))  # type: ignore[misc]
         if head is not None:
-            images = f"{IMAGES} images of noise, {side} x {side} before preprocessing"
+            noise = f"{IMAGES} images of noise, {side} x {side} before preprocessing"
+            tried = f"{len(SENTENCES)} texts" if isinstance(step, Tokens) else noise
             value = (
-                f"{head.module} ({head.classes} x {head.matrix.shape[1] - head.bias}{' + bias' if head.bias else ''}, {head.dtype}); "
-                f"replay error {head.replay_error:.1e} of the largest logit on {images}"
+                f"{head.matrix.shape[1]} numbers, {head.module or 'what the model returns'}; on {tried}"
+                if embeds
+                else (
+                    f"{head.module} ({head.classes} x {head.matrix.shape[1] - head.bias}{' + bias' if head.bias else ''}, {head.dtype}); "
+                    f"replay error {head.replay_error:.1e} of the largest logit on {tried}"
+                )
             )
-            _learnt(found, "head", value, head.source)
+            _learnt(found, what, value, head.source)
             return head
-        if tries[-1].flag is None:  # refused: another size changes nothing
+        if tries[-1].flag is None or isinstance(step, Tokens):  # refused: another size changes nothing
             break
     found.append(tries[-1] if tries[-1].flag is None else tries[0])
     return None
@@ -159,7 +195,9 @@ def _tell_classes(found: list[Finding], classes: ClassNames | None) -> None:
     _learnt(found, "classes", ", ".join(classes.names[:SHOWN_CLASSES]) + more, classes.source)
 
 
-PLACEHOLDERS = {"--arch": "ARCH", "--arch-arg": "KEY=VALUE", "--preprocess": "PRESET", "--head": "MODULE"}
+PLACEHOLDERS = {
+    "--arch": "ARCH", "--arch-arg": "KEY=VALUE", "--preprocess": "PRESET", "--head": "MODULE", "--embedding": "MODULE",
+}  # fmt: skip
 """What stands in the line to copy for a flag that is missing and not optional."""
 
 
@@ -171,7 +209,8 @@ def _next(model: Path, config: ModelConfig, origins: Mapping[str, str], found: S
     words = ["imu", "unlearn", str(model), "--forget", "forget.csv"]
     words += ["--config", origins[CONFIG_FILE]] if CONFIG_FILE in origins else []
     for flag, value in (("--arch", config.arch), ("--preprocess", config.preprocess), ("--head", config.head),
-                        ("--classes", config.classes)):  # fmt: skip
+                        ("--classes", config.classes), ("--embedding", config.embedding),
+                        ("--task", None if config.task == "auto" else config.task)):  # fmt: skip
         told = flag in wrong or origins.get(flag.removeprefix("--")) == "file"  # which says it again by itself
         words += [flag, value] if isinstance(value, str) and not told else []
     for pair in config.arch_arg if origins.get("arch_arg") != "file" else []:

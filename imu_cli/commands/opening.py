@@ -7,8 +7,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
 
+from imu_cli.commands import preparing
 from imu_cli.config.shared import ForgetConfig, ModelConfig
-from imu_cli.errors import ImuError
+from imu_cli.errors import ImuError, RefusedError
 from imu_cli.events import Events, Log
 from imu_cli.features import engine as engine_module
 from imu_cli.features import origin
@@ -16,15 +17,15 @@ from imu_cli.features.session import Network, Run, Session
 from imu_cli.files import memory, streams
 from imu_cli.files.reading import environment_number
 from imu_cli.influence import closed_form
-from imu_cli.models import architecture, sidecar
+from imu_cli.models import architecture, embedding, sidecar
 from imu_cli.models.architecture import Loaded
 from imu_cli.models.checkpoint import Checkpoint, open_checkpoint
 from imu_cli.models.head_search import find_head, named_head
 from imu_cli.models.sidecar import Said
-from imu_cli.samples import vectors
+from imu_cli.samples import asked, vectors
 from imu_cli.samples.classes import ClassNames, class_names
-from imu_cli.samples.dataset import SampleSet
-from imu_cli.samples.images import preprocessing
+from imu_cli.samples.column_names import ColumnNames
+from imu_cli.samples.dataset import TEXTS, SampleSet
 from imu_cli.samples.manifest import load_forget, open_source, peek
 from imu_cli.samples.vectors import Vectors
 
@@ -86,10 +87,11 @@ def open_all(
     if not config.forget:
         raise ImuError("--forget: not given; name a forget.csv, a folder with --label, or a selector such as class=cat")
     closed_form.Damping.parse(config.damping)
-    run = run_of(config)
+    names, run = ColumnNames.parse(config.columns), run_of(config)
     on_features = config.data is not None and vectors.is_features(config.data)
     with log.timed("loading"):
-        opened = (_open_on_features if on_features else _open_on_images)(path, checkpoint, config, known, run, log)
+        opened = (_open_on_features if on_features else _open_on_samples)(path, checkpoint, config, known, run, log)
+    opened.columns = names
     data = opened.data
     loaded = opened.network.loaded.notes if opened.network else ()
     for warning in (*opened.checkpoint.layout.notes, *loaded, *(data.notes if data else ()), *opened.forget.notes):
@@ -99,37 +101,58 @@ def open_all(
 
 @dataclass(frozen=True)
 class _Given:
-    """The data set and standard input, if named, and the first few samples of the forget list."""
+    """The data set and standard input, if named, the first few samples of the forget list, and what columns are called."""
 
     data: SampleSet | None
     stdin: BytesIO | None
     few: SampleSet
+    names: ColumnNames
 
 
 def _read_data(config: ForgetConfig) -> _Given:
-    data = open_source(config.data, "data") if config.data else None
+    names = ColumnNames.parse(config.columns)
+    data = open_source(config.data, "data", names=names) if config.data else None
     stdin = BytesIO(streams.from_stdin()) if config.forget == ["-"] else None
-    return _Given(data, stdin, peek(config.forget, data, engine_module.TRIED, stdin))
+    return _Given(data, stdin, peek(config.forget, data, engine_module.TRIED, stdin, names), names)
 
 
-def _open_on_images(
+def _open_on_samples(
     path: Path, checkpoint: Checkpoint | None, config: ForgetConfig, known: Said | None, run: Run, log: Log
 ) -> Session:
     checkpoint, loaded = load_model(path, config, known, checkpoint)
+    embeds = is_embedding(config, loaded)
     said = [*([] if known is None else [known]), *loaded.said]
-    others = [(item.steps, item.source) for item in said]
-    steps, steps_source = preprocessing.find(config.preprocess, others, run.max_memory)
+    given = None if loaded.takes == "image" else _read_data(config)
+    takes = loaded.takes or ("text" if given is not None and given.few.kind is TEXTS else "image")
+    step = preparing.find(takes, config, loaded, checkpoint.folder, said, run.max_memory)
     device = engine_module.pick_device(config.device, environment_number("LOCAL_RANK", 0, 0, 4095, TORCHRUN))
     engine_module.refuse_precision(config.precision, device)
     model = engine_module.prepare(loaded.model, device)
-    given = _read_data(config)
-    probe = engine_module.probe_of(given.few, steps, device)
+    given = given or _read_data(config)
+    preparing.refuse_other_kind(takes, given.few, path)
+    probe = engine_module.probe_of(given.few, step.made, device)
+    if embeds:
+        engine_module.refuse_if_random(model, probe, embedding.output(config.embedding or embedding.OUTPUT))
+        head = embedding.find_embedding(model, probe, config.embedding)
+        forget, data, people = asked.forgotten_people(config.forget, given.data, config.label, given.stdin, given.names)
+        network = Network(loaded, model, step.made, step.source, probe)
+        return Session(
+            run, checkpoint, network, None, device, head, checkpoint.outside_hash(set()), people, forget, data, log
+        )
     engine_module.refuse_if_random(model, probe)
-    head = find_head(model, probe, checkpoint, loaded.prefix, config.head)
+    engine_module.refuse_if_padding_counts(model, probe, step.made)
+    try:
+        head = find_head(model, probe, checkpoint, loaded.prefix, config.head)
+    except RefusedError as error:
+        if "camera" not in given.few.columns:
+            raise
+        raise RefusedError(
+            f"{error}; if the model has no classes and returns embeddings, add --task embedding"
+        ) from error
     classes = names_of_classes(config, said, given.data, head.classes)
     _ask_for_order(classes, given.data, loaded.architecture.name)
-    forget = load_forget(config.forget, given.data, config.label, classes, given.stdin)
-    network = Network(loaded, model, steps, steps_source, probe)
+    forget = load_forget(config.forget, given.data, config.label, classes, given.stdin, given.names)
+    network = Network(loaded, model, step.made, step.source, probe)
     outside = checkpoint.outside_hash(set(head.tensors))
     return Session(run, checkpoint, network, None, device, head, outside, classes, forget, given.data, log)
 
@@ -142,15 +165,19 @@ def _open_on_features(
     store = given.few.store
     if not isinstance(store, Vectors):
         raise ImuError(
-            f"--forget {' '.join(config.forget)}: names images, and {config.data} holds features; name rows of it, or leave "
-            "--data out and name the images' data set"
+            f"--forget {' '.join(config.forget)}: names {given.few.kind.many}, and {config.data} holds features; name rows of it, or leave "
+            "--data out and name their data set"
+        )
+    if store.said.get("task") == "embedding":
+        raise ImuError(
+            f"{config.data}: holds embeddings of a model without classes; name the images, which every model has to see"
         )
     named = config.head or str(store.said["head"])
     sidecar.refuse_other_heads(checkpoint.folder)
     head = named_head(checkpoint, named, "--head" if config.head else store.shown, config.strip_prefix)
     said = [*([] if known is None else [known]), Said(store.shown, classes=given.few.classes)]
     classes = names_of_classes(config, said, None, head.classes)
-    forget = load_forget(config.forget, given.data, config.label, classes, given.stdin)
+    forget = load_forget(config.forget, given.data, config.label, classes, given.stdin, given.names)
     device = engine_module.pick_device(config.device)
     outside = checkpoint.outside_hash(set(head.tensors))
     forget = origin.settled(forget, store)
@@ -179,6 +206,25 @@ def _naturally(name: str) -> list[tuple[bool, int, str]]:
     """The key by which timm sorts class folders: numbers in it count as numbers, and case does not count."""
     parts = re.split(r"([0-9]+)", name.lower())
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+
+
+def is_embedding(config: ModelConfig, loaded: Loaded) -> bool:
+    """Whether a model is taken for one without classes: ``--task``, else ``--embedding``, else what its files say.
+
+    Raises:
+        ImuError: options that contradict each other.
+    """
+    if config.task == "classification" and config.embedding is not None:
+        raise ImuError(f"--embedding {config.embedding}: is for --task embedding; leave one of them out")
+    if config.task == "classification" or (config.task == "auto" and config.embedding is None):
+        embeds = config.task == "auto" and embedding.is_said(loaded)
+    else:
+        embeds = True
+    if embeds and config.head is not None:
+        raise ImuError(
+            f"--head {config.head}: an embedding model has none; leave it out, or name a module with --embedding"
+        )
+    return embeds
 
 
 def names_of_classes(config: ModelConfig, said: Sequence[Said], data: SampleSet | None, count: int) -> ClassNames:

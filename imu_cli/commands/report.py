@@ -5,11 +5,11 @@ from pathlib import Path
 
 from imu_cli.errors import ImuError
 from imu_cli.files import outputs, streams, writing
-from imu_cli.records.evaluation import Evaluation
 from imu_cli.records.record import Record
+from imu_cli.records.retrieval import Judged
 from imu_cli.views import markdown, page
 
-Page = Callable[[Sequence[Record | Evaluation], Sequence[str]], str]
+Page = Callable[[Sequence[Record | Judged], Sequence[str]], str]
 
 PAGES: dict[str, tuple[Page, str]] = {
     "markdown": (markdown.report, markdown.MARK),
@@ -19,7 +19,7 @@ PAGES: dict[str, tuple[Page, str]] = {
 STDOUT = "-"
 
 
-def write(results: Sequence[Record | Evaluation], names: Sequence[str], wanted: Mapping[str, str | None]) -> list[str]:
+def write(results: Sequence[Record | Judged], names: Sequence[str], wanted: Mapping[str, str | None]) -> list[str]:
     """Write each form that is wanted into its file, ``-`` to standard output; what was written is returned.
 
     Raises:

@@ -220,6 +220,16 @@ class EvaluateConfig(ForgetConfig):
             group=MODEL,
         ),
     ] = None
+    reference_model: Annotated[
+        str | None,
+        Option(
+            "Weights from before the people were seen, of the same architecture: how alike their images are for a model that never "
+            "saw them (embedding models).",
+            metavar="MODEL",
+            path="file",
+            group=MODEL,
+        ),
+    ] = None
     attack: Annotated[
         Attack | None,
         Option(
@@ -229,6 +239,14 @@ class EvaluateConfig(ForgetConfig):
         ),
     ] = None
     shadows: Annotated[int, Gt(0), Option("Shadow heads of --attack shadow-heads, at least 8.", group=ATTACKS)] = 64
+    relearn: Annotated[
+        bool,
+        Option(
+            "Also fine-tune what differs from the original on 5, 10 and 25 forget samples and count how many of the others come "
+            "back; runs the network with gradients, up to 60,000 forward passes a model.",
+            group=ATTACKS,
+        ),
+    ] = False
     compat: Annotated[
         bool,
         Option(
@@ -244,6 +262,16 @@ class EvaluateConfig(ForgetConfig):
             group=OUTPUT,
         ),
     ] = None
+    samples: Annotated[
+        int,
+        Ge(0),
+        Option(
+            "Also write so many forgotten images with the images that they find, before and after, as an HTML page beside the "
+            "evaluation (embedding models; personal data, readable by you alone).",
+            metavar="N",
+            group=OUTPUT,
+        ),
+    ] = 0
     require: Annotated[
         list[str],
         Option(

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from imu_cli.config.fields import DATA, MATCHED, MODEL, OUTPUT, SCORES, STOP, Option, Scenario
+from imu_cli.config.fields import DATA, MATCHED, MODEL, OUTPUT, SCORES, STOP, Option, Scenario, Task
 from imu_cli.features.precision import Precision
 
 
@@ -52,6 +52,23 @@ class ModelConfig:
             group=MODEL,
         ),
     ] = None
+    task: Annotated[
+        Task,
+        Option(
+            "What the model's output is: scores of classes, or an embedding, by whose angle people are found; auto: an embedding where "
+            "the model's files say that it has no classes, or --embedding is given.",
+            group=MODEL,
+        ),
+    ] = "auto"
+    embedding: Annotated[
+        str | None,
+        Option(
+            "Path of the module whose output is the embedding, of a model without classes or whose classes are of no use.",
+            metavar="MODULE",
+            default="the model's output",
+            group=MODEL,
+        ),
+    ] = None
     preprocess: Annotated[
         str | dict[str, Any] | None,
         Option(
@@ -62,6 +79,10 @@ class ModelConfig:
             group=MODEL,
         ),
     ] = None
+    truncate: Annotated[
+        bool,
+        Option("Cut texts that are longer than the model takes; without it such a text is an error.", group=MODEL),
+    ] = False
     classes: Annotated[
         str | None,
         Option(
@@ -76,7 +97,8 @@ class ModelConfig:
         int | None,
         Gt(0),
         Option(
-            "Images in one forward pass; halved by itself when an accelerator's memory runs out.",
+            "Samples in one forward pass, texts counted as long ones (at most 512 tokens); halved by itself when an accelerator's memory "
+            "runs out.",
             default="found from the model and the device",
             group=MODEL,
         ),
@@ -99,8 +121,8 @@ class SamplesConfig(ModelConfig):
     forget: Annotated[
         list[str],
         Option(
-            "What must go: forget.csv (.tsv, .jsonl, - for stdin), a folder of images with --label, or selectors on "
-            "--data: class=cat, index=0:500, id=4711, coarse=vehicles_1. May be repeated for selectors.",
+            "What must go: forget.csv (.tsv, .jsonl, - for stdin) of images or texts, a folder of images with --label, or "
+            "selectors on --data: class=cat, index=0:500, id=4711, group=NAME, coarse=vehicles_1. May be repeated for selectors.",
             metavar="FORGET",
             path="forget",
             group=DATA,
@@ -111,9 +133,18 @@ class SamplesConfig(ModelConfig):
         str | None,
         Option(
             "The data set that the forget list points into: a class folder, cifar10:DIR, cifar100:DIR, mnist:DIR, "
-            "fashion-mnist:DIR, svhn:DIR (train split; #test for the other) or a manifest.",
+            "fashion-mnist:DIR, svhn:DIR (train split; #test for the other), or a .csv, .tsv or .jsonl of texts or of images.",
             metavar="DATA",
             path="data",
+            group=DATA,
+        ),
+    ] = None
+    columns: Annotated[
+        str | dict[str, Any] | None,
+        Option(
+            "What lists and data call their columns, where that is not text, text_pair, label, id, group: "
+            "text=utterance,label=category; by position in a file without a header: text=3,label=1.",
+            metavar="MEANING=COLUMN,...",
             group=DATA,
         ),
     ] = None

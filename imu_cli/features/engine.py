@@ -1,7 +1,7 @@
 """Features: what enters the head, for every sample, from one batched pass of the frozen backbone."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,28 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imu_cli.errors import ImuError, InvalidRowsError
+from imu_cli.errors import ImuError, InvalidRowsError, RefusedError
 from imu_cli.features import folding
 from imu_cli.features.precision import Precision
 from imu_cli.models.arithmetic import Kind, float32_as
-from imu_cli.models.batches import Batch, call, count, each, first, tensors
-from imu_cli.models.head import PRECISIONS, hooked, logits_of, rows_of, tapped
+from imu_cli.models.batches import Batch, call, count, each, first, tensors, word
+from imu_cli.models.embedding import embed
+from imu_cli.models.head import PRECISIONS, hooked, logits_of, tapped
 from imu_cli.models.replay import REPLAY_TOLERANCE
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.inputs import InputStep
 
 PROBE = 4
-"""Images used to find the head and to try whether two passes agree."""
+"""Samples used to find the head and to try whether two passes agree."""
 TRIED = 64
-"""Images of which so many have to be readable: those that are not are named, with all others, when the set is decoded."""
+"""Samples of which so many have to be readable: those that are not are named, with all others, when the set is decoded."""
 
 FEW = 2
-"""Images of the probe that the way a model runs is tried on."""
+"""Samples of the probe that the way a model runs is tried on."""
 
-CACHED_BYTES = 16 * 2**20
+CACHED_BYTES = {"image": 16 * 2**20, "text": 32 * 2**20}
 """Bytes of a layer's output for a batch on the CPU up to which it was quickest, for small and large networks alike."""
 SMALLEST, LARGEST = 4, 256
-"""Images in a batch on the CPU."""
+"""Samples in a batch on the CPU."""
 LARGEST_ON_GPU = 1024
 TF32_FROM = 8
 """Compute capability of the first GPUs that have TF32, Ampere's."""
@@ -94,13 +95,13 @@ def probe_of(samples: SampleSet, preprocess: InputStep, device: torch.device) ->
     try:
         return batch(samples, range(min(PROBE, len(samples))), preprocess, device)
     except InvalidRowsError:
-        readable, problems = [], []
+        readable, problems = list[int](), list[str]()
         for row in range(len(samples)):
             try:
-                samples.read(row)
+                preprocess.together(samples, [row])
                 readable.append(row)
-            except ImuError as error:
-                problems.append(str(error))
+            except InvalidRowsError as error:
+                problems += error.problems
             if len(readable) == PROBE:
                 break
         if not readable:
@@ -122,33 +123,67 @@ def _laid_out(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
+CHECKED = {"image": "mode, size and crop of the preprocessing", "text": "the tokenizer beside the weights"}
+"""What may be wrong with samples that a model cannot run on."""
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
-def refuse_if_random(model: nn.Module, probe: Batch) -> None:
-    """Run the same few samples twice; a model that answers differently cannot be scored.
+def _logits(model: nn.Module, samples: Batch) -> Tensor:
+    return logits_of(call(model, samples))
+
+
+def refuse_if_random(model: nn.Module, probe: Batch, output: Callable[[nn.Module, Batch], Tensor] = _logits) -> None:
+    """Run the same few samples twice; a model whose ``output`` differs cannot be scored.
 
     Raises:
-        ImuError: two passes differ, or the model cannot run on such images.
+        ImuError: two passes differ, or the model cannot run on such samples.
     """
     try:
         with torch.inference_mode(), float32_as("ieee"):
-            first, second = logits_of(call(model, probe)), logits_of(call(model, probe))
+            first, second = output(model, probe), output(model, probe)
     except ImuError:
         raise
-    except Exception as error:  # models raise anything where an image does not suit them
+    except Exception as error:  # models raise anything where a sample does not suit them
         shown = tensors(probe)[0]
         raise ImuError(
-            f"model: cannot run on {tuple(shown.shape[1:])} {str(shown.dtype).removeprefix('torch.')} images "
-            f"({_first_line(error)}); check mode, size and crop of the preprocessing, and the architecture"
+            f"model: cannot run on {tuple(shown.shape[1:])} {str(shown.dtype).removeprefix('torch.')} {word(probe)}s "
+            f"({_first_line(error)}); check {CHECKED[word(probe)]}, and the architecture"
         ) from error
     if not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
         gap = float((first - second).abs().max())
         raise ImuError(
-            f"model: two passes over the same {count(probe)} images differ by up to {gap:.2g} in eval() mode; "
+            f"model: two passes over the same {count(probe)} {word(probe)}s differ by up to {gap:.2g} in eval() mode; "
             "its forward is random (dropout or noise that ignores eval()?), so scores would not be reproducible"
         )
+
+
+def refuse_if_padding_counts(model: nn.Module, probe: Batch, preprocess: InputStep) -> None:
+    """Refuse a model whose answer for a sample depends on what it is padded to; images are not padded.
+
+    Raises:
+        RefusedError: the shortest sample of the probe, alone, gets other logits than beside longer ones.
+    """
+    found = preprocess.alone(probe)
+    if found is None:
+        return
+    row, single = found
+    with torch.inference_mode(), float32_as("ieee"):
+        alone, beside = logits_of(call(model, single))[0], logits_of(call(model, probe))[row]
+    gap = float((alone - beside).abs().max())
+    if gap > PADDED * float(alone.abs().max()):
+        short, long = (tensors(one)[0].shape[1] for one in (single, probe))
+        raise RefusedError(
+            f"model: a text of {short} tokens gets other logits alone than padded to {long} (by up to {gap:.2g}), so that its "
+            "result would depend on its neighbours; check pad_token_id in config.json and the tokenizer, or name a factory whose model "
+            "takes input_ids and attention_mask"
+        )
+
+
+PADDED = 1e-3
+"""Largest difference, relative to the largest logit, that padding may make."""
 
 
 # How the model runs
@@ -156,10 +191,10 @@ def refuse_if_random(model: nn.Module, probe: Batch) -> None:
 
 @dataclass(frozen=True)
 class Engine:
-    """A model as it runs over many images: folded where that can be, in a precision, so many images at a time.
+    """A model as it runs over many samples: folded where that can be, in a precision, so many samples at a time.
 
     ``folded`` counts the batch norms that were folded into convolutions; ``batch_size`` is the plan that results depend
-    on in their last bits.
+    on in their last bits. ``embeds``: the features are what ``layer`` returns, not what enters it, and there are no logits.
     """
 
     model: nn.Module
@@ -168,14 +203,23 @@ class Engine:
     batch_size: int
     precision: Precision
     folded: int = 0
+    embeds: bool = False
 
     def forward(self, samples: Batch) -> tuple[Tensor, Tensor]:
         """Features (n, d) and logits (n, c) of a batch, as the model makes them in this precision and no other."""
         kind: Kind = "tf32" if self.precision == "tf32" else "ieee"
+        if self.embeds:
+            with self.casting(), float32_as(kind):
+                found = embed(self.model, self.layer, samples)
+            return found, found[:, :0]
         with tapped(self.model.get_submodule(self.layer)) as seen, self.casting(), float32_as(kind):
             logits = logits_of(call(self.model, samples))
-        h = rows_of(seen[0])
-        assert h is not None, "find_head saw one feature vector an image, and all images have one shape"
+        h = seen[0].rows(logits)
+        if h is None:
+            raise RefusedError(
+                f"head {self.layer}: the logits of some {word(samples)} are not this layer's output at one place of it, as they were for "
+                "the first ones; this model cannot be handled"
+            )
         return h, logits
 
     def casting(self) -> AbstractContextManager[Any]:
@@ -193,6 +237,7 @@ def engine(
     batch_size: int | None = None,
     precision: Precision = "float32",
     full: float = 1.0,
+    embeds: bool = False,
 ) -> Engine:
     """The quickest way to run a model that gives its features: batch norm folded, and a batch size that suits the device.
 
@@ -203,10 +248,11 @@ def engine(
         batch_size: samples at a time; found if None.
         precision: what the backbone computes in.
         full: the room that a sample may take, where one of the probe takes 1; ``InputStep.full``.
+        embeds: whether the layer's output is wanted, as the embedding of a model without classes.
     """
     probe = first(probe, FEW)
     size = batch_size or _batch_size(model, probe, full)
-    plain = Engine(model, layer, tensors(probe)[0].device, size, "float32")
+    plain = Engine(model, layer, tensors(probe)[0].device, size, "float32", embeds=embeds)
     quick, count = folding.folded(model, probe)
     chosen = replace(plain, model=quick, folded=count)
     if count and not _alike(plain, chosen, probe):
@@ -232,7 +278,7 @@ def _batch_size(model: nn.Module, probe: Batch, full: float) -> int:
     """
     if tensors(probe)[0].device.type == "cuda":
         return _batch_size_on_gpu(model, probe, full)
-    return _power_of_two(CACHED_BYTES / (full * max(_outputs(model, first(probe, 1)))), LARGEST)
+    return _power_of_two(CACHED_BYTES[word(probe)] / (full * max(_outputs(model, first(probe, 1)))), LARGEST)
 
 
 def _power_of_two(samples: float, most: int) -> int:

@@ -52,7 +52,7 @@ def _refuse_not_finite(h: Tensor, samples: SampleSet, rows: Sequence[int], place
     finite = torch.isfinite(h).all(dim=1)
     if not bool(finite.all()):
         bad = rows[places[int((~finite).nonzero()[0])]]
-        raise ImuError(f"{samples.where(bad)}: its features are not finite; check the image and the model's weights")
+        raise ImuError(f"{samples.where(bad)}: its features are not finite; check the sample and the model's weights")
 
 
 def stream(
@@ -69,8 +69,8 @@ def stream(
     ``InputStep.batches``.
 
     Raises:
-        InvalidRowsError: images cannot be decoded, all of the set; the model runs no more after the first.
-        ImuError: features are not finite, or images differ in shape.
+        InvalidRowsError: samples cannot be had, all of the set; the model runs no more after the first.
+        ImuError: features are not finite, or samples differ in shape.
         RefusedError: the replay check fails on some batch.
     """
     wanted = range(len(samples)) if rows is None else rows

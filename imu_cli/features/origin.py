@@ -1,4 +1,4 @@
-"""Features from a file in place of images: whether they are this model's, and what a forget set made of them is."""
+"""Features from a file in place of samples: whether they are this model's, and what a forget set made of them is."""
 
 import hashlib
 from collections.abc import Callable

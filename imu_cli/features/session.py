@@ -24,6 +24,7 @@ from imu_cli.models.checkpoint import Checkpoint
 from imu_cli.models.head import Head
 from imu_cli.samples import vectors
 from imu_cli.samples.classes import ClassNames
+from imu_cli.samples.column_names import NO_NAMES, ColumnNames
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.forget import ForgetSet
 from imu_cli.samples.inputs import InputStep
@@ -75,7 +76,7 @@ class Run:
 class Session:
     """A model that was opened, its head found and replayed, and a forget set that was validated against it.
 
-    ``network`` runs on images; it is None where the forget samples come as features from a file, ``vectors``.
+    ``network`` runs on samples; it is None where the forget samples come as features from a file, ``vectors``.
     """
 
     run: Run
@@ -90,6 +91,7 @@ class Session:
     data: SampleSet | None
     log: Log = field(default_factory=Log)
     taken: Taken | None = None
+    columns: ColumnNames = NO_NAMES
 
     def note(self, text: str) -> None:
         """Tell the user now, and keep it for the result; once."""
@@ -102,7 +104,7 @@ class Session:
         return engine_module.engine(
             self.network.model, self.head.module, self.network.probe,
             batch_size=self.run.batch_size, precision=self.run.precision,
-            full=self.network.preprocess.full(self.network.probe),
+            full=self.network.preprocess.full(self.network.probe), embeds=self.head.embeds,
         )  # fmt: skip
 
     def described(self) -> dict[str, Any]:
@@ -141,15 +143,15 @@ class Session:
         goes over the rows a few times, made from the float32 features that are held, or from the file.
 
         Raises:
-            ImuError: features are not finite or not this model's, or images come where there is no model to run.
+            ImuError: features are not finite or not this model's, or samples come where there is no model to run.
         """
         if isinstance(samples.store, Vectors):
             return self._from_file(samples.store, samples, narrow)
         if self.network is None:
             shown = None if self.vectors is None else self.vectors.shown
             raise ImuError(
-                f"{samples.source}: images, where the forget samples are features of {shown}; "
-                "extract them too (imu features), or give the forget samples as images"
+                f"{samples.source}: {samples.kind.many}, where the forget samples are features of {shown}; "
+                f"extract them too (imu features), or give the forget samples as {samples.kind.many}"
             )
         n = len(samples)
         if self._fits(n, narrow):
@@ -190,7 +192,7 @@ class Session:
         Held in memory where there is room, unless ``narrow``.
 
         Raises:
-            ImuError: a row is not finite; names the image.
+            ImuError: a row is not finite; names the sample.
         """
         mapped = Mapped(found, self.head.bias, self.math_device, order)
         h = mapped.held() if not narrow and self._fits(len(mapped), narrow) else mapped

@@ -7,7 +7,7 @@ those that fit are listed, and the user is asked. Code runs only if the user nam
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,13 @@ class Loaded:
     def prefix(self) -> str:
         """What the file's names have before the model's."""
         return self.naming.prefix
+
+    @property
+    def takes(self) -> Literal["image", "text"] | None:
+        """What the model is a classifier of, as its library says; None for somebody's own."""
+        if self.architecture.runs_code:
+            return None
+        return "text" if getattr(self.model, "main_input_name", "") == "input_ids" else "image"
 
     def state_of(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
         """The model's tensors in a file like the one that it was loaded from, under the model's names."""

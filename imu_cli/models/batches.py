@@ -29,6 +29,12 @@ def count(batch: Batch) -> int:
     return len(tensors(batch)[0])
 
 
+def word(batch: Batch) -> str:
+    """What one of its samples is called in a message: token ids are whole numbers, images are not."""
+    tensor = tensors(batch)[0]
+    return "image" if tensor.is_floating_point() or tensor.ndim > 2 else "text"
+
+
 def first(batch: Batch, most: int) -> Batch:
     """The first samples of a batch, at most so many."""
     return each(batch, lambda tensor: tensor[:most])

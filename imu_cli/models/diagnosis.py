@@ -19,11 +19,11 @@ OWN = (
 )
 
 
-def of_a_run(precision: str, device: str, images: int) -> str:
-    """Why the head was replayed on the first images and not in a later batch: rounding first, the model last."""
+def of_a_run(precision: str, device: str, samples: int) -> str:
+    """Why the head was replayed on the first samples and not in a later batch: rounding first, the model last."""
     less = "" if precision == "float32" else "--precision float32, "
     return (
-        f"it ran in {precision} on {device}, {images} images at a time, and rounding is the usual cause of a small "
+        f"it ran in {precision} on {device}, {samples} samples at a time, and rounding is the usual cause of a small "
         f"difference: try {less}another --batch-size{'' if device == 'cpu' else ' or --device cpu'}; "
         f"where that changes nothing, {UNKNOWN}"
     )
@@ -60,7 +60,7 @@ def why(head: str, outputs: Mapping[str, Tensor], logits: Tensor) -> str:
 
     Args:
         head: path of the layer whose replay failed.
-        outputs: output (n, c) of each layer that ran once an image with c outputs, the head's among them.
+        outputs: output (n, c) of each layer that ran once a sample with c outputs, the head's among them.
         logits: (n, c) of the model.
     """
     if not logits.numel() or not all(bool(torch.isfinite(part).all()) for part in (logits, *outputs.values())):

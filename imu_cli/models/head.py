@@ -52,6 +52,11 @@ class Head:
     trailing: tuple[int, ...] = ()
 
     @property
+    def embeds(self) -> bool:
+        """Whether there are no classes: what enters it is the embedding of a model without a head (``models.embedding``)."""
+        return not self.tensors
+
+    @property
     def bias(self) -> bool:
         """Whether the head has a bias, the last column of ``matrix``."""
         return bool(self.bias_dtype)
@@ -88,24 +93,25 @@ def logits_of(output: Any) -> Tensor:
     found = output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
     if isinstance(found, Tensor) and found.ndim == 1:
         raise RefusedError(
-            "model: returned one number for an image, as a regression or a yes-or-no head of one sigmoid does; imu changes heads "
+            "model: returned one number for a sample, as a regression or a yes-or-no head of one sigmoid does; imu changes heads "
             "that choose between classes, with one logit for each"
         )
     if not isinstance(found, Tensor) or found.ndim != 2:
         raise RefusedError(
-            f"model: returned {_in_words(found)}, not one (images, classes) tensor of logits; this is not a classifier, "
+            f"model: returned {in_words(found)}, not one (samples, classes) tensor of logits; this is not a classifier, "
             "or it returns more than logits: then name a factory of your own that returns them alone (--arch file.py:factory)"
         )
     return found
 
 
-def _in_words(output: Any) -> str:
+def in_words(output: Any) -> str:
+    """What a model returned, by shape or kind."""
     if isinstance(output, Tensor):
         return str(tuple(output.shape))
     if isinstance(output, Mapping):
         return f"a {type(output).__name__} with {', '.join(map(str, output)) or 'nothing in it'}"
     if isinstance(output, tuple | list):
-        return f"a {type(output).__name__} of {', '.join(map(_in_words, output)) or 'nothing'}"
+        return f"a {type(output).__name__} of {', '.join(map(in_words, output)) or 'nothing'}"
     return type(output).__name__
 
 
@@ -124,9 +130,43 @@ def hooked(handles: Sequence[RemovableHandle]) -> Iterator[None]:
             handle.remove()
 
 
+@dataclass(frozen=True)
+class Tap:
+    """One call of a head: what went in, and what came out of it."""
+
+    h: Tensor
+    made: Tensor
+
+    def rows(self, logits: Tensor) -> Tensor | None:
+        """What the logits (n, c) were made from, as (n, d); None where that is no row of what went in.
+
+        A head that runs on every token of a text (n, t, d) gives the logits at one of them, the last or the first: which it is
+        shows in what came out. Two places that both fit have the same features, or it cannot be told.
+        """
+        if self.h.ndim != 3 or rows_of(self.h) is not None or self.made.shape[::2] != logits.shape:
+            return rows_of(self.h)
+        wide, wanted = self.made.to(logits.dtype), logits[:, None]
+        fits = ((wide == wanted) | (wide.isnan() & wanted.isnan())).all(dim=2)
+        if not bool(fits.any(dim=1).all()):
+            return None
+        rows = torch.arange(len(logits), device=fits.device)
+        chosen = self.h[rows, fits.int().argmax(dim=1)]
+        apart = (self.h - chosen[:, None]).abs().amax(dim=2) > ALIKE * chosen.abs().amax(dim=1, keepdim=True)
+        return None if bool((fits & apart).any()) else chosen
+
+
+ALIKE = 1e-4
+"""Largest difference, relative to the largest number, of features that count as the same."""
+
+
 @contextmanager
-def tapped(module: nn.Module) -> Iterator[list[Tensor]]:
-    """The inputs that the module is called with while the context lasts, detached."""
-    seen: list[Tensor] = []
-    with hooked([module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))]):
+def tapped(module: nn.Module) -> Iterator[list[Tap]]:
+    """The calls of the module while the context lasts, detached."""
+    seen: list[Tap] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...], made: Tensor) -> None:
+        # A small copy where it is looked at: what acts on it in place afterwards must not hide.
+        seen.append(Tap(inputs[0].detach(), made.detach().clone() if made.ndim == 3 else made.detach()))
+
+    with hooked([module.register_forward_hook(keep)]):
         yield seen

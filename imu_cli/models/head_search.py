@@ -1,4 +1,4 @@
-"""The head of a model, found by running it on a few images, or named, and read from its file."""
+"""The head of a model, found by running it on a few samples, or named, and read from its file."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,19 +109,24 @@ def _choose(model: nn.Module, path: str | None, calls: Sequence[Call], outputs: 
 
 
 def _refuse_calls(name: str, calls: Sequence[Call], outputs: int, wanted: int) -> None:
-    """The layer runs once in a pass, on one vector an image, with as many outputs as there are logits; or it is refused."""
+    """The layer runs once in a pass, on one vector a sample or on every token, with as many outputs as there are logits; or it is refused."""
     if len(calls) != 1:
         raise RefusedError(
             f"head {name}: runs {len(calls)} times in one forward pass, on inputs of shape "
             f"{[call.shape for call in calls]}; name another with --head"
         )
-    if calls[0].features is None:
-        raise RefusedError(
-            f"head {name}: runs on inputs of shape {calls[0].shape}, on many places of an image, and is pooled afterwards; "
-            "imu changes heads that run on one feature vector an image; name another with --head"
-        )
+    if calls[0].features is None and len(calls[0].shape) != 3:
+        raise _pooled(name, calls[0].shape)
     if outputs != wanted:
         raise RefusedError(f"head {name}: has {outputs} outputs, the model {wanted} logits; name another with --head")
+
+
+def _pooled(name: str, shape: tuple[int, ...]) -> RefusedError:
+    where = "tokens of a text" if len(shape) == 3 else "places of an image"
+    return RefusedError(
+        f"head {name}: runs on inputs of shape {shape}, on many {where}, and is pooled afterwards; "
+        "imu changes heads whose logits come from one feature vector a sample; name another with --head"
+    )
 
 
 def find_head(model: nn.Module, samples: Batch, checkpoint: Checkpoint, prefix: str, path: str | None = None) -> Head:
@@ -137,7 +142,7 @@ def find_head(model: nn.Module, samples: Batch, checkpoint: Checkpoint, prefix: 
     Raises:
         RefusedError: none found, one output, called more than once or on many places, tied, quantised, computed from other
             tensors, or the replay check fails.
-        ImuError: ``path`` is not a linear layer, or no image has finite features.
+        ImuError: ``path`` is not a linear layer, or no sample has finite features.
     """
     with torch.inference_mode(), float32_as("ieee"):
         calls, logits = _executed(model, samples)
@@ -150,15 +155,16 @@ def find_head(model: nn.Module, samples: Batch, checkpoint: Checkpoint, prefix: 
     # From a second pass: a forward that is random (dropout that ignores eval()) must not replay.
     with torch.inference_mode(), float32_as("ieee"), tapped(layer) as seen:
         call(model, samples)
-    features = rows_of(seen[0])
-    assert features is not None
+    features = seen[0].rows(logits)
+    if features is None:
+        raise _pooled(name, own[0].shape)
     finite = torch.isfinite(features).all(dim=1)
     if not bool(finite.any()):
         raise ImuError(
-            "features: not finite for any image that was tried; check the preprocessing and the model's weights"
+            "features: not finite for any sample that was tried; check the preprocessing and the model's weights"
         )
     head = _read(checkpoint, prefix, name, layer.bias is not None, source)
-    # Rows that are not finite are named with their image when the features are taken.
+    # Rows that are not finite are named with their sample when the features are taken.
     error = replay_error(features[finite], head.matrix, head.bias, logits[finite])
     outputs = {call.name: call.output[finite] for call in calls if _fits(call, logits)}  # type: ignore[index]
     return check_replay(head, error, logits.dtype, diagnosis.why(name, outputs, logits[finite]))

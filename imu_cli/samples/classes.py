@@ -11,11 +11,13 @@ import numpy as np
 
 from imu_cli.errors import ImuError, InvalidRowsError, nearest
 from imu_cli.files.reading import MAX_NAMES, content, cut
-from imu_cli.samples.dataset import UNKNOWN, SampleSet
+from imu_cli.samples.dataset import TEXTS, UNKNOWN, SampleSet
 from imu_cli.samples.packing import as_array, numbers
 
 SHOWN = 12
 """Classes that a message lists."""
+LONGEST = 40
+"""Characters of a label that a message shows whole."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,11 @@ class ClassNames:
     names: tuple[str, ...] | None
     source: str
     whose: str = "this model"
+
+    @property
+    def required(self) -> bool:
+        """Whether every sample has to be of one of them."""
+        return True
 
     @cached_property
     def _ids(self) -> dict[str, list[int]]:
@@ -48,9 +55,11 @@ class ClassNames:
         if re.fullmatch(r"-?[0-9]{1,18}", text):
             return self._in_range(int(text))
         if self.names is None:
-            raise ImuError(f"label '{cut(text)}': the model's class names are not known; give ids, or --classes FILE")
+            raise ImuError(
+                f"label '{_short(text)}': the model's class names are not known; give ids, or --classes FILE"
+            )
         raise ImuError(
-            f"label '{cut(text)}' is not a class of {self.whose}{nearest(text, self.names) or self._listed()}"
+            f"label '{_short(text)}' is not a class of {self.whose}{nearest(text, self.names) or self._listed()}"
         )
 
     def _listed(self) -> str:
@@ -71,6 +80,11 @@ class ClassNames:
     def name(self, number: int) -> str:
         """The class's name, or its id as text where no name is known."""
         return self.names[number] if self.names is not None else str(number)
+
+
+def _short(text: str) -> str:
+    """A label for a message: where a column was mistaken for that of labels, it may be a person's text."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}… ({len(text):,} characters)"
 
 
 def _classes_file(path: Path, num_classes: int) -> tuple[str, ...]:
@@ -126,13 +140,16 @@ def mapped(samples: SampleSet, classes: ClassNames) -> tuple[Sequence[int], dict
     """
     ids, wrong = {}, {}
     own_ids, which = np.unique(as_array(samples.labels), return_inverse=True)
-    for own in own_ids[own_ids != UNKNOWN].tolist():
+    known = own_ids[own_ids != UNKNOWN]
+    counted = samples.classes is None and len(known) > 0 and (known.min(), known.max()) == (1, classes.num_classes)
+    from_one = "; its labels count from 1, write them from 0 or as names" if counted else ""
+    for own in known.tolist():
         text = samples.class_text(own)
         try:
             ids[own] = classes.parse(text)
         except ImuError as error:
-            named_by = samples.source if samples.origins is None else samples.origins[list(samples.labels).index(own)]
-            wrong[own] = f"{named_by}: {error}"
+            row = int((as_array(samples.labels) == own).argmax())
+            wrong[own] = f"{samples.named_by(row)}: {error}{from_one}"
     cause = None if ids else _two_vocabularies(samples, classes, list(wrong))
     if cause is not None:
         wrong = dict.fromkeys(wrong, cause)
@@ -162,7 +179,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def in_model_ids(samples: SampleSet, classes: ClassNames) -> SampleSet:
-    """The same images, labelled with the model's ids. Classes map by name: a folder of three is not renumbered.
+    """The same samples, labelled with the model's ids. Classes map by name: a folder of three is not renumbered.
 
     Raises:
         InvalidRowsError: a class that has rows is not one of the model's, or rows have no label at all.
@@ -170,7 +187,10 @@ def in_model_ids(samples: SampleSet, classes: ClassNames) -> SampleSet:
     labels, wrong = mapped(samples, classes)
     problems = list(dict.fromkeys(wrong.values()))
     bare = [row for row, label in enumerate(samples.labels) if label == UNKNOWN]
-    if bare:
+    if bare and samples.kind is TEXTS:
+        remedy = "write the name or id of its class, or say which column has it with --columns label=NAME"
+        problems += [f"{samples.where(row)}: has no label; {remedy}" for row in bare]
+    elif bare:
         problems.append(
             f"{samples.where(bare[0])}: has no label ({len(bare)} rows have none); "
             "use class folders, or a manifest with labels"

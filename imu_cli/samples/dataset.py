@@ -28,11 +28,27 @@ _QUICK = 1e-4
 Answer = TypeVar("Answer")
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What samples of a kind are called in messages, one and several."""
+
+    one: str
+    many: str
+
+
+IMAGES, TEXTS, FEATURES = Kind("image", "images"), Kind("text", "texts"), Kind("row of features", "features")
+
+
 class Store(Protocol):
     """What holds the samples of a set, by position, and hands them to a model's input step; one class a kind.
 
-    ``samples.images.stores`` has images, in files or in an array; ``samples.vectors`` features that a file holds.
+    ``samples.images.stores`` has images, in files or in an array; ``samples.vectors`` features that a file holds;
+    ``samples.texts.stores`` the texts of a file.
     """
+
+    @property
+    def kind(self) -> Kind:
+        """What its samples are."""
 
     @property
     def root(self) -> Path | None:
@@ -106,6 +122,11 @@ class SampleSet:
         return {self.location(row): row for row in reversed(range(len(self)))}
 
     @property
+    def kind(self) -> Kind:
+        """What the samples are."""
+        return self.store.kind
+
+    @property
     def root(self) -> Path | None:
         """The folder that names are relative to, links resolved; None for rows of arrays and of files of features."""
         return self.store.root
@@ -114,6 +135,12 @@ class SampleSet:
         """The row for a message: its manifest line if it has one, and the file or array index."""
         shown = self.store.where(self.positions[row])
         return f"{self.origins[row]}: {shown}" if self.origins is not None else shown
+
+    def named_by(self, row: int) -> str:
+        """What gave the row its label: the line of a list, else the whole source."""
+        if self.origins is not None:
+            return self.origins[row]
+        return self.where(row) if self.kind is TEXTS else self.source
 
     def location(self, row: int) -> str:
         """The same for two rows if and only if they are one file, or one index of one array."""

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from imu_cli.errors import ImuError
 from imu_cli.samples.classes import ClassNames, mapped
-from imu_cli.samples.csv_lines import Problems
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.overlap import overlap
 from imu_cli.samples.packing import alike, members, numbers, take
+from imu_cli.samples.tables import Problems
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,8 @@ def settle(draft: Draft, data: SampleSet | None, classes: ClassNames, problems: 
     theirs = numbers(UNKNOWN if row is None else in_data[row] for row in draft.rows)
     labels = numbers(own if own != UNKNOWN else other for own, other in zip(draft.declared, theirs, strict=True))
     draft.samples = replace(draft.samples, labels=labels, classes=classes.names)
-    _note_missing(draft, data, unmapped, problems)
+    if classes.required:
+        _note_missing(draft, data, unmapped, problems)
     repeated = _note_copies(draft, problems)
     problems.refuse()
     left = _twins_left(draft, data)
@@ -142,7 +143,7 @@ def _note_missing(draft: Draft, data: SampleSet | None, unmapped: Mapping[int, s
         else:
             what = "a label column or --label CLASS" if draft.written else "--label CLASS or a list with labels"
             remedy = "" if why in unmapped.values() else f"; give {what}"
-            problems.add(0, f"the class of {len(rows)} images is not known: {why}{remedy}")
+            problems.add(0, f"the class of {len(rows)} {draft.samples.kind.many} is not known: {why}{remedy}")
 
 
 def _why_missing(row: int | None, data: SampleSet | None, unmapped: Mapping[int, str]) -> str:
@@ -154,11 +155,11 @@ def _why_missing(row: int | None, data: SampleSet | None, unmapped: Mapping[int,
 
 
 def _note_copies(draft: Draft, problems: Problems) -> list[str]:
-    """Rows that are one image: two labels are a problem, the same label a repetition, returned as messages.
+    """Rows that are one sample: two labels are a problem, the same label a repetition, returned as messages.
 
     Twins, copies at different places, may have different labels in real data sets, and that is a note.
     """
-    samples = draft.samples
+    samples, noun = draft.samples, draft.samples.kind.one
     try:
         if not alike(samples.digest_bytes()):
             return []
@@ -176,15 +177,15 @@ def _note_copies(draft: Draft, problems: Problems) -> list[str]:
         if earlier == row or min(samples.labels[row], samples.labels[earlier]) < 0:
             continue
         if samples.labels[row] == samples.labels[earlier]:
-            repeated.append(f"{samples.where(row)}: the same image as {samples.where(earlier)}")
+            repeated.append(f"{samples.where(row)}: the same {noun} as {samples.where(earlier)}")
         elif samples.location(row) == samples.location(earlier):
             problems.add(
-                draft.line(row), f"{draft.place(row)}the same image has another label at {samples.where(earlier)}"
+                draft.line(row), f"{draft.place(row)}the same {noun} has another label at {samples.where(earlier)}"
             )
         else:
             conflicts += 1
     if conflicts:
-        draft.notes.append(f"{draft.description}: {conflicts} images have a copy with another label")
+        draft.notes.append(f"{draft.description}: {conflicts} {samples.kind.many} have a copy with another label")
     return repeated
 
 
@@ -195,9 +196,11 @@ def _spot(samples: SampleSet, row: int) -> Hashable:
 
 def _summary(draft: Draft, repeated: list[str], relabelled: int) -> list[str]:
     found = []
+    noun = draft.samples.kind.one
+    article = "an" if noun[0] in "aeiou" else "a"
     if repeated:
         found.append(
-            f"{draft.description}: {len(repeated)} rows repeat an image and its label; each counts ({repeated[0]})"
+            f"{draft.description}: {len(repeated)} rows repeat {article} {noun} and its label; each counts ({repeated[0]})"
         )
     if relabelled:
         found.append(f"{draft.description}: {relabelled} labels differ from those of --data; the list's are used")

@@ -22,6 +22,16 @@ class InputStep(Protocol):
         """Rows within which samples may change places, so that those of a batch are of one length; 1 where all come in order."""
         return 1
 
+    @property
+    def padding(self) -> int | None:
+        """The token id that fills up a text beside a longer one; None for samples of one shape."""
+        return None
+
+    @property
+    def left(self) -> bool:
+        """Whether padding goes before a text."""
+        return False
+
     def described(self) -> dict[str, Any]:
         """As it stands in the record and the cache key, and as it is read again from there."""
 
@@ -56,6 +66,10 @@ class InputStep(Protocol):
     def full(self, batch: Batch) -> float:
         """How much room a sample takes at most, where one of this batch takes 1: ``size`` of ``batches`` counts such samples."""
         return 1.0
+
+    def alone(self, batch: Batch) -> tuple[int, Batch] | None:
+        """A batch's shortest sample, by its row, as it would be without the others; None where nothing is padded."""
+        return None
 
     def scale(self, batch: Any) -> Batch:
         """A batch on the model's device as what the model takes."""

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imu_cli.errors import ImuError, nearest
-from imu_cli.samples.csv_lines import FILE_COLUMNS, KNOWN_COLUMNS, TEXT_COLUMNS, Problems, Table
+from imu_cli.samples.column_names import ABOUT_COLUMNS, FILE_COLUMNS, KNOWN_COLUMNS, TEXT
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.images.folders import inside
 from imu_cli.samples.images.stores import Files
+from imu_cli.samples.tables import Problems, Table
+from imu_cli.samples.texts import proposals
+from imu_cli.samples.texts.stores import Texts
 from imu_cli.samples.vectors import Vectors
 
 LOOKED_AT = 100
@@ -126,41 +129,54 @@ def _named(name: str, numbers: Mapping[str, int], data: SampleSet) -> _Place:
     return _Place(name, data.location(row), row)
 
 
-def _placer(table: Table, data: SampleSet | None, problems: Problems) -> Callable[[dict[str, str]], _Place] | None:
-    """How a row of this table names its image, by the one locator column that it has."""
+def _placer(table: Table, data: SampleSet | None, problems: Problems) -> tuple[str, Callable[[str], _Place]] | None:
+    """The one locator column of this table, and how a cell of it names its image."""
     located = [name for name in table.columns if name in (*FILE_COLUMNS, "index")]
+    if located and located[0] in FILE_COLUMNS and data is not None and isinstance(data.store, Texts):
+        problems.add(0, f"names files, and {data.source} holds texts; name its rows by index, id or text")
+        return None
+    if TEXT in table.columns and not located and data is not None:
+        problems.add(0, f"holds texts, and {data.source} does not; give the texts' own --data, or leave it out")
+        return None
     if len(located) > 1:
         problems.add(0, f"has the columns {', '.join(located)}; keep exactly one that says which image is meant")
     elif not located and table.columns:
-        near = next(
-            (nearest(name, KNOWN_COLUMNS[:5]) for name in table.columns if nearest(name, KNOWN_COLUMNS[:5])), ""
+        proposed = proposals.of_texts(table)
+        near = "" if proposed else next((near for name in table.own if (near := nearest(name, KNOWN_COLUMNS[:5]))), "")
+        problems.add(
+            0,
+            f"has neither a file_name nor an index column in its header ({proposals.listed(table)}), and no text{near}"
+            + (f"; add {proposed}" if proposed else ""),
         )
-        problems.add(0, f"has neither a file_name nor an index column in its header ({', '.join(table.columns)}){near}")
     elif located == ["index"] and data is None:
-        problems.add(0, "has an index column, which counts rows of --data; give --data")
+        proposed = proposals.of_texts(table)
+        instead = f", or if it holds texts add {proposed}" if proposed else ""
+        problems.add(0, f"has an index column, which counts rows of --data; give --data{instead}")
     if len(located) != 1 or (located == ["index"] and data is None):
         return None
     if located == ["index"] and data is not None:
-        return lambda row: _row(row.get("index", ""), data)
+        return "index", lambda cell: _row(cell, data)
     if data is not None and isinstance(data.store, Vectors):
         numbers = {name: number for number, name in reversed(list(enumerate(data.names)))}
-        return lambda row: _named(row.get(located[0], ""), numbers, data)
-    finder = _finder(table, data)
-    return lambda row: finder.find(row.get(located[0], ""))
+        return located[0], lambda cell: _named(cell, numbers, data)
+    return located[0], _finder(table, data).find
 
 
 def places_of(table: Table, data: SampleSet | None, problems: Problems) -> list[_Place | None]:
-    """Each row's image, None where there is none (a problem is noted)."""
+    """Each row's sample, None where there is none (a problem is noted)."""
+    if table.at is not None and data is not None:
+        return [None if row == UNKNOWN else _Place(data.names[row], data.location(row), row) for row in table.at]
     placer = _placer(table, data, problems)
     if placer is None:
-        return [None] * len(table.rows)
-    return [problems.attempt(line, placer, row) for row, line in zip(table.rows, table.lines, strict=True)]
+        return [None] * len(table)
+    column, place = placer
+    return [problems.attempt(line, place, cell) for cell, line in zip(table.column(column), table.lines, strict=True)]
 
 
 def gathered(table: Table, kept: Sequence[int], places: Sequence[_Place], data: SampleSet | None) -> SampleSet:
     """The images of the table's rows ``kept``: rows of the data set where all are, else files of their own."""
     origins = [f"{table.name}:{table.lines[index]}" for index in kept]
-    columns = {name: [table.column(name)[index] for index in kept] for name in TEXT_COLUMNS if name in table.columns}
+    columns = {name: [table.column(name)[index] for index in kept] for name in ABOUT_COLUMNS if name in table.columns}
     rows = [place.row for place in places if place.row is not None]
     if data is not None and len(rows) == len(places):
         samples = data.subset(rows)

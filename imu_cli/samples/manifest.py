@@ -15,55 +15,75 @@ from imu_cli.errors import ImuError, nearest
 from imu_cli.files.paths import SELECTORS
 from imu_cli.files.reading import cut
 from imu_cli.samples.classes import ClassNames, in_model_ids
-from imu_cli.samples.csv_lines import SUFFIXES, Problems, Table, read_table, unknown_columns
+from imu_cli.samples.column_names import NO_NAMES, TEXT, ColumnNames
+from imu_cli.samples.csv_lines import READ_SUFFIXES, read_table
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
+from imu_cli.samples.encodings import refuse_suffix
 from imu_cli.samples.forget import Draft, ForgetSet, settle
 from imu_cli.samples.images.folders import open_flat
 from imu_cli.samples.locators import gathered, places_of, points_into
-from imu_cli.samples.packing import numbers
+from imu_cli.samples.packing import as_array, numbers
+from imu_cli.samples.pointers import by_id_alone, pointed
 from imu_cli.samples.selectors import is_selector, select_rows
 from imu_cli.samples.sources import Role, open_named
+from imu_cli.samples.tables import Problems, Table, unknown_columns
+from imu_cli.samples.texts.reading import holds_texts, refuse_columns, repeats, texts_of, wrong_rows
 from imu_cli.samples.vectors import is_features
 
 
-def _is_table(spec: str) -> bool:
-    return spec.lower().endswith(SUFFIXES) and not os.path.isdir(spec)
+def is_table(spec: str) -> bool:
+    """Whether it names a list, by its ending."""
+    return spec.lower().endswith(READ_SUFFIXES) and not os.path.isdir(spec)
 
 
-def open_source(spec: str, role: Role, data: SampleSet | None = None, stdin: BinaryIO | None = None) -> SampleSet:
-    """What ``--data``, ``--test`` or ``--retain`` names: a manifest, a folder, or a scheme (``sources.open_named``).
+def open_source(
+    spec: str, role: Role, data: SampleSet | None = None, stdin: BinaryIO | None = None, names: ColumnNames = NO_NAMES
+) -> SampleSet:
+    """What ``--data``, ``--test`` or ``--retain`` names: a list, a folder, or a scheme (``sources.open_named``).
 
-    In a manifest, ``index`` counts rows of ``data`` (what ``--data`` names). File names are relative to the manifest's own
-    folder; where none of them is there and they are below ``data``'s folder, to that. Its class names have no order of their own.
+    A list holds texts, or names images. ``index`` and ``id`` are those of rows of ``data`` (what ``--data`` names). File names
+    are relative to the list's own folder; where none of them is there and they are below ``data``'s folder, to that. Its
+    class names have no order of their own. ``names``: ``--columns``.
 
     Raises:
         ImuError: the source cannot be read, or is unknown.
-        InvalidRowsError: all that is wrong with a manifest.
+        InvalidRowsError: all that is wrong with a list.
     """
-    if spec != "-" and not _is_table(spec):
+    if spec != "-" and not is_table(spec):
+        refuse_suffix(spec)
         return open_named(spec, role)
     path, problems = _list_path(spec)
-    table = read_table(path, stdin, problems)
-    by_index = "index" in table.columns
-    base = data if by_index or points_into(table, data) else None
+    table = read_table(path, stdin, problems, names)
+    if holds_texts(table, names):
+        return _texts(table, names, role, problems)
+    by_row = "index" in table.columns or by_id_alone(table)
+    base = data if by_row or points_into(table, data) else None
+    table = pointed(table, base, problems)
     places = places_of(table, base, problems)
     problems.refuse()
     samples = gathered(table, range(len(places)), [place for place in places if place is not None], base)
-    return replace(_labelled(table, samples), notes=tuple(unknown_columns(table)))
+    return replace(_labelled(table, samples), notes=(*table.notes, *unknown_columns(table)))
+
+
+def _texts(table: Table, names: ColumnNames, role: Role, problems: Problems) -> SampleSet:
+    wrong_rows(table, problems)
+    refuse_columns(table, names, problems, labels=role != "forget")
+    problems.refuse()
+    samples = _labelled(table, texts_of(table))
+    return replace(samples, notes=(*table.notes, *unknown_columns(table), *repeats(samples)))
 
 
 def _labelled(table: Table, samples: SampleSet) -> SampleSet:
     """Labels as the list gives them, else as the data set does; names sorted as strings, or bare ids if all are."""
-    texts = [text.strip() for text in table.column("label")]
-    for row, own in enumerate(samples.labels):
-        if not texts[row] and own != UNKNOWN:
-            texts[row] = samples.class_text(own)
-    named = sorted(set(texts) - {""})
-    if all(re.fullmatch("[0-9]{1,18}", text) for text in named):
-        labels = [int(text) if text else UNKNOWN for text in texts]
-        return replace(samples, labels=labels, classes=None, class_order=None)
-    ids = {"": UNKNOWN} | {text: number for number, text in enumerate(named)}
-    return replace(samples, labels=[ids[text] for text in texts], classes=tuple(named), class_order=None)
+    seen, which = {"": 0}, numbers([])
+    for own, cell in zip(samples.labels, table.column("label"), strict=True):
+        text = cell.strip() or ("" if own == UNKNOWN else samples.class_text(own))
+        which.append(seen.setdefault(text, len(seen)))
+    named = sorted(set(seen) - {""})
+    bare = all(re.fullmatch("[0-9]{1,18}", text) for text in named)
+    ids = {text: int(text) if bare else number for number, text in enumerate(named)}
+    labels = as_array([ids.get(text, UNKNOWN) for text in seen])[as_array(which)]
+    return replace(samples, labels=numbers(labels), classes=None if bare else tuple(named), class_order=None)
 
 
 def load_forget(
@@ -72,11 +92,14 @@ def load_forget(
     label: str | None,
     classes: ClassNames,
     stdin: BinaryIO | None = None,
+    names: ColumnNames = NO_NAMES,
+    column: str = "label",
 ) -> ForgetSet:
     """The forget set that ``--forget`` names: a list (``-`` is standard input), a folder, or selectors on ``data``.
 
-    A row's label is the list's own, else ``label`` (``--label``), else its class folder's, else the one ``data`` has.
-    Contents are hashed, not decoded.
+    A row's label is the list's own, in its ``column``, else ``label`` (``--label``), else its class folder's, else the one ``data``
+    has. A list of texts is looked up in ``data`` by id, or by the very text; without ``data`` it stands alone. Contents are hashed,
+    not decoded. ``names``: ``--columns``.
 
     Raises:
         ImuError: the file or folder is missing or no kind of list, or options contradict each other.
@@ -85,8 +108,9 @@ def load_forget(
     specs = _specs(spec)
     if is_selector(specs[0]):
         return settle(_selected(specs, data, label, classes), data, classes, Problems(" ".join(specs)))
-    if specs[0] == "-" or _is_table(specs[0]):
-        return _from_table(specs[0], data, label, classes, stdin)
+    if specs[0] == "-" or is_table(specs[0]):
+        return _from_table(specs[0], data, label, classes, stdin, names, column)
+    refuse_suffix(specs[0])
     if Path(specs[0]).is_file():
         features = is_features(specs[0])
         remedy = "give it as --features" if features else "name it .csv, .tsv or .jsonl, or name a folder of images"
@@ -94,26 +118,39 @@ def load_forget(
     return settle(_from_folder(specs[0], data, label, classes), data, classes, Problems(specs[0]))
 
 
-def peek(spec: str | Sequence[str], data: SampleSet | None, count: int, stdin: BinaryIO | None = None) -> SampleSet:
-    """Up to ``count`` images to try a model with, before its classes are known: labels are not looked at.
+def peek(
+    spec: str | Sequence[str],
+    data: SampleSet | None,
+    count: int,
+    stdin: BinaryIO | None = None,
+    names: ColumnNames = NO_NAMES,
+) -> SampleSet:
+    """Up to ``count`` samples to try a model with, before its classes are known: labels are not looked at.
 
     They are the first of ``data`` if it is given, else of the list or folder. Rows with problems are left out;
     ``load_forget`` names them all.
 
     Raises:
-        ImuError: the list or folder cannot be read, or holds no image.
-        InvalidRowsError: no row of the list names an image.
+        ImuError: the list or folder cannot be read, or holds no sample.
+        InvalidRowsError: no row of the list is or names one.
     """
     specs = _specs(spec)
     if data is not None:
         return data.subset(range(min(count, len(data))))
     if is_selector(specs[0]):
         raise ImuError(f"--forget {' '.join(specs)}: selects rows of --data; give --data")
-    if specs[0] != "-" and not _is_table(specs[0]):
+    if specs[0] != "-" and not is_table(specs[0]):
         samples = _flat(specs[0]) or open_named(specs[0], "forget")
         return samples.subset(range(min(count, len(samples))))
     path, problems = _list_path(specs[0])
-    table = read_table(path, stdin, problems)
+    table = read_table(path, stdin, problems, names)
+    if holds_texts(table, names):
+        wrong = wrong_rows(table, problems)
+        whole = numbers(row for row in range(len(table)) if row not in wrong)
+        if not whole:
+            problems.refuse()
+        return texts_of(table, whole[:count])
+    table = pointed(table, None, problems)
     places = places_of(table, None, problems)
     kept = [index for index, place in enumerate(places) if place is not None]
     if not kept:
@@ -181,24 +218,38 @@ def _option(label: str, classes: ClassNames) -> int:
 
 
 def _from_table(
-    spec: str, data: SampleSet | None, label: str | None, classes: ClassNames, stdin: BinaryIO | None
+    spec: str,
+    data: SampleSet | None,
+    label: str | None,
+    classes: ClassNames,
+    stdin: BinaryIO | None,
+    names: ColumnNames,
+    column: str,
 ) -> ForgetSet:
     path, problems = _list_path(spec)
-    table = read_table(path, stdin, problems)
-    places = places_of(table, data, problems)
+    table = read_table(path, stdin, problems, names)
+    alone = data is None and holds_texts(table, names)
+    if TEXT in table.columns:
+        refuse_columns(table, names, problems, labels=False)
+    table = pointed(table, data, problems)
+    places = [] if alone else places_of(table, data, problems)
     weights = _weights(table, problems) if "weight" in table.columns else None
     truths = _labels(table, "true_label", classes, problems) if "true_label" in table.columns else None
-    declared = _declared(table, label, classes, problems)
-    kept = [index for index, place in enumerate(places) if place is not None]
+    declared = _declared(table, label, classes, problems, column)
+    if alone:
+        wrong = wrong_rows(table, problems)
+        kept = [row for row in range(len(table)) if row not in wrong]
+    else:
+        kept = [index for index, place in enumerate(places) if place is not None]
     found = [place for place in places if place is not None]
     draft = Draft(
-        gathered(table, kept, found, data),
+        texts_of(table, kept) if alone else gathered(table, kept, found, data),
         problems.name,
         [declared[index] for index in kept],
-        [place.row for place in found],
+        [None] * len(kept) if alone else [place.row for place in found],
         [table.lines[index] for index in kept],
         written=True,
-        notes=unknown_columns(table) + _ambiguous(table, classes),
+        notes=[*table.notes, *unknown_columns(table), *_ambiguous(table, classes)],
     )
     # From here on all rows are kept: a problem in any of them ends in a refusal.
     settled = settle(draft, data, classes, problems)
@@ -233,12 +284,12 @@ def _labels(table: Table, column: str, classes: ClassNames, problems: Problems) 
 _WRONG = -2
 
 
-def _declared(table: Table, label: str | None, classes: ClassNames, problems: Problems) -> tuple[int, ...]:
+def _declared(table: Table, label: str | None, classes: ClassNames, problems: Problems, column: str) -> tuple[int, ...]:
     if label is None:
-        return _labels(table, "label", classes, problems)
-    if any(text.strip() for text in table.column("label")):
-        raise ImuError(f"--label {label}: {table.name} has labels of its own; remove --label, or the column")
-    return (_option(label, classes),) * len(table.rows)
+        return _labels(table, column, classes, problems)
+    if any(text.strip() for text in table.column(column)):
+        raise ImuError(f"--label {label}: {table.name} has {column}s of its own; remove --label, or the column")
+    return (_option(label, classes),) * len(table)
 
 
 def _ambiguous(table: Table, classes: ClassNames) -> list[str]:

@@ -5,6 +5,7 @@ and 8 more, a row's number as its name nothing, and a SHA-256 32. numpy alone: l
 """
 
 import io
+import itertools
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
@@ -89,22 +90,56 @@ class Texts(Names):
         self.data, self.ends = data, ends
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> Self:
+    def of(cls, texts: Iterable[str]) -> "Texts":
         """The strings, one after the other; what is not UTF-8 in a file's name stays as it is."""
-        data, ends = io.BytesIO(), array("q")
-        for text in texts:
-            data.write(text.encode("utf-8", "surrogateescape"))
-            ends.append(data.tell())
-        return cls(np.frombuffer(data.getbuffer(), np.uint8), as_array(ends))
+        packer, left = Packer(), iter(texts)
+        while block := list(itertools.islice(left, A_BLOCK)):
+            packer.extend(block)
+        return packer.packed()
 
     def of_row(self, row: int) -> str:
         """The string."""
-        start = int(self.ends[row - 1]) if row else 0
-        return self.data[start : self.ends[row]].tobytes().decode("utf-8", "surrogateescape")
+        return self.bytes_of(row).decode("utf-8", "surrogateescape")
 
     def over(self, rows: Sequence[int]) -> Self:
         """The strings of these rows; the bytes are shared."""
         return type(self)(self.data, self.ends, rows)
+
+    def bytes_of(self, row: int) -> bytes:
+        """The UTF-8 bytes of one of all strings, whichever rows are meant."""
+        return self.data[int(self.ends[row - 1]) if row else 0 : self.ends[row]].tobytes()
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """How many bytes each of all strings has."""
+        return np.diff(self.ends, prepend=0)
+
+
+A_BLOCK = 4096
+"""Strings that are packed together."""
+
+
+class Packer:
+    """Strings as they come, block by block, to be packed as ``Texts``."""
+
+    def __init__(self, empty: int = 0) -> None:
+        self._data, self._ends = io.BytesIO(), array("q", bytes(8 * empty))
+
+    def extend(self, texts: Sequence[str]) -> None:
+        """The next strings."""
+        joined = "".join(texts)
+        if joined.isascii():
+            lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+            self._data.write(joined.encode())
+        else:
+            packed = [text.encode("utf-8", "surrogateescape") for text in texts]
+            lengths = np.fromiter(map(len, packed), np.int64, len(packed))
+            self._data.write(b"".join(packed))
+        self._ends.frombytes((lengths.cumsum() + (self._ends[-1] if self._ends else 0)).tobytes())
+
+    def packed(self) -> Texts:
+        """All of them; nothing can be added any more."""
+        return Texts(np.frombuffer(self._data.getbuffer(), np.uint8), as_array(self._ends))
 
 
 def take(values: Sequence[Item], rows: Sequence[int]) -> Sequence[Item]:

@@ -21,7 +21,7 @@ from imu_cli.files import memory
 from imu_cli.files.checking import Said, checked
 from imu_cli.files.reading import parse_json, shown
 from imu_cli.models.layout import Entry, Shard, read_header
-from imu_cli.samples.dataset import UNKNOWN, SampleSet
+from imu_cli.samples.dataset import FEATURES, UNKNOWN, SampleSet
 from imu_cli.samples.packing import SHA256, Digests, RowNames, Texts, as_array, numbers
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SCHEMA = "imu.features/1"
 KEY = "imu.features"
 FLOATS = ("F32", "F64", "F16", "BF16")
-TEXTS = ("name", "id", "group")
+TEXTS = ("name", "id", "group", "camera", "role")
 """Columns of text: UTF-8 bytes one after the other, and in ``X.end`` where each row's end."""
 KINDS = {
     "labels": ("I64", 1), "digest": ("U8", 2), "size": ("I64", 1), "weight": ("F64", 1), "true_label": ("I64", 1),
@@ -62,6 +62,7 @@ class FeaturesSaid(Said):
     precision: str | None = None
     complete: bool | None = None
     whole_classes: bool | None = None
+    task: Literal["classification", "embedding"] | None = None
 
 
 def columns_of(
@@ -155,6 +156,8 @@ class Vectors:
     sizes: NDArray[np.int64] | None = None
     weights: NDArray[np.float64] | None = None
     true_labels: NDArray[np.int64] | None = None
+
+    kind = FEATURES
 
     def where(self, at: int) -> str:
         """The file and the row in it."""

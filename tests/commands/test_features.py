@@ -417,7 +417,7 @@ def test_unlearning_in_a_lower_precision_is_replayed_and_recorded(
     run(capsys, "evaluate", "low.safetensors", "--config", "imu.yaml", "--test", str(digits / "data/test"), "-q")
     assert json.loads(Path("low.evaluation.json").read_text())["run"]["precision"] == "float32"
     shown, _ = run(capsys, "report", "low.record.json")
-    assert f"bfloat16, from model, {record['run']['batch_size']} images at a time" in shown
+    assert f"bfloat16, from model, {record['run']['batch_size']} samples at a time" in shown
 
 
 def test_an_evaluation_takes_features_in_place_of_the_records_images(

@@ -166,7 +166,7 @@ def test_a_failed_replay_names_rounding_before_the_model(images: SampleSet, tmp_
         passed(Engine(model, HEAD, CPU, 5, precision), head, images)  # type: ignore[arg-type]
     said = str(caught.value)
     parts = [
-        f"it ran in {precision} on cpu, 5 images at a time",
+        f"it ran in {precision} on cpu, 5 samples at a time",
         "another --batch-size",
         "this model cannot be handled",
     ]

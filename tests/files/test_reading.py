@@ -236,7 +236,7 @@ TWICE = {
     '{"file_name": "3/a.png", "file_name": "3/b.png", "label": "3"}': "the key 'file_name' stands twice",
     '{"file_name": "3/a.png", " File_Name": "3/b.png", "label": "3"}': "the key 'file_name' stands twice",
     f'{{"file_name": "3/a.png", "label": {DIGITS}}}': "a number of 5,000 digits",
-    '{"file_name": "3/a.png", "label": "\\ud800"}': "the text '\\ud800' holds half a character",
+    '{"file_name": "3/a.png", "label": "\\ud800"}': "'label' holds half a character",
     '{"file_name": "3/a.png", "label": {"a": 1}}': "'label' is a dict",
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import refusal
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -363,7 +363,9 @@ def test_a_wrong_true_label_is_refused_as_a_wrong_label_is(pets: Path) -> None:
 
 def test_encodings_other_than_utf_8_are_refused_with_the_line(pets: Path) -> None:
     """Latin-1 with the line of its first odd byte, UTF-16 by its mark."""
-    with pytest.raises(ImuError, match=r"forget\.csv:3: not UTF-8 \(byte 0xe4\); save it as UTF-8"):
+    with pytest.raises(
+        ImuError, match=r"forget\.csv:3: not UTF-8 \(byte 0xe4\), probably Latin-1 .*; save it as UTF-8"
+    ):
         load(pets, "file_name,label\ncat/0.png,cat\nkätzchen.png,cat\n".encode("latin1"))
     with pytest.raises(ImuError, match="is UTF-16; save it as UTF-8"):
         load(pets, "file_name,label\n".encode("utf-16"))
@@ -437,6 +439,8 @@ def test_the_line_of_a_problem_is_the_one_an_editor_shows(
     pets: Path, reasons: list[str], blanks: list[int], wrong: int, end: str, form: str
 ) -> None:
     """Quoted cells may hold line ends, and lines may be empty: the number still is that of the row's first line."""
+    # Tabs and line ends in one quoted cell can look like rows of a table that knows no quoting.
+    assume(form == "csv" or not any("\t" in reason and set("\r\n") & set(reason) for reason in reasons))
     mark, lines = {"csv": ",", "tsv": "\t"}[form], 1
     wrong %= len(reasons)
     text, expected = mark.join(("reason", "index", "label")) + end, []
@@ -656,7 +660,7 @@ def test_a_list_of_ids_is_a_data_set_without_names(pets: Path) -> None:
     """Bare numbers are the model's ids as they are."""
     (pets / "all.tsv").write_text("image\tlabel\nhen/0.png\t2\ncat/0.png\t0\n")
     data = open_source(str(pets / "all.tsv"), "data")
-    assert (data.labels, data.classes) == ([2, 0], None)
+    assert (list(data.labels), data.classes) == ([2, 0], None)
 
 
 def test_a_list_of_what_to_retain_points_into_the_data_set(pets: Path) -> None:
@@ -693,7 +697,9 @@ FILE = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=
         name not in (".", "..") and name.strip() and len(name.encode()) < 200 and not name[1:].startswith(":\\")
     )
 )
-CLASS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=5).filter(lambda name: name == name.strip() != "")
+CLASS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=5).filter(
+    lambda name: name == name.strip() != ""
+)
 
 
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from imu_cli.errors import ImuError
+from imu_cli.samples.dataset import IMAGES
 from imu_cli.samples.packing import Digests
 
 # EPS is left out on purpose: Pillow hands it to Ghostscript, and a file's extension does not say what is inside.
@@ -42,6 +43,8 @@ class Files:
     shown: str
     names: Sequence[str]
     real: Mapping[str, str] = field(default_factory=dict)
+
+    kind = IMAGES
 
     @cached_property
     def digests(self) -> Digests:
@@ -122,6 +125,8 @@ class Pixels:
     identity: str
     values: NDArray[np.uint8]
     root: None = None
+
+    kind = IMAGES
 
     @cached_property
     def digests(self) -> Digests:

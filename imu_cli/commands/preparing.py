@@ -1,0 +1,72 @@
+"""What samples go through before the model: preprocessing of images, the tokenizer of texts, and who knew it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from imu_cli.config.shared import ModelConfig
+from imu_cli.errors import ImuError
+from imu_cli.models.architecture import Loaded
+from imu_cli.models.sidecar import Said
+from imu_cli.samples.dataset import FEATURES, TEXTS, SampleSet
+from imu_cli.samples.images import preprocessing
+from imu_cli.samples.inputs import InputStep
+from imu_cli.samples.texts import tokenizers, tokens
+
+Takes = Literal["image", "text"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """An input step, and where it comes from."""
+
+    made: InputStep
+    source: str
+
+
+def find(
+    takes: Takes, config: ModelConfig, loaded: Loaded, folder: Path, said: Sequence[Said], max_memory: int | None = None
+) -> Step:
+    """The input step of a model that was loaded.
+
+    Args:
+        takes: what it is a classifier of.
+        config: options.
+        loaded: the model.
+        folder: where its weights lie, and the tokenizer beside them.
+        said: what a record and the model's files say.
+        max_memory: as in ``preprocessing.find``.
+
+    Raises:
+        ImuError: nobody knows it, it is not the record's, or an option is of the other kind.
+        RefusedError: it needs code of its own.
+    """
+    if takes == "image":
+        if config.truncate:
+            raise ImuError("--truncate: cuts texts, and this model takes images; leave it out")
+        images = [(item.steps, item.source) for item in said if not tokens.is_described(item.steps)]
+        return Step(*preprocessing.find(config.preprocess, images, max_memory))
+    if config.preprocess is not None:
+        raise ImuError(
+            "--preprocess: is for images, and this model takes texts, which its own tokenizer prepares; leave it out"
+        )
+    tokenizer = tokenizers.load(folder, loaded.model)
+    known = next((item for item in said if tokens.is_described(item.steps)), None)
+    if known is not None:
+        tokens.refuse_other(known.steps, tokenizer, known.source)
+    truncate = config.truncate or (known is not None and bool(known.steps["truncate"]))
+    return Step(tokens.of(tokenizer, loaded.model, truncate), tokenizer.source)
+
+
+def refuse_other_kind(takes: Takes, samples: SampleSet, model: Path) -> None:
+    """Refuse samples of a kind that the model does not take.
+
+    Raises:
+        ImuError: images for a model of texts, or the other way round.
+    """
+    if samples.kind is FEATURES or (samples.kind is TEXTS) == (takes == "text"):
+        return
+    raise ImuError(
+        f"{samples.source}: holds {samples.kind.many}, and {model.name or model} is a classifier of {takes}s; name a data set of those"
+    )

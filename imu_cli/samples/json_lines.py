@@ -1,0 +1,110 @@
+"""JSON lines: one object a line, of plain values where a column has a meaning here."""
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from imu_cli.files.reading import MAX_JSON, cut, json_value, refuse_texts, shown
+from imu_cli.samples.column_names import KNOWN_COLUMNS, SAMPLE_TEXTS, ColumnNames
+from imu_cli.samples.tables import Problems, Rows
+
+
+def json_rows(data: bytes, names: ColumnNames, problems: Problems) -> Rows:
+    """The rows of JSON lines in UTF-8; what is wrong with single ones goes to ``problems``, which quote no values."""
+    rows = Rows()
+    whole = _one_value(data).replace("FILE", problems.name)
+    if whole:
+        problems.add(0, whole)
+        return rows
+    meanings = {name: meaning for meaning, name in names.given.items()}
+    columns: dict[str, None] = {}
+    # Lines end in \\n alone: U+2028 may stand inside a JSON string.
+    for line, source in enumerate(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="\n"), 1):
+        if not source.strip():
+            continue
+        try:
+            row = _json_row(source, meanings)
+        except ValueError as error:
+            problems.add(line, f"no JSON object of plain values ({error}); write one object a line")
+            continue
+        columns |= dict.fromkeys(row)
+        renamed = {name: new for name, new in zip(row, names.renamed(row), strict=True) if new}
+        rows.odd += [(line, new, kind) for name, new in renamed.items() if (kind := _not_text(new, row[name]))]
+        rows.add(line, {new: _plain(row[name]) for name, new in renamed.items()})
+    rows.own = list(columns)
+    rows.columns = names.renamed(columns)
+    return rows
+
+
+def _one_value(data: bytes) -> str:
+    """What to say of a file that is one JSON value over many lines, or one list; empty for lines of objects."""
+    start = data[:1000].removeprefix(b"\xef\xbb\xbf").lstrip()
+    if b"\r" in data[:100_000] and b"\n" not in data:
+        return "its lines end in CR alone; write it with LF (tr '\\r' '\\n' < FILE > OUT)"
+    if start.startswith(b"["):
+        return "is one JSON list, not lines of objects; write one object a line (jq -c '.[]' FILE > OUT.jsonl)"
+    if not start.startswith(b"{") or len(data) > MAX_JSON:
+        return ""
+    try:
+        found = json_value(data.decode("utf-8-sig"), "any")
+    except ValueError:
+        return ""
+    if not isinstance(found, dict) or not any(
+        isinstance(value, list | dict) and len(value) > 1 for value in found.values()
+    ):
+        return ""
+    if set(found) & set(KNOWN_COLUMNS):
+        return ""
+    keys = ", ".join(repr(cut(key)) for key in list(found)[:4])
+    return (
+        f"is one JSON object with {keys}, not lines of samples; write each list of it as lines of objects, such as "
+        '{"text": "…", "label": "…"}'
+    )
+
+
+def _json_row(source: str, meanings: Mapping[str, str]) -> dict[str, Any]:
+    """The object of a line, keys stripped and in lower case; values of known columns plain, others as they are.
+
+    Raises:
+        ValueError: no such object. The message holds nothing of the values.
+    """
+    try:
+        found = json_value(source, "any")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg} at character {error.pos + 1}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"a {type(found).__name__}")
+    row: dict[str, Any] = {}
+    for key, value in found.items():
+        name = key.strip().lower()
+        known = meanings.get(name, name)
+        if isinstance(value, bool | list | dict) and known in KNOWN_COLUMNS and known not in SAMPLE_TEXTS:
+            raise ValueError(f"'{cut(key)}' is a {type(value).__name__}")
+        if name in row:
+            raise ValueError(f"the key '{cut(name)}' stands twice")
+        _refuse_characters(key, key)
+        if isinstance(value, str):
+            _refuse_characters(key, value)
+        row[name] = value
+    return row
+
+
+def _refuse_characters(key: str, text: str) -> None:
+    try:
+        refuse_texts(text)
+    except ValueError as error:
+        what = "holds a NUL" if "\0" in text else "holds half a character (a lone surrogate)"
+        raise ValueError(f"{shown(key)} {what}") from error
+
+
+def _not_text(column: str, value: Any) -> str:
+    """What a cell holds in place of the text that its column is for; empty where it is one."""
+    if column not in SAMPLE_TEXTS or isinstance(value, str):
+        return ""
+    kinds = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return "null" if value is None else kinds.get(type(value), type(value).__name__)
+
+
+def _plain(value: Any) -> str:
+    return "" if value is None or isinstance(value, list | dict) else str(value)

@@ -1,0 +1,152 @@
+"""Rows of the data set that a list names by what they are: by their ``id``, or by the very text."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from imu_cli.errors import nearest
+from imu_cli.files.reading import cut
+from imu_cli.samples.column_names import FILE_COLUMNS, PAIR, TEXT
+from imu_cli.samples.dataset import UNKNOWN, SampleSet
+from imu_cli.samples.packing import as_array, numbers
+from imu_cli.samples.tables import Problems, Table
+from imu_cli.samples.texts.reading import store_of, wrong_rows
+from imu_cli.samples.texts.stores import Texts
+
+SEARCHED = 200_000
+"""Rows of a data set up to which a text that is not in it is looked for in other capitals and spaces."""
+
+
+def by_id_alone(table: Table) -> bool:
+    """Whether a list has nothing but ids to say which rows it means."""
+    return "id" in table.columns and not {*FILE_COLUMNS, "index", TEXT} & set(table.columns)
+
+
+def pointed(table: Table, data: SampleSet | None, problems: Problems) -> Table:
+    """The list with the rows of ``data`` that it names by id or by text, as ``Table.at``; other lists as they are.
+
+    A row whose id several rows of the data set have stands for all of them.
+    """
+    if data is None:
+        if by_id_alone(table):
+            problems.add(0, "names rows of --data by their id; give --data")
+            return replace(table, at=numbers([UNKNOWN]) * len(table))
+        return table
+    if by_id_alone(table):
+        return _by_id(table, data, problems)
+    if TEXT in table.columns and isinstance(data.store, Texts) and not set(FILE_COLUMNS) & set(table.columns):
+        if "index" in table.columns:
+            _compare(table, data, data.store, problems)
+            return table
+        return _by_text(table, data, data.store, problems)
+    return table
+
+
+def _by_id(table: Table, data: SampleSet, problems: Problems) -> Table:
+    if "id" not in data.columns:
+        problems.add(
+            0, f"names rows by id, and {data.source} has no column of that name; name them by index, or add it"
+        )
+        return replace(table, at=numbers([UNKNOWN]) * len(table))
+    wanted = {text.strip() for text in table.column("id")}
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row, text in enumerate(data.columns["id"]):
+        if text in wanted:
+            rows_of[text].append(row)
+    own, at = numbers([]), numbers([])
+    for row, text in enumerate(table.column("id")):
+        found = rows_of.get(text.strip(), []) if text.strip() else []
+        if not text.strip():
+            problems.add(table.lines[row], "the id is empty; write it, or take the row out")
+        elif not found:
+            near = nearest(text.strip(), data.columns["id"]) if len(data) <= SEARCHED else ""
+            problems.add(
+                table.lines[row], f"no row of {data.source} has the id '{cut(text.strip())}'{near}; correct it"
+            )
+        own.extend([row] * max(len(found), 1))
+        at.extend(found or [UNKNOWN])
+    return replace(table.over(own), at=at)
+
+
+# --- by the text
+
+
+def _same_shape(table: Table, store: Texts, problems: Problems) -> bool:
+    if (PAIR in table.columns) == (store.pairs is not None):
+        return True
+    theirs, mine = ("pairs of texts", "single ones") if store.pairs is not None else ("single texts", "pairs")
+    problems.add(
+        0, f"holds {mine}, and {store.shown} {theirs}; name its rows by index, or give both with the same columns"
+    )
+    return False
+
+
+def _compare(table: Table, data: SampleSet, store: Texts, problems: Problems) -> None:
+    """A problem for each row whose text is not that of the row its index names."""
+    if not _same_shape(table, store, problems):
+        return
+    wrong, own = wrong_rows(table, problems), store_of(table)
+    for row, cell in enumerate(table.column("index")):
+        text = cell.strip()
+        if row in wrong or not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text) < len(data)):
+            continue  # what is wrong with the index is said where it is followed
+        at = data.positions[int(text)]
+        if own.stored(row) != store.stored(at):
+            problems.add(
+                table.lines[row],
+                f"its text is not that of row {text} of {data.source} ({store.where(at)}); correct one, or leave the text out",
+            )
+
+
+def _by_text(table: Table, data: SampleSet, store: Texts, problems: Problems) -> Table:
+    """Each row's text found in the data set: of several rows that have it, one with the same label, and each only once."""
+    nowhere = replace(table, at=numbers([UNKNOWN]) * len(table))
+    if not _same_shape(table, store, problems):
+        return nowhere
+    wrong, own = wrong_rows(table, problems), store_of(table)
+    rows = np.flatnonzero(np.isin(store.sizes[as_array(data.positions)], own.sizes))
+    rows_of: dict[bytes, list[int]] = defaultdict(list)
+    for row in rows.tolist():
+        rows_of[store.stored(data.positions[row])].append(row)
+    at, labels = numbers([]), table.column("label")
+    missing = []
+    for row in range(len(table)):
+        same = [] if row in wrong else rows_of[own.stored(row)]
+        if not same:
+            missing += [] if row in wrong else [row]
+            at.append(UNKNOWN)
+            continue
+        chosen = _chosen(same, labels[row].strip(), data)
+        at.append(chosen)
+        if len(same) > 1:
+            same.remove(chosen)
+    hint = _nearly(own, missing, data, store)
+    for row in missing:
+        problems.add(
+            table.lines[row],
+            f"no row of {data.source} has exactly this text{hint(row)}; correct it, or take the row out",
+        )
+    return replace(table, at=at)
+
+
+def _chosen(rows: Sequence[int], label: str, data: SampleSet) -> int:
+    return next((row for row in rows if label and data.class_text(data.labels[row]) == label), rows[0])
+
+
+def _nearly(own: Texts, missing: Sequence[int], data: SampleSet, store: Texts) -> Callable[[int], str]:
+    """What to say of a text that is in the data set but for capitals and spaces."""
+    if not missing or len(data) > SEARCHED:
+        return lambda row: ""
+    known = {_folded(store.stored(at)): at for at in data.positions}
+
+    def said(row: int) -> str:
+        at = known.get(_folded(own.stored(row)))
+        return "" if at is None else f" ({store.where(at)} has it but for capitals or spaces)"
+
+    return said
+
+
+def _folded(text: bytes) -> str:
+    return " ".join(text.decode("utf-8", "replace").casefold().split())

@@ -1,0 +1,117 @@
+"""Texts of a file: which files hold them, and what is wrong with each row of one."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from imu_cli.errors import nearest
+from imu_cli.files.reading import cut
+from imu_cli.samples import packing
+from imu_cli.samples.column_names import ABOUT_COLUMNS, FILE_COLUMNS, PAIR, SAMPLE_TEXTS, TEXT, ColumnNames
+from imu_cli.samples.dataset import UNKNOWN, SampleSet
+from imu_cli.samples.packing import RowNames, alike, as_array, numbers
+from imu_cli.samples.tables import Problems, Table
+from imu_cli.samples.texts import proposals
+from imu_cli.samples.texts.stores import Texts
+
+
+def holds_texts(table: Table, names: ColumnNames) -> bool:
+    """Whether the rows of a list are texts: it has a column of them, and none of image files unless ``--columns`` says which it is."""
+    return TEXT in table.columns and (TEXT in names.given or not set(table.columns) & set(FILE_COLUMNS))
+
+
+def store_of(table: Table) -> Texts:
+    """What holds the texts of a table."""
+    identity = table.name if table.path is None else os.path.realpath(table.path)
+    return Texts(table.name, identity, table.lines, table.cells[TEXT], table.cells.get(PAIR))
+
+
+def texts_of(table: Table, rows: Sequence[int] | None = None) -> SampleSet:
+    """The texts of a table, or of some of its rows, without labels; a row's name is its number, never its text."""
+    columns = {name: table.cells[name] for name in ABOUT_COLUMNS if name in table.cells}
+    every = range(len(table))
+    samples = SampleSet(
+        table.name, RowNames(every), numbers([UNKNOWN]) * len(table), None, store_of(table), every, columns=columns
+    )
+    return samples if rows is None else samples.subset(rows)
+
+
+# --- what is wrong
+
+
+def wrong_rows(table: Table, problems: Problems) -> set[int]:
+    """Rows without a text that a model could be given; each is a problem, which says nothing of the text."""
+    start, wrong = {line: row for row, line in enumerate(table.lines)}, set()
+    for line, column, what in table.odd:
+        problems.add(line, f"'{column}' is {what}, not a text; write it in quotes, or take the row out")
+        wrong.add(start[line])
+    last = max(table.columns.index(name) for name in (*SAMPLE_TEXTS, "label") if name in table.columns)
+    for line, count in table.short:
+        if count <= last:
+            problems.add(
+                line,
+                f"has {count} fields, the header {len(table.columns)}: '{cut(table.own[last])}' is not among them; "
+                "quote texts that hold line ends, or fill the row in",
+            )
+            wrong.add(start[line])
+    for column in SAMPLE_TEXTS:
+        for rows, what in _unreadable(table.cells.get(column)):
+            for row in rows:
+                if row not in wrong:
+                    problems.add(table.lines[row], f"the {column} {what}, or take the row out")
+                    wrong.add(row)
+    return wrong
+
+
+def _unreadable(texts: packing.Texts | None) -> list[tuple[list[int], str]]:
+    """Rows whose text is nothing but spaces, and those with a NUL in it; each with what to say."""
+    if texts is None:
+        return []
+    every, starts = as_array(texts.rows), texts.ends - texts.lengths
+    begins = np.full(len(texts.ends), ord(" "), np.uint8)
+    begins[texts.lengths > 0] = texts.data[starts[texts.lengths > 0]]
+    # Only what begins with a space, or with a character that may be one beyond ASCII, has to be looked at.
+    maybe = np.flatnonzero(((begins <= ord(" ")) | (begins >= 0x80))[every]).tolist()
+    zeros = np.unique(np.searchsorted(texts.ends, np.flatnonzero(texts.data == 0), "right"))
+    return [
+        ([row for row in maybe if not texts[row].strip()], "is empty; write it"),
+        (np.flatnonzero(np.isin(every, zeros)).tolist(), "holds a NUL, which no text does; export the file again"),
+    ]
+
+
+def refuse_columns(table: Table, names: ColumnNames, problems: Problems, *, labels: bool) -> None:
+    """A problem where ``--columns`` names what is not there, or where a column could be the label and nothing says so.
+
+    ``labels``: whether the rows are to have labels of their own, as a data set's.
+    """
+    for meaning, name in names.missing(table.own):
+        near = nearest(name, table.own)
+        if meaning in (*SAMPLE_TEXTS, "label") and (near or labels):
+            problems.add(
+                0,
+                f"has no column '{cut(name)}', which --columns names as its {meaning}{near}; it has {proposals.listed(table)}",
+            )
+            return
+    if labels and "label" not in table.columns:
+        proposed = proposals.of_labels(table)
+        if proposed:
+            problems.add(0, f"has no label column (it has {proposals.listed(table)}); add {proposed}")
+
+
+def repeats(samples: SampleSet) -> list[str]:
+    """Notes on texts that stand in a set more than once, and on those of them that have two labels."""
+    digests = samples.digest_bytes()
+    if not alike(digests):
+        return []
+    keys = np.ascontiguousarray(digests).view(f"V{packing.SHA256}")[:, 0]
+    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
+    earlier, labels = first[which.reshape(-1)], as_array(samples.labels)
+    again = np.flatnonzero(earlier != np.arange(len(samples)))
+    other = again[labels[again] != labels[earlier[again]]]
+    said = []
+    for rows, what in ((again, "repeat a text that stands before them"), (other, "under another label")):
+        if len(rows):
+            lines = samples.where(int(rows[0])), samples.where(int(earlier[rows[0]])).rpartition(":")[2]
+            said.append(f"{len(rows)} {what} (such as {lines[0]}, as line {lines[1]})")
+    return [f"{samples.source}: of {len(samples)} rows {', '.join(said)}"]
