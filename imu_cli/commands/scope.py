@@ -144,7 +144,8 @@ def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation
             work.share, work.join = ranks.share, ranks.add_up
             state = _progress(opened, config, ready, scope, anchored)
             work.save = state.save if ranks.first else work.save
-            work.state = state.load() if config.resume else None
+            work.state = ranks.of_first(state.load() if config.resume and ranks.first else None)
+            work.to_file = _rounding(opened, names)
             if work.state is not None:
                 opened.note(f"going on from step {work.state[1]['looks'][-1][0]} of an earlier run")
             elif config.resume:
@@ -157,21 +158,16 @@ def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation
                         "what was done so far is kept in the cache: the same command with --resume goes on from its last look"
                     )
                 raise
-            kept = _rounded(opened, trained, names)
-            work.put(kept.weights)
-            end, _ = work.look()
         finally:
             for parameter in scope.parameters.values():
                 parameter.requires_grad_(False)
     if ranks.first:
         state.done()
-    looks = [*trained.looks[:-1], (trained.looks[-1][0], end)]
-    trajectory = [LookInfo(step=number, fraction=1.0, **vars(look)) for number, look in looks]
+    trajectory = [LookInfo(step=number, fraction=1.0, **vars(look)) for number, look in trained.looks]
     trajectory[-1].fraction = trained.fraction
-    tensors = {name: kept.weights[own] for own, those in names.items() for name in those}
+    tensors = {name: trained.weights[own] for own, those in names.items() for name in those}
     changes = _changes(opened, tensors)
     tensors = {name: tensor for name, tensor in tensors.items() if name in {item.name for item in changes}}
-    reached = None if job.target is None else job.limits.share_met(end)
     info = ScopeInfo(
         given=scope.given, modules=list(scope.modules), weights=scope.count, cut=upper.cut.module,
         anchor=0 if anchored is None else len(anchored), unseen=0 if unseen is None else len(unseen),
@@ -179,7 +175,7 @@ def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation
         minibatch=work.schedule.forget, fraction=trained.fraction, weighting=config.weights,
         feature_term=work.means is not None, passes=_passes(opened, scope, work), tensors=changes,
     )  # fmt: skip
-    return Moved(tensors, info, replace(trained, looks=tuple(looks), reached=reached), trajectory, _some_logits(opened))
+    return Moved(tensors, info, trained, trajectory, _some_logits(opened))
 
 
 # What runs
@@ -493,12 +489,14 @@ def _by_value(opened: Session, parameter: Tensor, names: Sequence[str]) -> list[
     return found if len(found) == 1 else []
 
 
-def _rounded(opened: Session, trained: Trained, names: Mapping[str, Sequence[str]]) -> Trained:
-    def to_file(name: str, value: Tensor) -> Tensor:
-        dtype = DTYPES[opened.checkpoint.entries[names[name][0]].dtype]
-        return value.to(dtype).to(value.dtype)
+def _rounding(opened: Session, names: Mapping[str, Sequence[str]]) -> Callable[[str, Tensor], Tensor]:
+    """What the file makes of a moving weight: its dtype's nearest value."""
+    entries = opened.checkpoint.entries
 
-    return training.rounded(trained, to_file)
+    def to_file(name: str, value: Tensor) -> Tensor:
+        return value.to(DTYPES[entries[names[name][0]].dtype]).to(value.dtype)
+
+    return to_file
 
 
 def _changes(opened: Session, tensors: Mapping[str, Tensor]) -> list[TensorChange]:

@@ -36,7 +36,7 @@ class Step:
     window = 1
 
     def __init__(self, data: Batch, left: bool = False) -> None:
-        self.data, self.left = data, left
+        self.data, self.left, self.padding = data, left, PAD
 
     def batches(
         self, samples: Any, size: int, rows: Any, *, beside: bool = False, window: int | None = None
@@ -86,7 +86,7 @@ def upper_of(model: nn.Module, head: str, data: Batch, moving: list[str], left: 
     probe = step.of(torch.arange(3))
     found = cut.find(model, probe, moving)
     more: Any = step
-    return Upper(model, head, found, more, CPU, contextlib.nullcontext, probe, {"input_ids": PAD}, left)
+    return Upper(model, head, found, more, CPU, contextlib.nullcontext, probe)
 
 
 def keep(upper: Upper, most: int = 2**30, folder: Callable[[], Path] = Path) -> Kept:
@@ -142,6 +142,8 @@ class Pair(nn.Module):
     """Layers that return two things, and a number that is none."""
 
     class Two(nn.Module):
+        """The layer."""
+
         def __init__(self) -> None:
             super().__init__()
             self.inner = nn.Linear(6, 6)
@@ -211,6 +213,12 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Batch], str, list[s
         lambda: language("Bert"), texts, "classifier", ["bert.embeddings.word_embeddings", "classifier"], ""),
     "a language model, padded on the left": (
         LastToken, lambda: texts(True), "z", ["net.layers.3.input_layernorm", "net.norm", "z"], "net.layers.2"),
+    "Llama, whose head sees every token, padded on the left": (
+        lambda: language("Llama", num_key_value_heads=2), lambda: texts(True), "score",
+        ["model.layers.3.input_layernorm", "score"], "model.layers.2"),
+    "the same on the right": (
+        lambda: language("Llama", num_key_value_heads=2), texts, "score",
+        ["model.layers.3.input_layernorm", "score"], "model.layers.2"),
     "its norm alone, padded on the left": (LastToken, lambda: texts(True), "z", ["net.norm"], "net.layers.3"),
 }  # fmt: skip
 

@@ -199,6 +199,8 @@ def stack(count: int = 12) -> nn.Module:
 
 
 class Stack(nn.Module):
+    """The same as a network."""
+
     def __init__(self) -> None:
         super().__init__()
         self.net = stack()

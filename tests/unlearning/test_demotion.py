@@ -3,7 +3,7 @@
 import copy
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -633,12 +633,28 @@ def test_a_stop_leaves_the_training_at_once(trained: World, monkeypatch: pytest.
         list(made.train())
 
 
-def test_rounding_to_a_file_is_by_name(trained: World) -> None:
-    """What is written is what a function of name and tensor gives."""
-    found = end(work(trained.copied(), batches=2))
-    half = training.rounded(found, lambda name, value: value.half().float() if name == "0.weight" else value)
-    assert torch.equal(half.weights["0.weight"], found.weights["0.weight"].half().float())
-    assert half.weights["2.weight"] is found.weights["2.weight"]
+def test_what_is_looked_at_is_what_the_file_will_hold(trained: World) -> None:
+    """In half precision, by the weights' names: the last look is that of the rounded weights, and it meets the target."""
+
+    def to_file(name: str, value: Tensor) -> Tensor:
+        return value.to(torch.bfloat16).float() if name == "0.weight" else value
+
+    made = work(trained.copied(), batches=200, more={"to_file": to_file})
+    found = end(made)
+    assert (found.reason, found.reached) == ("target", True)
+    assert torch.equal(found.weights["0.weight"], to_file("0.weight", found.weights["0.weight"]))
+    assert not torch.equal(found.weights["2.weight"], to_file("0.weight", found.weights["2.weight"]))
+    assert same(found.weights, made.copied())
+    assert made.look()[0] == found.looks[-1][1]
+
+
+def test_a_target_that_a_file_cannot_hold_is_not_met(trained: World) -> None:
+    """Where the file's values are those of the original, training goes on to its end and says so."""
+    made = work(trained.copied(), batches=40, learning_rate=0.02)
+    made.to_file = lambda name, _: made.start[name]
+    found = end(made)
+    assert (found.reason, found.reached, found.steps) == ("max_steps", False, 40)
+    assert same(found.weights, made.start)
 
 
 def test_steps_follow_the_number_of_samples() -> None:
