@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imu_cli.commands import held_out, preparation
 from imu_cli.commands.processes import Ranks
@@ -27,7 +27,7 @@ from imu_cli.influence import closed_form
 from imu_cli.linear import margins
 from imu_cli.linear.rows import Rows, blocks
 from imu_cli.linear.rows import logits as logits_of
-from imu_cli.models import scopes
+from imu_cli.models import correspondence, scopes
 from imu_cli.models.arithmetic import float32_as
 from imu_cli.models.checkpoint import DTYPES, same_bits
 from imu_cli.models.scopes import Scope
@@ -433,60 +433,23 @@ def _names_in_file(opened: Session, scope: Scope) -> dict[str, list[str]]:
     Raises:
         RefusedError: a weight is not in the file as it is, or in a dtype that is not written.
     """
-    network = opened.network
+    network, checkpoint = opened.network, opened.checkpoint
     assert network is not None
-    model, naming = network.model, network.loaded.naming
-    state = model.state_dict(keep_vars=True)
-    alike: dict[int, list[str]] = {}
-    for name, tensor in state.items():
-        alike.setdefault(tensor.data_ptr(), []).append(name)
-    own = {
-        name: _current(naming.own(name), state, model)
-        for name in opened.checkpoint.entries
-        if name not in naming.left_out
-    }
-    found: dict[str, list[str]] = {}
-    for name, parameter in scope.parameters.items():
-        same = set(alike.get(parameter.data_ptr(), [])) | {name}
-        those = [file for file, current in own.items() if current in same]
-        if not those:
-            those = _by_value(opened, parameter, [file for file, current in own.items() if current not in state])
+    found = correspondence.find(checkpoint, network.loaded, scope.parameters)
+    for name, those in found.items():
         if not those:
             raise RefusedError(
                 f"--scope {scope.given}: {name} is not in the file as the model has it (it is computed or joined from other tensors); "
                 "name a scope without it"
             )
         for file in those:
-            dtype = opened.checkpoint.entries[file].dtype
+            dtype = checkpoint.entries[file].dtype
             if dtype not in DTYPES:
                 raise RefusedError(
                     f"--scope {scope.given}: {file} is {dtype} in the file; imu writes {', '.join(DTYPES)}: give the checkpoint from "
                     "before quantisation, or name a scope without it"
                 )
-        found[name] = those
     return found
-
-
-def _current(name: str, state: Mapping[str, Tensor], model: nn.Module) -> str:
-    """A file's name as the model has it: transformers' files keep older ones."""
-    base = getattr(model, "base_model_prefix", "")
-    for changed in (name, name.replace(".gamma", ".weight").replace(".beta", ".bias")):
-        for tried in (changed, f"{base}.{changed}", changed.removeprefix(f"{base}.")):
-            if tried in state:
-                return tried
-    return name
-
-
-def _by_value(opened: Session, parameter: Tensor, names: Sequence[str]) -> list[str]:
-    """The one tensor of the file, among those whose names the model does not have, that holds these values."""
-    shape = tuple(parameter.shape)
-    fitting = [name for name in names if opened.checkpoint.entries[name].shape == shape]
-    found = [
-        name
-        for name in fitting
-        if same_bits(opened.checkpoint.tensor(name).to(parameter.dtype), parameter.detach().cpu())
-    ]
-    return found if len(found) == 1 else []
 
 
 def _rounding(opened: Session, names: Mapping[str, Sequence[str]]) -> Callable[[str, Tensor], Tensor]:

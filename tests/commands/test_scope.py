@@ -290,7 +290,8 @@ def test_of_a_sharded_folder_the_shards_with_moved_tensors_differ(
     out = Path("net.unlearned")
     index = json.loads(Path("net/model.safetensors.index.json").read_text())["weight_map"]
     assert made["changed"]
-    assert all(".mlp." in tensor for tensor in made["changed"])
+    assert len(made["changed"]) == 4, "weights and biases of two layers, which the file calls intermediate and output"
+    assert all(".intermediate." in tensor or ".layer.0.output." in tensor for tensor in made["changed"])
     touched = {index[tensor] for tensor in made["changed"]}
     assert 0 < len(touched) < len(set(index.values()))
     for path in sorted(Path("net").iterdir()):
@@ -338,7 +339,7 @@ def own_code(name: str, code: str) -> list[str]:
     """A file of code and a checkpoint of its network, which takes everything for a four; what unlearns the listed as such."""
     Path(f"{name}.py").write_text(code)
     space: dict[str, Any] = {}
-    exec(code, space)  # noqa: S102 the code above
+    exec(code, space)
     torch.manual_seed(0)
     state = space["net"]().state_dict()
     state["5.bias"][4] += 9
