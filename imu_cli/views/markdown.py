@@ -1,12 +1,12 @@
 """A report as Markdown, which a CI step can append to its summary or a pull request."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from imu_cli.files import streams
 from imu_cli.records.evaluation import Evaluation
 from imu_cli.records.record import Record
 from imu_cli.views import tables, words
-from imu_cli.views.tables import Table
+from imu_cli.views.tables import NO_SAMPLES, Table
 
 MARK = "<!-- imu report -->"
 """First line of every report: by it an earlier one is known and may be replaced."""
@@ -94,9 +94,12 @@ def evaluation(result: Evaluation) -> str:
     )
 
 
-def report(results: Sequence[Record | Evaluation], names: Sequence[str]) -> str:
+def report(
+    results: Sequence[Record | Evaluation], names: Sequence[str], samples: Mapping[str, Table] = NO_SAMPLES
+) -> str:
     """Records and evaluations one after the other, evaluations also side by side where there are several."""
     parts = [record(item) if isinstance(item, Record) else evaluation(item) for item in results]
+    parts += [table(item) for item in samples.values()]
     evaluations = [(item, name) for item, name in zip(results, names, strict=True) if isinstance(item, Evaluation)]
     if len(evaluations) > 1:
         made = tables.comparison([words.printable(item) for item, _ in evaluations], [name for _, name in evaluations])

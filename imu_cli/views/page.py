@@ -11,7 +11,7 @@ from imu_cli.records.influence import Influence
 from imu_cli.records.record import Record
 from imu_cli.views import figures, tables, words
 from imu_cli.views.figures import Figure
-from imu_cli.views.tables import Table
+from imu_cli.views.tables import NO_SAMPLES, Table
 
 MARK = '<meta name="generator" content="imu '
 """By it an earlier report is known and may be replaced."""
@@ -170,7 +170,7 @@ def _sentence(record: Record | None, evaluation: Evaluation | None) -> str:
     return f"{words.verdict(record)} {words.capital(what)}: {before} before, {after} after. Nothing else was measured here; run imu evaluate."
 
 
-def _section(subject: Subject) -> Section:
+def _section(subject: Subject, samples: Mapping[str, Table]) -> Section:
     record = None if subject.record is None else words.printable(subject.record)
     evaluation = None if subject.evaluation is None else words.printable(subject.evaluation)
     both: list[Record | Evaluation] = [item for item in (record, evaluation) if item is not None]
@@ -192,7 +192,7 @@ def _section(subject: Subject) -> Section:
         sentence=rest,
         badges=_badges(warned, record, [] if evaluation is None else evaluation.requirements),
         tiles=_tiles(evaluation, record),
-        tables=[table for table in shown if table.rows],
+        tables=[table for table in (*shown, *_samples(newest, samples)) if table.rows],
         missing=missing,
         figures=[
             *([] if evaluation is None else figures.of_evaluation(evaluation)),
@@ -206,6 +206,11 @@ def _section(subject: Subject) -> Section:
         definitions=definitions,
         limit=newest.limit,
     )
+
+
+def _samples(result: Record | Evaluation, samples: Mapping[str, Table]) -> list[Table]:
+    own = samples.get(result.forget.sha256)
+    return [] if own is None else [own]
 
 
 def _pages() -> Any:
@@ -223,15 +228,17 @@ def _pages() -> Any:
     return made
 
 
-def report(results: Sequence[Record | Evaluation], names: Sequence[str]) -> str:
-    """The page: one section a model, evaluations side by side first where there are several."""
+def report(
+    results: Sequence[Record | Evaluation], names: Sequence[str], samples: Mapping[str, Table] = NO_SAMPLES
+) -> str:
+    """The page: one section a model, evaluations side by side first where there are several; ``samples`` by forget set's hash."""
     found = subjects(results, names)
     evaluations = [(words.printable(s.evaluation), s.name) for s in found if s.evaluation is not None]
     side_by_side = None
     if len(evaluations) > 1:
         both = [item for item, _ in evaluations], [streams.plain(name) for _, name in evaluations]
         side_by_side = tables.comparison(*both)
-    sections = [_section(subject) for subject in found]
+    sections = [_section(subject, samples) for subject in found]
     made: str = (
         _pages().get_template("report.html").render(version=__version__, sections=sections, comparison=side_by_side)
     )
@@ -239,8 +246,11 @@ def report(results: Sequence[Record | Evaluation], names: Sequence[str]) -> str:
 
 
 def gallery(result: Influence, pictures: Mapping[int, str]) -> str:
-    """The samples that matter most with their images: ``pictures`` are data URIs by row, shown in that order."""
-    samples, n = [(words.printable(result.rows[row]), uri) for row, uri in pictures.items()], len(result.rows)
+    """The samples that matter most: ``pictures`` are data URIs of images, or texts, by row, shown in that order."""
+    samples, n = (
+        [(words.printable(result.rows[row]), streams.plain(shown)) for row, shown in pictures.items()],
+        len(result.rows),
+    )
     result = words.printable(result)  # without its rows
     made: str = (
         _pages()

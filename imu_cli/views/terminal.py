@@ -209,9 +209,14 @@ def evaluation(result: Evaluation, *, per_class: bool = True, notes: bool = True
     )
 
 
-def report(results: Sequence[Record | Evaluation], names: Sequence[str]) -> RenderableType:
+def report(
+    results: Sequence[Record | Evaluation],
+    names: Sequence[str],
+    samples: Mapping[str, tables.Table] = tables.NO_SAMPLES,
+) -> RenderableType:
     """One or more records: each in full, then side by side where there are several evaluations."""
     parts: list[RenderableType] = [record(item) if isinstance(item, Record) else evaluation(item) for item in results]
+    parts += [drawn(item) for item in samples.values()]
     evaluations = [(item, name) for item, name in zip(results, names, strict=True) if isinstance(item, Evaluation)]
     if len(evaluations) > 1:
         both = [words.printable(item) for item, _ in evaluations], [streams.plain(name) for _, name in evaluations]
