@@ -74,7 +74,7 @@ class Run:
         """Add a result, and write all of them."""
         self.found[name] = value
         text = json.dumps(self.found, indent=1, ensure_ascii=False) + "\n"
-        for path in (self.scratch, REPOSITORY):  # no path of the machine in what is committed
+        for path in (self.scratch, REPOSITORY, Path(sys.prefix)):  # no path of the machine in what is committed
             text = text.replace(str(path), "…")
         (self.place / "results.json").write_text(text, encoding="utf-8")
 

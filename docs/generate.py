@@ -261,6 +261,46 @@ def published_table() -> str:
     return "\n".join(lines)
 
 
+ON_GPU = {
+    "scores of a class, of the largest score": ("commands", "influence", "off"),
+    "head that forgot a class, of its change": ("commands", "class", "off"),
+    "head that forgot samples (matched), of its change": ("commands", "matched", "off"),
+    "features of a ResNet-18, of the largest": ("models", "ResNet-18", "features_off"),
+    "features of a ViT, of the largest": ("models", "ViT", "features_off"),
+    "replay of a ResNet-18's head, of the largest logit": ("models", "ResNet-18", "replay_error"),
+    "replay of a ViT's head, of the largest logit": ("models", "ViT", "replay_error"),
+}
+"""What a GPU's numbers are off by: phase, item and field of the raw results."""
+
+
+def gpu_results() -> dict[str, Any]:
+    """The run of everything, with those parts that were measured again in their place."""
+    again = RESULTS / "on_gpu" / "again.json"
+    return _results("on_gpu/results") | (_results("on_gpu/again") if again.is_file() else {})
+
+
+def gpu_agreement() -> str:
+    """What a GPU computes beside the CPU in float32, by precision, from the raw results."""
+    found, precisions = gpu_results(), ("float32", "tf32", "bfloat16")
+    lines = [f"| {found['gpu']}, off the CPU's float32 by | {' | '.join(precisions)} |", "|---|---|---|---|"]
+    for what, (part, item, name) in ON_GPU.items():
+        cells = (found[part][f"{item}, {precision}"][name] for precision in precisions)
+        lines.append(f"| {what} | {' | '.join(f'{value:.1e}' for value in cells)} |")
+    return "\n".join(lines)
+
+
+def gpu_floor() -> str:
+    """A whole pass with its scores over the bare forward on a GPU, from the raw results."""
+    found = gpu_results()
+    lines = [f"| {found['gpu']} | whole ÷ bare | images a second | bare |", "|---|---|---|---|"]
+    for name, run in found["floor"].items():
+        if "ratios" in run:
+            lines.append(
+                f"| {name} | {_ratio(run['ratios'])} | {run['images_a_second']:,} | {run['bare_images_a_second']:,} |"
+            )
+    return "\n".join(lines)
+
+
 def coldstart_table() -> str:
     """Every command in a process of its own beside an import of torch, from the raw results."""
     runs = _results("coldstart")["runs"]
@@ -495,6 +535,8 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "evaluation": evaluation_table,
         "references": references_table,
         "coldstart": coldstart_table,
+        "gpu agreement": gpu_agreement,
+        "gpu floor": gpu_floor,
     },
     "method.md": {
         "classes": class_table,

@@ -103,9 +103,13 @@ def unlearn(
 ) -> None:
     """Write an unlearned checkpoint and its record."""
     from imu_cli.commands import unlearn as unlearn_module
+    from imu_cli.commands.processes import HelpedError
     from imu_cli.views import machine, terminal, words
 
-    result = unlearn_module.run_unlearn(model, config, origins, console.Terminal(quiet))
+    try:
+        result = unlearn_module.run_unlearn(model, config, origins, console.Terminal(quiet))
+    except HelpedError:
+        raise typer.Exit from None
     if form == "table":
         console.show(terminal.record(words.from_here(result.record, result.record_path.parent), notes=False))
     else:

@@ -96,6 +96,10 @@ def clear_cache(
         f"removed {path.name} (left by a process that was killed)"
         for path in cache.sweep(everything or forget is not None)
     ]
+    if everything or forget is not None:
+        for path in cache.trainings():
+            path.unlink(missing_ok=True)
+            said.append(f"removed {path.name} (the state of a training that was interrupted)")
     return said or ["nothing in the cache belongs to that"]
 
 

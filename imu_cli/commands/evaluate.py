@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imu_cli.commands import held_out, opening, other_models, preparation, provenance
+from imu_cli.commands import held_out, opening, other_models, preparation, provenance, relearning
 from imu_cli.config.commands import EvaluateConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import assembly, curves, gates, shadow_heads, summary
@@ -201,7 +201,9 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     head_only = None if original is None else set(original.changed) <= set(opened.head.tensors)
     if config.attack is not None:
         _require_shadows(config, found, head_only)
-    evidence = replace(_gather(other_models.Models(opened, original, again, effective), config, found), parts=parts)
+    models = other_models.Models(opened, original, again, effective)
+    test = _unused(opened, held_out.held_out(opened, config.test), found) if config.test else None
+    evidence = replace(_gather(models, test, config, found), parts=parts)
     guessing = _warn_if_at_chance(opened, evidence)
     if config.attack is not None and found is not None and original is not None:
         unlearning = _unlearning(opened, evidence, found, beside.parent)
@@ -340,19 +342,20 @@ def _unused(opened: Session, samples: SampleSet, found: Record | None) -> Sample
     return samples.subset([row for row in range(len(samples)) if row not in used])
 
 
-def _gather(models: other_models.Models, config: EvaluateConfig, found: Record | None) -> Evidence:
+def _gather(
+    models: other_models.Models, test: SampleSet | None, config: EvaluateConfig, found: Record | None
+) -> Evidence:
     """Everything that the metrics are computed from; each split's features are read once per backbone."""
-    opened, original = models.opened, models.original
+    opened, original, again = models.opened, models.original, models.retrained
     kind, _ = _kind(opened, config)
-    test_images = _unused(opened, held_out.held_out(opened, config.test), found) if config.test else None
     retain_images = held_out.retained(opened, config.retain) if config.retain else None
     forget = models.split(opened.forget.samples, "forget")
     plan = scenario.plan(kind, "", forget.labels, opened.head.classes, "auto")
-    return Evidence(
+    made = Evidence(
         kind=kind,
         forgotten=plan.forgotten,
         forget=forget,
-        test=models.split(test_images, "test") if test_images is not None else None,
+        test=models.split(test, "test") if test is not None else None,
         retain=models.split(retain_images, "retain") if retain_images is not None else None,
         true_labels=opened.true_labels(),
         drift=other_models.drift(forget, original),
@@ -360,6 +363,7 @@ def _gather(models: other_models.Models, config: EvaluateConfig, found: Record |
         seed=config.seed,
         name_of=opened.classes.name,
         head_before=None if original is None else models.head(original.matrix()),
+        head_retrained=None if again is None else models.head(again.matrix()),
         same_backbone=original is not None and original.same_backbone,
         compat=config.compat,
         training=None if opened.data is None else len(opened.data),
@@ -367,6 +371,7 @@ def _gather(models: other_models.Models, config: EvaluateConfig, found: Record |
         log=opened.log,
         **_allowed(found),
     )
+    return replace(made, relearned=relearning.run(models, made, test)) if config.relearn else made
 
 
 def _allowed(found: Record | None) -> dict[str, Any]:

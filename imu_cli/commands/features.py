@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from imu_cli import __version__
-from imu_cli.commands import opening, provenance
+from imu_cli.commands import opening, processes, provenance
 from imu_cli.config.commands import FeaturesConfig
 from imu_cli.config.shared import ForgetConfig, SamplesConfig
 from imu_cli.errors import ImuError, StoppedError
@@ -30,57 +30,13 @@ from imu_cli.features import origin
 from imu_cli.features.extraction import Seen
 from imu_cli.features.session import Session
 from imu_cli.files import blocks, memory, outputs, writing
-from imu_cli.files.reading import environment_number
 from imu_cli.records.features import Extracted
 from imu_cli.samples import vectors
-from imu_cli.samples.images import decoding
 
 BLOCKS = 256
 """Blocks that a set is cut into at most: so much of the work is lost at most when a process dies."""
-MOST_PROCESSES = 65_536
 LOGITS = 64
 """First rows whose logits are kept, so that whoever reads the file can replay the head."""
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those that torchrun started; one of one without it."""
-
-    rank: int
-    count: int
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the one that plans, joins and speaks."""
-        return self.rank == 0
-
-
-@contextmanager
-def _ranks() -> Iterator[Ranks]:
-    """The process group while the context lasts, where torchrun made one."""
-    count = environment_number("WORLD_SIZE", 1, 1, MOST_PROCESSES, opening.TORCHRUN)
-    if count == 1 or "RANK" not in os.environ:
-        yield Ranks(0, 1)
-        return
-    environment_number("RANK", 0, 0, count - 1, opening.TORCHRUN)
-    here = environment_number("LOCAL_WORLD_SIZE", 1, 1, count, opening.TORCHRUN)
-    environment_number("MASTER_PORT", 0, 1, 65535, opening.TORCHRUN)
-    # torchrun gives each process one thread, whatever the cores.
-    torch.set_num_threads(max(1, decoding.workers() // here))
-    try:
-        torch.distributed.init_process_group("gloo")
-    except (ValueError, RuntimeError) as error:
-        said = (str(error).splitlines() or [""])[0]
-        raise ImuError(f"RANK, WORLD_SIZE: no process group is made of them ({said}); {opening.TORCHRUN}") from error
-    try:
-        yield Ranks(torch.distributed.get_rank(), count)
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def _wait(ranks: Ranks) -> None:
-    if ranks.count > 1:
-        torch.distributed.barrier()
 
 
 # --- the plan
@@ -141,7 +97,7 @@ def _error_of(path: Path, plan: Plan, rows: range) -> float | None:
 # --- the work
 
 
-def _compute(opened: Session, plan: Plan, folder: Path, ranks: Ranks) -> None:
+def _compute(opened: Session, plan: Plan, folder: Path, ranks: processes.Ranks) -> None:
     """The blocks of this process that are not there yet, one after the other."""
     mine = [number for number in range(len(plan.blocks)) if number % ranks.count == ranks.rank]
     missing = [number for number in mine if _error_of(plan.path(folder, number), plan, plan.blocks[number]) is None]
@@ -242,7 +198,7 @@ def run_features(model: Path, config: FeaturesConfig, events: Events) -> Extract
     """
     output = _output(config)
     folder, start = blocks.of(output), time.perf_counter()
-    with _ranks() as ranks, ExitStack() as held:
+    with processes.ranks() as ranks, ExitStack() as held:
         wanted = _forget_config(config)
         opened = opening.open_all(model, wanted, events if ranks.first else Silent())
         if opened.network is None:
@@ -250,14 +206,14 @@ def run_features(model: Path, config: FeaturesConfig, events: Events) -> Extract
         plan = _plan(opened)
         if ranks.first:
             held.callback(blocks.leave, output, blocks.prepare(output, plan.said, config.force))
-        _wait(ranks)
+        ranks.wait()
         try:
             _compute(opened, plan, folder, ranks)
         except StoppedError:
             if blocks.has_any(output):
                 opened.note(f"{folder}: the blocks that are done stay; the same command goes on from there")
             raise
-        _wait(ranks)
+        ranks.wait()
         if not ranks.first:
             return None
         worst = _join(opened, plan, folder, output, config)

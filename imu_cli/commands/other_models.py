@@ -120,6 +120,7 @@ class Models:
             features=_alone(h),
             features_before=None if before is None else _alone(before),
             retrained=None if again is None or self.retrained is None else Logits(again, self.retrained.matrix()),
+            features_retrained=None if again is None else _alone(again),
         )
 
     def head(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:

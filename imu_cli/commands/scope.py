@@ -6,7 +6,7 @@ The network below the moving part runs once over forget, anchor and unseen sampl
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from imu_cli.commands import preparation
+from imu_cli.commands import held_out, preparation
+from imu_cli.commands.processes import Ranks
+from imu_cli.commands.resuming import Progress, progress
 from imu_cli.config.commands import UnlearnConfig
-from imu_cli.errors import ImuError, InvalidRowsError, RefusedError
+from imu_cli.errors import ImuError, InvalidRowsError, RefusedError, StoppedError
 from imu_cli.features import allocation, cut
-from imu_cli.features.cut import Kept, Upper
+from imu_cli.features.cut import Blend, Kept, Upper
 from imu_cli.features.session import Network, Session
 from imu_cli.files import memory
 from imu_cli.influence import closed_form
@@ -37,10 +39,10 @@ from imu_cli.unlearning.demotion.training import Anchor, Forgotten, Schedule, Tr
 from imu_cli.unlearning.matched import fit
 from imu_cli.unlearning.procedure import Job
 
-LEARNING_RATE = 0.01
+LEARNING_RATE = 0.007
 """Share of a layer's size that a step may move it by: the same for convolutions and transformers (benchmarks/quality_depth.py)."""
 MINIBATCH = 128
-UNSEEN_SHARE = 0.5
+UNSEEN_SHARE = 0.2
 """Of the held-out samples that may choose: those that are not anchored, since an anchored sample no longer looks unseen."""
 FEW = 100
 """Held-out samples below which all of them do both."""
@@ -94,7 +96,7 @@ def find(opened: Session, given: str) -> Scope:
     return found
 
 
-def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation.Ready, h: Rows) -> Moved:
+def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation.Ready, h: Rows, ranks: Ranks) -> Moved:
     """Train towards the demoted teacher, and give the tensors that the file is to have.
 
     Raises:
@@ -114,13 +116,30 @@ def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation
             parameter.requires_grad_(True)
         try:
             work = _training(opened, config, job, scope, upper, sets, h, anchored, unseen)
-            trained = _trained(opened, work)
+            work.share, work.join = ranks.share, ranks.add_up
+            state = _progress(opened, config, ready, scope, anchored)
+            work.save = state.save if ranks.first else work.save
+            work.state = state.load() if config.resume else None
+            if work.state is not None:
+                opened.note(f"going on from step {work.state[1]['looks'][-1][0]} of an earlier run")
+            elif config.resume:
+                opened.note("--resume: no interrupted run with this model, these data and options; begun anew")
+            try:
+                trained = _trained(opened, work)
+            except StoppedError:
+                if state.kept:
+                    opened.note(
+                        "what was done so far is kept in the cache: the same command with --resume goes on from its last look"
+                    )
+                raise
             kept = _rounded(opened, trained, names)
             work.put(kept.weights)
             end, _ = work.look()
         finally:
             for parameter in scope.parameters.values():
                 parameter.requires_grad_(False)
+    if ranks.first:
+        state.done()
     looks = [*trained.looks[:-1], (trained.looks[-1][0], end)]
     trajectory = [LookInfo(step=number, fraction=1.0, **vars(look)) for number, look in looks]
     trajectory[-1].fraction = trained.fraction
@@ -142,12 +161,12 @@ def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation
 
 
 def _upper(opened: Session, network: Network, scope: Scope) -> Upper:
-    found = cut.find(network.model, network.probe, scope.modules)
+    found, engine = cut.find(network.model, network.probe, scope.modules), opened.engine
 
     @contextmanager
     def cast() -> Iterator[None]:
-        kind = "tf32" if opened.engine.precision == "tf32" else "ieee"
-        with opened.engine.casting(), float32_as(kind):  # type: ignore[arg-type]
+        kind = "tf32" if engine.precision == "tf32" else "ieee"
+        with engine.casting(), float32_as(kind):  # type: ignore[arg-type]
             yield
 
     return Upper(network.model, opened.head.module, found, network.preprocess, opened.device, cast, network.probe)
@@ -252,7 +271,7 @@ def _training(
     anchor = seen = None
     if anchor_kept is not None and anchored is not None:
         f, z = answers(anchor_kept)
-        anchor = Anchor(runs(anchor_kept), z, f)
+        anchor = Anchor(runs(anchor_kept), z, f, _blended(upper, anchor_kept, torch.arange(len(anchor_kept))))
         if job.plan.kind == "class":
             anchor = _of_kept_classes(anchor, anchored, z, job.plan.forgotten, anchor_kept, upper)
     if unseen_kept is not None and unseen is not None:
@@ -306,7 +325,18 @@ def _of_kept_classes(
     if len(stays) == 0:
         raise ImuError("--anchor: holds nothing but the classes that go; give samples of the classes that stay")
     places = stays.cpu()
-    return Anchor(lambda rows: upper(kept, places[rows]), anchor.logits[stays], anchor.features[stays])
+    return Anchor(
+        lambda rows: upper(kept, places[rows]), anchor.logits[stays], anchor.features[stays], _blended(upper, kept, places)
+    )  # fmt: skip
+
+
+def _blended(
+    upper: Upper, kept: Kept, places: Tensor
+) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """What runs samples mixed with others, of those at some places of a kept set; None where they cannot be mixed."""
+    if not upper.blends:
+        return None
+    return lambda rows, others, share: upper(kept, places[rows], Blend(places[others], share))
 
 
 def _trained(opened: Session, work: Training) -> Trained:
@@ -339,6 +369,39 @@ def _told(step: int, steps: int, look: object) -> str:
         if value is not None:
             shown.append(text.format(value))
     return ", ".join(shown)
+
+
+def _progress(
+    opened: Session, config: UnlearnConfig, ready: preparation.Ready, scope: Scope, anchored: SampleSet | None
+) -> Progress:
+    """Where the state of this training lies, by everything that it depends on."""
+    free = {
+        "output",
+        "force",
+        "resume",
+        "cache",
+        "cache_features",
+        "max_memory",
+        "device",
+        "forget",
+        "data",
+        "test",
+        "reference",
+    }
+    options = {name: value for name, value in vars(config).items() if name not in free}
+    return progress(
+        {
+            "model": opened.checkpoint.sha256,
+            "forget": opened.forget.sha256,
+            "anchor": None if anchored is None else held_out.rows_hash(anchored),
+            "held": None if ready.held_info is None else ready.held_info.sha256,
+            "modules": scope.modules,
+            "device": opened.device.type,
+            "batch": opened.engine.batch_size,
+            "preprocess": opened.described()["preprocess"],
+            "options": options,
+        }
+    )
 
 
 # The file

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from imu_cli import flags
-from imu_cli.commands import opening, preparation, provenance, reuse, scope
+from imu_cli.commands import opening, preparation, processes, provenance, reuse, scope
+from imu_cli.commands.processes import Ranks
 from imu_cli.commands.provenance import common
 from imu_cli.config.commands import PAPER, UnlearnConfig
 from imu_cli.errors import ImuError
-from imu_cli.events import Events
+from imu_cli.events import Events, Silent
 from imu_cli.features import engine, extraction
 from imu_cli.features.engine import Engine
 from imu_cli.features.session import Session
@@ -73,10 +74,18 @@ def _refuse_contradictions(config: UnlearnConfig) -> None:
 def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], events: Events) -> Unlearned:
     """Unlearn the forget set, write the checkpoint and its record, both or neither.
 
+    Where layers below the head move, the processes that torchrun started share the work; the head alone needs one.
+
     Raises:
         ImuError: bad input, a target already met, or nothing could be written; nothing was written.
         RefusedError: the checkpoint cannot be handled.
+        HelpedError: this is a process of torchrun's that wrote nothing, and another one did.
     """
+    with processes.ranks() as ranks:
+        return _unlearn(model, config, origins, events if ranks.first else Silent(), ranks)
+
+
+def _unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], events: Events, ranks: Ranks) -> Unlearned:
     place = destination.choose(layout.resolve(model), config.output, config.force)
     config, origins = with_preset(config, origins)
     _refuse_contradictions(config)
@@ -85,6 +94,8 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
         config = replace(config, weights="uniform")
     opened = opening.open_all(model, config, events)
     moving = None
+    if config.scope == scopes.HEAD and ranks.count > 1:
+        raise ImuError("torchrun: the head alone needs one process; start imu without it, or name a deeper --scope")
     if config.scope != scopes.HEAD:
         scope.refuse(opened, config)
         moving = scope.find(opened, config.scope)
@@ -98,7 +109,9 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
     job = ready.job
     opened.note(f"method {job.method} ({job.method_source})")
     if moving is not None:
-        moved = scope.run(opened, config, moving, ready, h)
+        moved = scope.run(opened, config, moving, ready, h, ranks)
+        if not ranks.first:
+            raise processes.HelpedError
         _tell_moved(opened, job, moved)
         tensors = moved.tensors
         opened.outside_sha256 = opened.checkpoint.outside_hash(set(tensors))

@@ -125,6 +125,10 @@ class UnlearnConfig(TargetConfig):
             group=DEEPER,
         ),
     ] = True
+    resume: Annotated[
+        bool,
+        Option("Go on from the last look of the same run, if it was interrupted.", group=DEEPER),
+    ] = False
     max_head_change: Annotated[
         float | None,
         Gt(0),
@@ -167,7 +171,7 @@ class UnlearnConfig(TargetConfig):
         Option(
             "SGD with this learning rate in place of normalised steps; deeper than the head, the share of a layer's size that a step "
             "may move it by at the start.",
-            default="none; 0.01 deeper than the head",
+            default="none; 0.007 deeper than the head",
             group=ASCENT,
         ),
     ] = None
@@ -225,6 +229,14 @@ class EvaluateConfig(ForgetConfig):
         ),
     ] = None
     shadows: Annotated[int, Gt(0), Option("Shadow heads of --attack shadow-heads, at least 8.", group=ATTACKS)] = 64
+    relearn: Annotated[
+        bool,
+        Option(
+            "Also fine-tune what differs from the original on 5, 10 and 25 forget samples and count how many of the others come "
+            "back; runs the network with gradients, up to 60,000 forward passes a model.",
+            group=ATTACKS,
+        ),
+    ] = False
     compat: Annotated[
         bool,
         Option(

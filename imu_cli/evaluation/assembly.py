@@ -5,11 +5,10 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from imu_cli.errors import ImuError
-from imu_cli.evaluation import attacks, comparisons, recovery, reference_heads
+from imu_cli.evaluation import attacks, comparisons, reference_heads, remaining
 from imu_cli.evaluation.evidence import (
     NO_ORIGINAL,
     NO_RETAIN,
@@ -25,7 +24,7 @@ from imu_cli.evaluation.evidence import (
     phi,
     target_model,
 )
-from imu_cli.linear.rows import Outputs, Rows, only
+from imu_cli.linear.rows import Outputs, only
 from imu_cli.records.evaluation import ClassRow, Metric, PartRow
 from imu_cli.records.metric_definitions import DEFINITIONS
 from imu_cli.statistics import mask_bound, metrics
@@ -255,73 +254,6 @@ def _either_tail(forget: Tensor, pool: Tensor) -> Found:
     return found if isinstance(found, NotMeasured) else found.either
 
 
-def remains(e: Evidence) -> list[Metric]:
-    """What the features still hold: drift, recovery from a few shots, a linear probe."""
-    found = [metric("features.drift", NO_ORIGINAL if e.drift is None else e.drift, split="forget")]
-    if e.kind == "class":
-        found += _recoveries(e)
-    if e.test is None:
-        return [*found, metric("probe.accuracy", NO_TEST, split="forget, test")]
-    probe = _probe(e, e.forget.features, e.test.features)
-    if isinstance(probe, NotMeasured):
-        return [*found, metric("probe.accuracy", probe, split="forget, test")]
-    note = f"the same probe where nothing was forgotten: {probe.reference.value:.2%}" + (
-        "" if probe.converged else "; did not converge"
-    )
-    before = _probe_before(e, probe)
-    return [*found, metric("probe.accuracy", probe.accuracy, before, split="forget, test", note=note)]
-
-
-def _recoveries(e: Evidence) -> list[Metric]:
-    """``recovery.k*``, at the share of kept samples that the original's rows took: on test, or retain where there is none."""
-    name, split = ("test", e.test) if e.test is not None else ("retain", e.retain)
-    kept = None if split is None else split.only(~forgotten_rows(e, split.labels))
-    kept = None if kept is None or len(kept.labels) == 0 else kept
-    taken = None
-    if kept is not None and kept.before is not None:
-        taken = metrics.predicted_as(kept.before, e.forgotten).value
-    made = []
-    for k in (1, 5, 10):
-        found = recovery.k_shot_recovery(
-            e.forget.features, *e.head, e.forget.labels, k, torch.Generator().manual_seed(e.seed),
-            kept_features=None if kept is None else kept.features, taken_before=taken,
-        )  # fmt: skip
-        if isinstance(found, NotMeasured):
-            made.append(metric(f"recovery.k{k}", found, split="forget"))
-        else:
-            made.append(metric(f"recovery.k{k}", found.accuracy, split="forget", note=_taken(found, name)))
-    return made
-
-
-def _taken(found: recovery.Recovery, split: str) -> str:
-    """What the put-back rows take beside the forget samples, in words."""
-    if found.taken is None:
-        return "how many kept samples the row takes is not known without --test; it may be many"
-    if found.own_taken is None or not found.adjusted:
-        return f"the row takes {found.taken.value:.2%} of kept {split} samples; what the original's took is not known"
-    return (
-        f"the row takes {found.taken.value:.2%} of kept {split} samples, as the original's did; with the bias it came with "
-        f"{found.own_taken.value:.2%}, recovering {found.own_accuracy.value:.2%}"
-    )
-
-
-def _probe(e: Evidence, forget: Rows, test: Rows) -> recovery.Probe | NotMeasured:
-    assert e.test is not None
-    generator = torch.Generator().manual_seed(e.seed)
-    return recovery.linear_probe(forget, e.forget.labels, test, e.test.labels, e.forgotten, generator)
-
-
-def _probe_before(e: Evidence, after: recovery.Probe) -> Estimate | None:
-    """The same probe on the original's features: the same number where these are the same."""
-    assert e.test is not None
-    if e.same_backbone:
-        return after.accuracy
-    if e.forget.features_before is None or e.test.features_before is None:
-        return None
-    found = _probe(e, e.forget.features_before, e.test.features_before)
-    return None if isinstance(found, NotMeasured) else found.accuracy
-
-
 def per_class(e: Evidence) -> list[ClassRow]:
     """Accuracy per class on every given split, before and after."""
     rows = []
@@ -364,7 +296,7 @@ def _part(name: str, e: Evidence) -> PartRow:
 def measure(e: Evidence) -> list[Metric]:
     """Every metric, in the order of the definitions; those whose data was not given say what they need."""
     found = [
-        *forget_metrics(e), *test_metrics(e), *membership_metrics(e), *retain_metrics(e), *remains(e),
+        *forget_metrics(e), *test_metrics(e), *membership_metrics(e), *retain_metrics(e), *remaining.metrics_of(e),
         *reference_heads.reference_head_metrics(e), *comparisons.retrained_metrics(e), *comparisons.shadow_metrics(e),
         *comparisons.compat_metrics(e),
     ]  # fmt: skip

@@ -7,7 +7,17 @@ import torch
 from torch import Tensor
 
 from imu_cli.evaluation import attacks, published_scores, retrained
-from imu_cli.evaluation.evidence import NO_ORIGINAL, NO_RETAIN, NO_TEST, Evidence, Found, Split, forgotten_rows, metric
+from imu_cli.evaluation.evidence import (
+    NO_ORIGINAL,
+    NO_RETAIN,
+    NO_RETRAINED,
+    NO_TEST,
+    Evidence,
+    Found,
+    Split,
+    forgotten_rows,
+    metric,
+)
 from imu_cli.linear.rows import Outputs
 from imu_cli.records.evaluation import Metric
 from imu_cli.statistics import metrics
@@ -16,7 +26,7 @@ from imu_cli.statistics.intervals import Estimate, NotMeasured, census, clopper_
 LOOSE = 0.03
 """Share of test samples beyond a threshold meant for 1 %, from which it is said that it does not hold."""
 
-NO_RETRAINED, NO_COMPAT = NotMeasured("needs --retrained"), NotMeasured("needs --compat")
+NO_COMPAT = NotMeasured("needs --compat")
 
 
 def hits(e: Evidence, split: Split, logits: Outputs) -> Tensor:

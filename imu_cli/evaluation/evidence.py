@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from imu_cli.evaluation import attacks
+from imu_cli.evaluation.relearning import Relearned
 from imu_cli.events import Log
 from imu_cli.linear.rows import Logits, Outputs, Rows, only
 from imu_cli.records.evaluation import Metric
@@ -18,11 +19,13 @@ from imu_cli.statistics.metrics import among, predictions
 from imu_cli.unlearning import scenario
 
 Found = Estimate | NotMeasured
-NO_TEST, NO_RETAIN, NO_ORIGINAL, NO_SHADOWS = (
+NO_TEST, NO_RETAIN, NO_ORIGINAL, NO_RETRAINED, NO_SHADOWS, NO_RELEARN = (
     NotMeasured("needs --test"),
     NotMeasured("needs --retain"),
     NotMeasured("needs --original"),
+    NotMeasured("needs --retrained"),
     NotMeasured("needs --attack shadow-heads"),
+    NotMeasured("needs --relearn"),
 )
 
 
@@ -30,7 +33,7 @@ NO_TEST, NO_RETAIN, NO_ORIGINAL, NO_SHADOWS = (
 class Split:
     """Samples with labels (n,), logits (n, c) before, after and of a retrained model, and features (n, d).
 
-    ``before``, ``retrained`` and ``features_before`` are None without those models; ``features`` are of the model after.
+    ``before``, ``retrained`` and the features of these two are None without those models; ``features`` are of the model after.
     Logits and features may be what makes them by rows, so that no split's logits need be in memory. ``memo`` holds φ (n,)
     of a model by its name once it was asked for.
     """
@@ -41,6 +44,7 @@ class Split:
     features: Rows
     features_before: Rows | None = None
     retrained: Outputs | None = None
+    features_retrained: Rows | None = None
     memo: dict[str, Tensor] = field(default_factory=dict)
 
     def only(self, rows: Tensor) -> "Split":
@@ -55,6 +59,7 @@ class Split:
             only(self.features, rows),
             None if self.features_before is None else only(self.features_before, rows),
             None if self.retrained is None else only(self.retrained, rows),
+            None if self.features_retrained is None else only(self.features_retrained, rows),
             {name: found[rows] for name, found in self.memo.items()},
         )
 
@@ -83,11 +88,14 @@ class Evidence:
         forget, test, retain: the splits; the latter two None where not given.
         true_labels: (n,) of D_f where known.
         drift: relative change of D_f's features, None without the original.
-        head, head_before: weight (c, d) and bias (c,) or None, after and of the original; None without it.
+        head, head_before, head_retrained: weight (c, d) and bias (c,) or None, of the model after, the original and the
+            retrained one; None without these.
         same_backbone: whether nothing but the head differs from the original.
         seed: of the draws of class-matched pools and shots.
         name_of: a class id to its name.
         shadow: what the shadow heads gave; why there is nothing where there is nothing.
+        relearned: what relearning brought back of each model that is there, by "after", "before" and "retrained"; why there
+            is nothing where there is nothing.
         compat: whether scores that papers print are wanted.
         parts: rows of D_f by the name of their id or group, where asked for.
         training: how many samples the training data have, D_f among them, where known.
@@ -108,8 +116,10 @@ class Evidence:
     seed: int
     name_of: Callable[[int], str] = str
     head_before: tuple[Tensor, Tensor | None] | None = None
+    head_retrained: tuple[Tensor, Tensor | None] | None = None
     same_backbone: bool = False
     shadow: Shadow | NotMeasured = NO_SHADOWS
+    relearned: Mapping[str, Relearned] | NotMeasured = NO_RELEARN
     compat: bool = False
     parts: Mapping[str, Tensor] | None = None
     training: int | None = None
@@ -137,7 +147,7 @@ def metric(
     split: str,
     target: float | None = None,
     target_note: str = "",
-    target_range: tuple[float, float] | None = None,
+    target_range: tuple[float, float] | Interval | None = None,
     note: str = "",
 ) -> Metric:
     """One metric with its definition, from what was found after and before."""
@@ -146,7 +156,9 @@ def metric(
         name=name, title=definition.title, definition=definition.text, better=definition.better, split=split,
         target=target, target_note=target_note, note=note,
     )  # fmt: skip
-    if target_range is not None:
+    if isinstance(target_range, Interval):
+        made.target_range = target_range
+    elif target_range is not None:
         made.target_range = Interval(low=target_range[0], high=target_range[1], method="central 95 % at this n")
     if isinstance(after, NotMeasured):
         made.missing = after.reason

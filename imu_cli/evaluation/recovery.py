@@ -147,7 +147,7 @@ def put_back(
         return NotMeasured("needs --test: with no more features than classes, only kept samples show a row's reach")
     length = direction.norm(dim=1, keepdim=True)
     if not bool((length > 0).all()):
-        raise ImuError("recovery: a mean feature has no part that the head reads; check the features of the forget set")
+        return NotMeasured("a mean feature of the forget samples has no part that the head's kept rows read")
     new = direction / length * rows.norm(dim=1).mean()
     weight[list(classes)], bias[list(classes)] = new, level - new @ centre
     return weight, bias

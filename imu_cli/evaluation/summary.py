@@ -29,6 +29,7 @@ def of(e: Evidence, found: list[Metric], head_only: bool | None, *, unchanged: b
         f"{DAMAGE}: {', and '.join(damage)}." if damage else "",
         _not_forgotten(e, by_name, damaged=bool(damage)),
         _said_forget(e, by_name["forget.accuracy"]),
+        "" if unchanged else _said_way(e, by_name, head_only),
         _said_membership(e, by_name.get("mia.auc"), damaged=bool(damage)),
         _said_drop(e, by_name["test.accuracy_drop"]),
         _said_class(e, by_name.get("test.worst_class_drop"), damaged=bool(lost or ruined)),
@@ -159,6 +160,53 @@ def _said_forget(e: Evidence, accuracy: Metric) -> str:
     return f"{accuracy.value:.2%} of the {accuracy.n} forget samples are {what}{before}{goal}."
 
 
+def _said_way(e: Evidence, by_name: dict[str, Metric], head_only: bool | None) -> str:
+    """How far the features went towards a retrained model's, by the probe; nothing where it is not known.
+
+    It is not known without both models, or where the original's features may hold no more than the retrained model's.
+    """
+    probe = by_name.get("probe.accuracy")
+    if head_only is not False or probe is None or not _apart(probe):
+        return ""
+    assert probe.value is not None
+    assert probe.before is not None
+    assert probe.target is not None
+    way = (probe.before - probe.value) / (probe.before - probe.target)
+    if way <= 0:
+        how = "The features did not come nearer to the retrained model's"
+    elif way > 1:
+        how = "The features went past the retrained model's"
+    else:
+        how = f"The features went {way:.0%} of the way to the retrained model's"
+    does = (
+        f"recognises {probe.value:.1%} of unseen samples of the class"
+        if e.kind == "class"
+        else f"that never saw the forget samples gives {probe.value:.1%} of them their label"
+    )
+    return (
+        f"{how}: a fresh linear classifier {does} (original {probe.before:.1%}, retrained {probe.target:.1%})"
+        f"{_said_index(by_name)}."
+    )
+
+
+def _apart(probe: Metric) -> bool:
+    """Whether the original surely lies above the retrained model: its value, or all of its interval, beyond the other's."""
+    theirs = probe.target_range
+    if probe.value is None or probe.before is None or theirs is None:
+        return False
+    return (probe.before if probe.before_interval is None else probe.before_interval.low) > theirs.high
+
+
+def _said_index(by_name: dict[str, Metric]) -> str:
+    index = by_name.get("retrained.idi")
+    if index is None or index.value is None or index.interval is None:
+        return ""
+    return (
+        f"; information difference index {index.value:.2f} (95 % interval {index.interval.low:.2f} to {index.interval.high:.2f}; "
+        "0: as after retraining, 1: nothing went)"
+    )
+
+
 def _said_membership(e: Evidence, auc: Metric | None, *, damaged: bool) -> str:
     """Whether confidence alone still tells the forget samples from unseen ones.
 
@@ -223,4 +271,8 @@ def _said_remains(e: Evidence, by_name: dict[str, Metric], head_only: bool | Non
         if probe is not None and probe.value is not None:
             joined = "and" if enough or probe.value <= 0.5 else "but"
             text += f", {joined} a fresh linear classifier recognises {probe.value:.1%} of unseen samples of the class"
+            text += "" if probe.target is None else f" (the retrained model's features: {probe.target:.1%})"
+    index = by_name.get("retrained.idi")
+    if index is not None and index.value is not None:
+        text += "; the information difference index is 1 by construction"
     return text + "."

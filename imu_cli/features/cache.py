@@ -33,6 +33,7 @@ STALE = 3600
 """Age in seconds from which a temporary file of an earlier version, which has no lock, is taken to be left over."""
 _TEMPORARY, _JSON = re.compile(r"\.tmp-.*|" + staging.LIBRARY), re.compile(r".*\.json")
 _OWN = re.compile("lock|data|" + staging.LIBRARY)
+_TRAINING = re.compile(r"training-[0-9a-f]{32}\.safetensors")
 _TENSORS = re.compile(r"(scores|features)-[0-9a-f]{32}\.safetensors")
 
 
@@ -196,12 +197,23 @@ class _Own:
     descriptor: int
 
 
-def _begin() -> _Own:
-    signals.check()
+def make() -> Path:
+    """The cache's folder, made if need be."""
     made = folder()
     if not made.is_dir():  # a folder that was there keeps its mode: it may be everybody's, such as /tmp
         made.mkdir(parents=True, exist_ok=True)
         made.chmod(0o700)
+    return made
+
+
+def trainings() -> list[Path]:
+    """States of trainings that were interrupted, which ``imu unlearn --resume`` goes on from."""
+    return _names(_TRAINING)
+
+
+def _begin() -> _Own:
+    signals.check()
+    made = make()
     _tidy()
     with locks.held_folder(made):  # so that nobody sees it without its lock
         path = Path(tempfile.mkdtemp(dir=made, prefix=".tmp-"))

@@ -259,6 +259,19 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class Blend:
+    """Other samples of a set (k,) to mix some with, and the share (k,) that those some keep."""
+
+    rows: Tensor
+    share: Tensor
+
+    def of(self, mine: Tensor, theirs: Tensor) -> Tensor:
+        """Share · mine + (1 − share) · theirs, (k, …)."""
+        share = self.share.to(mine).view(-1, *(1,) * (mine.ndim - 1))
+        return theirs.lerp(mine, share)
+
+
+@dataclass(frozen=True)
 class Upper:
     """The part of a network from the cut on, which moves.
 
@@ -336,23 +349,35 @@ class Upper:
         leaves = [leaf for leaf in pytree.tree_leaves(seen[0]) if isinstance(leaf, Tensor)]
         return [*given, *((f"cut.{at}", leaf.detach(), on_device) for at, leaf in enumerate(leaves))]
 
-    def __call__(self, kept: Kept, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """What enters the head (k, d), and logits (k, c), of some samples of a kept set; differentiable in the moving weights."""
-        batch = self._inputs(kept, rows)
+    @property
+    def blends(self) -> bool:
+        """Whether samples of a kept set can be mixed: tensors of one shape can, texts of many lengths cannot."""
+        return isinstance(self.probe, Tensor)
+
+    def __call__(self, kept: Kept, rows: Tensor, blend: Blend | None = None) -> tuple[Tensor, Tensor]:
+        """What enters the head (k, d), and logits (k, c), of some samples of a kept set; differentiable in the moving weights.
+
+        With ``blend``, of the samples mixed with others at the cut, in these shares.
+        """
+        batch = self._inputs(kept, rows, blend)
         seen: list[Tensor] = []
         handle = self.model.get_submodule(self.layer).register_forward_pre_hook(
             lambda _, inputs: seen.append(inputs[0])
         )
-        with hooked([handle]), self.cast(), self._from_cut(kept, rows, batch):
+        with hooked([handle]), self.cast(), self._from_cut(kept, rows, batch, blend):
             logits = logits_of(call(self.model, batch))
         features = rows_of(seen[0])
         assert features is not None, "the head was found to run on one vector a sample"
         return features.float(), logits.float()
 
-    def _inputs(self, kept: Kept, rows: Tensor) -> Batch:
+    def _inputs(self, kept: Kept, rows: Tensor, blend: Blend | None) -> Batch:
         if isinstance(self.probe, Tensor):
             if not self.cut.module:
-                return to_device(kept.get("in", rows, self.device, self.left)[0], self.step, self.device)
+                mine = self._scaled(kept.get("in", rows, self.device, self.left)[0])
+                if blend is None:
+                    return mine
+                assert isinstance(mine, Tensor)
+                return blend.of(mine, self._scaled(kept.get("in", blend.rows, self.device, self.left)[0]))  # type: ignore[arg-type]
             return torch.zeros(len(rows), *self.probe.shape[1:], dtype=self.probe.dtype, device=self.device)
         batch: dict[str, Tensor] = {}
         for name in kept.names:
@@ -361,15 +386,27 @@ class Upper:
                 made, mask = kept.get(name, rows, self.device, self.left)
                 pad = self.pad.get(key, 0)
                 batch[key] = made if mask is None or not pad else torch.where(mask.bool(), made, pad)
-        return to_device(batch, self.step, self.device)
+        return self._scaled(batch)
 
-    def _from_cut(self, kept: Kept, rows: Tensor, batch: Batch) -> contextlib.AbstractContextManager[None]:
+    def _scaled(self, batch: Batch) -> Batch:
+        """What was kept, on the device, as the model takes it."""
+        return each(
+            self.step.scale(batch),
+            lambda tensor: tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor,
+        )
+
+    def _from_cut(
+        self, kept: Kept, rows: Tensor, batch: Batch, blend: Blend | None
+    ) -> contextlib.AbstractContextManager[None]:
         if not self.cut.module:
             return contextlib.nullcontext()
         leaves, spec = pytree.tree_flatten(self.cut.kept)
         names = iter(range(len(leaves)))
-        made = [
-            kept.get(f"cut.{next(names)}", rows, self.device, self.left)[0] if isinstance(leaf, Shape) else leaf
-            for leaf in leaves
-        ]
+
+        def at_cut() -> Tensor:
+            name = f"cut.{next(names)}"
+            mine = kept.get(name, rows, self.device, self.left)[0]
+            return mine if blend is None else blend.of(mine, kept.get(name, blend.rows, self.device, self.left)[0])
+
+        made = [at_cut() if isinstance(leaf, Shape) else leaf for leaf in leaves]
         return _returning(self.model, self.cut, pytree.tree_unflatten(made, spec), batch)

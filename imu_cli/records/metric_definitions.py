@@ -330,11 +330,83 @@ DEFINITIONS: dict[str, Definition] = {
         "none",
         "the original",
     ),
+    "cka.forget": Definition(
+        "similarity of features, D_f",
+        "debiased linear CKA of D_f's features with the original's; 1: alike up to rotation and scale; target: the retrained "
+        "model's with the original",
+        "target",
+        "the original",
+    ),
+    "cka.test": Definition(
+        "similarity of features, test",
+        "the same on test samples (of kept classes)",
+        "target",
+        "--test and the original",
+    ),
+    "retrained.cka.forget": Definition(
+        "similarity to the retrained model's features, D_f",
+        "debiased linear CKA of D_f's features with the retrained model's",
+        "higher",
+        "--retrained",
+    ),
+    "retrained.cka.test": Definition(
+        "similarity to the retrained model's features, test",
+        "the same on test samples (of kept classes)",
+        "higher",
+        "--retrained and --test",
+    ),
+    "feature_mia.auc": Definition(
+        "attack on features, AUC",
+        "AUC of D_f against class-matched test samples by logistic regression on features, each sample scored by a fit that did "
+        "not see it; 0.5: nothing found; target: the retrained model's, 0.5 without it",
+        "target",
+        "--test",
+    ),
+    "feature_mia.auc_nearest": Definition(
+        "attack on features, nearest neighbour",
+        "AUC, whichever way it is turned, of the distance to the nearest unseen sample of the class, D_f against class-matched test",
+        "target",
+        "--test",
+    ),
+    "retrained.idi": Definition(
+        "information difference index",
+        "(I − I of the retrained model) / (I of the original − I of the retrained model), I: nats that the features at the head's "
+        "input tell a linear classifier about who belongs to D_f; 0: as after retraining, 1: nothing went",
+        "target",
+        "--retrained, the original and --test or --retain",
+    ),
+    "relearn.k5": Definition(
+        "relearnt from 5 samples",
+        "share of other forget samples that come back when what differs from the original is fine-tuned for 10 steps on 5 (class "
+        "scenario: on 5 of each forgotten class and twice as many kept test samples, counted where the class takes as many kept test "
+        "samples as the original's did)",
+        "target",
+        "--relearn and the original (class scenario: and --test)",
+    ),
+    "relearn.k10": Definition(
+        "relearnt from 10 samples",
+        "the same from 10",
+        "target",
+        "--relearn and the original (class scenario: and --test)",
+    ),
+    "relearn.k25": Definition(
+        "relearnt from 25 samples",
+        "the same from 25",
+        "target",
+        "--relearn and the original (class scenario: and --test)",
+    ),
+    "relearn.lead": Definition(
+        "lead over never-seen samples",
+        "share of forget samples that come back less that of class-matched test samples after the same fine-tuning on such; target: "
+        "the retrained model's, 0 without it",
+        "target",
+        "--relearn, --test and the original",
+    ),
 }
 
-NUMBERS = {"forget.entropy", "features.drift", "mia.ks", "retrained.kl", "retrained.js", "compat.w1_class_index"} | {
-    name for name in DEFINITIONS if ".auc" in name
-}
+NUMBERS = {
+    "forget.entropy", "features.drift", "mia.ks", "retrained.kl", "retrained.js", "retrained.idi", "compat.w1_class_index",
+} | {name for name in DEFINITIONS if ".auc" in name or "cka." in name}  # fmt: skip
 """Metrics shown as plain numbers; the others are shares, shown in percent and gated as fractions."""
 
 BOTH_SIDES = {
@@ -348,7 +420,7 @@ BOTH_SIDES = {
 """Metrics that should be near a target, and the one that counts a deviation on either side."""
 
 SIDE_IS_HARMLESS = {
-    "forget.over_unlearned", "mia.auc_two_sided", "mia.tpr_at_1pct_fpr", "shadow.tpr_at_1pct_fpr",
+    "forget.over_unlearned", "feature_mia.auc", "feature_mia.auc_nearest", "mia.auc_two_sided", "mia.tpr_at_1pct_fpr", "shadow.tpr_at_1pct_fpr",
     *(name for name in DEFINITIONS if name.startswith("compat.")),
 }  # fmt: skip
 """Metrics with a target that nobody minds being missed on one side, or that are not to be gated on."""
@@ -356,8 +428,12 @@ SIDE_IS_HARMLESS = {
 
 def range_of(name: str) -> tuple[float, float]:
     """The least and the largest value that a metric can have."""
-    if name == "mia.auc_two_sided":
+    if name in ("mia.auc_two_sided", "feature_mia.auc_nearest"):
         return 0.5, 1.0
+    if name == "retrained.idi":
+        return -math.inf, math.inf
+    if "cka." in name or name == "relearn.lead":
+        return -1.0, 1.0
     if name == "retrained.js":
         return 0.0, math.log(2)
     if name in NUMBERS and not (".auc" in name or name == "mia.ks"):

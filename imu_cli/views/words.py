@@ -1,7 +1,7 @@
 """Results in words: values in their units, reasons, targets and facts as sentences; every form takes its texts from here."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -225,9 +225,12 @@ def _scope(result: Record) -> list[tuple[str, str]]:
 
 
 def _changed(result: Record) -> str:
-    shown = ", ".join(result.changed[:MODULES])
-    more = f" and {len(result.changed) - MODULES} more" if len(result.changed) > MODULES else ""
-    return f"{shown}{more}; {result.unchanged} others are bit-identical"
+    return f"{_named(result.changed)}; {result.unchanged} others are bit-identical"
+
+
+def _named(tensors: Sequence[str]) -> str:
+    more = f" and {len(tensors) - MODULES} more" if len(tensors) > MODULES else ""
+    return ", ".join(tensors[:MODULES]) + more
 
 
 def run_facts(result: Record) -> list[tuple[str, str]]:
@@ -269,7 +272,7 @@ def given(result: Evaluation) -> list[tuple[str, str]]:
 
 def evaluation_facts(result: Evaluation) -> list[tuple[str, str]]:
     """What was compared in an evaluation, as pairs of name and text."""
-    changed = "unknown (no original)" if result.changed is None else ", ".join(result.changed) or "nothing"
+    changed = "unknown (no original)" if result.changed is None else _named(result.changed) or "nothing"
     return [
         *given(result),
         ("changed tensors", changed + ("; head only" if result.head_only else "")),

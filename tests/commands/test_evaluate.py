@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from imu_cli.cli import main
+from imu_cli.evaluation import relearning
 
 BASE = ["--config", "imu.yaml"]
 
@@ -109,6 +112,61 @@ def test_a_retrained_model_of_another_kind_is_refused(few: list[str], capsys: py
     """A file that is not there, or no checkpoint of this architecture, is exit code 2 and names the file."""
     assert main([*few, "--retrained", "nothing.safetensors"]) == 2
     assert "nothing.safetensors" in capsys.readouterr().err
+
+
+def moved(name: str, seed: int) -> str:
+    """The digits model with other weights in a layer before the head, written as ``name``."""
+    tensors = load_file("model.safetensors")
+    layer = next(key for key in sorted(tensors) if key.endswith("weight") and tensors[key].ndim == 4)
+    noise = torch.randn(tensors[layer].shape, generator=torch.Generator().manual_seed(seed))
+    save_file(tensors | {layer: tensors[layer] + 0.3 * tensors[layer].std() * noise}, name)
+    return layer
+
+
+def test_a_backbone_that_moved_is_judged_on_its_own_features(
+    job: Path, digits: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Similarity, attack, probe and relearning of all three models; the same seed, the same file; no word of a head."""
+    for name, value in (("SHOTS", (5, 10)), ("DRAWS", 1), ("STEPS", 2), ("HELD", 20), ("KEPT", 40)):
+        monkeypatch.setattr(relearning, name, value)
+    layer = moved("after.safetensors", 1)
+    moved("again.safetensors", 2)
+    command = ["evaluate", "after.safetensors", *BASE, "-q", "--original", "model.safetensors", "--forget", "class=3"]
+    command += ["--test", str(digits / "data/test"), "--retrained", "again.safetensors", "--relearn"]
+    made, found = measured(capsys, command)
+    assert (made["changed"], made["head_only"]) == ([layer], False)
+    for name in ("cka.forget", "cka.test", "feature_mia.auc", "feature_mia.auc_nearest", "probe.accuracy", "recovery.k5",
+                 "relearn.k5", "relearn.k10", "relearn.lead"):  # fmt: skip
+        assert None not in (found[name]["value"], found[name]["before"] or name[:3] == "cka", found[name]["target"]), (
+            name
+        )
+    assert 0 < found["cka.forget"]["value"] < 1
+    assert found["rmia.auc"]["missing"] is not None
+    assert "Only the head" not in made["summary"]
+    assert "Tensors outside the head changed" in made["summary"]
+    assert measured(capsys, command)[0]["metrics"] == made["metrics"]
+
+
+def test_relearning_of_a_head_needs_no_network(job: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Features from files do where only the head moved; where the network moved the samples are needed, and that is said."""
+    assert main(["unlearn", "model.safetensors", *BASE, "-q", "--forget", "class=3"]) == 0
+    test = ["--test", str(digits / "data/test")]
+    command = ["evaluate", "model.unlearned.safetensors", *BASE, "-q", *test, "--relearn"]
+    _, found = measured(capsys, command)
+    for split, data in (("train", None), ("test", digits / "data/test")):
+        given = [] if data is None else ["--data", str(data)]
+        assert main(["features", "model.safetensors", *BASE, "-q", *given, "-o", f"{split}.safetensors"]) == 0
+    given = ["--features", "train.safetensors", "--test", "test.safetensors", "--forget", "class=3"]
+    _, on_file = measured(capsys, ["evaluate", "model.unlearned.safetensors", *BASE, "-q", *given, "--relearn"])
+    assert found["relearn.k5"]["value"] == pytest.approx(on_file["relearn.k5"]["value"])
+    assert found["relearn.k5"]["value"] > 0.5
+    assert found["relearn.k5"]["before"] > 0.9
+    moved("other.safetensors", 1)
+    asked = ["evaluate", "model.safetensors", *BASE, "-q", *given, "--relearn"]
+    _, nothing = measured(capsys, [*asked, "--original", "model.safetensors"])
+    assert nothing["relearn.k5"]["missing"] == "nothing differs from the original"
+    _, without = measured(capsys, asked)
+    assert without["relearn.k5"]["missing"] == "needs --original"
 
 
 @pytest.mark.parametrize(

@@ -285,3 +285,13 @@ def test_several_classes_share_what_the_original_took() -> None:
     bare = recovery.k_shot_recovery(features[gone], weight, bias, labels[gone], 5, seeded())
     assert isinstance(bare, recovery.Recovery)
     assert (bare.taken, bare.adjusted) == (None, False)
+
+
+def test_features_that_are_gone_recover_nothing_and_end_no_evaluation() -> None:
+    """A backbone that moved may give forgotten samples no feature at all: a reason instead of a direction of nothing."""
+    features, labels, means = blobs(400, 4, 20)
+    weight, bias = fitted_head(means, features)
+    dead = torch.zeros_like(features[labels == 1])
+    found = recovery.k_shot_recovery(dead, weight, bias, labels[labels == 1], 5, seeded())
+    assert isinstance(found, NotMeasured)
+    assert "no part" in found.reason

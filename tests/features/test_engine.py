@@ -442,7 +442,7 @@ def test_images_of_an_array_are_not_handed_through_processes(monkeypatch: pytest
     from_threads = decoding.from_threads
     monkeypatch.setattr(decoding, "PROCESSES_FROM", 10)
     monkeypatch.setattr(decoding, "from_processes", counted)
-    assert [len(part) for part in decoding.batches(images, STEPS, 16, beside=True)] == [16, N - 16]
+    assert [len(part) for _, part in decoding.batches(images, STEPS, 16, beside=True)] == [16, N - 16]
     assert not forked
     list(decoding.batches(images, parse({"mode": "L", "size": 4}), 16, beside=True))
     assert forked == [2]

@@ -303,7 +303,7 @@ def test_a_terminal_shows_the_classes_that_changed_most(count: int, changed: int
     assert len(shown) == rows
     if count == 100:
         assert shown[0][:3] == ["class", "99", "retain"]
-        assert len(text.splitlines()) < 150
+        assert len(text.splitlines()) < 175
     assert len(tables.per_class(made).rows) == 2 * count  # what Markdown and HTML draw
 
 

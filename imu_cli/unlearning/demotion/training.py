@@ -41,6 +41,7 @@ class Schedule:
         at_once: samples that run together; gradients are summed over them.
         learning_rate: share of a layer's size that a step may move it by, at the start; it falls along a cosine to 0.
         beta: weight of the anchor.
+        blending: α of the Beta distribution that mixing shares of anchor samples are drawn from; 0 for none.
         looks: of the whole run; targets follow the network at each.
         attraction, covariance: weights of the feature term; 0 leaves it out.
         seed: of the order of samples.
@@ -53,6 +54,7 @@ class Schedule:
     learning_rate: float = 0.01
     beta: float = 1.0
     looks: int = 10
+    blending: float = 0.3
     attraction: float = 0.0
     covariance: float = 0.0
     seed: int = 0
@@ -75,11 +77,16 @@ class Forgotten:
 
 @dataclass
 class Anchor:
-    """Samples on which nothing is to change: what runs them, logits (m, c) and features (m, d) under the original."""
+    """Samples on which nothing is to change: what runs them, logits (m, c) and features (m, d) under the original.
+
+    ``blended`` runs them mixed with others (rows, others' rows, share (k,)): the original says what is to be said of mixtures too, and
+    so there are more things to hold on to than samples. None where samples cannot be mixed.
+    """
 
     run: Run
     logits: Tensor
     features: Tensor
+    blended: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 @dataclass
@@ -120,6 +127,8 @@ class Training:
         fixed: targets (n,) that do not follow anything; None where they follow the unseen samples.
         share: of the rows of a batch, those that this process takes; ``join`` sums gradients over processes.
         told: hears notes.
+        save: keeps what the run can go on from, after every look.
+        state: what an earlier run kept; this one goes on from there, to the same bytes.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -135,7 +144,8 @@ class Training:
     share: Callable[[Tensor], Tensor] = lambda rows: rows
     join: Callable[[list[Tensor]], None] = lambda _: None
     told: Callable[[str], None] = lambda _: None
-    state: Any = None
+    save: Callable[[dict[str, Tensor], dict[str, Any]], None] = lambda *_: None
+    state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         """What does not change: the original weights, margins, and the classes of the features."""
@@ -165,12 +175,14 @@ class Training:
 
     def logits_of(self, run: Run, n: int) -> Tensor:
         """Logits (n, c) float64 of a whole set under the weights as they are."""
-        made = []
+        mine = self.share(torch.arange(n))
+        made = self.forgotten.logits.new_zeros(n, self.classes, dtype=torch.float64)
         with torch.no_grad():
-            for rows in torch.arange(n).split(self.schedule.at_once):
+            for rows in mine.split(self.schedule.at_once):
                 signals.check()
-                made.append(run(rows)[1].double())
-        return torch.cat(made)
+                made[rows.to(made.device)] = run(rows)[1].double()
+        self.join([made])
+        return made
 
     def comparison(self, logits: Tensor) -> Comparison:
         """The forget set beside the unseen samples, whose logits (m, c) are given."""
@@ -228,9 +240,12 @@ class Training:
         return teacher.demoted(self.forgotten.logits[rows], self.forgotten.labels[rows], wanted[rows])
 
     def gradients(
-        self, rows: Tensor, anchored: Tensor | None, wanted: Tensor | None
+        self, rows: Tensor, anchored: Tensor | None, wanted: Tensor | None, others: tuple[Tensor, Tensor] | None = None
     ) -> tuple[dict[str, Tensor], float]:
-        """Gradients of the loss on a batch by name, summed over processes, and the loss."""
+        """Gradients of the loss on a batch by name, summed over processes, and the loss.
+
+        ``others`` are rows that the anchored ones are mixed with, and the shares that those keep.
+        """
         weights = self.forgotten.weights[rows]
         total = float(weights.sum())
         names, moving = list(self.parameters), list(self.parameters.values())
@@ -254,13 +269,35 @@ class Training:
                 own = (self.forgotten.weights[some] / total).to(logits.dtype)
                 add((own * teacher.divergence(self.teacher(some, wanted).to(logits.dtype), logits)).sum())
             if anchored is not None and self.anchor is not None:
-                for some in self.share(anchored).split(self.schedule.at_once):
+                mine = self.share(torch.arange(len(anchored)))
+                said = self._said(anchored, mine, others)
+                for answer, some in zip(said, mine.split(self.schedule.at_once), strict=True):
                     signals.check()
-                    _, logits = self.anchor.run(some)
-                    log_p = self.anchor.logits[some].log_softmax(dim=1).to(logits.dtype)
+                    logits = self._anchored(anchored, some, others)
+                    log_p = answer.log_softmax(dim=1).to(logits.dtype)
                     add(self.schedule.beta * teacher.divergence(log_p, logits).sum() / len(anchored))
             self.join(summed)
         return dict(zip(names, summed, strict=True)), loss
+
+    def _anchored(self, anchored: Tensor, some: Tensor, others: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Logits (k, c) of some of the anchored rows, mixed with others where those are given."""
+        assert self.anchor is not None
+        if others is None or self.anchor.blended is None:
+            return self.anchor.run(anchored[some])[1]
+        return self.anchor.blended(anchored[some], others[0][some], others[1][some])[1]
+
+    def _said(self, anchored: Tensor, mine: Tensor, others: tuple[Tensor, Tensor] | None) -> list[Tensor]:
+        """What the original says (k, c) of the anchored rows, in the portions that run together."""
+        assert self.anchor is not None
+        parts = mine.split(self.schedule.at_once)
+        if others is None or self.anchor.blended is None:
+            return [self.anchor.logits[anchored[some]] for some in parts]
+        now = self.copied()
+        self.put(self.start)
+        with torch.no_grad():
+            said = [self._anchored(anchored, some, others).double() for some in parts]
+        self.put(now)
+        return said
 
     def _with_features(self, rows: Tensor, anchored: Tensor, wanted: Tensor | None, weights: Tensor) -> Tensor:
         """The loss with the feature term, which needs a whole batch at once; every process computes it."""
@@ -290,7 +327,7 @@ class Training:
 
     def train(self) -> Iterator[tuple[int, Look] | Trained]:
         """Train to the target or to the end of the schedule: looks with the step at which they were made, and what came of it."""
-        rate = self.schedule.learning_rate
+        rate = self.schedule.learning_rate if self.state is None else float(self.state[1]["rate"])
         for attempt in range(HALVINGS + 1):
             again = False
             for item in self._attempt(rate):
@@ -322,12 +359,32 @@ class Training:
         look, seen = self.look_at(self.forgotten.logits, None if self.unseen is None else self.unseen.logits), None
         seen = None if self.unseen is None else self.unseen.logits
         looks = [(0, look)]
-        yield 0, look
-        wanted, previous = self.targets(seen), self.start
-        for step in range(steps):
+        begin = 0
+        if self.state is not None:
+            tensors, said = self.state
+            looks = [(int(number), Look(**values)) for number, values in said["looks"]]
+            begin, self.state = looks[-1][0], None
+            self.put(_under("weights", tensors))
+            update.restore(_under("update", tensors))
+            draws.set_state(tensors["draws"])
+            forget_rows.left = tensors["forget"]
+            if anchor_rows is not None:
+                anchor_rows.left = tensors["anchor"]
+            seen = self.look()[1]
+        yield from looks
+        wanted, previous = self.targets(seen), self.copied()
+        for step in range(begin, steps):
             rows = forget_rows.take(min(schedule.forget, n))
             anchored = None if anchor_rows is None else anchor_rows.take(schedule.anchor)
-            gradients, loss = self.gradients(rows, anchored, wanted)
+            others = None
+            if (
+                schedule.blending
+                and anchor_rows is not None
+                and self.anchor is not None
+                and self.anchor.blended is not None
+            ):
+                others = (anchor_rows.take(schedule.anchor), _shares(schedule.blending, schedule.anchor, draws))
+            gradients, loss = self.gradients(rows, anchored, wanted, others)
             if not math.isfinite(loss):
                 yield None
                 return
@@ -346,6 +403,12 @@ class Training:
                 yield self._met(previous, looks, rate, steps)
                 return
             wanted, previous = self.targets(seen), self.copied()
+            if not last:
+                state = {f"weights.{name}": value for name, value in previous.items()}
+                state |= {f"update.{name}": value for name, value in update.state().items()}
+                state |= {"draws": draws.get_state(), "forget": forget_rows.left}
+                state |= {} if anchor_rows is None else {"anchor": anchor_rows.left}
+                self.save(state, {"rate": rate, "looks": [(number, vars(each)) for number, each in looks]})
         yield self._ended(looks, rate, steps)
 
     def _met(self, previous: Mapping[str, Tensor], looks: list[tuple[int, Look]], rate: float, steps: int) -> Trained:
@@ -388,6 +451,18 @@ class Training:
             "the mask" if self.plan.kind == "class" else "fixed" if self.fixed is not None else "unseen samples by rank"
         )
         return Trained(self.copied(), reason, reached, tuple(looks), fraction, rate, steps, looks[-1][0], how)
+
+
+def _under(word: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a word, without it."""
+    return {name.removeprefix(f"{word}."): value for name, value in tensors.items() if name.startswith(f"{word}.")}
+
+
+def _shares(alpha: float, most: int, draws: torch.Generator) -> Tensor:
+    """Draws (most,) from Beta(α, α): x / (x + y) with x and y of Gamma(α)."""
+    x, y = torch._standard_gamma(torch.full((2, most), alpha, dtype=torch.float64), generator=draws)
+    made: Tensor = (x / (x + y).clamp(min=1e-300)).float()
+    return made
 
 
 class _Order:

@@ -1,0 +1,78 @@
+"""The processes that torchrun started, and what they do together: wait, add up, put rows beside each other."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from imu_cli.commands import opening
+from imu_cli.errors import ImuError
+from imu_cli.files.reading import environment_number
+from imu_cli.samples.images import decoding
+
+MOST_PROCESSES = 65_536
+
+
+class HelpedError(Exception):
+    """This process has done its share, and another one writes."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that torchrun started; one of one without it."""
+
+    rank: int
+    count: int
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that plans, joins, writes and speaks."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """For all of them."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+    def share(self, rows: Tensor) -> Tensor:
+        """The rows (k,) that this process takes of (n,)."""
+        return rows[self.rank :: self.count]
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Give every process the sum of all processes' tensors, in place, by way of the CPU."""
+        if self.count == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.reshape(-1).to("cpu") for tensor in tensors])
+        torch.distributed.all_reduce(flat)
+        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view(tensor.shape))
+
+
+@contextmanager
+def ranks() -> Iterator[Ranks]:
+    """The process group while the context lasts, where torchrun made one.
+
+    Raises:
+        ImuError: what the environment says of processes makes no group.
+    """
+    count = environment_number("WORLD_SIZE", 1, 1, MOST_PROCESSES, opening.TORCHRUN)
+    if count == 1 or "RANK" not in os.environ:
+        yield Ranks(0, 1)
+        return
+    environment_number("RANK", 0, 0, count - 1, opening.TORCHRUN)
+    here = environment_number("LOCAL_WORLD_SIZE", 1, 1, count, opening.TORCHRUN)
+    environment_number("MASTER_PORT", 0, 1, 65535, opening.TORCHRUN)
+    # torchrun gives each process one thread, whatever the cores.
+    torch.set_num_threads(max(1, decoding.workers() // here))
+    try:
+        torch.distributed.init_process_group("gloo")
+    except (ValueError, RuntimeError) as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise ImuError(f"RANK, WORLD_SIZE: no process group is made of them ({said}); {opening.TORCHRUN}") from error
+    try:
+        yield Ranks(torch.distributed.get_rank(), count)
+    finally:
+        torch.distributed.destroy_process_group()
