@@ -5,17 +5,13 @@ figure on test data is of the other half, and that on retained data of all other
 five seeds; then ``cifar10_resnet20_b`` beside its retrained models: the random 5,000 and the airplanes.
 """
 
-import copy
-import csv
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import common
 import torch
-from common import Criterion, at_least, at_most, percent
 from torch import Tensor
 
 from imu_cli.commands import held_out, opening, scope
@@ -27,7 +23,6 @@ from imu_cli.models import scopes
 from imu_cli.samples.manifest import open_source
 from imu_cli.statistics import metrics
 from imu_cli.unlearning import scenario, targets
-from imu_cli.unlearning.demotion import training
 from imu_cli.unlearning.demotion.training import Anchor, Forgotten, Schedule, Trained, Training, Unseen
 from imu_cli.unlearning.targets import Comparison, HeldOut, Limits
 

@@ -165,3 +165,20 @@ def test_the_page_of_the_most_influential_has_the_texts(work: Path) -> None:
     page = Path("top.html").read_text(encoding="utf-8")
     assert "<img" not in page
     assert "&lt;b&gt;lion" in page
+
+
+def test_a_retrained_model_has_the_same_tokenizer(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another model is measured on the same tokens; one with other tokens beside it is refused."""
+    assert main(["unlearn", "net", "--forget", "forget.jsonl", *GOAL, "-q", "-o", "out"]) == 0
+    other = small_texts.model(initializer_range=0.3)
+    other.save_pretrained("other")
+    small_texts.tokenizer().save_pretrained("other")
+    capsys.readouterr()
+    command = ["evaluate", "out", "--test", "test.jsonl", "--retrained", "other", "-q", "--format", "json"]
+    assert main(command) == 0
+    metrics = {item["name"]: item for item in json.loads(capsys.readouterr().out)["metrics"]}
+    assert metrics["retrained.churn"]["missing"] is None
+    path = Path("other/tokenizer.json")
+    path.write_text(path.read_text().replace('"blue": 5', '"blau": 5'))
+    assert main([*command, "-o", "again.json"]) == 2
+    assert "other: the evaluated model: was made with another tokenizer" in capsys.readouterr().err
