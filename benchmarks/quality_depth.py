@@ -5,18 +5,14 @@ figure on test data is of the other half, and that on retained data of all other
 five seeds; then ``cifar10_resnet20_b`` beside its retrained models: the random 5,000 and the airplanes.
 """
 
-import copy
-import csv
 import argparse
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import common
 import torch
-from common import Criterion, at_least, at_most, percent
 from torch import Tensor
 
 from imu_cli.commands import held_out, opening, scope
@@ -29,7 +25,6 @@ from imu_cli.models import scopes
 from imu_cli.samples.manifest import open_source
 from imu_cli.statistics import metrics
 from imu_cli.unlearning import scenario, targets
-from imu_cli.unlearning.demotion import training
 from imu_cli.unlearning.demotion.training import Anchor, Forgotten, Schedule, Trained, Training, Unseen
 from imu_cli.unlearning.targets import Comparison, HeldOut, Limits
 
@@ -179,6 +174,7 @@ def forget(
 
 
 def main() -> None:
+    """A line for each try."""
     given = common.parser(__doc__)
     given.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     given.add_argument("--seeds", type=int, nargs="+", default=SEEDS)

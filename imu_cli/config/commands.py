@@ -60,7 +60,7 @@ class InfluenceConfig(TargetConfig):
     images: Annotated[
         str | None,
         Option(
-            "Also write an HTML page with thumbnails of the --show most influential samples (personal data; readable by "
+            "Also write an HTML page with the --show most influential samples, images or texts (personal data; readable by "
             "you alone).",
             metavar="FILE",
             path="file",
