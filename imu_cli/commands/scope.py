@@ -39,7 +39,7 @@ from imu_cli.unlearning.demotion.training import Anchor, Forgotten, Schedule, Tr
 from imu_cli.unlearning.matched import fit
 from imu_cli.unlearning.procedure import Job
 
-LEARNING_RATE = 0.007
+LEARNING_RATE = 0.004
 """Share of a layer's size that a step may move it by: the same for convolutions and transformers (benchmarks/quality_depth.py)."""
 MINIBATCH = 128
 UNSEEN_SHARE = 0.2
