@@ -5,6 +5,7 @@ figure on test data is of the other half, and that on retained data of all other
 five seeds; then ``cifar10_resnet20_b`` beside its retrained models: the random 5,000 and the airplanes.
 """
 
+import argparse
 import json
 import time
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from torch import Tensor
 from imu_cli.commands import held_out, opening, scope
 from imu_cli.config.commands import UnlearnConfig
 from imu_cli.events import Silent
+from imu_cli.features import allocation
 from imu_cli.features.cut import Blend, Kept, Upper
 from imu_cli.linear import margins
 from imu_cli.models import scopes
@@ -172,7 +174,8 @@ def forget(
 
 
 def main() -> None:
-    given = common.parser(__doc__, threads=2)
+    """A line for each try."""
+    given = common.parser(__doc__)
     given.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     given.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     given.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes of the schedule, for a try")
@@ -180,6 +183,12 @@ def main() -> None:
     options = given.parse_args()
     torch.set_num_threads(options.threads)
     changed = {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in options.set)}
+    with allocation.kept():
+        tries(options, changed)
+
+
+def tries(options: argparse.Namespace, changed: dict[str, Any]) -> None:
+    """A line for each size and seed."""
     net = network("cifar10_resnet20")
     for n in options.sizes:
         for seed in options.seeds:

@@ -11,9 +11,12 @@ import os
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from imu_cli.records.definition import Definition
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
@@ -45,10 +48,23 @@ def reference() -> str:
 
 def metrics() -> str:
     """The table of metrics."""
-    from imu_cli.records.metric_definitions import DEFINITIONS, NUMBERS
+    from imu_cli.records.metric_definitions import DEFINITIONS
+
+    return _metrics(DEFINITIONS)
+
+
+def retrieval_metrics() -> str:
+    """The table of metrics of embedding models."""
+    from imu_cli.records.retrieval_metrics import RETRIEVAL
+
+    return _metrics(RETRIEVAL)
+
+
+def _metrics(definitions: "Mapping[str, Definition]") -> str:
+    from imu_cli.records.metric_definitions import NUMBERS
 
     lines = ["| name | what it is | better | unit | needs |", "|---|---|---|---|---|"]
-    for name, item in DEFINITIONS.items():
+    for name, item in definitions.items():
         unit = "number" if name in NUMBERS else "share"
         lines.append(f"| `{name}` | {item.text} | {item.better} | {unit} | {item.needs} |")
     return "\n".join(lines)
@@ -524,6 +540,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "worked said": worked_said,
         "worked gates": worked_gates,
     },
+    "people.md": {"metrics": retrieval_metrics},
     "models.md": {"summary": models_summary, "models": models_table, "text models": text_models_table},
     "performance.md": {
         "floor": floor_table,

@@ -26,8 +26,8 @@ from imu_cli.flags import Columns, ModelPath, Origins, OutputFormat, Quiet, Repo
 from imu_cli.views import console
 
 if TYPE_CHECKING:
-    from imu_cli.records.evaluation import Evaluation
     from imu_cli.records.record import Record
+    from imu_cli.records.retrieval import Judged
     from imu_cli.views.tables import Table
 
 HELP = """Make a trained classifier forget samples or classes, from its checkpoint and the forget set alone.
@@ -83,9 +83,9 @@ def influence(
     from imu_cli.commands import influence as influence_module
     from imu_cli.views import machine, terminal
 
-    result = influence_module.run_influence(model, config, console.Terminal(quiet))
+    result = influence_module.run_influence(model, config, origins, console.Terminal(quiet))
     if form == "table":
-        console.show(terminal.influence(result, config.show))
+        console.show(terminal.scored(result, config.show))
     else:
         streams.to_stdout(machine.as_json([result]) if form == "json" else machine.influence_csv(result))
     if config.images and not quiet:
@@ -136,7 +136,7 @@ def evaluate(
 
     result = judging.run_evaluate(model, config, origins, console.Terminal(quiet))
     if form == "table":
-        console.show(terminal.evaluation(words.from_here(result.evaluation, result.path.parent), notes=False))
+        console.show(terminal.judged(words.from_here(result.evaluation, result.path.parent), notes=False))
     else:
         _print_results([result.evaluation], [str(model)], form)
     if not quiet:
@@ -146,7 +146,7 @@ def evaluate(
 
 
 def _samples(
-    results: "Sequence[Record | Evaluation]", records: Sequence[Path], count: int | None, form: str
+    results: "Sequence[Record | Judged]", records: Sequence[Path], count: int | None, form: str
 ) -> "Mapping[str, Table]":
     from imu_cli.commands import report_samples
     from imu_cli.views.tables import NO_SAMPLES
@@ -159,16 +159,15 @@ def _samples(
 
 
 def _print_results(
-    results: "Sequence[Record | Evaluation]",
+    results: "Sequence[Record | Judged]",
     names: Sequence[str],
     form: str,
     samples: "Mapping[str, Table] | None" = None,
 ) -> None:
-    from imu_cli.records.evaluation import Evaluation
     from imu_cli.records.record import Record
     from imu_cli.views import machine, markdown, terminal
 
-    evaluations = [(item, name) for item, name in zip(results, names, strict=True) if isinstance(item, Evaluation)]
+    evaluations = [(item, name) for item, name in zip(results, names, strict=True) if not isinstance(item, Record)]
     if form == "table":
         console.show(terminal.report(results, names, samples or {}))
     elif form == "markdown":
@@ -241,13 +240,15 @@ def demo(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier demo in DIR.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the training and of every other random choice.")] = 0,
     task: Annotated[
-        Literal["image", "text"],
+        Literal["image", "text", "embedding"],
         typer.Option(
-            "--task", help="image: scikit-learn's digits; text: sentences of documentation, which needs transformers."
+            "--task",
+            help="image: scikit-learn's digits; text: sentences of documentation, which needs transformers; embedding: places in "
+            "photographs that a model finds again.",
         ),
     ] = "image",
 ) -> None:
-    """The four commands on a small real model that is trained in seconds: digits and a convolutional network, or texts and a BERT."""
+    """The four commands on a small real model that is trained in seconds: a convolutional network, a BERT, or an embedding."""
     from imu_cli.commands import demo as job
 
     job.run(folder, force, seed, main, task)

@@ -1,4 +1,4 @@
-"""``imu demo``: the whole job on scikit-learn's digits, 1,797 real images that come with the tool's dependencies; or on texts."""
+"""``imu demo``: the whole job on scikit-learn's digits, 1,797 real images that come with the tool's dependencies; on texts; on places."""
 
 import contextlib
 import os
@@ -18,17 +18,17 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from imu_cli import signals
-from imu_cli.commands import demo_texts
+from imu_cli.commands import demo_places, demo_texts
 from imu_cli.errors import ImuError
 from imu_cli.files import locks, outputs, staging, streams, writing
 from imu_cli.files.reading import cut
 from imu_cli.models import digits as demo_model
 from imu_cli.models import libraries
 
-Task = Literal["image", "text"]
+Task = Literal["image", "text", "embedding"]
 
 MARKER = ".imu-demo"
-IMAGE = re.compile(r"(train|test)/[0-9]/[0-9]{4}\.png")
+IMAGE = re.compile(rf"(train|test)/[0-9]/[0-9]{{4}}\.png|{demo_places.IMAGE}")
 MEAN, STD = 0.305, 0.376
 CLASS = "3"
 
@@ -101,7 +101,7 @@ RUNNING = "unfinished\n"
 FILES = {MARKER, "model.safetensors", "model.py", "imu.yaml", "forget.csv", "__pycache__", "data"} | {
     f"unlearned.{ending}" for ending in ("safetensors", "record.json", "evaluation.json")
 }
-FILES |= demo_texts.FILES
+FILES |= demo_texts.FILES | demo_places.FILES
 
 
 def _strange(folder: Path) -> str | None:
@@ -162,6 +162,10 @@ def make(folder: Path, seed: int, task: Task = "image") -> None:
         with torch.random.fork_rng(devices=[]), _one_thread():
             demo_texts.make(folder, seed)
         return
+    if task == "embedding":
+        with _one_thread():
+            demo_places.make(folder, seed)
+        return
     splits = digits(seed)
     for name, (images, labels) in splits.items():
         write_images(folder / "data" / name, images, labels)
@@ -184,7 +188,8 @@ def run(folder: Path, force: bool, seed: int, main: Callable[[Sequence[str]], in
     _refuse(folder, force)
     if task == "text":
         libraries.transformers("imu demo --task text")
-    what = demo_texts.ABOUT if task == "text" else "scikit-learn's digits as class folders"
+    about: dict[Task, str] = {"text": demo_texts.ABOUT, "embedding": demo_places.ABOUT}
+    what = about.get(task, "scikit-learn's digits as class folders")
     streams.to_stdout(f"# {what} in {folder}, and a network trained on them (seed {seed})\n")
     with contextlib.ExitStack() as held:
         with writing.folder(folder, lambda _: _refuse(folder, force)) as made:
@@ -193,7 +198,8 @@ def run(folder: Path, force: bool, seed: int, main: Callable[[Sequence[str]], in
             descriptor = locks.take(made / MARKER)
             if descriptor is not None:
                 held.callback(locks.release, descriptor)
-        _run_commands(folder, main, demo_texts.COMMANDS if task == "text" else COMMANDS)
+        commands: dict[Task, Sequence[Sequence[str]]] = {"text": demo_texts.COMMANDS, "embedding": demo_places.COMMANDS}
+        _run_commands(folder, main, commands.get(task, COMMANDS))
         (folder / MARKER).write_text("", encoding="utf-8")
 
 

@@ -1,15 +1,24 @@
 """``imu evaluate``: the model and its original on every split that was given, metrics, verdicts, one JSON file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from imu_cli.commands import held_out, opening, other_models, preparation, provenance, relearning
+from imu_cli.commands import (
+    galleries,
+    held_out,
+    opening,
+    other_models,
+    people,
+    preparation,
+    provenance,
+    relearning,
+    requirements,
+)
 from imu_cli.config.commands import EvaluateConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import assembly, curves, gates, shadow_heads, summary
@@ -27,6 +36,7 @@ from imu_cli.models.sidecar import Said
 from imu_cli.records import json_files
 from imu_cli.records.evaluation import Evaluation, Metric
 from imu_cli.records.record import Record
+from imu_cli.records.retrieval import Judged, Retrieval
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.vectors import is_features
 from imu_cli.statistics import metrics
@@ -44,7 +54,7 @@ NAMING = ("strip_prefix", "leave_out", "columns")
 class Evaluated:
     """What ``run_evaluate`` wrote."""
 
-    evaluation: Evaluation
+    evaluation: Judged
     path: Path
 
 
@@ -119,53 +129,11 @@ def _refuse_foreign(path: Path) -> None:
 
     def ours(file: Path) -> bool:
         try:
-            return isinstance(json_files.read(file), Evaluation)
+            return isinstance(json_files.read(file), Evaluation | Retrieval)
         except ImuError:
             return False
 
     outputs.own_file(path, "", ours, "is not an evaluation that imu wrote; choose another --output")
-
-
-def _gates(config: EvaluateConfig, report: Path | None) -> list[gates.Gate]:
-    """The requirements of the YAML file's ``gates:``, then those of ``--require``; one that stands twice counts once.
-
-    Raises:
-        ImuError: one that cannot be judged; the JUnit file says so too, lest an earlier one be taken for today's.
-    """
-    texts = [*((text, "gates:") for text in config.gates), *((text, "--require") for text in config.require)]
-    found, problems = list[gates.Gate](), dict[str, str]()
-    for text, option in texts:
-        try:
-            found.append(gates.parse(text, option))
-        except ImuError as error:
-            problems[text] = str(error)
-    if problems and report is not None:
-        again = partial(outputs.refuse_foreign, mark=junit.MARK, option="--junit")
-        with writing.together(report, replaced=again) as (file,):
-            file.write_text(junit.refused(problems), encoding="utf-8")
-    if problems:
-        raise ImuError("\n".join(problems.values()))
-    return list(dict.fromkeys(found))
-
-
-def _junit_file(config: EvaluateConfig, output: Path) -> Path | None:
-    """Where the JUnit file goes, beside the evaluation's ``output``.
-
-    Raises:
-        ImuError: it may not be written, or there is nothing to put into it: CI systems take an empty one for a failure,
-            or for nothing at all.
-    """
-    if config.junit is None:
-        return None
-    if not config.gates and not config.require:
-        raise ImuError(
-            "--junit: holds verdicts, and there is no requirement; add --require, or gates: in the YAML file"
-        )
-    outputs.found(Path(config.junit), "--junit")
-    if Path(config.junit).resolve() == output.resolve():
-        raise ImuError(f"--junit {config.junit}: is the evaluation's own file; choose another")
-    outputs.refuse_foreign(Path(config.junit), junit.MARK, "--junit")
-    return Path(config.junit)
 
 
 def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str], events: Events) -> Evaluated:
@@ -180,8 +148,8 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     if config.output is None:
         destination.refuse_cache(output, model)
     _refuse_foreign(output)
-    report = _junit_file(config, output)
-    wanted = _gates(config, report)
+    report = requirements.junit_file(config, output)
+    wanted = requirements.gates_of(config, report)
     beside = destination.beside(model, "record")
     checkpoint = open_checkpoint(model) if beside.is_file() else None
     found = None if checkpoint is None else provenance.read_record(beside, checkpoint.sha256)
@@ -191,6 +159,13 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     _stdin_again(config, found)
     effective = opening.with_features(config)
     opened = opening.open_all(model, effective, events, known, checkpoint)
+    requirements.refuse_other_task(wanted, opened.head.embeds, report)
+    if opened.head.embeds:
+        people.refuse_options(people.CLASSIFIER_ONLY, merged)
+        return _of_people(opened, effective, merged, wanted, (output, report))
+    people_only = {"--reference-model": config.reference_model is not None, "--samples": config.samples > 0}
+    for option in (name for name, given in people_only.items() if given):
+        raise ImuError(f"{option}: is for embedding models, and this is a classifier; leave it out")
     if merged.get("head") == "record":
         opened = replace(opened, head=replace(opened.head, source=beside.name))
     if found is not None and opened.forget.sha256 != found.forget.sha256:
@@ -237,15 +212,40 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         scenario_source=_kind(opened, config)[1] if merged.get("scenario") != "record" else "record",
         **provenance.common(opened, effective, merged, folder),
     )
+    return _write(made, config, output, report)
+
+
+def _write(made: Judged, config: EvaluateConfig, output: Path, report: Path | None) -> Evaluated:
+    """The evaluation and its JUnit file, both or neither."""
     texts = {output: json_files.dump(made)} | ({} if report is None else {report: junit.junit(made)})
 
     def replaced(path: Path) -> None:
-        _refuse_foreign(path) if path == output else _junit_file(config, output)
+        _refuse_foreign(path) if path == output else requirements.junit_file(config, output)
 
     with writing.together(*texts, replaced=replaced) as files:
         for file, text in zip(files, texts.values(), strict=True):
             file.write_text(text, encoding="utf-8")
     return Evaluated(made, output)
+
+
+def _of_people(
+    opened: Session,
+    config: EvaluateConfig,
+    origins: Mapping[str, str],
+    wanted: Sequence[gates.Gate],
+    places: tuple[Path, Path | None],
+) -> Evaluated:
+    """The evaluation of an embedding model, written to the first of the places, its verdicts to the second."""
+    page = galleries.place(places[0], config.samples)
+    outcome = people.measured(opened, config, _parts(opened, config.by))
+    verdicts = gates.judge_all(wanted, {item.name: item for item in outcome.metrics}, config.require_on == "value")
+    for verdict in verdicts:
+        if verdict.warning:
+            opened.note(f"{verdict.text}: {verdict.warning}")
+    made = people.written(opened, config, origins, outcome, verdicts, places[0].parent)
+    if page is not None:
+        galleries.write(page, outcome, config.samples, made.model.path)
+    return _write(made, config, *places)
 
 
 def _tell_edge(opened: Session, e: Evidence, measured: list[Metric]) -> None:

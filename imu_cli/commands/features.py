@@ -152,6 +152,7 @@ def _join(opened: Session, plan: Plan, folder: Path, output: Path, config: Featu
         "complete": not config.forget,
         "whole_classes": opened.forget.whole_classes,
         "imu": __version__,
+        **({"task": "embedding"} if opened.head.embeds else {}),
     }
     width = opened.head.matrix.shape[1] - opened.head.bias
     pieces = (load_file(path)["features"] for path in paths)

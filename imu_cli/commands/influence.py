@@ -1,5 +1,6 @@
 """``imu influence``: score every forget sample; only the cache is written, and the page of ``--images``."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from imu_cli.commands import opening, preparation, provenance, reuse
+from imu_cli.commands import opening, preparation, provenance, reuse, ties
 from imu_cli.config.commands import InfluenceConfig, UnlearnConfig
 from imu_cli.config.shared import TargetConfig
 from imu_cli.events import Events
@@ -18,6 +19,7 @@ from imu_cli.linear import margins
 from imu_cli.linear.rows import Rows
 from imu_cli.linear.rows import logits as logits_by_rows
 from imu_cli.records import influence
+from imu_cli.records.ties import Ties
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import thumbnails
 from imu_cli.samples.packing import reals
@@ -29,12 +31,16 @@ MOVERS = 3
 """Forget samples shown beside each one with ``influence --kernel``."""
 
 
-def run_influence(model: Path, config: InfluenceConfig, events: Events) -> influence.Influence:
-    """Score every forget sample; only the cache is written, and the page of ``--images``."""
+def run_influence(
+    model: Path, config: InfluenceConfig, origins: Mapping[str, str], events: Events
+) -> influence.Influence | Ties:
+    """Score every forget sample; only the cache is written, and the page of ``--images``. Of an embedding model, what ties its people."""
     if config.images is not None:
         outputs.refuse_foreign(Path(config.images), page.MARK, "--images")
     config = opening.with_features(config)
     opened = opening.open_all(model, config, events)
+    if opened.head.embeds:
+        return ties.run(opened, config, origins)
     scored, h = reuse.cached_scores(opened, config), None
     if scored is None or config.kernel:
         h = reuse.forget_features(opened, config)

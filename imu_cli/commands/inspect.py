@@ -12,7 +12,7 @@ from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.features import engine
 from imu_cli.flags import CONFIG_FILE
-from imu_cli.models import architecture, kinds, layout, sidecar
+from imu_cli.models import architecture, embedding, kinds, layout, sidecar
 from imu_cli.models.checkpoint import Checkpoint
 from imu_cli.models.head import Head
 from imu_cli.models.head_search import find_head
@@ -38,7 +38,7 @@ SENTENCES = (
 """Texts that a text model is tried with."""
 SHOWN_CLASSES = 5
 
-What = Literal["architecture", "preprocessing", "head", "classes"]
+What = Literal["architecture", "preprocessing", "head", "classes", "embedding"]
 Found = TypeVar("Found")
 
 
@@ -72,7 +72,9 @@ def run(model: Path, config: ModelConfig, origins: Mapping[str, str]) -> Inspect
         # A head does not depend on how images are prepared: where that is not known, plain noise shows it all the same.
         known = found if step is not None else []
         head = _head(known, loaded[0], loaded[1], preprocessing.parse("none") if step is None else step.made, config)
-        if head is not None:
+        if head is not None and head.embeds:
+            found += [] if step is not None else known
+        elif head is not None:
             found += [] if step is not None else known
             made.head = list(head.tensors)
             _tell_classes(
@@ -138,32 +140,43 @@ def _head(
     step: InputStep,
     config: ModelConfig,
 ) -> Head | None:
-    """The head, found and replayed on synthetic images of the first size that the model takes, or on a few texts."""
+    """The head, found and replayed on synthetic images of the first size that the model takes, or on a few texts; or the embedding."""
     device = engine.pick_device(config.device)
     model = engine.prepare(loaded.model, device)
+    embeds = _tried(found, "embedding", "--task", lambda: opening.is_embedding(config, loaded))
+    if embeds is None:
+        return None
+    what: What = "embedding" if embeds else "head"
 
     def attempt(side: int) -> Head:
         if isinstance(step, Tokens):
             batch = engine.to_device(step.of(SENTENCES), step, device)
         else:
             batch = engine.batch(synthetic(side, config.seed), range(IMAGES), step, device)
+        if embeds:
+            engine.refuse_if_random(model, batch, embedding.output(config.embedding or embedding.OUTPUT))
+            return embedding.find_embedding(model, batch, config.embedding)
         engine.refuse_if_random(model, batch)
         engine.refuse_if_padding_counts(model, batch, step)
         return find_head(model, batch, checkpoint, loaded.prefix, config.head)
 
     # Without --head, what can be mended is how the images come in: a head that is not there is a refusal.
-    flag = "--head" if config.head else "--preprocess"
+    flag = "--head" if config.head else "--embedding" if config.embedding else "--preprocess"
     tries: list[Finding] = []
     for side in SIDES:
-        head = _tried(tries, "head", flag, lambda side=side: attempt(side))  # type: ignore[misc]
+        head = _tried(tries, what, flag, lambda side=side: attempt(side))  # type: ignore[misc]
         if head is not None:
             noise = f"{IMAGES} images of noise, {side} x {side} before preprocessing"
             tried = f"{len(SENTENCES)} texts" if isinstance(step, Tokens) else noise
             value = (
-                f"{head.module} ({head.classes} x {head.matrix.shape[1] - head.bias}{' + bias' if head.bias else ''}, {head.dtype}); "
-                f"replay error {head.replay_error:.1e} of the largest logit on {tried}"
+                f"{head.matrix.shape[1]} numbers, {head.module or 'what the model returns'}; on {tried}"
+                if embeds
+                else (
+                    f"{head.module} ({head.classes} x {head.matrix.shape[1] - head.bias}{' + bias' if head.bias else ''}, {head.dtype}); "
+                    f"replay error {head.replay_error:.1e} of the largest logit on {tried}"
+                )
             )
-            _learnt(found, "head", value, head.source)
+            _learnt(found, what, value, head.source)
             return head
         if tries[-1].flag is None or isinstance(step, Tokens):  # refused: another size changes nothing
             break
@@ -182,7 +195,9 @@ def _tell_classes(found: list[Finding], classes: ClassNames | None) -> None:
     _learnt(found, "classes", ", ".join(classes.names[:SHOWN_CLASSES]) + more, classes.source)
 
 
-PLACEHOLDERS = {"--arch": "ARCH", "--arch-arg": "KEY=VALUE", "--preprocess": "PRESET", "--head": "MODULE"}
+PLACEHOLDERS = {
+    "--arch": "ARCH", "--arch-arg": "KEY=VALUE", "--preprocess": "PRESET", "--head": "MODULE", "--embedding": "MODULE",
+}  # fmt: skip
 """What stands in the line to copy for a flag that is missing and not optional."""
 
 
@@ -194,7 +209,8 @@ def _next(model: Path, config: ModelConfig, origins: Mapping[str, str], found: S
     words = ["imu", "unlearn", str(model), "--forget", "forget.csv"]
     words += ["--config", origins[CONFIG_FILE]] if CONFIG_FILE in origins else []
     for flag, value in (("--arch", config.arch), ("--preprocess", config.preprocess), ("--head", config.head),
-                        ("--classes", config.classes)):  # fmt: skip
+                        ("--classes", config.classes), ("--embedding", config.embedding),
+                        ("--task", None if config.task == "auto" else config.task)):  # fmt: skip
         told = flag in wrong or origins.get(flag.removeprefix("--")) == "file"  # which says it again by itself
         words += [flag, value] if isinstance(value, str) and not told else []
     for pair in config.arch_arg if origins.get("arch_arg") != "file" else []:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from imu_cli.commands import preparing
 from imu_cli.config.shared import ForgetConfig, ModelConfig
-from imu_cli.errors import ImuError
+from imu_cli.errors import ImuError, RefusedError
 from imu_cli.events import Events, Log
 from imu_cli.features import engine as engine_module
 from imu_cli.features import origin
@@ -17,12 +17,12 @@ from imu_cli.features.session import Network, Run, Session
 from imu_cli.files import memory, streams
 from imu_cli.files.reading import environment_number
 from imu_cli.influence import closed_form
-from imu_cli.models import architecture, sidecar
+from imu_cli.models import architecture, embedding, sidecar
 from imu_cli.models.architecture import Loaded
 from imu_cli.models.checkpoint import Checkpoint, open_checkpoint
 from imu_cli.models.head_search import find_head, named_head
 from imu_cli.models.sidecar import Said
-from imu_cli.samples import vectors
+from imu_cli.samples import asked, vectors
 from imu_cli.samples.classes import ClassNames, class_names
 from imu_cli.samples.column_names import ColumnNames
 from imu_cli.samples.dataset import TEXTS, SampleSet
@@ -120,6 +120,7 @@ def _open_on_samples(
     path: Path, checkpoint: Checkpoint | None, config: ForgetConfig, known: Said | None, run: Run, log: Log
 ) -> Session:
     checkpoint, loaded = load_model(path, config, known, checkpoint)
+    embeds = is_embedding(config, loaded)
     said = [*([] if known is None else [known]), *loaded.said]
     given = None if loaded.takes == "image" else _read_data(config)
     takes = loaded.takes or ("text" if given is not None and given.few.kind is TEXTS else "image")
@@ -130,9 +131,24 @@ def _open_on_samples(
     given = given or _read_data(config)
     preparing.refuse_other_kind(takes, given.few, path)
     probe = engine_module.probe_of(given.few, step.made, device)
+    if embeds:
+        engine_module.refuse_if_random(model, probe, embedding.output(config.embedding or embedding.OUTPUT))
+        head = embedding.find_embedding(model, probe, config.embedding)
+        forget, data, people = asked.forgotten_people(config.forget, given.data, config.label, given.stdin, given.names)
+        network = Network(loaded, model, step.made, step.source, probe)
+        return Session(
+            run, checkpoint, network, None, device, head, checkpoint.outside_hash(set()), people, forget, data, log
+        )
     engine_module.refuse_if_random(model, probe)
     engine_module.refuse_if_padding_counts(model, probe, step.made)
-    head = find_head(model, probe, checkpoint, loaded.prefix, config.head)
+    try:
+        head = find_head(model, probe, checkpoint, loaded.prefix, config.head)
+    except RefusedError as error:
+        if "camera" not in given.few.columns:
+            raise
+        raise RefusedError(
+            f"{error}; if the model has no classes and returns embeddings, add --task embedding"
+        ) from error
     classes = names_of_classes(config, said, given.data, head.classes)
     _ask_for_order(classes, given.data, loaded.architecture.name)
     forget = load_forget(config.forget, given.data, config.label, classes, given.stdin, given.names)
@@ -151,6 +167,10 @@ def _open_on_features(
         raise ImuError(
             f"--forget {' '.join(config.forget)}: names {given.few.kind.many}, and {config.data} holds features; name rows of it, or leave "
             "--data out and name their data set"
+        )
+    if store.said.get("task") == "embedding":
+        raise ImuError(
+            f"{config.data}: holds embeddings of a model without classes; name the images, which every model has to see"
         )
     named = config.head or str(store.said["head"])
     sidecar.refuse_other_heads(checkpoint.folder)
@@ -186,6 +206,25 @@ def _naturally(name: str) -> list[tuple[bool, int, str]]:
     """The key by which timm sorts class folders: numbers in it count as numbers, and case does not count."""
     parts = re.split(r"([0-9]+)", name.lower())
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+
+
+def is_embedding(config: ModelConfig, loaded: Loaded) -> bool:
+    """Whether a model is taken for one without classes: ``--task``, else ``--embedding``, else what its files say.
+
+    Raises:
+        ImuError: options that contradict each other.
+    """
+    if config.task == "classification" and config.embedding is not None:
+        raise ImuError(f"--embedding {config.embedding}: is for --task embedding; leave one of them out")
+    if config.task == "classification" or (config.task == "auto" and config.embedding is None):
+        embeds = config.task == "auto" and embedding.is_said(loaded)
+    else:
+        embeds = True
+    if embeds and config.head is not None:
+        raise ImuError(
+            f"--head {config.head}: an embedding model has none; leave it out, or name a module with --embedding"
+        )
+    return embeds
 
 
 def names_of_classes(config: ModelConfig, said: Sequence[Said], data: SampleSet | None, count: int) -> ClassNames:

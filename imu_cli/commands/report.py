@@ -5,13 +5,13 @@ from pathlib import Path
 
 from imu_cli.errors import ImuError
 from imu_cli.files import outputs, streams, writing
-from imu_cli.records.evaluation import Evaluation
 from imu_cli.records.record import Record
+from imu_cli.records.retrieval import Judged
 from imu_cli.views import markdown, page
 from imu_cli.views.tables import NO_SAMPLES, Table
 
 Samples = Mapping[str, Table]
-Page = Callable[[Sequence[Record | Evaluation], Sequence[str], Samples], str]
+Page = Callable[[Sequence[Record | Judged], Sequence[str], Samples], str]
 
 PAGES: dict[str, tuple[Page, str]] = {
     "markdown": (markdown.report, markdown.MARK),
@@ -22,7 +22,7 @@ STDOUT = "-"
 
 
 def write(
-    results: Sequence[Record | Evaluation],
+    results: Sequence[Record | Judged],
     names: Sequence[str],
     wanted: Mapping[str, str | None],
     samples: Samples = NO_SAMPLES,

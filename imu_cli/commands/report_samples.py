@@ -10,6 +10,7 @@ from imu_cli.errors import ImuError
 from imu_cli.files import paths, streams
 from imu_cli.records.evaluation import Evaluation
 from imu_cli.records.record import Record
+from imu_cli.records.retrieval import Judged, Retrieval
 from imu_cli.samples.classes import ClassNames
 from imu_cli.samples.column_names import ColumnNames
 from imu_cli.samples.dataset import TEXTS
@@ -22,7 +23,7 @@ LONGEST = 2_000
 TITLE = "Forget samples, which are personal data: see them, then delete this"
 
 
-def tables_of(results: Sequence[Record | Evaluation], folders: Sequence[Path], count: int) -> dict[str, Table]:
+def tables_of(results: Sequence[Record | Judged], folders: Sequence[Path], count: int) -> dict[str, Table]:
     """The first forget samples of each result with their texts, by the hash of its forget set.
 
     Raises:
@@ -30,6 +31,8 @@ def tables_of(results: Sequence[Record | Evaluation], folders: Sequence[Path], c
     """
     found: dict[str, Table] = {}
     for result, folder in zip(results, folders, strict=True):
+        if isinstance(result, Retrieval):
+            raise ImuError("--samples: shows texts; of people, imu evaluate --samples makes a page")
         if result.forget.sha256 not in found:
             found[result.forget.sha256] = _table(_listed(result, folder), result, count)
     return found

@@ -93,6 +93,10 @@ def _unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], eve
     if config.scope != scopes.HEAD and config.weights == "influence" and origins.get("weights", "default") == "default":
         config = replace(config, weights="uniform")
     opened = opening.open_all(model, config, events)
+    if opened.head.embeds:
+        raise ImuError(
+            f"{model}: an embedding model, whose people imu unlearn cannot make it forget; imu evaluate measures whether it did"
+        )
     moving = None
     if config.scope == scopes.HEAD and ranks.count > 1:
         raise ImuError("torchrun: the head alone needs one process; start imu without it, or name a deeper --scope")

@@ -220,6 +220,16 @@ class EvaluateConfig(ForgetConfig):
             group=MODEL,
         ),
     ] = None
+    reference_model: Annotated[
+        str | None,
+        Option(
+            "Weights from before the people were seen, of the same architecture: how alike their images are for a model that never "
+            "saw them (embedding models).",
+            metavar="MODEL",
+            path="file",
+            group=MODEL,
+        ),
+    ] = None
     attack: Annotated[
         Attack | None,
         Option(
@@ -252,6 +262,16 @@ class EvaluateConfig(ForgetConfig):
             group=OUTPUT,
         ),
     ] = None
+    samples: Annotated[
+        int,
+        Ge(0),
+        Option(
+            "Also write so many forgotten images with the images that they find, before and after, as an HTML page beside the "
+            "evaluation (embedding models; personal data, readable by you alone).",
+            metavar="N",
+            group=OUTPUT,
+        ),
+    ] = 0
     require: Annotated[
         list[str],
         Option(

@@ -31,6 +31,7 @@ Reweight = Literal["once", "epoch", "step"]
 RequireOn = Literal["interval", "value"]
 Attack = Literal["shadow-heads"]
 By = Literal["id", "group"]
+Task = Literal["auto", "classification", "embedding"]
 
 MODEL, DATA, SCORES, STOP, ASCENT, MATCHED, DEEPER, ATTACKS, OUTPUT = (
     "Model",

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from imu_cli.config.fields import DATA, MATCHED, MODEL, OUTPUT, SCORES, STOP, Option, Scenario
+from imu_cli.config.fields import DATA, MATCHED, MODEL, OUTPUT, SCORES, STOP, Option, Scenario, Task
 from imu_cli.features.precision import Precision
 
 
@@ -49,6 +49,23 @@ class ModelConfig:
             "Path of the last linear layer, or 1x1 convolution on pooled features.",
             metavar="MODULE",
             default="found, then replayed",
+            group=MODEL,
+        ),
+    ] = None
+    task: Annotated[
+        Task,
+        Option(
+            "What the model's output is: scores of classes, or an embedding, by whose angle people are found; auto: an embedding where "
+            "the model's files say that it has no classes, or --embedding is given.",
+            group=MODEL,
+        ),
+    ] = "auto"
+    embedding: Annotated[
+        str | None,
+        Option(
+            "Path of the module whose output is the embedding, of a model without classes or whose classes are of no use.",
+            metavar="MODULE",
+            default="the model's output",
             group=MODEL,
         ),
     ] = None

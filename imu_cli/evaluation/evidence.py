@@ -12,7 +12,7 @@ from imu_cli.evaluation.relearning import Relearned
 from imu_cli.events import Log
 from imu_cli.linear.rows import Logits, Outputs, Rows, only
 from imu_cli.records.evaluation import Metric
-from imu_cli.records.metric_definitions import DEFINITIONS
+from imu_cli.records.metric_definitions import EVERY
 from imu_cli.records.parts import Interval
 from imu_cli.statistics.intervals import Estimate, NotMeasured
 from imu_cli.statistics.metrics import among, predictions
@@ -151,7 +151,7 @@ def metric(
     note: str = "",
 ) -> Metric:
     """One metric with its definition, from what was found after and before."""
-    definition = DEFINITIONS[name]
+    definition = EVERY[name]
     made = Metric(
         name=name, title=definition.title, definition=definition.text, better=definition.better, split=split,
         target=target, target_note=target_note, note=note,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from imu_cli.errors import ImuError, nearest
 from imu_cli.records.evaluation import Metric, Requirement
-from imu_cli.records.metric_definitions import BOTH_SIDES, DEFINITIONS, NUMBERS, SIDE_IS_HARMLESS, range_of
+from imu_cli.records.metric_definitions import BOTH_SIDES, EVERY, NUMBERS, SIDE_IS_HARMLESS, range_of
 from imu_cli.records.parts import Interval
 from imu_cli.statistics.counts import holds
 
@@ -36,8 +36,8 @@ def parse(text: str, option: str = "--require") -> Gate:
     if not match:
         raise ImuError(f"{option} {text!r}: not a requirement; write for example 'test.accuracy_drop<=0.01'")
     metric, before, sign, number = match.groups()
-    if metric not in DEFINITIONS:
-        hint = nearest(metric, DEFINITIONS, cutoff=0.5) or f"; known metrics are {', '.join(DEFINITIONS)}"
+    if metric not in EVERY:
+        hint = nearest(metric, EVERY, cutoff=0.5) or f"; known metrics are {', '.join(EVERY)}"
         raise ImuError(f"{option} {text!r}: {metric!r} is not a metric{hint}")
     try:
         bound = float(number)

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from imu_cli import signals
-from imu_cli.errors import ImuError
+from imu_cli.errors import ImuError, RefusedError
 from imu_cli.features import allocation
 from imu_cli.features.engine import to_device
 from imu_cli.models.batches import Batch, call, count, each, first, tensors
-from imu_cli.models.head import hooked, logits_of, rows_of
+from imu_cli.models.head import Tap, hooked, logits_of
 from imu_cli.models.replay import REPLAY_TOLERANCE
 from imu_cli.models.scopes import Event, events
 from imu_cli.samples.dataset import SampleSet
@@ -66,13 +66,19 @@ class Cut:
 def _sizes(batch: Batch) -> tuple[int, int]:
     """Samples of a batch, and tokens of each (0 for images)."""
     shown = tensors(batch)[0]
-    return shown.shape[0], shown.shape[1] if isinstance(batch, dict) else 0
+    return shown.shape[0], shown.shape[1] if _is_text(batch) else 0
+
+
+def _is_text(batch: Batch) -> bool:
+    """Whether samples have lengths: token ids, alone or by names."""
+    shown = tensors(batch)[0]
+    return isinstance(batch, dict) or (shown.ndim == 2 and not shown.is_floating_point())
 
 
 def _shorter(batch: Batch) -> Batch:
     """Fewer samples of fewer tokens, so that it shows which dimensions follow the batch."""
     fewer = first(batch, max(1, count(batch) - 1))
-    if not isinstance(batch, dict):
+    if not _is_text(batch):
         return fewer
     keep = max(1, _sizes(batch)[1] - 1)
     return each(fewer, lambda tensor: tensor[:, :keep] if tensor.ndim > 1 else tensor)
@@ -161,7 +167,7 @@ def _reproduces(model: nn.Module, cut: Cut, batch: Batch, kept: Any) -> bool:
         expected = logits_of(call(model, batch))
         try:
             with _returning(model, cut, kept, batch):
-                found = logits_of(call(model, each(batch, torch.zeros_like) if not isinstance(batch, dict) else batch))
+                found = logits_of(call(model, batch if _is_text(batch) else each(batch, torch.zeros_like)))
         except ImuError:
             raise
         except Exception:  # noqa: BLE001 zeros of a shape that a model's own code does not expect: then the whole network runs
@@ -282,8 +288,6 @@ class Upper:
         step: what samples go through before the model.
         device, cast: where it runs, and a context that says in what precision.
         probe: a sample of what the model takes; images are zeros of its shape above a cut.
-        pad: value of a token that pads, by the name of the model's argument.
-        left: whether texts are padded on the left.
     """
 
     model: nn.Module
@@ -293,8 +297,6 @@ class Upper:
     device: torch.device
     cast: Callable[[], contextlib.AbstractContextManager[Any]]
     probe: Batch
-    pad: Mapping[str, int] = field(default_factory=dict)
-    left: bool = False
 
     def keep(
         self, samples: SampleSet, size: int, most: int, folder: Callable[[], Path], advance: Callable[[int], None]
@@ -328,10 +330,13 @@ class Upper:
 
     def _below(self, stacked: Batch) -> list[tuple[str, Tensor, Tensor | None]]:
         """What is kept of a batch: names, rows (k, …), and the mask (k, t) of tokens."""
-        mask = stacked.get(MASK) if isinstance(stacked, dict) else None
-        given = [] if isinstance(stacked, Tensor) else [(f"in.{key}", value, mask) for key, value in stacked.items()]
+        mask = self._mask(stacked)
+        if isinstance(stacked, dict):
+            given = [(f"in.{key}", value, mask) for key, value in stacked.items()]
+        else:
+            given = [("in", stacked, mask)] if _is_text(stacked) or not self.cut.module else []
         if not self.cut.module:
-            return given or [("in", stacked, None)]  # type: ignore[list-item]
+            return given
         seen: list[Any] = []
         handle = self.model.get_submodule(self.cut.module).register_forward_hook(lambda _, __, made: seen.append(made))
 
@@ -352,7 +357,15 @@ class Upper:
     @property
     def blends(self) -> bool:
         """Whether samples of a kept set can be mixed: tensors of one shape can, texts of many lengths cannot."""
-        return isinstance(self.probe, Tensor)
+        return not _is_text(self.probe)
+
+    def _mask(self, batch: Batch) -> Tensor | None:
+        """Which tokens (k, t) are a text's own; None for images."""
+        if not _is_text(batch):
+            return None
+        if isinstance(batch, dict) and MASK in batch:
+            return batch[MASK]
+        return torch.ne(tensors(batch)[0], self.step.padding or 0).long()
 
     def __call__(self, kept: Kept, rows: Tensor, blend: Blend | None = None) -> tuple[Tensor, Tensor]:
         """What enters the head (k, d), and logits (k, c), of some samples of a kept set; differentiable in the moving weights.
@@ -360,33 +373,39 @@ class Upper:
         With ``blend``, of the samples mixed with others at the cut, in these shares.
         """
         batch = self._inputs(kept, rows, blend)
-        seen: list[Tensor] = []
-        handle = self.model.get_submodule(self.layer).register_forward_pre_hook(
-            lambda _, inputs: seen.append(inputs[0])
+        seen: list[Tap] = []
+        handle = self.model.get_submodule(self.layer).register_forward_hook(
+            lambda _, inputs, made: seen.append(Tap(inputs[0], made))
         )
         with hooked([handle]), self.cast(), self._from_cut(kept, rows, batch, blend):
             logits = logits_of(call(self.model, batch))
-        features = rows_of(seen[0])
-        assert features is not None, "the head was found to run on one vector a sample"
+        features = seen[0].rows(logits)
+        if features is None:
+            raise RefusedError(f"head {self.layer}: what enters it cannot be told for some samples; use --scope head")
         return features.float(), logits.float()
 
     def _inputs(self, kept: Kept, rows: Tensor, blend: Blend | None) -> Batch:
-        if isinstance(self.probe, Tensor):
-            if not self.cut.module:
-                mine = self._scaled(kept.get("in", rows, self.device, self.left)[0])
-                if blend is None:
-                    return mine
-                assert isinstance(mine, Tensor)
-                return blend.of(mine, self._scaled(kept.get("in", blend.rows, self.device, self.left)[0]))  # type: ignore[arg-type]
-            return torch.zeros(len(rows), *self.probe.shape[1:], dtype=self.probe.dtype, device=self.device)
-        batch: dict[str, Tensor] = {}
-        for name in kept.names:
-            if name.startswith("in."):
-                key = name.removeprefix("in.")
-                made, mask = kept.get(name, rows, self.device, self.left)
-                pad = self.pad.get(key, 0)
-                batch[key] = made if mask is None or not pad else torch.where(mask.bool(), made, pad)
-        return self._scaled(batch)
+        if not _is_text(self.probe):
+            if self.cut.module:
+                shape = tensors(self.probe)[0]
+                return torch.zeros(len(rows), *shape.shape[1:], dtype=shape.dtype, device=self.device)
+            mine = self._scaled(kept.get("in", rows, self.device, self.step.left)[0])
+            if blend is None:
+                return mine
+            theirs = self._scaled(kept.get("in", blend.rows, self.device, self.step.left)[0])
+            assert isinstance(mine, Tensor)
+            assert isinstance(theirs, Tensor)
+            return blend.of(mine, theirs)
+        made = {name: self._tokens(kept, name, rows) for name in kept.names if name.startswith("in")}
+        if isinstance(self.probe, dict):
+            return self._scaled({name.removeprefix("in."): tensor for name, tensor in made.items()})
+        return self._scaled(made["in"])
+
+    def _tokens(self, kept: Kept, name: str, rows: Tensor) -> Tensor:
+        """One of the model's arguments (k, t) for some texts, padded."""
+        found, mask = kept.get(name, rows, self.device, self.step.left)
+        fills = name in ("in", f"in.{IDS}") and mask is not None and self.step.padding is not None
+        return torch.where(mask.bool(), found, self.step.padding) if fills else found  # type: ignore[union-attr, arg-type]
 
     def _scaled(self, batch: Batch) -> Batch:
         """What was kept, on the device, as the model takes it."""
@@ -405,8 +424,8 @@ class Upper:
 
         def at_cut() -> Tensor:
             name = f"cut.{next(names)}"
-            mine = kept.get(name, rows, self.device, self.left)[0]
-            return mine if blend is None else blend.of(mine, kept.get(name, blend.rows, self.device, self.left)[0])
+            mine = kept.get(name, rows, self.device, self.step.left)[0]
+            return mine if blend is None else blend.of(mine, kept.get(name, blend.rows, self.device, self.step.left)[0])
 
         made = [at_cut() if isinstance(leaf, Shape) else leaf for leaf in leaves]
         return _returning(self.model, self.cut, pytree.tree_unflatten(made, spec), batch)

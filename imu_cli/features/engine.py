@@ -1,7 +1,7 @@
 """Features: what enters the head, for every sample, from one batched pass of the frozen backbone."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +14,7 @@ from imu_cli.features import folding
 from imu_cli.features.precision import Precision
 from imu_cli.models.arithmetic import Kind, float32_as
 from imu_cli.models.batches import Batch, call, count, each, first, tensors, word
+from imu_cli.models.embedding import embed
 from imu_cli.models.head import PRECISIONS, hooked, logits_of, tapped
 from imu_cli.models.replay import REPLAY_TOLERANCE
 from imu_cli.samples.dataset import SampleSet
@@ -130,15 +131,19 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
-def refuse_if_random(model: nn.Module, probe: Batch) -> None:
-    """Run the same few samples twice; a model that answers differently cannot be scored.
+def _logits(model: nn.Module, samples: Batch) -> Tensor:
+    return logits_of(call(model, samples))
+
+
+def refuse_if_random(model: nn.Module, probe: Batch, output: Callable[[nn.Module, Batch], Tensor] = _logits) -> None:
+    """Run the same few samples twice; a model whose ``output`` differs cannot be scored.
 
     Raises:
         ImuError: two passes differ, or the model cannot run on such samples.
     """
     try:
         with torch.inference_mode(), float32_as("ieee"):
-            first, second = logits_of(call(model, probe)), logits_of(call(model, probe))
+            first, second = output(model, probe), output(model, probe)
     except ImuError:
         raise
     except Exception as error:  # models raise anything where a sample does not suit them
@@ -189,7 +194,7 @@ class Engine:
     """A model as it runs over many samples: folded where that can be, in a precision, so many samples at a time.
 
     ``folded`` counts the batch norms that were folded into convolutions; ``batch_size`` is the plan that results depend
-    on in their last bits.
+    on in their last bits. ``embeds``: the features are what ``layer`` returns, not what enters it, and there are no logits.
     """
 
     model: nn.Module
@@ -198,10 +203,15 @@ class Engine:
     batch_size: int
     precision: Precision
     folded: int = 0
+    embeds: bool = False
 
     def forward(self, samples: Batch) -> tuple[Tensor, Tensor]:
         """Features (n, d) and logits (n, c) of a batch, as the model makes them in this precision and no other."""
         kind: Kind = "tf32" if self.precision == "tf32" else "ieee"
+        if self.embeds:
+            with self.casting(), float32_as(kind):
+                found = embed(self.model, self.layer, samples)
+            return found, found[:, :0]
         with tapped(self.model.get_submodule(self.layer)) as seen, self.casting(), float32_as(kind):
             logits = logits_of(call(self.model, samples))
         h = seen[0].rows(logits)
@@ -227,6 +237,7 @@ def engine(
     batch_size: int | None = None,
     precision: Precision = "float32",
     full: float = 1.0,
+    embeds: bool = False,
 ) -> Engine:
     """The quickest way to run a model that gives its features: batch norm folded, and a batch size that suits the device.
 
@@ -237,10 +248,11 @@ def engine(
         batch_size: samples at a time; found if None.
         precision: what the backbone computes in.
         full: the room that a sample may take, where one of the probe takes 1; ``InputStep.full``.
+        embeds: whether the layer's output is wanted, as the embedding of a model without classes.
     """
     probe = first(probe, FEW)
     size = batch_size or _batch_size(model, probe, full)
-    plain = Engine(model, layer, tensors(probe)[0].device, size, "float32")
+    plain = Engine(model, layer, tensors(probe)[0].device, size, "float32", embeds=embeds)
     quick, count = folding.folded(model, probe)
     chosen = replace(plain, model=quick, folded=count)
     if count and not _alike(plain, chosen, probe):

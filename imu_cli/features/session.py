@@ -104,7 +104,7 @@ class Session:
         return engine_module.engine(
             self.network.model, self.head.module, self.network.probe,
             batch_size=self.run.batch_size, precision=self.run.precision,
-            full=self.network.preprocess.full(self.network.probe),
+            full=self.network.preprocess.full(self.network.probe), embeds=self.head.embeds,
         )  # fmt: skip
 
     def described(self) -> dict[str, Any]:

@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 PathKind = Literal["file", "data", "forget", "arch", "preprocess"]
 """What kind of path an option holds: how a relative one in a YAML file is resolved against that file's folder."""
-SCHEMES = ("imagefolder", "cifar10", "cifar100", "mnist", "fashion-mnist", "svhn")
-SELECTORS = ("class", "index", "id", "group", "coarse")
+SCHEMES = ("imagefolder", "cifar10", "cifar100", "mnist", "fashion-mnist", "svhn", "market1501", "mars")
+SPLITS = ("train", "test", "extra", "query", "bounding_box_train", "bounding_box_test", "bbox_train", "bbox_test")
+"""What may stand after ``#`` in the name of a data set."""
+SELECTORS = ("class", "index", "id", "group", "camera", "coarse")
 
 
 def _moved(path: str, folder: Path) -> str:
@@ -21,7 +23,7 @@ def _place_data(value: str, move: Callable[[str], str]) -> str:
     if sign and scheme in SCHEMES:
         return f"{scheme}:{_place_data(rest, move)}"
     path, sign, split = value.rpartition("#")
-    return f"{move(path)}#{split}" if sign and split in ("train", "test") else move(value)
+    return f"{move(path)}#{split}" if sign and split in SPLITS else move(value)
 
 
 def _place_arch(value: str, move: Callable[[str], str]) -> str:
@@ -30,7 +32,7 @@ def _place_arch(value: str, move: Callable[[str], str]) -> str:
 
 
 def is_selector(value: str) -> bool:
-    """Whether it reads ``class=…``, ``index=…``, ``id=…``, ``group=…`` or ``coarse=…``; a file of such a name needs ``./``."""
+    """Whether it reads ``class=…``, ``id=…`` or another of ``SELECTORS``; a file of such a name needs ``./``."""
     name, sign, _ = value.partition("=")
     return bool(sign) and name in SELECTORS
 

@@ -11,7 +11,7 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ def _hf(model: str) -> Factory:
             raise ImuError(
                 f"--arch hf:{model}: no transformers config; put the config.json that was saved with the weights beside them"
             )
-        return _classifier(transformers, {**config, **arguments})
+        return _model(transformers, {**config, **arguments})
 
     return build
 
@@ -134,11 +134,11 @@ TASKS = ("ImageClassification", "SequenceClassification")
 """What the names of transformers' classifiers end in, each with an ``AutoModelFor…`` of its own."""
 
 
-def _classifier(transformers: Any, config: Mapping[str, Any]) -> nn.Module:
-    """The library's own classifier of this config, in float32; never code that came with the config.
+def _model(transformers: Any, config: Mapping[str, Any]) -> nn.Module:
+    """The library's own classifier or vision backbone of this config, in float32; never code that came with the config.
 
     Raises:
-        RefusedError: the config names code of its own, is quantised, or is not a classifier's of images or texts.
+        RefusedError: the config names code of its own, is quantised, or is of neither.
     """
     refuse_foreign_config(config, "config.json")
     kind = config.get("model_type")
@@ -149,6 +149,10 @@ def _classifier(transformers: Any, config: Mapping[str, Any]) -> nn.Module:
         )
     made = transformers.AutoConfig.for_model(**{key: value for key, value in config.items() if key not in UNUSED_KEYS})
     named = [str(name) for name in config.get("architectures") or []]
+    backbone = _backbone(transformers, made, named)
+    if backbone is not None:
+        embedder: nn.Module = backbone(made)
+        return embedder.float()
     for task in TASKS:
         auto = getattr(transformers, f"AutoModelFor{task}")
         if type(made) in auto._model_mapping and all(task in name for name in named):
@@ -164,6 +168,15 @@ def _classifier(transformers: Any, config: Mapping[str, Any]) -> nn.Module:
         f"config.json: {what} is neither an image classifier nor a text classifier (…ForImageClassification, "
         "…ForSequenceClassification), and those are what imu changes"
     )
+
+
+def _backbone(transformers: Any, config: Any, named: Sequence[str]) -> Any:
+    """The class of a model that makes a vector of an image and has no classes, such as ViTModel; None where it is named otherwise."""
+    name = named[0] if len(named) == 1 else ""
+    found = getattr(transformers, name, None) if re.fullmatch(r"\w+", name) and "For" not in name else None
+    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    fits = is_model and getattr(found, "config_class", None) is type(config)
+    return found if fits and getattr(found, "main_input_name", "") == "pixel_values" else None
 
 
 SCHEMES: dict[str, Callable[[str], Factory]] = {"torchvision": _torchvision, "timm": _timm, "hf": _hf}

@@ -52,6 +52,11 @@ class Head:
     trailing: tuple[int, ...] = ()
 
     @property
+    def embeds(self) -> bool:
+        """Whether there are no classes: what enters it is the embedding of a model without a head (``models.embedding``)."""
+        return not self.tensors
+
+    @property
     def bias(self) -> bool:
         """Whether the head has a bias, the last column of ``matrix``."""
         return bool(self.bias_dtype)
@@ -93,19 +98,20 @@ def logits_of(output: Any) -> Tensor:
         )
     if not isinstance(found, Tensor) or found.ndim != 2:
         raise RefusedError(
-            f"model: returned {_in_words(found)}, not one (samples, classes) tensor of logits; this is not a classifier, "
+            f"model: returned {in_words(found)}, not one (samples, classes) tensor of logits; this is not a classifier, "
             "or it returns more than logits: then name a factory of your own that returns them alone (--arch file.py:factory)"
         )
     return found
 
 
-def _in_words(output: Any) -> str:
+def in_words(output: Any) -> str:
+    """What a model returned, by shape or kind."""
     if isinstance(output, Tensor):
         return str(tuple(output.shape))
     if isinstance(output, Mapping):
         return f"a {type(output).__name__} with {', '.join(map(str, output)) or 'nothing in it'}"
     if isinstance(output, tuple | list):
-        return f"a {type(output).__name__} of {', '.join(map(_in_words, output)) or 'nothing'}"
+        return f"a {type(output).__name__} of {', '.join(map(in_words, output)) or 'nothing'}"
     return type(output).__name__
 
 

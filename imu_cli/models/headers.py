@@ -31,7 +31,7 @@ class FileInfo(Model):
 class Finding(Model):
     """Something that imu needs to know of a model: what it found and where it was learnt, or why it did not."""
 
-    what: Literal["architecture", "preprocessing", "head", "classes"]
+    what: Literal["architecture", "preprocessing", "head", "classes", "embedding"]
     value: str | None = None
     source: str | None = None
     problem: str | None = None

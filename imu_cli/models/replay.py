@@ -14,7 +14,9 @@ REPLAY_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 3e
 
 
 def replay_error(features: Tensor, matrix: Tensor, bias: bool, logits: Tensor) -> float:
-    """Largest |h Wᵀ + b − logits|, relative to the largest |logit|, over a batch."""
+    """Largest |h Wᵀ + b − logits|, relative to the largest |logit|, over a batch; 0 of a head without rows."""
+    if not logits.numel():
+        return 0.0
     h, wide = features.to(torch.float64), logits.to(torch.float64)
     weight = matrix.to(h.device)
     replayed = h @ weight[:, :-1].T + weight[:, -1] if bias else h @ weight.T

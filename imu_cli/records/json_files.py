@@ -17,12 +17,19 @@ from imu_cli.records.evaluation import Evaluation
 from imu_cli.records.influence import Influence
 from imu_cli.records.parts import Model
 from imu_cli.records.record import Record
+from imu_cli.records.retrieval import Judged, Retrieval
 
 DEEPEST = 40
 """Levels of nesting in a record; what the tool writes has fewer than ten."""
 KINDS = "name a .record.json or .evaluation.json"
 
-SCHEMAS: dict[str, type[Record] | type[Evaluation]] = {"imu.record/1": Record, "imu.evaluation/1": Evaluation}
+Written = Record | Judged
+"""What a file may hold, told apart by its ``schema``."""
+SCHEMAS: dict[str, type[Written]] = {
+    "imu.record/1": Record,
+    "imu.evaluation/1": Evaluation,
+    "imu.retrieval/1": Retrieval,
+}
 
 
 def dump(record: Model) -> str:
@@ -55,9 +62,9 @@ def as_shown(result: Model) -> Any:
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of the files: a record or an evaluation, told apart by ``schema``."""
-    made = TypeAdapter(Annotated[Record | Evaluation, Field(discriminator="schema_")]).json_schema(by_alias=True)
-    for kind in (Record, Evaluation):
+    """JSON Schema (draft 2020-12) of the files: a record or an evaluation of a classifier or an embedding model, told apart by ``schema``."""
+    made = TypeAdapter(Annotated[Written, Field(discriminator="schema_")]).json_schema(by_alias=True)
+    for kind in SCHEMAS.values():
         made["$defs"][kind.__name__]["required"].insert(0, "schema")  # it has a default for us, none for a file
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -66,7 +73,7 @@ def schema() -> dict[str, Any]:
     }
 
 
-def read(path: Path) -> Record | Evaluation:
+def read(path: Path) -> Written:
     """Read a record or an evaluation.
 
     Raises:

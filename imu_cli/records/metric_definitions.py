@@ -1,19 +1,9 @@
 """Every metric's name, title, definition and direction, once: records, gates, tables and docs take them from here."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
-
-@dataclass(frozen=True)
-class Definition:
-    """What a metric is. ``needs`` is the data without which it is not measured."""
-
-    title: str
-    text: str
-    better: Literal["lower", "higher", "target", "none"]
-    needs: str
-
+from imu_cli.records.definition import Definition
+from imu_cli.records.retrieval_metrics import RETRIEVAL, RETRIEVAL_NUMBERS
 
 DEFINITIONS: dict[str, Definition] = {
     "forget.accuracy": Definition(
@@ -404,9 +394,13 @@ DEFINITIONS: dict[str, Definition] = {
     ),
 }
 
+EVERY: dict[str, Definition] = {**DEFINITIONS, **RETRIEVAL}
+"""Of classifiers and of embedding models."""
+
 NUMBERS = {
     "forget.entropy", "features.drift", "mia.ks", "retrained.kl", "retrained.js", "retrained.idi", "compat.w1_class_index",
-} | {name for name in DEFINITIONS if ".auc" in name or "cka." in name}  # fmt: skip
+    *RETRIEVAL_NUMBERS, *(name for name in DEFINITIONS if ".auc" in name or "cka." in name),
+}  # fmt: skip
 """Metrics shown as plain numbers; the others are shares, shown in percent and gated as fractions."""
 
 BOTH_SIDES = {
@@ -416,11 +410,13 @@ BOTH_SIDES = {
     "retrained.accuracy_gap.forget": "retrained.average_gap",
     "retrained.accuracy_gap.test": "retrained.average_gap",
     "retrained.accuracy_gap.retain": "retrained.average_gap",
+    "people.auc": "people.auc_two_sided",
 }
 """Metrics that should be near a target, and the one that counts a deviation on either side."""
 
 SIDE_IS_HARMLESS = {
-    "forget.over_unlearned", "feature_mia.auc", "feature_mia.auc_nearest", "mia.auc_two_sided", "mia.tpr_at_1pct_fpr", "shadow.tpr_at_1pct_fpr",
+    "forget.over_unlearned", "feature_mia.auc", "feature_mia.auc_nearest", "mia.auc_two_sided", "people.auc_two_sided",
+    "mia.tpr_at_1pct_fpr", "shadow.tpr_at_1pct_fpr",
     *(name for name in DEFINITIONS if name.startswith("compat.")),
 }  # fmt: skip
 """Metrics with a target that nobody minds being missed on one side, or that are not to be gated on."""
@@ -428,7 +424,7 @@ SIDE_IS_HARMLESS = {
 
 def range_of(name: str) -> tuple[float, float]:
     """The least and the largest value that a metric can have."""
-    if name in ("mia.auc_two_sided", "feature_mia.auc_nearest"):
+    if name in ("mia.auc_two_sided", "feature_mia.auc_nearest", "people.auc_two_sided"):
         return 0.5, 1.0
     if name == "retrained.idi":
         return -math.inf, math.inf
@@ -436,6 +432,10 @@ def range_of(name: str) -> tuple[float, float]:
         return -1.0, 1.0
     if name == "retrained.js":
         return 0.0, math.log(2)
+    if name.endswith((".similarity", ".auc_drop", ".auc_gap")):
+        return -1.0, 1.0
+    if name.startswith("drift."):
+        return 0.0, 2.0
     if name in NUMBERS and not (".auc" in name or name == "mia.ks"):
         return 0.0, math.inf
     return (-1.0 if name.endswith("_drop") or "_gap." in name else 0.0), 1.0

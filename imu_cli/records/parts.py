@@ -180,17 +180,13 @@ Architecture = Annotated[dict[str, Any], AfterValidator(_named)]
 """``name``, ``source``, ``arguments`` and whatever else describes it."""
 
 
-class _Written(Model):
+class Made(Model):
+    """What every file says of how it was made."""
+
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     architecture: Architecture
     preprocess: dict[str, Any]
     preprocess_source: str
-    classes: list[str] | None
-    classes_source: str
-    head: HeadInfo
-    forget: ForgetInfo
-    scenario: Literal["class", "sample", "mislabelled"]
-    scenario_source: str
     options: dict[str, OptionValue]
     seed: int
     environment: Environment
@@ -198,3 +194,12 @@ class _Written(Model):
     notes: list[str]
     run: RunInfo | None = None
     limit: str = LIMIT
+
+
+class _Written(Made):
+    classes: list[str] | None
+    classes_source: str
+    head: HeadInfo
+    forget: ForgetInfo
+    scenario: Literal["class", "sample", "mislabelled"]
+    scenario_source: str

@@ -29,6 +29,11 @@ class ClassNames:
     source: str
     whose: str = "this model"
 
+    @property
+    def required(self) -> bool:
+        """Whether every sample has to be of one of them."""
+        return True
+
     @cached_property
     def _ids(self) -> dict[str, list[int]]:
         ids: dict[str, list[int]] = defaultdict(list)

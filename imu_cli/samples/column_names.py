@@ -9,7 +9,7 @@ from imu_cli.errors import ImuError, nearest
 from imu_cli.files.reading import cut, shown
 
 FILE_COLUMNS = ("file_name", "path", "filepath", "image")
-ABOUT_COLUMNS = ("id", "group", "reason")
+ABOUT_COLUMNS = ("id", "camera", "group", "reason")
 TEXT, PAIR = "text", "text_pair"
 SAMPLE_TEXTS = (TEXT, PAIR)
 KNOWN_COLUMNS = (*FILE_COLUMNS, "index", "label", *ABOUT_COLUMNS, "weight", "true_label", *SAMPLE_TEXTS)

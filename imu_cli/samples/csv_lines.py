@@ -169,23 +169,25 @@ def _refuse_header(line: int, columns: Sequence[str], delimiter: str, problems: 
 def manifest_text(data: SampleSet, rows: Sequence[int], suffix: str = ".csv") -> str:
     """Rows of a data set as a list that ``load_forget`` reads with the same ``--data``.
 
-    Columns: ``file_name``, or ``index`` for array data; ``label`` as name, or id where no name is known; ``id`` where
-    the data set has it.
+    Columns: ``file_name``, or ``index`` for array data; ``label`` as name, or id where no name is known; ``id`` and
+    ``camera`` where the data set has them.
     """
     by_name = data.root is not None
-    columns = ["file_name" if by_name else "index", "label", *(["id"] if "id" in data.columns else [])]
+    columns = ["file_name" if by_name else "index", "label", *_told(data)]
     cells = []
     for row in rows:
         own = data.labels[row]
         label = "" if own == UNKNOWN else data.class_text(own)
-        cells.append([data.names[row] if by_name else str(row), label, *(column[row] for column in _ids(data))])
+        cells.append(
+            [data.names[row] if by_name else str(row), label, *(data.columns[name][row] for name in _told(data))]
+        )
     if suffix == ".jsonl":
         return "".join(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n" for row in cells)
     return _separated([columns, *cells], "\t" if suffix == ".tsv" else ",")
 
 
-def _ids(data: SampleSet) -> list[Sequence[str]]:
-    return [data.columns["id"]] if "id" in data.columns else []
+def _told(data: SampleSet) -> list[str]:
+    return [name for name in ("id", "camera") if name in data.columns]
 
 
 def _separated(rows: list[list[str]], delimiter: str) -> str:

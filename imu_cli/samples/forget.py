@@ -110,7 +110,8 @@ def settle(draft: Draft, data: SampleSet | None, classes: ClassNames, problems: 
     theirs = numbers(UNKNOWN if row is None else in_data[row] for row in draft.rows)
     labels = numbers(own if own != UNKNOWN else other for own, other in zip(draft.declared, theirs, strict=True))
     draft.samples = replace(draft.samples, labels=labels, classes=classes.names)
-    _note_missing(draft, data, unmapped, problems)
+    if classes.required:
+        _note_missing(draft, data, unmapped, problems)
     repeated = _note_copies(draft, problems)
     problems.refuse()
     left = _twins_left(draft, data)

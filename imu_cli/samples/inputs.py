@@ -22,6 +22,16 @@ class InputStep(Protocol):
         """Rows within which samples may change places, so that those of a batch are of one length; 1 where all come in order."""
         return 1
 
+    @property
+    def padding(self) -> int | None:
+        """The token id that fills up a text beside a longer one; None for samples of one shape."""
+        return None
+
+    @property
+    def left(self) -> bool:
+        """Whether padding goes before a text."""
+        return False
+
     def described(self) -> dict[str, Any]:
         """As it stands in the record and the cache key, and as it is read again from there."""
 

@@ -31,7 +31,8 @@ from imu_cli.samples.texts.reading import holds_texts, refuse_columns, repeats, 
 from imu_cli.samples.vectors import is_features
 
 
-def _is_table(spec: str) -> bool:
+def is_table(spec: str) -> bool:
+    """Whether it names a list, by its ending."""
     return spec.lower().endswith(READ_SUFFIXES) and not os.path.isdir(spec)
 
 
@@ -48,7 +49,7 @@ def open_source(
         ImuError: the source cannot be read, or is unknown.
         InvalidRowsError: all that is wrong with a list.
     """
-    if spec != "-" and not _is_table(spec):
+    if spec != "-" and not is_table(spec):
         refuse_suffix(spec)
         return open_named(spec, role)
     path, problems = _list_path(spec)
@@ -92,11 +93,12 @@ def load_forget(
     classes: ClassNames,
     stdin: BinaryIO | None = None,
     names: ColumnNames = NO_NAMES,
+    column: str = "label",
 ) -> ForgetSet:
     """The forget set that ``--forget`` names: a list (``-`` is standard input), a folder, or selectors on ``data``.
 
-    A row's label is the list's own, else ``label`` (``--label``), else its class folder's, else the one ``data`` has.
-    A list of texts is looked up in ``data`` by id, or by the very text; without ``data`` it stands alone. Contents are hashed,
+    A row's label is the list's own, in its ``column``, else ``label`` (``--label``), else its class folder's, else the one ``data``
+    has. A list of texts is looked up in ``data`` by id, or by the very text; without ``data`` it stands alone. Contents are hashed,
     not decoded. ``names``: ``--columns``.
 
     Raises:
@@ -106,8 +108,8 @@ def load_forget(
     specs = _specs(spec)
     if is_selector(specs[0]):
         return settle(_selected(specs, data, label, classes), data, classes, Problems(" ".join(specs)))
-    if specs[0] == "-" or _is_table(specs[0]):
-        return _from_table(specs[0], data, label, classes, stdin, names)
+    if specs[0] == "-" or is_table(specs[0]):
+        return _from_table(specs[0], data, label, classes, stdin, names, column)
     refuse_suffix(specs[0])
     if Path(specs[0]).is_file():
         features = is_features(specs[0])
@@ -137,7 +139,7 @@ def peek(
         return data.subset(range(min(count, len(data))))
     if is_selector(specs[0]):
         raise ImuError(f"--forget {' '.join(specs)}: selects rows of --data; give --data")
-    if specs[0] != "-" and not _is_table(specs[0]):
+    if specs[0] != "-" and not is_table(specs[0]):
         samples = _flat(specs[0]) or open_named(specs[0], "forget")
         return samples.subset(range(min(count, len(samples))))
     path, problems = _list_path(specs[0])
@@ -222,6 +224,7 @@ def _from_table(
     classes: ClassNames,
     stdin: BinaryIO | None,
     names: ColumnNames,
+    column: str,
 ) -> ForgetSet:
     path, problems = _list_path(spec)
     table = read_table(path, stdin, problems, names)
@@ -232,7 +235,7 @@ def _from_table(
     places = [] if alone else places_of(table, data, problems)
     weights = _weights(table, problems) if "weight" in table.columns else None
     truths = _labels(table, "true_label", classes, problems) if "true_label" in table.columns else None
-    declared = _declared(table, label, classes, problems)
+    declared = _declared(table, label, classes, problems, column)
     if alone:
         wrong = wrong_rows(table, problems)
         kept = [row for row in range(len(table)) if row not in wrong]
@@ -281,11 +284,11 @@ def _labels(table: Table, column: str, classes: ClassNames, problems: Problems) 
 _WRONG = -2
 
 
-def _declared(table: Table, label: str | None, classes: ClassNames, problems: Problems) -> tuple[int, ...]:
+def _declared(table: Table, label: str | None, classes: ClassNames, problems: Problems, column: str) -> tuple[int, ...]:
     if label is None:
-        return _labels(table, "label", classes, problems)
-    if any(text.strip() for text in table.column("label")):
-        raise ImuError(f"--label {label}: {table.name} has labels of its own; remove --label, or the column")
+        return _labels(table, column, classes, problems)
+    if any(text.strip() for text in table.column(column)):
+        raise ImuError(f"--label {label}: {table.name} has {column}s of its own; remove --label, or the column")
     return (_option(label, classes),) * len(table)
 
 

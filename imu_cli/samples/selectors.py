@@ -1,4 +1,4 @@
-"""Rows of a data set by ``class=…``, ``index=…``, ``id=…``, ``group=…`` or ``coarse=…``."""
+"""Rows of a data set by ``class=…``, ``index=…``, ``id=…``, ``group=…``, ``camera=…`` or ``coarse=…``."""
 
 import re
 from collections import defaultdict
@@ -12,10 +12,11 @@ from imu_cli.files.reading import cut
 from imu_cli.samples.classes import ClassNames, mapped
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.packing import as_array, numbers
+from imu_cli.samples.people import as_number
 
 
 def is_selector(spec: str) -> bool:
-    """Whether it reads ``class=…``, ``index=…``, ``id=…``, ``group=…`` or ``coarse=…``; a file of such a name needs ``./``."""
+    """Whether it reads ``class=…``, ``id=…`` or another of ``paths.SELECTORS``; a file of such a name needs ``./``."""
     return paths.is_selector(spec)
 
 
@@ -103,9 +104,18 @@ def _one_cause(ids: Sequence[int], wrong: Mapping[int, str]) -> str | None:
     return causes.pop() if len(causes) == 1 and len(wrong) > 1 and not (as_array(ids) != UNKNOWN).any() else None
 
 
+def _alike(part: str, known: Mapping[str, object]) -> str:
+    """A hint at the same number written otherwise (2 and 0002), else at the nearest name."""
+    number = as_number(part)
+    same = next((name for name in known if number is not None and as_number(name) == number), None)
+    return f"; did you mean '{same}'?" if same is not None else nearest(part, known)
+
+
 def _of_column(samples: SampleSet, selector: str, kind: str, value: str) -> list[Sequence[int]]:
     if kind not in samples.columns:
-        whose = "cifar100:DIR" if kind == "coarse" else f"a list with a column {kind}, or --columns {kind}=NAME"
+        people = f"market1501:DIR, mars:DIR, or a list with a column {kind}"
+        others = f"a list with a column {kind}, or --columns {kind}=NAME"
+        whose = "cifar100:DIR" if kind == "coarse" else people if kind == "camera" else others
         raise ImuError(f"{cut(selector)}: {samples.source} has no '{kind}'; it needs --data {whose}")
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, text in enumerate(samples.columns[kind]):
@@ -113,6 +123,6 @@ def _of_column(samples: SampleSet, selector: str, kind: str, value: str) -> list
     rows: list[Sequence[int]] = []
     for part in _parts(value, rows_of):
         if part not in rows_of:
-            raise ImuError(f"{cut(selector)}: {samples.source} has no {kind} '{part}'{nearest(part, rows_of)}")
+            raise ImuError(f"{cut(selector)}: {samples.source} has no {kind} '{part}'{_alike(part, rows_of)}")
         rows.append(rows_of[part])
     return rows

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SCHEMA = "imu.features/1"
 KEY = "imu.features"
 FLOATS = ("F32", "F64", "F16", "BF16")
-TEXTS = ("name", "id", "group")
+TEXTS = ("name", "id", "group", "camera", "role")
 """Columns of text: UTF-8 bytes one after the other, and in ``X.end`` where each row's end."""
 KINDS = {
     "labels": ("I64", 1), "digest": ("U8", 2), "size": ("I64", 1), "weight": ("F64", 1), "true_label": ("I64", 1),
@@ -62,6 +62,7 @@ class FeaturesSaid(Said):
     precision: str | None = None
     complete: bool | None = None
     whole_classes: bool | None = None
+    task: Literal["classification", "embedding"] | None = None
 
 
 def columns_of(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from imu_cli.records.evaluation import ClassRow, Evaluation, Histogram, RocCurve, When
 from imu_cli.records.parts import WHAT
 from imu_cli.records.record import LookInfo, Record
+from imu_cli.records.retrieval import Retrieval
 from imu_cli.views import svg, words
 from imu_cli.views.svg import Bar, Change, Line, Point
 from imu_cli.views.tables import Table
@@ -41,6 +42,40 @@ def of_evaluation(result: Evaluation) -> list[Figure]:
         made += [_confidence(found, when) for when in ("before", "after")]
         made.append(_roc(result.curves.roc))
     return [figure for figure in (*made, _classes(result)) if figure is not None]
+
+
+def of_retrieval(result: Retrieval) -> list[Figure]:
+    """Similarity of same-person pairs: of forgotten people before and after, of unseen people."""
+    found = result.similarity
+    kept = (
+        []
+        if found is None
+        else [(item, PAIRS[item.split, item.when]) for item in found.series if (item.split, item.when) in PAIRS]
+    )
+    kept = [(item, told) for item, told in kept if any(item.counts)]
+    if found is None or not kept:
+        return []
+    title = "Similarity of two images of one person"
+    sizes = "; ".join(f"{told}: {sum(item.counts):,} pairs" for item, (_, told) in kept)
+    about = f"{sizes}. Forgotten people should lie where people lie whom the model never saw, neither above nor below."
+    drawn = [(style, [count / sum(item.counts) for count in item.counts]) for item, (style, _) in kept]
+    x = svg.linear("cosine similarity", (found.edges[0], found.edges[-1]))
+    y = svg.linear("share of the pairs", [value for _, values in drawn for value in values], as_percent=True, zero=True)
+    columns = ("similarity", *(told for _, (_, told) in kept))
+    rows = [
+        (f"{low:.3f} to {high:.3f}", *(str(item.counts[at]) for item, _ in kept))
+        for at, (low, high) in enumerate(zip(found.edges, found.edges[1:], strict=False))
+        if any(item.counts[at] for item, _ in kept)
+    ]
+    drawing = svg.histogram(title, about, x, y, found.edges, drawn)
+    return [Figure(title, about, drawing, Table("", columns, rows, columns[1:]), tuple(told for _, told in kept))]
+
+
+PAIRS = {
+    ("test", "after"): ("s2", "unseen people"),
+    ("forget", "before"): ("s3", "forgotten people before"),
+    ("forget", "after"): ("s1", "forgotten people after"),
+}
 
 
 def _every(items: Sequence[LookInfo]) -> Sequence[LookInfo]:

@@ -5,6 +5,7 @@ from xml.etree import ElementTree
 
 from imu_cli.files import streams
 from imu_cli.records.evaluation import Evaluation, Requirement
+from imu_cli.records.retrieval import Judged
 from imu_cli.views import words
 
 MARK = '<testsuites name="imu"'
@@ -15,7 +16,7 @@ ELEMENTS = {"fail": "failure", "inconclusive": "error"}
 and a pipeline that stopped (exit code 5) would show nothing red."""
 
 
-def junit(result: Evaluation) -> str:
+def junit(result: Judged) -> str:
     """One test case a requirement: passed, ``failure`` where it failed, ``error`` where too few samples decide."""
     result = words.printable(result)
     verdicts = [item.verdict for item in result.requirements]
@@ -34,7 +35,7 @@ def junit(result: Evaluation) -> str:
     properties = ElementTree.SubElement(suite, "properties")
     for name, value in (
         ("model.sha256", result.model.sha256),
-        ("scenario", result.scenario),
+        ("scenario", result.scenario if isinstance(result, Evaluation) else "people"),
         ("imu", result.environment.imu),
     ):
         ElementTree.SubElement(properties, "property", {"name": name, "value": value})
@@ -60,11 +61,11 @@ def refused(problems: Mapping[str, str]) -> str:
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'
 
 
-def _seconds(result: Evaluation) -> float:
+def _seconds(result: Judged) -> float:
     return sum(value for value in result.seconds.values() if words.finite(value))
 
 
-def _case(suite: ElementTree.Element, result: Evaluation, item: Requirement) -> None:
+def _case(suite: ElementTree.Element, result: Judged, item: Requirement) -> None:
     case = ElementTree.SubElement(
         suite, "testcase", {"classname": f"imu.{item.metric}", "name": item.text, "time": "0"}
     )

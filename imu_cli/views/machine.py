@@ -12,6 +12,8 @@ from imu_cli.records.influence import Influence
 from imu_cli.records.json_files import dump, dumped
 from imu_cli.records.parts import Model
 from imu_cli.records.record import Record
+from imu_cli.records.retrieval import Judged
+from imu_cli.records.ties import Ties
 
 
 def rows_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
@@ -29,13 +31,17 @@ def _plain(value: float | None) -> object:
     return "" if value is None or not math.isfinite(value) else repr(float(value))
 
 
-def influence_csv(result: Influence) -> Iterator[str]:
+def influence_csv(result: Influence | Ties) -> Iterator[str]:
     """One line a forget sample."""
+    if isinstance(result, Ties):
+        header = ["path", "person", "pairs", "similarity", "excess"]
+        cells = ([row.path, row.person, row.pairs, _plain(row.similarity), _plain(row.excess)] for row in result.rows)
+        return rows_csv(header, cells)
     header = ["id", "path", "label", "score", "weight", "confidence"]
     return rows_csv(header, ([getattr(row, name) for name in header] for row in result.rows))
 
 
-def evaluation_csv(results: Sequence[Evaluation], names: Sequence[str]) -> Iterator[str]:
+def evaluation_csv(results: Sequence[Judged], names: Sequence[str]) -> Iterator[str]:
     """One line a metric, then one for the accuracy of each class in each split, named ``SPLIT.class_accuracy[CLASS]``."""
     header = ["model", "metric", "before", "after", "low", "high", "method", "n", "target", "missing"]
     rows: list[list[object]] = [
@@ -58,7 +64,7 @@ def evaluation_csv(results: Sequence[Evaluation], names: Sequence[str]) -> Itera
             "",
         ]
         for result, name in zip(results, names, strict=True)
-        for row in result.per_class
+        for row in (result.per_class if isinstance(result, Evaluation) else ())
     ]
     return rows_csv(header, rows)
 

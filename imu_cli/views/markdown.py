@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from imu_cli.files import streams
 from imu_cli.records.evaluation import Evaluation
 from imu_cli.records.record import Record
+from imu_cli.records.retrieval import Judged, Retrieval
 from imu_cli.views import tables, words
 from imu_cli.views.tables import NO_SAMPLES, Table
 
@@ -94,13 +95,34 @@ def evaluation(result: Evaluation) -> str:
     )
 
 
-def report(
-    results: Sequence[Record | Evaluation], names: Sequence[str], samples: Mapping[str, Table] = NO_SAMPLES
-) -> str:
+def retrieval(result: Retrieval) -> str:
+    """What was measured of an embedding model, what was not, and the verdicts first."""
+    result = words.printable(result)
+    return _joined(
+        f"## Evaluation: {escaped(result.model.path)}",
+        _summary(result.summary),
+        table(tables.requirements(result)),
+        table(tables.measured(result.metrics)),
+        table(tables.missing(result.metrics)),
+        table(tables.per_person(result)),
+        _folded(
+            "How it was measured", _facts([*words.retrieval_facts(result), *(("note", note) for note in result.notes)])
+        ),
+        f"> {escaped(result.limit)}",
+    )
+
+
+def _one(result: Record | Judged) -> str:
+    if isinstance(result, Record):
+        return record(result)
+    return evaluation(result) if isinstance(result, Evaluation) else retrieval(result)
+
+
+def report(results: Sequence[Record | Judged], names: Sequence[str], samples: Mapping[str, Table] = NO_SAMPLES) -> str:
     """Records and evaluations one after the other, evaluations also side by side where there are several."""
-    parts = [record(item) if isinstance(item, Record) else evaluation(item) for item in results]
+    parts = [_one(item) for item in results]
     parts += [table(item) for item in samples.values()]
-    evaluations = [(item, name) for item, name in zip(results, names, strict=True) if isinstance(item, Evaluation)]
+    evaluations = [(item, name) for item, name in zip(results, names, strict=True) if not isinstance(item, Record)]
     if len(evaluations) > 1:
         made = tables.comparison([words.printable(item) for item, _ in evaluations], [name for _, name in evaluations])
         parts.append(table(made, "##"))

@@ -6,16 +6,20 @@ from typing import Any
 
 from imu_cli import __version__
 from imu_cli.files import streams
-from imu_cli.records.evaluation import Evaluation, Metric, Requirement
+from imu_cli.records.evaluation import Metric, Requirement
 from imu_cli.records.influence import Influence
 from imu_cli.records.record import Record
+from imu_cli.records.retrieval import Judged, Retrieval
 from imu_cli.views import figures, tables, words
 from imu_cli.views.figures import Figure
 from imu_cli.views.tables import NO_SAMPLES, Table
 
 MARK = '<meta name="generator" content="imu '
 """By it an earlier report is known and may be replaced."""
-TILES = (("forget.accuracy",), ("test.accuracy_drop",), ("mia.auc",), ("recovery.k5", "probe.accuracy"))
+TILES = (
+    ("forget.accuracy",), ("test.accuracy_drop",), ("mia.auc",), ("recovery.k5", "probe.accuracy"),
+    ("people.auc",), ("forget.similarity",), ("forget.map",), ("test.map_drop",),
+)  # fmt: skip
 """The numbers that are shown large: of each group the first that was measured."""
 
 
@@ -56,10 +60,10 @@ class Subject:
 
     name: str
     record: Record | None = None
-    evaluation: Evaluation | None = None
+    evaluation: Judged | None = None
 
 
-def subjects(results: Sequence[Record | Evaluation], names: Sequence[str]) -> list[Subject]:
+def subjects(results: Sequence[Record | Judged], names: Sequence[str]) -> list[Subject]:
     """Each evaluation with the record of the very file that it measured, told by hash; the others by themselves."""
     found: list[Subject] = []
     for result, name in zip(results, names, strict=True):
@@ -119,7 +123,7 @@ def _defined(metric: Metric) -> str:
     return "; ".join(parts)
 
 
-def _tiles(evaluation: Evaluation | None, record: Record | None) -> list[Tile]:
+def _tiles(evaluation: Judged | None, record: Record | None) -> list[Tile]:
     if evaluation is None:
         assert record is not None
         return [
@@ -130,16 +134,14 @@ def _tiles(evaluation: Evaluation | None, record: Record | None) -> list[Tile]:
     return [_tile(metric) for metric in chosen if metric is not None]
 
 
-def _provenance(result: Record | Evaluation) -> list[tuple[str, str]]:
+def _provenance(result: Record | Judged) -> list[tuple[str, str]]:
     """Hashes, versions and times: what it takes to show later that this report belongs to that file."""
     files = (
         {"model before": result.before, "model after": result.after, "forget list": result.forget.manifest}
         if isinstance(result, Record)
         else {
             "model": result.model,
-            "original": result.original,
-            "record": result.record,
-            "retrained": result.retrained,
+            **words.others(result),
             "forget list": result.forget.manifest,
         }
     )
@@ -157,12 +159,12 @@ def _provenance(result: Record | Evaluation) -> list[tuple[str, str]]:
     ]
 
 
-def _options(result: Record | Evaluation) -> Table:
+def _options(result: Record | Judged) -> Table:
     rows = [(name, str(option.value), option.origin) for name, option in sorted(result.options.items())]
     return Table("Options and where they came from", ("option", "value", "from"), rows)
 
 
-def _sentence(record: Record | None, evaluation: Evaluation | None) -> str:
+def _sentence(record: Record | None, evaluation: Judged | None) -> str:
     if evaluation is not None:
         return evaluation.summary
     assert record is not None
@@ -170,18 +172,36 @@ def _sentence(record: Record | None, evaluation: Evaluation | None) -> str:
     return f"{words.verdict(record)} {words.capital(what)}: {before} before, {after} after. Nothing else was measured here; run imu evaluate."
 
 
+def _details(evaluation: Judged) -> list[Table]:
+    if isinstance(evaluation, Retrieval):
+        return [tables.per_person(evaluation)]
+    return [tables.per_part(evaluation), tables.per_class(evaluation)]
+
+
+def _facts(evaluation: Judged) -> list[tuple[str, str]]:
+    if isinstance(evaluation, Retrieval):
+        return words.retrieval_facts(evaluation)
+    return words.evaluation_facts(evaluation)
+
+
+def _drawn(evaluation: Judged | None) -> list[Figure]:
+    if isinstance(evaluation, Retrieval):
+        return figures.of_retrieval(evaluation)
+    return [] if evaluation is None else figures.of_evaluation(evaluation)
+
+
 def _section(subject: Subject, samples: Mapping[str, Table]) -> Section:
     record = None if subject.record is None else words.printable(subject.record)
     evaluation = None if subject.evaluation is None else words.printable(subject.evaluation)
-    both: list[Record | Evaluation] = [item for item in (record, evaluation) if item is not None]
+    both: list[Record | Judged] = [item for item in (record, evaluation) if item is not None]
     newest = both[-1]
     shown, details, missing, definitions, facts = [], [], [], [], []
     if evaluation is not None:
         shown += [tables.requirements(evaluation), tables.measured(evaluation.metrics)]
         missing = list(tables.missing(evaluation.metrics).rows)
-        details += [tables.per_part(evaluation), tables.per_class(evaluation)]
+        details += _details(evaluation)
         definitions = [(item.name, _defined(item)) for item in evaluation.metrics]
-        facts += [(f"evaluation: {name}", text) for name, text in words.evaluation_facts(evaluation)]
+        facts += [(f"evaluation: {name}", text) for name, text in _facts(evaluation)]
     if record is not None:
         details += [tables.outcome(record, "What the run ended with"), tables.path(record)]
         facts = [(f"unlearning: {name}", text) for name, text in words.run_facts(record)] + facts
@@ -195,7 +215,7 @@ def _section(subject: Subject, samples: Mapping[str, Table]) -> Section:
         tables=[table for table in (*shown, *_samples(newest, samples)) if table.rows],
         missing=missing,
         figures=[
-            *([] if evaluation is None else figures.of_evaluation(evaluation)),
+            *_drawn(evaluation),
             *([] if record is None else figures.of_record(record)),
         ],
         details=[table for table in details if table.rows],
@@ -208,7 +228,7 @@ def _section(subject: Subject, samples: Mapping[str, Table]) -> Section:
     )
 
 
-def _samples(result: Record | Evaluation, samples: Mapping[str, Table]) -> list[Table]:
+def _samples(result: Record | Judged, samples: Mapping[str, Table]) -> list[Table]:
     own = samples.get(result.forget.sha256)
     return [] if own is None else [own]
 
@@ -228,9 +248,7 @@ def _pages() -> Any:
     return made
 
 
-def report(
-    results: Sequence[Record | Evaluation], names: Sequence[str], samples: Mapping[str, Table] = NO_SAMPLES
-) -> str:
+def report(results: Sequence[Record | Judged], names: Sequence[str], samples: Mapping[str, Table] = NO_SAMPLES) -> str:
     """The page: one section a model, evaluations side by side first where there are several; ``samples`` by forget set's hash."""
     found = subjects(results, names)
     evaluations = [(words.printable(s.evaluation), s.name) for s in found if s.evaluation is not None]
@@ -241,6 +259,22 @@ def report(
     sections = [_section(subject, samples) for subject in found]
     made: str = (
         _pages().get_template("report.html").render(version=__version__, sections=sections, comparison=side_by_side)
+    )
+    return made
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A forgotten image and what it finds, most similar first: pictures are data URIs."""
+
+    picture: str
+    found: Mapping[str, Sequence[tuple[str, float, bool]]]
+
+
+def rankings(model: str, queries: Sequence[Ranking]) -> str:
+    """What some forgotten images find before and after: (picture, similarity, whether it is the person)."""
+    made: str = (
+        _pages().get_template("rankings.html").render(version=__version__, model=streams.plain(model), queries=queries)
     )
     return made
 

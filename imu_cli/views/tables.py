@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from imu_cli.records.evaluation import ClassRow, Evaluation, Metric
-from imu_cli.records.metric_definitions import DEFINITIONS
+from imu_cli.records.metric_definitions import EVERY
 from imu_cli.records.record import Record
+from imu_cli.records.retrieval import Judged, Retrieval
 from imu_cli.views import words
 
 LARGE_FAMILY = 4
@@ -87,7 +88,7 @@ def missing(metrics: Sequence[Metric]) -> Table:
     return Table("Not measured", ("metric", "why"), rows)
 
 
-def requirements(result: Evaluation) -> Table:
+def requirements(result: Judged) -> Table:
     """The verdict on every requirement, and why."""
     rows = [
         (item.verdict, item.text, words.number(item.compared), "; ".join(filter(None, [item.reason, item.warning])))
@@ -132,15 +133,25 @@ def per_part(result: Evaluation) -> Table:
     return Table(f"Forget accuracy per {result.by or 'part'}", columns, rows, columns[1:6])
 
 
-def _value(result: Evaluation, name: str) -> float | None:
+def per_person(result: Retrieval) -> Table:
+    """Results on the forgotten images of each id or group, where they were asked for."""
+    rows = [
+        (row.name, str(row.n), words.percent(row.before), words.percent(row.after), words.number(row.similarity), words.number(row.auc))
+        for row in result.per_person
+    ]  # fmt: skip
+    columns = (result.by or "person", "n", "mAP before", "mAP after", "similarity", "AUC")
+    return Table(f"Per {result.by or 'person'}", columns, rows, columns[1:])
+
+
+def _value(result: Judged, name: str) -> float | None:
     return next((item.value for item in result.metrics if item.name == name and item.missing is None), None)
 
 
-def comparison(results: Sequence[Evaluation], names: Sequence[str]) -> Table:
+def comparison(results: Sequence[Judged], names: Sequence[str]) -> Table:
     """Evaluations side by side, with the difference of the last from the first; rows that any of them has."""
     columns = ("metric", *names, "last − first")
     rows = []
-    for name in dict.fromkeys([*DEFINITIONS, *(metric.name for item in results for metric in item.metrics)]):
+    for name in dict.fromkeys([*EVERY, *(metric.name for item in results for metric in item.metrics)]):
         values = [_value(item, name) for item in results]
         if any(value is not None for value in values):
             cells = (words.shown(name, value) for value in values)

@@ -15,8 +15,10 @@ from imu_cli.models.headers import Inspection
 from imu_cli.records.evaluation import Evaluation, Metric
 from imu_cli.records.features import Extracted
 from imu_cli.records.influence import Influence
-from imu_cli.records.parts import ScoreInfo
+from imu_cli.records.parts import HeadInfo, ScoreInfo
 from imu_cli.records.record import Record
+from imu_cli.records.retrieval import Judged, Retrieval
+from imu_cli.records.ties import Ties
 from imu_cli.views import tables, words
 
 PIPED_WIDTH = 140
@@ -99,6 +101,35 @@ def influence(result: Influence, show: int) -> RenderableType:
     spread = Text("\n".join(["Distribution of the score", *_histogram(scores, n)]))
     spread.stylize("bold", 0, len("Distribution of the score"))
     return _blocks(_under(title, top) if show else None, *_kernel(result, show), spread, about)
+
+
+def ties(result: Ties, show: int) -> RenderableType:
+    """The images that tie their person together most, and how alike forgotten people's images are beside unseen people's."""
+    rows = [words.printable(row) for row in result.largest(show)]
+    result = words.printable(result)
+    numbers = ("excess", "similarity", "pairs")
+    top = _table("image", "person", *numbers, right=numbers)
+    for row in rows:
+        top.add_row(
+            Text(row.path), Text(row.person), words.number(row.excess), words.number(row.similarity), str(row.pairs)
+        )
+    title = f"The {len(rows)} of {result.n} forgotten images that tie their person together most"
+    without = f"{result.without_pairs} of {result.n} images have no such pair"
+    about = _pairs(
+        "Similarity of two images of one person, on two cameras where they are known",
+        [
+            ("forgotten people", f"{result.similarity:.4f} ({result.people} people; {without})"),
+            ("unseen people", f"{result.unseen_similarity:.4f} ({result.unseen_people} people)"),
+            ("excess", f"{result.excess:.4f} by rank: what forgetting has to take away"),
+            ("embedding", words.embedding(result.embedding)),
+        ],
+    )  # fmt: skip
+    return _blocks(_under(title, top) if show else None, about)
+
+
+def scored(result: Influence | Ties, show: int) -> RenderableType:
+    """What ``imu influence`` found, of whatever kind of model."""
+    return influence(result, show) if isinstance(result, Influence) else ties(result, show)
 
 
 def _kernel(result: Influence, show: int) -> list[RenderableType]:
@@ -209,15 +240,37 @@ def evaluation(result: Evaluation, *, per_class: bool = True, notes: bool = True
     )
 
 
+def retrieval(result: Retrieval, *, notes: bool = True) -> RenderableType:
+    """What was measured of an embedding model and what was not; the verdicts come last, where a terminal stops scrolling."""
+    result = words.printable(result)
+    counted = f"{result.forget.people} people to forget, {result.forget.n} images"
+    return _blocks(
+        Text(f"{result.model.path}: {counted}", style="bold"),
+        _Measured(result.metrics),
+        *_missing(result.metrics),
+        *_filled(tables.per_person(result)),
+        _pairs("", words.retrieval_facts(result)),
+        *_notes(result.notes if notes else []),
+        Text(result.limit, style="dim"),
+        *_filled(tables.requirements(result)),
+        _summary(result.summary),
+    )
+
+
+def judged(result: Judged, *, notes: bool = True) -> RenderableType:
+    """An evaluation, of whatever kind of model."""
+    return evaluation(result, notes=notes) if isinstance(result, Evaluation) else retrieval(result, notes=notes)
+
+
 def report(
-    results: Sequence[Record | Evaluation],
+    results: Sequence[Record | Judged],
     names: Sequence[str],
     samples: Mapping[str, tables.Table] = tables.NO_SAMPLES,
 ) -> RenderableType:
     """One or more records: each in full, then side by side where there are several evaluations."""
-    parts: list[RenderableType] = [record(item) if isinstance(item, Record) else evaluation(item) for item in results]
+    parts: list[RenderableType] = [record(item) if isinstance(item, Record) else judged(item) for item in results]
     parts += [drawn(item) for item in samples.values()]
-    evaluations = [(item, name) for item, name in zip(results, names, strict=True) if isinstance(item, Evaluation)]
+    evaluations = [(item, name) for item, name in zip(results, names, strict=True) if not isinstance(item, Record)]
     if len(evaluations) > 1:
         both = [words.printable(item) for item, _ in evaluations], [streams.plain(name) for _, name in evaluations]
         parts.append(drawn(tables.comparison(*both)))
@@ -266,17 +319,24 @@ def extracted(result: Extracted) -> RenderableType:
     facts = [
         (
             "features",
-            f"{result.forget.n:,} x {head.features}, float32, of what enters {head.module}; {result.bytes:,} bytes",
+            f"{result.forget.n:,} x {head.features}, float32, of {_what(head)}; {result.bytes:,} bytes",
         ),
         ("samples", "the whole data set" if result.complete else "a forget list"),
         (
             "computed in",
             f"{result.precision}, {result.batch_size} samples at a time, {result.folded} batch norms folded",
         ),
-        ("replay error", f"{head.replay_error:.1e} of the largest logit"),
+        *([("replay error", f"{head.replay_error:.1e} of the largest logit")] if head.classes else []),
         ("by", f"{processes}, {result.blocks} blocks, {taken:.1f} of {run['all']:.1f} s in the model"),
     ]
-    return _blocks(_pairs(result.output, facts), Text(f"next: {following}"))
+    return _blocks(_pairs(result.output, facts), Text(f"next: {following}") if head.classes else None)
+
+
+def _what(head: HeadInfo) -> str:
+    """What the features of a file are."""
+    if head.classes:
+        return f"what enters {head.module}"
+    return f"what {head.module} returns" if head.module else "what the model returns"
 
 
 def _files(result: Inspection) -> list[tuple[str, str]]:

@@ -13,9 +13,10 @@ from imu_cli.records.json_files import as_shown
 from imu_cli.records.metric_definitions import NUMBERS
 from imu_cli.records.parts import WHAT, Decade, FileHash, ForgetInfo, Interval, Model
 from imu_cli.records.record import Record
+from imu_cli.records.retrieval import EmbeddingInfo, Judged, PeopleInfo, Retrieval
 
 Result = TypeVar("Result", bound=Model)
-Measured = TypeVar("Measured", bound=Record | Evaluation)
+Measured = TypeVar("Measured", bound=Record | Judged)
 
 REASONS = {
     "target": "the target was met",
@@ -150,18 +151,18 @@ def compact(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
 
 
-def architecture(result: Record | Evaluation) -> str:
+def architecture(result: Record | Judged) -> str:
     """The architecture and where it was learnt."""
     known = result.architecture
     return f"{known.get('name', 'unknown')} ({known.get('source', 'unknown source')})"
 
 
-def preprocessing(result: Record | Evaluation | Influence) -> str:
+def preprocessing(result: Record | Judged | Influence) -> str:
     """The preprocessing and where it was learnt."""
     return f"{compact(result.preprocess)} ({result.preprocess_source})"
 
 
-def features(result: Record | Evaluation) -> list[tuple[str, str]]:
+def features(result: Record | Judged) -> list[tuple[str, str]]:
     """How the features of D_f came about, and what memory it took; nothing for files from before that was recorded."""
     run = result.run
     if run is None:
@@ -249,7 +250,7 @@ def run_facts(result: Record) -> list[tuple[str, str]]:
     ]
 
 
-def _given(forget: ForgetInfo, known: Mapping[str, str | None]) -> list[tuple[str, str]]:
+def _given(forget: ForgetInfo | PeopleInfo, known: Mapping[str, str | None]) -> list[tuple[str, str]]:
     """What a command had to work with, and what it had not."""
     have = [f"forget {cut(' '.join(forget.given))}", *(f"{name} {value}" for name, value in known.items() if value)]
     absent = [name for name, value in known.items() if not value]
@@ -282,6 +283,38 @@ def evaluation_facts(result: Evaluation) -> list[tuple[str, str]]:
     ]
 
 
+def retrieval_facts(result: Retrieval) -> list[tuple[str, str]]:
+    """What was compared in the evaluation of an embedding model, as pairs of name and text."""
+    changed = "unknown (no original)" if result.changed is None else _tensors(result.changed)
+    files = others(result)
+    places = {name: None if file is None else file.path for name, file in files.items()}
+    whole = ", all that the data set has of them" if result.forget.whole else ""
+    return [
+        *_given(result.forget, result.given | places),
+        ("forgotten", f"{result.forget.people} people, {result.forget.n} images{whole}"),
+        ("changed tensors", changed),
+        ("embedding", embedding(result.embedding)),
+        ("preprocessing", preprocessing(result)),
+        *features(result),
+    ]  # fmt: skip
+
+
+def embedding(it: EmbeddingInfo) -> str:
+    """What the embedding is."""
+    return f"{it.size} numbers, {it.module or 'what the model returns'} ({it.source})"
+
+
+def _tensors(changed: list[str], most: int = 5) -> str:
+    more = f" and {len(changed) - most} more" if len(changed) > most else ""
+    return ", ".join(changed[:most]) + more or "nothing"
+
+
+def others(result: Judged) -> dict[str, FileHash | None]:
+    """The files that a model was evaluated with, by what they are."""
+    found = {"original": result.original, "record": result.record, "retrained": result.retrained}
+    return found | ({"reference model": result.reference_model} if isinstance(result, Retrieval) else {})
+
+
 def from_here(result: Measured, folder: Path) -> Measured:
     """The same result with its paths, which are relative to the ``folder`` of its file, as one who stands here would type them."""
 
@@ -293,8 +326,15 @@ def from_here(result: Measured, folder: Path) -> Measured:
         "data": paths.placed(result.forget.data, "data", folder),
     }
     moved: dict[str, Any] = {"forget": result.forget.model_copy(update=forget)}
-    if isinstance(result, Evaluation):
-        moved |= {name: file(getattr(result, name)) for name in ("model", "original", "retrained", "record")}
+    if isinstance(result, Evaluation | Retrieval):
+        names = (
+            "model",
+            "original",
+            "retrained",
+            "record",
+            *(["reference_model"] if isinstance(result, Retrieval) else []),
+        )
+        moved |= {name: file(getattr(result, name)) for name in names}
         moved["given"] = {name: paths.placed(value, "data", folder) for name, value in result.given.items()}
     else:
         moved |= {name: file(getattr(result, name)) for name in ("before", "after")}

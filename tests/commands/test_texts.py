@@ -127,6 +127,36 @@ def test_a_cut_is_recorded_and_repeated(work: Path, capsys: pytest.CaptureFixtur
     assert main(["evaluate", "out", "-q"]) == 0
 
 
+def test_a_text_model_whose_block_moved_relearns(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Texts of several lengths pass the moved block with gradients, by the names of the model's arguments; no text is told."""
+    model = transformers.AutoModelForSequenceClassification.from_pretrained("net")
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.weight.mul_(1.5)
+    model.save_pretrained("moved")
+    transformers.AutoTokenizer.from_pretrained("net").save_pretrained("moved")
+    command = [
+        "evaluate",
+        "moved",
+        "--original",
+        "net",
+        "--forget",
+        "forget.jsonl",
+        "--test",
+        "test.jsonl",
+        "--relearn",
+        "-q",
+    ]
+    capsys.readouterr()
+    assert main([*command, "--scenario", "sample", "--format", "json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    found = {item["name"]: item for item in made["metrics"]}
+    assert made["changed"] == ["bert.encoder.layer.1.output.dense.weight"]
+    assert found["relearn.k5"]["n"] == 3
+    assert found["relearn.k5"]["before"] is not None
+    assert found["relearn.k10"]["missing"] == "needs more than 10 forget samples"
+    assert 0 < found["cka.forget"]["value"] < 1
+
+
 @pytest.mark.slow
 def test_demo_of_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """``imu demo --task text`` trains, scores, unlearns, evaluates and reports, and replaces only what it wrote."""

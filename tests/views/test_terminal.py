@@ -17,7 +17,7 @@ from imu_cli.files import streams
 from imu_cli.influence.closed_form import decades
 from imu_cli.records.evaluation import Evaluation, Metric, Requirement
 from imu_cli.records.influence import Influence, KernelRow, Mover, ScoreRow, ScoreRows
-from imu_cli.records.metric_definitions import DEFINITIONS, NUMBERS
+from imu_cli.records.metric_definitions import DEFINITIONS, EVERY, NUMBERS
 from imu_cli.records.parts import Decade, Environment, FileHash, ForgetInfo, HeadInfo, Interval, OptionValue, ScoreInfo
 from imu_cli.records.record import LookInfo, Record, Target
 from imu_cli.unlearning.ascent import Reason
@@ -571,6 +571,6 @@ def test_values_in_their_units() -> None:
     assert words.number(0.123456) == "0.1235"
     assert words.number(0.0) == "0"
     assert words.percent(None) == words.number(None) == "–"
-    assert set(DEFINITIONS) >= NUMBERS
-    for name in DEFINITIONS:
+    assert set(EVERY) >= NUMBERS
+    for name in EVERY:
         assert words.shown(name, 0.5) == ("0.5" if name in NUMBERS else "50.00 %")

@@ -1,7 +1,7 @@
 """Folders of images, in the order that torchvision's ``ImageFolder`` has."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -124,6 +124,13 @@ def _walk(root: str, below: str = "") -> _Found:
     return found
 
 
+def _join(found: _Found, part: _Found) -> None:
+    found.files += part.files
+    found.real |= part.real
+    found.skipped += part.skipped
+    found.problems += part.problems
+
+
 def _skipped_notes(source: str, skipped: list[str]) -> tuple[str, ...]:
     if not skipped:
         return ()
@@ -148,8 +155,8 @@ def _of_files(source: str, path: Path, root: str, found: _Found, labels: list[in
     return SampleSet(source, found.files, labels, None, store, range(len(found.files)), notes=notes)
 
 
-def open_flat(path: Path, source: str | None = None) -> SampleSet:
-    """All images below a folder, at any depth, with unknown labels: sub-folders are not classes.
+def open_flat(path: Path, source: str | None = None, only: Sequence[str] = ("",)) -> SampleSet:
+    """All images below a folder, or below some of its sub-folders ``only``, at any depth, with unknown labels: they are no classes.
 
     Raises:
         ImuError: no such folder, or no image in it.
@@ -157,7 +164,9 @@ def open_flat(path: Path, source: str | None = None) -> SampleSet:
     """
     shown = str(path) if source is None else source
     root = _real_folder(shown, path)
-    found = _walk(root)
+    found = _Found()
+    for name in only:
+        _join(found, _walk(root, name))
     images = _of_files(shown, path, root, found, [UNKNOWN] * len(found.files))
     if not len(images):
         raise ImuError(f"{shown}: holds no image ({' '.join(EXTENSIONS)})" + _hint(path))
@@ -199,10 +208,7 @@ def _listing(source: str, root: str) -> list["os.DirEntry[str]"]:
 def _classes(source: str, path: Path, root: str, met: Mapping[str, _Found], stray: int) -> SampleSet:
     found, labels = _Found(), []
     for label, part in enumerate(met.values()):
-        found.files += part.files
-        found.real |= part.real
-        found.skipped += part.skipped
-        found.problems += part.problems
+        _join(found, part)
         labels += [label] * len(part.files)
     images = _of_files(source, path, root, found, labels)
     notes = (f"{source}: {stray} images beside the class folders are left out, as torchvision does",) * bool(stray)

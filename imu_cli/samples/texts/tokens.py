@@ -62,6 +62,11 @@ class Tokens(InputStep):
         return WINDOW
 
     @property
+    def padding(self) -> int:
+        """The id that the tokenizer pads with."""
+        return self.tokenizer.padding
+
+    @property
     def left(self) -> bool:
         """Whether padding goes before a text."""
         return bool(self.tokenizer.made.padding_side == "left")
