@@ -40,11 +40,14 @@ from imu_cli.unlearning.demotion.training import Anchor, Forgotten, Schedule, Tr
 from imu_cli.unlearning.matched import fit
 from imu_cli.unlearning.procedure import Job
 
-LEARNING_RATE = 0.007
+LEARNING_RATE = 0.004
 """Share of a layer's size that a step may move it by: the same for convolutions and transformers (benchmarks/quality_depth.py)."""
 MINIBATCH = 128
 UNSEEN_SHARE = 0.2
 """Of the held-out samples that may choose: those that are not anchored, since an anchored sample no longer looks unseen."""
+ANCHORED = 2
+"""Anchored samples for each forget sample, below which the unseen ones are anchored too: then what the network knows suffers
+more than the targets, which an anchored sample makes a little too sure (benchmarks/quality_depth.py)."""
 FEW = 500
 """Held-out samples below which all of them do both: of fewer a fifth is so small that one sample is beyond ``--max-drop``."""
 BEYOND = 1.0
@@ -231,6 +234,13 @@ def _parts(
     if len(held) < FEW or len(rest) < len(held) / 2:
         opened.note(
             f"{len(held)} held-out samples are too few for two parts: all of them are anchored and give targets"
+        )
+        return held, held
+    n = len(opened.forget.samples)
+    if ready.job.plan.kind != "class" and len(rest) < ANCHORED * n:
+        opened.note(
+            f"held-out samples: all {len(held)} are anchored and give targets: beside {n} forget samples every one of them is needed to "
+            "hold the network"
         )
         return held, held
     opened.note(
