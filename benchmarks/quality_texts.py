@@ -25,7 +25,8 @@ from imu_cli.records.evaluation import Evaluation
 DATA = "data/banking77"
 WANTED = (
     "forget.accuracy", "test.accuracy", "test.accuracy_drop", "retain.accuracy", "mia.auc", "mia.auc_two_sided", "probe.accuracy",
-    "cka.forget", "cka.test", "retrained.accuracy_gap.forget", "retrained.accuracy_gap.test", "retrained.accuracy_gap.retain", "retrained.average_gap",
+    "cka.forget", "cka.test", "retrained.accuracy_gap.forget", "retrained.accuracy_gap.test",
+    "retrained.accuracy_gap.retain", "retrained.average_gap",
 )  # fmt: skip
 INTENT = "card_arrival"
 
