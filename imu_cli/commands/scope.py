@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imu_cli.commands import held_out, preparation
 from imu_cli.commands.processes import Ranks
@@ -24,9 +24,10 @@ from imu_cli.features.cut import Blend, Kept, Upper
 from imu_cli.features.session import Network, Session
 from imu_cli.files import memory
 from imu_cli.influence import closed_form
+from imu_cli.linear import margins
 from imu_cli.linear.rows import Rows, blocks
 from imu_cli.linear.rows import logits as logits_of
-from imu_cli.models import scopes
+from imu_cli.models import correspondence, scopes
 from imu_cli.models.arithmetic import float32_as
 from imu_cli.models.checkpoint import DTYPES, same_bits
 from imu_cli.models.scopes import Scope
@@ -39,13 +40,18 @@ from imu_cli.unlearning.demotion.training import Anchor, Forgotten, Schedule, Tr
 from imu_cli.unlearning.matched import fit
 from imu_cli.unlearning.procedure import Job
 
-LEARNING_RATE = 0.007
+LEARNING_RATE = 0.004
 """Share of a layer's size that a step may move it by: the same for convolutions and transformers (benchmarks/quality_depth.py)."""
 MINIBATCH = 128
 UNSEEN_SHARE = 0.2
 """Of the held-out samples that may choose: those that are not anchored, since an anchored sample no longer looks unseen."""
-FEW = 100
-"""Held-out samples below which all of them do both."""
+ANCHORED = 2
+"""Anchored samples for each forget sample, below which the unseen ones are anchored too: then what the network knows suffers
+more than the targets, which an anchored sample makes a little too sure (benchmarks/quality_depth.py)."""
+FEW = 500
+"""Held-out samples below which all of them do both: of fewer a fifth is so small that one sample is beyond ``--max-drop``."""
+BEYOND = 1.0
+"""Log-odds by which fixed targets are lower than the aim: training comes near its targets only, and the stop rule ends it in time."""
 ATTRACTION, COVARIANCE = 1.0, 0.1
 """Weights of the feature term where a whole class goes."""
 
@@ -61,26 +67,48 @@ class Moved:
     logits: Tensor
 
 
-def refuse(opened: Session, config: UnlearnConfig) -> None:
-    """Refuse what cannot go together with a deeper scope, before anything runs.
+HEAD_ONLY = (
+    "preset", "reweight", "rows", "step", "momentum", "weight_decay", "l1", "epochs", "keep", "rho", "sigma_damping", "class_factor",
+    "max_head_change", "max_steps",
+)  # fmt: skip
+DEEPER_ONLY = ("anchor", "beta", "batches", "feature_term", "resume")
+
+
+def refuse(config: UnlearnConfig) -> None:
+    """Refuse options that say nothing to the scope, before anything is read.
 
     Raises:
-        ImuError: names the option.
+        ImuError: names all of them.
+    """
+    deeper = config.scope != scopes.HEAD
+    others = HEAD_ONLY if deeper else DEEPER_ONLY
+    known = {"feature_term": "--no-feature-term", "class_factor": "--no-class-factor"}
+    named = [
+        known.get(name, f"--{name.replace('_', '-')}")
+        for name in others
+        if getattr(config, name) != getattr(UnlearnConfig(), name)
+    ]
+    if not named:
+        return
+    if not deeper:
+        raise ImuError(
+            f"{', '.join(named)}: for layers below the head; name them, for example --scope last-block, or leave out"
+        )
+    instead = "; --batches says how many steps" if "--max-steps" in named else ""
+    raise ImuError(f"{', '.join(named)}: options of the head alone; leave out, or use --scope head{instead}")
+
+
+def refuse_vectors(opened: Session, given: str) -> None:
+    """Refuse features from a file, which is all that there is of the samples.
+
+    Raises:
+        ImuError: no network runs.
     """
     if opened.network is None:
         raise ImuError(
-            f"--scope {config.scope}: layers below the head move, and features from a file are what those gave before; name the "
+            f"--scope {given}: layers below the head move, and features from a file are what those gave before; name the "
             "samples themselves in --forget and --data, or use --scope head"
         )
-    other = {
-        "--rows": config.rows != "auto", "--preset": config.preset is not None, "--reweight": config.reweight != "once",
-        "--momentum": bool(config.momentum), "--weight-decay": bool(config.weight_decay), "--l1": bool(config.l1),
-        "--epochs": config.epochs is not None, "--rho": config.rho is not None,
-        "--max-head-change": config.max_head_change is not None,
-    }  # fmt: skip
-    named = [flag for flag, given in other.items() if given]
-    if named:
-        raise ImuError(f"{', '.join(named)}: options of the head alone; leave out, or use --scope head")
 
 
 def find(opened: Session, given: str) -> Scope:
@@ -119,7 +147,8 @@ def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation
             work.share, work.join = ranks.share, ranks.add_up
             state = _progress(opened, config, ready, scope, anchored)
             work.save = state.save if ranks.first else work.save
-            work.state = state.load() if config.resume else None
+            work.state = ranks.of_first(state.load() if config.resume and ranks.first else None)
+            work.to_file = _rounding(opened, names)
             if work.state is not None:
                 opened.note(f"going on from step {work.state[1]['looks'][-1][0]} of an earlier run")
             elif config.resume:
@@ -132,29 +161,24 @@ def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation
                         "what was done so far is kept in the cache: the same command with --resume goes on from its last look"
                     )
                 raise
-            kept = _rounded(opened, trained, names)
-            work.put(kept.weights)
-            end, _ = work.look()
         finally:
             for parameter in scope.parameters.values():
                 parameter.requires_grad_(False)
     if ranks.first:
         state.done()
-    looks = [*trained.looks[:-1], (trained.looks[-1][0], end)]
-    trajectory = [LookInfo(step=number, fraction=1.0, **vars(look)) for number, look in looks]
+    trajectory = [LookInfo(step=number, fraction=1.0, **vars(look)) for number, look in trained.looks]
     trajectory[-1].fraction = trained.fraction
-    tensors = {name: kept.weights[own] for own, those in names.items() for name in those}
+    tensors = {name: trained.weights[own] for own, those in names.items() for name in those}
     changes = _changes(opened, tensors)
     tensors = {name: tensor for name, tensor in tensors.items() if name in {item.name for item in changes}}
-    reached = None if job.target is None else job.limits.share_met(end)
     info = ScopeInfo(
         given=scope.given, modules=list(scope.modules), weights=scope.count, cut=upper.cut.module,
         anchor=0 if anchored is None else len(anchored), unseen=0 if unseen is None else len(unseen),
         beta=config.beta, learning_rate=trained.learning_rate, batches=trained.batches, steps=trained.steps,
         minibatch=work.schedule.forget, fraction=trained.fraction, weighting=config.weights,
-        feature_term=work.means is not None, passes=_passes(opened, scope, work, trained), tensors=changes,
+        feature_term=work.means is not None, passes=_passes(opened, scope, work), tensors=changes,
     )  # fmt: skip
-    return Moved(tensors, info, replace(trained, looks=tuple(looks), reached=reached), trajectory, _some_logits(opened))
+    return Moved(tensors, info, trained, trajectory, _some_logits(opened))
 
 
 # What runs
@@ -206,14 +230,19 @@ def _parts(
         what = "; nothing but the forget samples holds the network, and other answers may change: imu evaluate says how far"
         opened.note("no anchor: add --anchor DATA, unseen samples of the same kind (without labels)" + what)
         return None, None
-    if len(held) < FEW:
+    rest, apart = held_out.two_parts(held, UNSEEN_SHARE, config.seed)
+    if len(held) < FEW or len(rest) < len(held) / 2:
         opened.note(
             f"{len(held)} held-out samples are too few for two parts: all of them are anchored and give targets"
         )
         return held, held
-    order = torch.randperm(len(held), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    aside = round(UNSEEN_SHARE * len(held))
-    apart, rest = sorted(order[:aside]), sorted(order[aside:])
+    n = len(opened.forget.samples)
+    if ready.job.plan.kind != "class" and len(rest) < ANCHORED * n:
+        opened.note(
+            f"held-out samples: all {len(held)} are anchored and give targets: beside {n} forget samples every one of them is needed to "
+            "hold the network"
+        )
+        return held, held
     opened.note(
         f"held-out samples: {len(rest)} are anchored (the network is held to what it says of them), {len(apart)} others give targets "
         "and guard the budgets"
@@ -312,7 +341,8 @@ def _aim(job: Job, h: Rows, seen: Unseen | None, limits: object) -> tuple[Tensor
     aim = fit.aim(
         held, job.forgetting.labels, job.classifier.matrix, job.target, job.unseen, kind=job.plan.kind, by_accuracy=True
     )
-    return aim.targets, None
+    phi = margins.margins(logits_of(held, job.classifier.matrix), job.forgetting.labels)
+    return torch.where(aim.targets < phi, aim.targets - BEYOND, aim.targets), None
 
 
 def _of_kept_classes(
@@ -413,68 +443,33 @@ def _names_in_file(opened: Session, scope: Scope) -> dict[str, list[str]]:
     Raises:
         RefusedError: a weight is not in the file as it is, or in a dtype that is not written.
     """
-    network = opened.network
+    network, checkpoint = opened.network, opened.checkpoint
     assert network is not None
-    model, naming = network.model, network.loaded.naming
-    state = model.state_dict(keep_vars=True)
-    alike: dict[int, list[str]] = {}
-    for name, tensor in state.items():
-        alike.setdefault(tensor.data_ptr(), []).append(name)
-    own = {
-        name: _current(naming.own(name), state, model)
-        for name in opened.checkpoint.entries
-        if name not in naming.left_out
-    }
-    found: dict[str, list[str]] = {}
-    for name, parameter in scope.parameters.items():
-        same = set(alike.get(parameter.data_ptr(), [])) | {name}
-        those = [file for file, current in own.items() if current in same]
-        if not those:
-            those = _by_value(opened, parameter, [file for file, current in own.items() if current not in state])
+    found = correspondence.find(checkpoint, network.loaded, scope.parameters)
+    for name, those in found.items():
         if not those:
             raise RefusedError(
                 f"--scope {scope.given}: {name} is not in the file as the model has it (it is computed or joined from other tensors); "
                 "name a scope without it"
             )
         for file in those:
-            dtype = opened.checkpoint.entries[file].dtype
+            dtype = checkpoint.entries[file].dtype
             if dtype not in DTYPES:
                 raise RefusedError(
                     f"--scope {scope.given}: {file} is {dtype} in the file; imu writes {', '.join(DTYPES)}: give the checkpoint from "
                     "before quantisation, or name a scope without it"
                 )
-        found[name] = those
     return found
 
 
-def _current(name: str, state: Mapping[str, Tensor], model: nn.Module) -> str:
-    """A file's name as the model has it: transformers' files keep older ones."""
-    base = getattr(model, "base_model_prefix", "")
-    for changed in (name, name.replace(".gamma", ".weight").replace(".beta", ".bias")):
-        for tried in (changed, f"{base}.{changed}", changed.removeprefix(f"{base}.")):
-            if tried in state:
-                return tried
-    return name
+def _rounding(opened: Session, names: Mapping[str, Sequence[str]]) -> Callable[[str, Tensor], Tensor]:
+    """What the file makes of a moving weight: its dtype's nearest value."""
+    entries = opened.checkpoint.entries
 
-
-def _by_value(opened: Session, parameter: Tensor, names: Sequence[str]) -> list[str]:
-    """The one tensor of the file, among those whose names the model does not have, that holds these values."""
-    shape = tuple(parameter.shape)
-    fitting = [name for name in names if opened.checkpoint.entries[name].shape == shape]
-    found = [
-        name
-        for name in fitting
-        if same_bits(opened.checkpoint.tensor(name).to(parameter.dtype), parameter.detach().cpu())
-    ]
-    return found if len(found) == 1 else []
-
-
-def _rounded(opened: Session, trained: Trained, names: Mapping[str, Sequence[str]]) -> Trained:
     def to_file(name: str, value: Tensor) -> Tensor:
-        dtype = DTYPES[opened.checkpoint.entries[names[name][0]].dtype]
-        return value.to(dtype).to(value.dtype)
+        return value.to(DTYPES[entries[names[name][0]].dtype]).to(value.dtype)
 
-    return training.rounded(trained, to_file)
+    return to_file
 
 
 def _changes(opened: Session, tensors: Mapping[str, Tensor]) -> list[TensorChange]:
@@ -504,16 +499,13 @@ def _some_logits(opened: Session) -> Tensor:
         return extraction.in_halves(run, batch)[1].double().cpu()
 
 
-def _passes(opened: Session, scope: Scope, work: Training, trained: Trained) -> float:
+def _passes(opened: Session, scope: Scope, work: Training) -> float:
     """Forward passes of the whole network over forget and anchor samples that the training was worth: a backward counts two.
 
     The part above the cut counts by its share of the weights' multiplications, taken as that of the time of a pass.
     """
     n = len(work.forgotten.labels) + (0 if work.anchor is None else len(work.anchor.logits))
-    batch = min(work.schedule.forget, len(work.forgotten.labels)) + (0 if work.anchor is None else work.schedule.anchor)
-    looked = len(work.forgotten.labels) + (0 if work.unseen is None else len(work.unseen.labels))
-    share = _share_above(opened, scope)
-    return 1 + share * (3 * trained.steps * batch + len(trained.looks) * looked) / n
+    return 1 + _share_above(opened, scope) * work.spent / n
 
 
 def _share_above(opened: Session, scope: Scope) -> float:

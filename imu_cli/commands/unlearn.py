@@ -63,10 +63,11 @@ def _refuse_contradictions(config: UnlearnConfig) -> None:
         "--minibatch": config.minibatch, "--epochs": config.epochs,
     }  # fmt: skip
     named = [flag for flag, value in sgd_only.items() if value]
-    if named and config.learning_rate is None:
+    if named and config.learning_rate is None and config.scope == scopes.HEAD:
         raise ImuError(f"{', '.join(named)}: only with SGD; add --learning-rate, or leave out")
     if config.weights == "uniform" and config.reweight != "once":
         raise ImuError("--reweight: uniform weights do not change as the head moves; leave it out")
+    scope.refuse(config)
     if config.until is not None:
         targets.parse_until(config.until)
 
@@ -101,7 +102,7 @@ def _unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], eve
     if config.scope == scopes.HEAD and ranks.count > 1:
         raise ImuError("torchrun: the head alone needs one process; start imu without it, or name a deeper --scope")
     if config.scope != scopes.HEAD:
-        scope.refuse(opened, config)
+        scope.refuse_vectors(opened, config.scope)
         moving = scope.find(opened, config.scope)
     if moving is None and not bool(opened.head.matrix.any()):
         raise ImuError(

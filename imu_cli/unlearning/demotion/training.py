@@ -5,7 +5,7 @@ Tensors and functions in, weights out: what runs the network is handed in, so th
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ from imu_cli.unlearning.targets import Comparison, HeldOut, Limits, Look
 Run = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Features (k, d) and logits (k, c) of some rows of a set (k,), differentiable in the weights that move."""
 BISECTIONS = 6
+BACKWARD = 3
+"""Forward passes that a sample's forward and backward are worth."""
 HALVINGS = 4
 """Times that the learning rate is halved, and the run begun again, where it went astray."""
 ASTRAY = 0.25
@@ -129,6 +131,7 @@ class Training:
         told: hears notes.
         save: keeps what the run can go on from, after every look.
         state: what an earlier run kept; this one goes on from there, to the same bytes.
+        to_file: a weight, by its name, as the file will hold it; what the training ends with is so, and is looked at so.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -146,10 +149,15 @@ class Training:
     told: Callable[[str], None] = lambda _: None
     save: Callable[[dict[str, Tensor], dict[str, Any]], None] = lambda *_: None
     state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+    to_file: Callable[[str, Tensor], Tensor] = lambda _, value: value
 
     def __post_init__(self) -> None:
-        """What does not change: the original weights, margins, and the classes of the features."""
+        """What does not change: the original weights, margins, and the classes of the features; and what was spent so far.
+
+        ``spent`` counts samples that ran through the moving part, on all processes together.
+        """
         self.start = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self.spent = 0
         self.size = math.sqrt(sum(float(value.double().square().sum()) for value in self.start.values()))
         self.phi = margins.margins(self.forgotten.logits, self.forgotten.labels)
         self.classes = self.forgotten.logits.shape[1]
@@ -175,6 +183,7 @@ class Training:
 
     def logits_of(self, run: Run, n: int) -> Tensor:
         """Logits (n, c) float64 of a whole set under the weights as they are."""
+        self.spent += n
         mine = self.share(torch.arange(n))
         made = self.forgotten.logits.new_zeros(n, self.classes, dtype=torch.float64)
         with torch.no_grad():
@@ -251,6 +260,7 @@ class Training:
         names, moving = list(self.parameters), list(self.parameters.values())
         summed = [torch.zeros_like(parameter) for parameter in moving]
         loss = 0.0
+        self.spent += BACKWARD * (len(rows) + (0 if anchored is None else len(anchored)))
 
         def add(part: Tensor) -> None:
             nonlocal loss
@@ -276,7 +286,9 @@ class Training:
                     logits = self._anchored(anchored, some, others)
                     log_p = answer.log_softmax(dim=1).to(logits.dtype)
                     add(self.schedule.beta * teacher.divergence(log_p, logits).sum() / len(anchored))
-            self.join(summed)
+            whole = summed[0].new_tensor([loss])
+            self.join([*summed, whole])
+            loss = float(whole)  # the same in every process, so that all go on or none
         return dict(zip(names, summed, strict=True)), loss
 
     def _anchored(self, anchored: Tensor, some: Tensor, others: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -292,6 +304,7 @@ class Training:
         parts = mine.split(self.schedule.at_once)
         if others is None or self.anchor.blended is None:
             return [self.anchor.logits[anchored[some]] for some in parts]
+        self.spent += len(anchored)
         now = self.copied()
         self.put(self.start)
         with torch.no_grad():
@@ -363,7 +376,7 @@ class Training:
         if self.state is not None:
             tensors, said = self.state
             looks = [(int(number), Look(**values)) for number, values in said["looks"]]
-            begin, self.state = looks[-1][0], None
+            begin, self.spent, self.state = looks[-1][0], int(said["spent"]), None
             self.put(_under("weights", tensors))
             update.restore(_under("update", tensors))
             draws.set_state(tensors["draws"])
@@ -399,54 +412,75 @@ class Training:
             looks.append((step + 1, look))
             yield step + 1, look
             # The feature term is not done when the share is: nothing that is looked at says how far features went.
-            if self.means is None and self.met(look) and self.limits.exceeded(look) is None:
-                yield self._met(previous, looks, rate, steps)
-                return
+            if self.means is None and self._holds(look):
+                met = self._met(previous, looks, rate, steps)
+                if met is not None:
+                    yield met
+                    return
             wanted, previous = self.targets(seen), self.copied()
             if not last:
                 state = {f"weights.{name}": value for name, value in previous.items()}
                 state |= {f"update.{name}": value for name, value in update.state().items()}
                 state |= {"draws": draws.get_state(), "forget": forget_rows.left}
                 state |= {} if anchor_rows is None else {"anchor": anchor_rows.left}
-                self.save(state, {"rate": rate, "looks": [(number, vars(each)) for number, each in looks]})
+                self.save(
+                    state,
+                    {"rate": rate, "spent": self.spent, "looks": [(number, vars(each)) for number, each in looks]},
+                )
         yield self._ended(looks, rate, steps)
 
-    def _met(self, previous: Mapping[str, Tensor], looks: list[tuple[int, Look]], rate: float, steps: int) -> Trained:
-        """The weights between the last two looks that just meet the target."""
+    def _holds(self, look: Look) -> bool:
+        """Whether the target is met within the budgets."""
+        return self.met(look) and self.limits.exceeded(look) is None
+
+    def _met(
+        self, previous: Mapping[str, Tensor], looks: list[tuple[int, Look]], rate: float, steps: int
+    ) -> Trained | None:
+        """The weights between the last two looks that just meet the target; None where as the file has them they do not."""
         now, low, high = self.copied(), 0.0, 1.0
+        self._between(previous, now, high)
+        if not self._holds(self.look()[0]):
+            self.put(now)
+            return None
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
             self._between(previous, now, middle)
-            look, _ = self.look()
-            if self.met(look) and self.limits.exceeded(look) is None:
-                high = middle
-            else:
-                low = middle
-        self._between(previous, now, high)
-        return self._trained("target", looks, high, rate, steps)
+            low, high = (low, middle) if self._holds(self.look()[0]) else (middle, high)
+        return self._trained("target", looks, (previous, now, high), rate, steps)
 
     def _ended(self, looks: list[tuple[int, Look]], rate: float, steps: int) -> Trained:
         """The weights at the end of the schedule, or as far towards them as the budgets allow."""
-        spent = self.limits.exceeded(looks[-1][1])
+        now = self.copied()
+        self._between(self.start, now, 1.0)
+        look, _ = self.look()
+        spent = self.limits.exceeded(look)
         if spent is None:
-            return self._trained("target" if self.met(looks[-1][1]) else "max_steps", looks, 1.0, rate, steps)
-        now, low, high = self.copied(), 0.0, 1.0
+            return self._trained(
+                "target" if self.met(look) else "max_steps", looks, (self.start, now, 1.0), rate, steps
+            )
+        low, high = 0.0, 1.0
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
             self._between(self.start, now, middle)
             low, high = (low, middle) if self.limits.exceeded(self.look()[0]) is not None else (middle, high)
-        self._between(self.start, now, low)
-        return self._trained(spent, looks, low, rate, steps)
+        return self._trained(spent, looks, (self.start, now, low), rate, steps)
 
     def _between(self, one: Mapping[str, Tensor], other: Mapping[str, Tensor], share: float) -> None:
-        self.put({name: torch.lerp(one[name], other[name], share) for name in self.parameters})
+        self.put({name: self.to_file(name, torch.lerp(one[name], other[name], share)) for name in self.parameters})
 
     def _trained(
-        self, reason: Reason, looks: list[tuple[int, Look]], fraction: float, rate: float, steps: int
+        self,
+        reason: Reason,
+        looks: list[tuple[int, Look]],
+        at: tuple[Mapping[str, Tensor], Mapping[str, Tensor], float],
+        rate: float,
+        steps: int,
     ) -> Trained:
+        """The result at a share of the way between two sets of weights."""
+        self._between(*at)
         end, _ = self.look()
-        reached = None if self.limits.target is None else self.limits.share_met(end)
-        looks = [*looks, (looks[-1][0], end)] if fraction < 1 else looks
+        reached, fraction = None if self.limits.target is None else self.limits.share_met(end), at[2]
+        looks = [*(looks if fraction < 1 else looks[:-1]), (looks[-1][0], end)]
         how = (
             "the mask" if self.plan.kind == "class" else "fixed" if self.fixed is not None else "unseen samples by rank"
         )
@@ -478,8 +512,3 @@ class _Order:
             self.left = torch.cat([self.left, torch.randperm(self.n, generator=self.draws)])
         found, self.left = self.left[:most], self.left[most:]
         return found
-
-
-def rounded(trained: Trained, to_file: Callable[[str, Tensor], Tensor]) -> Trained:
-    """The weights as a file holds them, by a function that rounds a tensor of that name."""
-    return replace(trained, weights={name: to_file(name, value) for name, value in trained.weights.items()})
