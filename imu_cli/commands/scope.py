@@ -225,7 +225,7 @@ def _parts(
     """The samples that are anchored, and the unseen ones that are not: two parts of the held-out data, or ``--anchor`` and all of it."""
     held = ready.held_samples
     if config.anchor is not None:
-        return _anchor(opened, config.anchor), held
+        return _anchor(opened, config.anchor, None if config.reference else config.test), held
     if held is None:
         what = "; nothing but the forget samples holds the network, and other answers may change: imu evaluate says how far"
         opened.note("no anchor: add --anchor DATA, unseen samples of the same kind (without labels)" + what)
@@ -250,7 +250,8 @@ def _parts(
     return held.subset(rest), held.subset(apart)
 
 
-def _anchor(opened: Session, given: str) -> SampleSet:
+def _anchor(opened: Session, given: str, test: str | None) -> SampleSet:
+    """The samples of ``--anchor``, without twins of forget samples, and without those of ``--test`` that are left to judge by."""
     samples = open_source(given, "test", opened.data)
     shared = overlap(opened.forget.samples, samples)
     if shared.same:
@@ -264,6 +265,25 @@ def _anchor(opened: Session, given: str) -> SampleSet:
     left = without(samples, {theirs for _, theirs in shared.twins})
     if len(left) == 0:
         raise ImuError(f"--anchor {given}: nothing is left of it without twins of the forget samples; give other data")
+    return left if test is None else _without_judges(opened, given, left, test)
+
+
+def _without_judges(opened: Session, given: str, samples: SampleSet, test: str) -> SampleSet:
+    whole = held_out.held_out(opened, test)
+    chosen = set(held_out.half(whole, opened.run.seed))
+    judges = whole.subset([row for row in range(len(whole)) if row not in chosen])
+    shared = overlap(judges, samples)
+    theirs = {row for _, row in [*shared.same, *shared.twins]}
+    if theirs:
+        opened.note(
+            f"--anchor {given}: {len(theirs)} of its {len(samples)} samples are in the half of --test that is left for evaluate, and are "
+            "left out: what is held to its answers cannot judge"
+        )
+    left = without(samples, theirs)
+    if len(left) == 0:
+        raise ImuError(
+            f"--anchor {given}: nothing is left of it without the half of --test that judges; give other data"
+        )
     return left
 
 

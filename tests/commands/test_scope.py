@@ -465,6 +465,16 @@ def test_twins_of_forget_samples_are_not_anchored(here: Path, capsys: pytest.Cap
     assert unlearn(capsys, *SAMPLES, *BLOCK, *more)["scope"]["anchor"] == 1
 
 
+def test_what_judges_is_not_anchored(here: Path, unseen: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of an anchor that is --test itself, the half that is left for evaluate is left out; one half is there to choose by."""
+    until = ["--until", "forget.accuracy<=0.4"]
+    more = ["--test", unseen, "--anchor", unseen, *until, "--batches", "2", "-o", "out.safetensors"]
+    _, told = run(capsys, "unlearn", *COMMON, *SAMPLES, *BLOCK, *more, code=None)
+    assert f"--anchor {unseen}: 45 of its 90 samples are in the half of --test that is left for evaluate" in told
+    made = json.loads(Path("out.record.json").read_text())
+    assert (made["scope"]["anchor"], made["scope"]["unseen"]) == (45, 45)
+
+
 def test_an_anchor_of_the_classes_that_go_is_an_error(
     here: Path, digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
