@@ -34,8 +34,9 @@ from imu_cli.records.record import LookInfo, ScopeInfo, TensorChange
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.manifest import open_source
 from imu_cli.samples.overlap import overlap, without
-from imu_cli.unlearning.demotion import training
-from imu_cli.unlearning.demotion.training import Anchor, Forgotten, Schedule, Trained, Training, Unseen
+from imu_cli.unlearning.demotion import loop, training
+from imu_cli.unlearning.demotion.loop import Trained
+from imu_cli.unlearning.demotion.training import Anchor, Forgotten, Schedule, Training, Unseen
 from imu_cli.unlearning.matched import fit
 from imu_cli.unlearning.procedure import Job
 
@@ -133,7 +134,7 @@ def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation
                     )
                 raise
             kept = _rounded(opened, trained, names)
-            work.put(kept.weights)
+            loop.put(work.parameters, kept.weights)
             end, _ = work.look()
         finally:
             for parameter in scope.parameters.values():
@@ -474,7 +475,7 @@ def _rounded(opened: Session, trained: Trained, names: Mapping[str, Sequence[str
         dtype = DTYPES[opened.checkpoint.entries[names[name][0]].dtype]
         return value.to(dtype).to(value.dtype)
 
-    return training.rounded(trained, to_file)
+    return loop.rounded(trained, to_file)
 
 
 def _changes(opened: Session, tensors: Mapping[str, Tensor]) -> list[TensorChange]:
