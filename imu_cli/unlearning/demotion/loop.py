@@ -4,6 +4,7 @@ What is learnt is handed in as an objective: answers of a classifier (``training
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
@@ -38,7 +39,8 @@ class Trained(Generic[LookT]):
     targets: str
 
 
-class Pace(Protocol):
+@dataclass(frozen=True)
+class Pace:
     """How fast and how often.
 
     Attributes:
@@ -47,12 +49,9 @@ class Pace(Protocol):
         seed: of the order of samples.
     """
 
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def looks(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
+    learning_rate: float = 0.01
+    looks: int = 10
+    seed: int = 0
 
 
 class Batches(Protocol):
@@ -68,78 +67,80 @@ class Batches(Protocol):
         """Go on from ``state``."""
 
 
-class Objective(Protocol[LookT]):
+class Objective(ABC, Generic[LookT]):
     """What a network is to learn, and how far it is.
 
     Attributes:
         parameters: the weights that move, by name.
         start: what they were.
+        schedule: how fast they move, and how often it is looked at what they do.
         told: hears notes.
         save: keeps what the run can go on from, after every look.
         state: what an earlier run kept; the next one goes on from there, to the same bytes.
         how: where targets come from.
-        loss_of_all: what fell where the run went astray.
+        astray_when: what ``astray`` looks at, in words.
     """
 
     parameters: Mapping[str, nn.Parameter]
     start: Mapping[str, Tensor]
+    schedule: Pace
     told: Callable[[str], None]
     save: Callable[[dict[str, Tensor], dict[str, Any]], None]
     state: tuple[dict[str, Tensor], dict[str, Any]] | None
+    how: str
+    astray_when: str
 
-    @property
-    def schedule(self) -> Pace: ...
-    @property
-    def how(self) -> str: ...
-    @property
-    def astray_when(self) -> str: ...
+    @abstractmethod
     def length(self) -> int:
         """Steps of a whole run."""
-        ...
 
+    @abstractmethod
     def batches(self, draws: torch.Generator) -> Batches:
         """Batches in an order that is drawn."""
-        ...
 
+    @abstractmethod
     def original(self) -> tuple[LookT, Any]:
         """The look at the original, and what targets follow."""
-        ...
 
+    @abstractmethod
     def look(self) -> tuple[LookT, Any]:
         """The look at the weights as they are, and what targets follow."""
-        ...
 
+    @abstractmethod
     def looked(self, values: Mapping[str, Any]) -> LookT:
         """A look that was kept."""
-        ...
 
+    @abstractmethod
     def targets(self, seen: Any) -> Any:
         """What is aimed at until the next look."""
-        ...
 
+    @abstractmethod
     def gradients(self, batch: Any, wanted: Any) -> tuple[dict[str, Tensor], float]:
         """Gradients of the loss on a batch by name, summed over processes, and the loss."""
-        ...
 
+    @abstractmethod
     def astray(self, look: LookT) -> bool:
         """Whether a run that looks so will not recover."""
-        ...
+
+    @abstractmethod
+    def met(self, look: LookT) -> bool:
+        """Whether the target is."""
 
     def enough(self, look: LookT) -> bool:
         """Whether the run may end here."""
-        ...
+        return self.met(look)
 
-    def met(self, look: LookT) -> bool:
-        """Whether the target is."""
-        ...
-
+    @abstractmethod
     def exceeded(self, look: LookT) -> Reason | None:
         """The budget that is spent."""
-        ...
 
     def reached(self, look: LookT) -> bool | None:
-        """Whether the target is met by a whole run; None without one."""
-        ...
+        """Whether the target is met, as the record says it; None without one."""
+        return self.met(look)
+
+    def train(self) -> "Iterator[tuple[int, LookT] | Trained[LookT]]":
+        """Train to the target or to the end of the schedule: looks with the step at which they were made, and what came of it."""
+        return train(self)
 
 
 def copied(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

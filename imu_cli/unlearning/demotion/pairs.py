@@ -4,7 +4,7 @@ Symbols (docs/people.md): f directions, s = cos of a pair, s0 the original's, t 
 Tensors and functions in, weights out, as in ``training``.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,6 @@ from imu_cli.statistics.retrieval import NO_CAMERA, Sightings
 from imu_cli.statistics.same_person import Pairs, RankMap
 from imu_cli.unlearning.ascent import Reason
 from imu_cli.unlearning.demotion import loop
-from imu_cli.unlearning.demotion.loop import Trained
 from imu_cli.unlearning.targets import ROUNDING, alike
 
 Run = Callable[[Tensor], Tensor]
@@ -27,7 +26,7 @@ ASTRAY = 0.25
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(loop.Pace):
     """How long and in what portions the network is trained.
 
     Attributes:
@@ -35,11 +34,8 @@ class Schedule:
         forget, anchor: images in a batch, of as many people each as ``people``.
         people: whom a batch shows of either side.
         at_once: images that run together where nothing is learnt from them.
-        learning_rate: share of a layer's size that a step may move it by, at the start; it falls along a cosine to 0.
         demotion: weight of the mean over pairs that are to be less alike, beside that over all other pairs.
         beta: weight of the anchor's directions.
-        looks: of the whole run.
-        seed: of the order of images.
     """
 
     batches: int = 100
@@ -50,8 +46,6 @@ class Schedule:
     learning_rate: float = 0.007
     demotion: float = 1.0
     beta: float = 1.0
-    looks: int = 10
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,7 +102,7 @@ class _Wanted:
 
 
 @dataclass
-class PairTraining:
+class PairTraining(loop.Objective[Look]):
     """An embedding that is to forget some people.
 
     Attributes:
@@ -139,8 +133,10 @@ class PairTraining:
 
     def __post_init__(self) -> None:
         """What does not change: the original weights, pairs, and who was seen by one camera only."""
-        self.start: Mapping[str, Tensor] = loop.copied(self.parameters)
-        ours, theirs = demoted_pairs(self.forgotten.seen), same_person.pairs(self.unseen.seen)
+        self.start = loop.copied(self.parameters)
+        self.astray_when = f"unseen people's mAP fell by more than {ASTRAY:g}"
+        self.how = self.aim.how
+        ours, theirs = same_person.pairs(self.forgotten.seen), same_person.pairs(self.unseen.seen)
         assert ours is not None, "a command refuses people of one image"
         assert theirs is not None, "a command refuses unseen people without pairs"
         self.pairs = (ours, theirs)
@@ -199,12 +195,6 @@ class PairTraining:
         """Whether forgotten people's pairs are no more alike than they should be."""
         return alike(look.auc, self.aim.auc)
 
-    enough = met
-
-    def reached(self, look: Look) -> bool | None:
-        """The same, as the record says it."""
-        return self.met(look)
-
     def exceeded(self, look: Look) -> Reason | None:
         """Whether the fall of unseen people's mAP is more than is allowed."""
         return "max_drop" if look.test_drop is not None and look.test_drop > self.max_drop + ROUNDING else None
@@ -212,16 +202,6 @@ class PairTraining:
     def astray(self, look: Look) -> bool:
         """Whether unseen people's mAP fell by more than any run recovers from."""
         return look.test_drop is not None and look.test_drop > ASTRAY
-
-    @property
-    def astray_when(self) -> str:
-        """What ``astray`` looks at, in words."""
-        return f"unseen people's mAP fell by more than {ASTRAY:g}"
-
-    @property
-    def how(self) -> str:
-        """Where targets come from."""
-        return self.aim.how
 
     # Training
 
@@ -303,10 +283,6 @@ class PairTraining:
         self.join(summed)
         return dict(zip(names, summed, strict=True)), float(loss.detach())
 
-    def train(self) -> Iterator[tuple[int, Look] | Trained[Look]]:
-        """Train to the target or to the end of the schedule: looks with the step at which they were made, and what came of it."""
-        return loop.train(self)
-
 
 class _Batches:
     """Several images of several people, each in random order, each once before any comes again."""
@@ -377,10 +353,3 @@ def alone(seen: Sightings) -> list[int]:
         if len(own) > 1 and int(own[0]) != NO_CAMERA and len(own.unique()) == 1:
             found.append(person)
     return found
-
-
-def demoted_pairs(seen: Sightings, seed: int = 0) -> Pairs | None:
-    """Pairs that are to be less alike: of one person on two cameras, of any two images where there is one camera only."""
-    lonely = torch.isin(seen.people, torch.tensor(alone(seen), dtype=seen.people.dtype))
-    cameras = torch.where(lonely, NO_CAMERA, seen.cameras)
-    return same_person.pairs(Sightings(seen.directions, seen.people, cameras, seen.images), seed)

@@ -4,7 +4,7 @@ Tensors and functions in, weights out: what runs the network is handed in, so th
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ from imu_cli.unlearning import targets
 from imu_cli.unlearning.ascent import Reason
 from imu_cli.unlearning.demotion import features as features_module
 from imu_cli.unlearning.demotion import loop, teacher
-from imu_cli.unlearning.demotion.loop import Trained
 from imu_cli.unlearning.scenario import Plan
 from imu_cli.unlearning.targets import Comparison, HeldOut, Limits, Look
 
@@ -28,32 +27,26 @@ ASTRAY = 0.25
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(loop.Pace):
     """How long and in what portions the network is trained.
 
     Attributes:
         batches: steps; ``None`` follows the number of forget samples (``length``).
         forget, anchor: samples in a batch.
         at_once: samples that run together; gradients are summed over them.
-        learning_rate: share of a layer's size that a step may move it by, at the start; it falls along a cosine to 0.
         beta: weight of the anchor.
         blending: α of the Beta distribution that mixing shares of anchor samples are drawn from; 0 for none.
-        looks: of the whole run; targets follow the network at each.
         attraction, covariance: weights of the feature term; 0 leaves it out.
-        seed: of the order of samples.
     """
 
     batches: int | None = None
     forget: int = 128
     anchor: int = 128
     at_once: int = 256
-    learning_rate: float = 0.01
     beta: float = 1.0
-    looks: int = 10
     blending: float = 0.3
     attraction: float = 0.0
     covariance: float = 0.0
-    seed: int = 0
 
     def length(self, n: int) -> int:
         """Steps for n forget samples: 200, and fifteen passes or so over many."""
@@ -96,7 +89,7 @@ class Unseen:
 
 
 @dataclass
-class Training:
+class Training(loop.Objective[Look]):
     """A network that is to forget some samples.
 
     Attributes:
@@ -130,7 +123,11 @@ class Training:
 
     def __post_init__(self) -> None:
         """What does not change: the original weights, margins, and the classes of the features."""
-        self.start: Mapping[str, Tensor] = loop.copied(self.parameters)
+        self.start = loop.copied(self.parameters)
+        self.astray_when = f"accuracy of unseen samples fell by more than {ASTRAY:.0%}"
+        self.how = "fixed" if self.fixed is not None else "unseen samples by rank"
+        if self.plan.kind == "class":
+            self.how = "the mask"
         self.phi = margins.margins(self.forgotten.logits, self.forgotten.labels)
         self.classes = self.forgotten.logits.shape[1]
         self.before = self._right(self.unseen.logits) if self.unseen is not None else None
@@ -310,11 +307,6 @@ class Training:
         """Whether accuracy on unseen samples fell by more than any run recovers from."""
         return look.test_drop is not None and look.test_drop > ASTRAY
 
-    @property
-    def astray_when(self) -> str:
-        """What ``astray`` looks at, in words."""
-        return f"accuracy of unseen samples fell by more than {ASTRAY:.0%}"
-
     def enough(self, look: Look) -> bool:
         """The feature term is not done when the share is: nothing that is looked at says how far features went."""
         return self.means is None and self.met(look)
@@ -326,17 +318,6 @@ class Training:
     def reached(self, look: Look) -> bool | None:
         """Whether the target share is met; None without one."""
         return None if self.limits.target is None else self.limits.share_met(look)
-
-    @property
-    def how(self) -> str:
-        """Where targets come from."""
-        if self.plan.kind == "class":
-            return "the mask"
-        return "fixed" if self.fixed is not None else "unseen samples by rank"
-
-    def train(self) -> Iterator[tuple[int, Look] | Trained[Look]]:
-        """Train to the target or to the end of the schedule: looks with the step at which they were made, and what came of it."""
-        return loop.train(self)
 
 
 @dataclass(frozen=True)
