@@ -79,6 +79,14 @@ class ForgetInfo(Model):
     relabelled: int = 0
 
 
+class EmbeddingInfo(Model):
+    """What the embedding is: the output of ``module`` ("" for the model's), ``size`` numbers, and who said so."""
+
+    module: str
+    size: int
+    source: str
+
+
 class Interval(Model):
     """A 95 % interval and how it was got."""
 
@@ -201,5 +209,5 @@ class _Written(Made):
     classes_source: str
     head: HeadInfo
     forget: ForgetInfo
-    scenario: Literal["class", "sample", "mislabelled"]
+    scenario: Literal["class", "sample", "mislabelled", "person"]
     scenario_source: str

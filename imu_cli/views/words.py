@@ -11,9 +11,9 @@ from imu_cli.records.evaluation import Evaluation, Metric
 from imu_cli.records.influence import Influence
 from imu_cli.records.json_files import as_shown
 from imu_cli.records.metric_definitions import NUMBERS
-from imu_cli.records.parts import WHAT, Decade, FileHash, ForgetInfo, Interval, Model
+from imu_cli.records.parts import WHAT, Decade, EmbeddingInfo, FileHash, ForgetInfo, Interval, Model
 from imu_cli.records.record import Record
-from imu_cli.records.retrieval import EmbeddingInfo, Judged, PeopleInfo, Retrieval
+from imu_cli.records.retrieval import Judged, PeopleInfo, Retrieval
 
 Result = TypeVar("Result", bound=Model)
 Measured = TypeVar("Measured", bound=Record | Judged)

@@ -111,7 +111,7 @@ class PairTraining(loop.Objective[Look]):
         aim: what forgotten people are to look like.
         max_drop: largest fall of unseen people's mAP.
         schedule: how it is trained.
-        queries: which of the unseen people's images (m,) are looked for.
+        queries: which of the unseen people's images (m,) are looked for, in the others; none or all: each in all of them.
         share, join, told, save, state: as in ``training.Training``.
     """
 
@@ -158,10 +158,10 @@ class PairTraining(loop.Objective[Look]):
 
     def _precision(self, seen: Sightings) -> float | None:
         """MAP of the unseen people's images; None where nobody is there twice."""
-        if not bool(self.queries.any()):
-            return None
-        gallery = seen.of(~self.queries) if not bool(self.queries.all()) else seen
-        found = retrieval.search(seen.of(self.queries), gallery)
+        known = seen.people >= 0
+        looked = self.queries & known if bool(self.queries.any()) else known
+        own = bool(self.queries.any()) and not bool(self.queries.all())
+        found = retrieval.search(seen.of(looked), seen.of(~self.queries) if own else seen)
         return float(found.precision[found.valid].mean()) if bool(found.valid.any()) else None
 
     def look_at(self, ours: Tensor, theirs: Tensor) -> Look:
