@@ -34,7 +34,7 @@ from imu_cli.events import Silent
 from imu_cli.models import libraries
 from imu_cli.samples.texts.tokens import Tokens
 
-TEXTS, FEW, RATIO = 2_000, 64, 1.05
+TEXTS, FEW, RATIO = 8_000, 64, 1.05
 LONG = 128
 """Tokens that the model takes."""
 
@@ -59,7 +59,7 @@ def config(count: int, **options: Any) -> UnlearnConfig:
         "columns": "label=category",
         "scenario": "class",
         "device": "cpu",
-        "max_head_change": 10.0,
+        "until": "forget.accuracy<=0.9",
     }
     return UnlearnConfig(data=str(data()), forget=[f"index=0:{count}"], **{**shared, **options})
 

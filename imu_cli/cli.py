@@ -7,7 +7,7 @@ import errno
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -28,6 +28,7 @@ from imu_cli.views import console
 if TYPE_CHECKING:
     from imu_cli.records.record import Record
     from imu_cli.records.retrieval import Judged
+    from imu_cli.views.tables import Table
 
 HELP = """Make a trained classifier forget samples or classes, from its checkpoint and the forget set alone.
 
@@ -88,7 +89,7 @@ def influence(
     else:
         streams.to_stdout(machine.as_json([result]) if form == "json" else machine.influence_csv(result))
     if config.images and not quiet:
-        tell(f"wrote {config.images}: it holds images from the forget list, delete it when you have seen it")
+        tell(f"wrote {config.images}: it holds samples from the forget list, delete it when you have seen it")
 
 
 @app.command()
@@ -144,15 +145,33 @@ def evaluate(
     raise typer.Exit(gates.exit_code(result.evaluation.requirements))
 
 
-def _print_results(results: "Sequence[Record | Judged]", names: Sequence[str], form: str) -> None:
+def _samples(
+    results: "Sequence[Record | Judged]", records: Sequence[Path], count: int | None, form: str
+) -> "Mapping[str, Table]":
+    from imu_cli.commands import report_samples
+    from imu_cli.views.tables import NO_SAMPLES
+
+    if count is None:
+        return NO_SAMPLES
+    if form not in ("table", "markdown"):
+        raise ImuError(f"--samples: shows texts in tables and pages, and --format {form} is neither; leave one out")
+    return report_samples.tables_of(results, [path.parent for path in records], count)
+
+
+def _print_results(
+    results: "Sequence[Record | Judged]",
+    names: Sequence[str],
+    form: str,
+    samples: "Mapping[str, Table] | None" = None,
+) -> None:
     from imu_cli.records.record import Record
     from imu_cli.views import machine, markdown, terminal
 
     evaluations = [(item, name) for item, name in zip(results, names, strict=True) if not isinstance(item, Record)]
     if form == "table":
-        console.show(terminal.report(results, names))
+        console.show(terminal.report(results, names, samples or {}))
     elif form == "markdown":
-        streams.to_stdout(markdown.report(results, names))
+        streams.to_stdout(markdown.report(results, names, samples or {}))
     elif form == "json":
         streams.to_stdout(machine.as_json(results))
     elif evaluations:
@@ -180,6 +199,15 @@ def report(
             metavar="FILE",
         ),
     ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "--samples",
+            min=1,
+            help="Show the first N texts of the forget list too, read again from the files that the record names.",
+            metavar="N",
+        ),
+    ] = None,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of the files instead, and need none.")
     ] = False,
@@ -196,10 +224,11 @@ def report(
         raise ImuError("report: no RECORD; name a .record.json or .evaluation.json that unlearn or evaluate wrote")
     results = [json_files.read(path) for path in records]
     names = [path.name.removesuffix(".json") for path in records]
-    pages = reporting.write(results, names, {"markdown": to_markdown, "html": to_html})
+    texts = _samples(results, records, samples, form)
+    pages = reporting.write(results, names, {"markdown": to_markdown, "html": to_html}, texts)
     if not pages:
         here = [words.from_here(item, path.parent) for item, path in zip(results, records, strict=True)]
-        _print_results(here if form == "table" else results, names, form)
+        _print_results(here if form == "table" else results, names, form, texts)
     for file in pages:
         if file != reporting.STDOUT:
             tell(f"wrote {file}")
@@ -265,7 +294,7 @@ def features(
     else:
         streams.to_stdout(machine.as_json([result]))
     if not quiet:
-        tell(f"wrote {result.output}: features of people's images are personal data, it is readable by you alone")
+        tell(f"wrote {result.output}: features of people's data are personal data, it is readable by you alone")
 
 
 @app.command()

@@ -55,6 +55,7 @@ Quiet = Annotated[
 Columns = Annotated[
     str | None,
     typer.Option(
+        "--columns",
         envvar="IMU_COLUMNS",
         metavar="MEANING=COLUMN,...",
         help="What lists and data call their columns, such as text=utterance,label=category.",

@@ -115,23 +115,19 @@ def run(
                 if held is not None
             ]
             work = training_of(opened, config, moving.parameters, images, unseen, register)
-            work.share, work.join = ranks.share, ranks.add_up
+            work.share, work.join, work.to_file = ranks.share, ranks.add_up, scope.rounding(opened, names)
             trained, state = scope.resumed(
                 opened, config, moving, work, ranks, unseen.info, unseen.anchored, partial(_told, aim=work.aim.auc)
             )
-            rounded = scope.rounded(opened, trained, names)
-            loop.put(work.parameters, rounded.weights)
-            end, _ = work.look()
         finally:
             for parameter in moving.parameters.values():
                 parameter.requires_grad_(False)
     if not ranks.first:
         raise processes.HelpedError
     state.done()
-    looks = [*trained.looks[:-1], (trained.looks[-1][0], end)]
-    trajectory = [LookInfo(step=number, **vars(look)) for number, look in looks]
+    trajectory = [LookInfo(step=number, **vars(look)) for number, look in trained.looks]
     trajectory[-1].fraction = trained.fraction
-    tensors = {name: rounded.weights[own] for own, those in names.items() for name in those}
+    tensors = {name: trained.weights[own] for own, those in names.items() for name in those}
     changed = scope.changes(opened, tensors)
     tensors = {item.name: tensors[item.name] for item in changed}
     opened.outside_sha256 = opened.checkpoint.outside_hash(set(tensors))
@@ -139,9 +135,10 @@ def run(
         given=moving.given, modules=list(moving.modules), weights=moving.count, cut=upper.cut.module,
         anchor=len(unseen.anchored), unseen=len(unseen.apart), beta=config.beta, learning_rate=trained.learning_rate,
         batches=trained.batches, steps=trained.steps, minibatch=work.schedule.forget, fraction=trained.fraction,
-        weighting="uniform", feature_term=False, passes=_passes(opened, moving, work, trained), tensors=changed,
+        weighting="uniform", feature_term=False, tensors=changed,
+        passes=scope.passes(opened, moving, work, len(opened.forget.samples) + len(unseen.anchored)),
     )  # fmt: skip
-    _tell_end(opened, trajectory, work.aim.auc, work.met(end), info)
+    _tell_end(opened, trajectory, work.aim.auc, trained.reached is True, info)
     record = _record(opened, config, origins, place, trained, trajectory, work, unseen.info, info)
     return Forgotten(record, tensors, _some(opened, network.model))
 
@@ -363,15 +360,6 @@ def _tell_end(opened: Session, trajectory: Sequence[LookInfo], aim: float, reach
     )
 
 
-def _passes(opened: Session, moving: scopes.Scope, work: PairTraining, trained: loop.Trained[Look]) -> float:
-    """Forward passes of the whole network over forget and anchor images that the training was worth; see ``scope``."""
-    n = len(work.forgotten.seen) + (0 if work.anchor is None else len(work.anchor.seen))
-    batch = work.schedule.forget + (0 if work.anchor is None else work.schedule.anchor)
-    looked = len(work.forgotten.seen) + len(work.unseen.seen)
-    ran = 3 * trained.steps * batch + len(trained.looks) * looked
-    return 1 + scope.share_above(opened, moving) * ran / n
-
-
 def _some(opened: Session, model: torch.nn.Module) -> Tensor:
     """Embeddings (k, d) float64 of the first forget images under a model: what the written file has to give again."""
     network = opened.network
@@ -433,7 +421,7 @@ def _record(
         target=Target(value=None, source=work.aim.how, auc=work.aim.auc),
         scores=None,
         reason=trained.reason,
-        reached=work.met(work.look()[0]),
+        reached=trained.reached,
         start=trajectory[0],
         end=trajectory[-1],
         trajectory=trajectory,

@@ -22,6 +22,15 @@ def half(samples: SampleSet, seed: int) -> list[int]:
     return sorted(order[: (len(samples) + 1) // 2].tolist())
 
 
+def two_parts(samples: SampleSet, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Rows of two parts, sorted: of every class a share is in the second, and one sample at least."""
+    of_class: dict[int, list[int]] = {}
+    for row in torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist():
+        of_class.setdefault(samples.labels[row], []).append(row)
+    second = {row for rows in of_class.values() for row in rows[: max(1, round(share * len(rows)))]}
+    return [row for row in range(len(samples)) if row not in second], sorted(second)
+
+
 def rows_hash(samples: SampleSet) -> str:
     """SHA-256 over names and labels of the rows, in order."""
     summed, between = hashlib.sha256(b"["), ""

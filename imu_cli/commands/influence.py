@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from imu_cli.commands import opening, preparation, provenance, reuse, ties
 from imu_cli.config.commands import InfluenceConfig, UnlearnConfig
@@ -71,11 +74,18 @@ def run_influence(
 
 
 def _gallery(made: influence.Influence, samples: SampleSet, path: Path, show: int) -> None:
-    """The page with the images that matter most, readable by its owner alone."""
-    pictures = {row: thumbnails.data_uri(samples.read(row)) for row in made.largest(show)}
+    """The page with the samples that matter most, images or texts, readable by its owner alone."""
+    pictures = {row: _shown(samples.read(row)) for row in made.largest(show)}
     replaced = partial(outputs.refuse_foreign, mark=page.MARK, option="--images")
     with writing.together(path, private=True, replaced=replaced) as (file,):
         file.write_text(page.gallery(made, pictures), encoding="utf-8")
+
+
+def _shown(sample: Any) -> str:
+    """An image as a data URI; a text as it is, a pair with a space between, and never taken for an image."""
+    if isinstance(sample, Image.Image):
+        return thumbnails.data_uri(sample)
+    return " " + (sample if isinstance(sample, str) else " ⏐ ".join(sample))
 
 
 def _kernel(opened: Session, config: InfluenceConfig, h: Rows) -> list[influence.KernelRow]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from imu_cli.commands import opening, reuse
+from imu_cli.commands import opening, preparing, reuse
 from imu_cli.config.commands import EvaluateConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation.evidence import Split
@@ -47,13 +47,15 @@ def open_other(opened: Session, path: Path, config: EvaluateConfig) -> Other:
     head = opened.head.with_matrix(_matrix_of(before, opened))
     outside = before.outside_hash(set(head.tensors))
     same, network = outside == opened.outside_sha256, opened.network
+    if network is not None and loaded is not None:
+        preparing.share(network.preprocess, loaded.model, path)
     if network is not None and loaded is not None and not same:
         network = replace(network, loaded=loaded, model=engine.prepare(loaded.model, opened.device))
     return Other(replace(opened, checkpoint=before, network=network, head=head, outside_sha256=outside), same, changed)
 
 
 def _load_other(opened: Session, path: Path, config: EvaluateConfig) -> tuple[checkpoint.Checkpoint, Loaded | None]:
-    """The checkpoint, and its model where the evaluated one is run on images."""
+    """The checkpoint, and its model where the evaluated one is run."""
     if opened.network is None:
         return checkpoint.open_checkpoint(path), None
     built = opened.network.loaded.architecture
@@ -104,7 +106,7 @@ class Models:
     config: EvaluateConfig
 
     def split(self, samples: SampleSet, what: str) -> Split:
-        """Logits of every model on a set of images; features are read once where backbones agree."""
+        """Logits of every model on a set of samples; features are read once where backbones agree."""
         opened, original = self.opened, self.original
         h = (
             reuse.forget_features(opened, self.config, narrow=True)

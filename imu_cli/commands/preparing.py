@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from torch import nn
+
 from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError
 from imu_cli.models.architecture import Loaded
@@ -57,6 +59,21 @@ def find(
         tokens.refuse_other(known.steps, tokenizer, known.source)
     truncate = config.truncate or (known is not None and bool(known.steps["truncate"]))
     return Step(tokens.of(tokenizer, loaded.model, truncate), tokenizer.source)
+
+
+def share(step: InputStep, model: nn.Module, path: Path) -> None:
+    """Have another model take what a step makes for the evaluated one.
+
+    Raises:
+        ImuError: a tokenizer of its own lies beside it, and makes other tokens.
+        RefusedError: that tokenizer needs code of its own.
+    """
+    if not isinstance(step, tokens.Tokens):
+        return
+    folder = path if path.is_dir() else path.parent
+    if tokenizers.is_there(folder):
+        tokens.refuse_other(step.described(), tokenizers.load(folder, model), f"{path}: the evaluated model")
+    tokenizers.tell_padding(model, step.tokenizer.padding)
 
 
 def refuse_other_kind(takes: Takes, samples: SampleSet, model: Path) -> None:

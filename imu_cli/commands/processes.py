@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from imu_cli.files.reading import environment_number
 from imu_cli.samples.images import decoding
 
 MOST_PROCESSES = 65_536
+Kind = TypeVar("Kind")
 
 
 class HelpedError(Exception):
@@ -36,6 +38,14 @@ class Ranks:
         """For all of them."""
         if self.count > 1:
             torch.distributed.barrier()
+
+    def of_first(self, value: Kind) -> Kind:
+        """Give every process what the first one has."""
+        if self.count == 1:
+            return value
+        given = [value]
+        torch.distributed.broadcast_object_list(given, src=0)
+        return given[0]
 
     def share(self, rows: Tensor) -> Tensor:
         """The rows (k,) that this process takes of (n,)."""

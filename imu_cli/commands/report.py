@@ -8,8 +8,10 @@ from imu_cli.files import outputs, streams, writing
 from imu_cli.records.record import Record
 from imu_cli.records.retrieval import Judged
 from imu_cli.views import markdown, page
+from imu_cli.views.tables import NO_SAMPLES, Table
 
-Page = Callable[[Sequence[Record | Judged], Sequence[str]], str]
+Samples = Mapping[str, Table]
+Page = Callable[[Sequence[Record | Judged], Sequence[str], Samples], str]
 
 PAGES: dict[str, tuple[Page, str]] = {
     "markdown": (markdown.report, markdown.MARK),
@@ -19,7 +21,12 @@ PAGES: dict[str, tuple[Page, str]] = {
 STDOUT = "-"
 
 
-def write(results: Sequence[Record | Judged], names: Sequence[str], wanted: Mapping[str, str | None]) -> list[str]:
+def write(
+    results: Sequence[Record | Judged],
+    names: Sequence[str],
+    wanted: Mapping[str, str | None],
+    samples: Samples = NO_SAMPLES,
+) -> list[str]:
     """Write each form that is wanted into its file, ``-`` to standard output; what was written is returned.
 
     Raises:
@@ -33,10 +40,12 @@ def write(results: Sequence[Record | Judged], names: Sequence[str], wanted: Mapp
     if len(places) < len(targets):
         flags = " and ".join(f"--{form}" for form in targets)
         raise ImuError(f"{flags}: name the same file; give each a file of its own")
-    texts = {form: PAGES[form][0](results, names) for form in targets}
+    texts = {form: PAGES[form][0](results, names, samples) for form in targets}
     files = {Path(file): texts[form] for form, file in targets.items() if file != STDOUT}
     marks = {Path(file): (PAGES[form][1], f"--{form}") for form, file in targets.items() if file != STDOUT}
-    with writing.together(*files, replaced=lambda path: outputs.refuse_foreign(path, *marks[path])) as parts:
+    with writing.together(
+        *files, private=bool(samples), replaced=lambda path: outputs.refuse_foreign(path, *marks[path])
+    ) as parts:
         for part, text in zip(parts, files.values(), strict=True):
             part.write_text(text, encoding="utf-8")
     for form, file in targets.items():

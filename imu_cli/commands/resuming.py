@@ -53,7 +53,7 @@ class Progress:
         on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with writing.said_as(lambda why: f"{cache.folder()}: the cache cannot be written ({why}); set IMU_CACHE_DIR"):
             cache.make()
-        with writing.together(self.path, private=True) as (file,):
+        with writing.together(self.path, private=True, replaced=lambda _: None) as (file,):
             save_file(on_cpu, file, metadata={"said": json.dumps(said)})
         self.kept, self._last = True, time.monotonic()
 

@@ -24,6 +24,7 @@ from imu_cli.features.cut import Blend, Kept, Upper
 from imu_cli.features.session import Network, Session
 from imu_cli.files import memory
 from imu_cli.influence import closed_form
+from imu_cli.linear import margins
 from imu_cli.linear.rows import Rows, blocks
 from imu_cli.linear.rows import logits as logits_of
 from imu_cli.models import scopes
@@ -42,13 +43,15 @@ from imu_cli.unlearning.demotion.training import Anchor, Forgotten, Schedule, Tr
 from imu_cli.unlearning.matched import fit
 from imu_cli.unlearning.procedure import Job
 
-LEARNING_RATE = 0.007
+LEARNING_RATE = 0.004
 """Share of a layer's size that a step may move it by: the same for convolutions and transformers (benchmarks/quality_depth.py)."""
 MINIBATCH = 128
 UNSEEN_SHARE = 0.2
 """Of the held-out samples that may choose: those that are not anchored, since an anchored sample no longer looks unseen."""
-FEW = 100
-"""Held-out samples below which all of them do both."""
+FEW = 500
+"""Held-out samples below which all of them do both: of fewer a fifth is so small that one sample is beyond ``--max-drop``."""
+BEYOND = 1.0
+"""Log-odds by which fixed targets are lower than the aim: training comes near its targets only, and the stop rule ends it in time."""
 ATTRACTION, COVARIANCE = 1.0, 0.1
 """Weights of the feature term where a whole class goes."""
 
@@ -64,26 +67,48 @@ class Moved:
     logits: Tensor
 
 
-def refuse(opened: Session, config: UnlearnConfig) -> None:
-    """Refuse what cannot go together with a deeper scope, before anything runs.
+HEAD_ONLY = (
+    "preset", "reweight", "rows", "step", "momentum", "weight_decay", "l1", "epochs", "keep", "rho", "sigma_damping", "class_factor",
+    "max_head_change", "max_steps",
+)  # fmt: skip
+DEEPER_ONLY = ("anchor", "beta", "batches", "feature_term", "resume")
+
+
+def refuse(config: UnlearnConfig) -> None:
+    """Refuse options that say nothing to the scope.
 
     Raises:
-        ImuError: names the option.
+        ImuError: names all of them.
+    """
+    deeper = config.scope != scopes.HEAD
+    others = HEAD_ONLY if deeper else DEEPER_ONLY
+    known = {"feature_term": "--no-feature-term", "class_factor": "--no-class-factor"}
+    named = [
+        known.get(name, f"--{name.replace('_', '-')}")
+        for name in others
+        if getattr(config, name) != getattr(UnlearnConfig(), name)
+    ]
+    if not named:
+        return
+    if not deeper:
+        raise ImuError(
+            f"{', '.join(named)}: for layers below the head; name them, for example --scope last-block, or leave out"
+        )
+    instead = "; --batches says how many steps" if "--max-steps" in named else ""
+    raise ImuError(f"{', '.join(named)}: options of the head alone; leave out, or use --scope head{instead}")
+
+
+def refuse_vectors(opened: Session, given: str) -> None:
+    """Refuse features from a file, which is all that there is of the samples.
+
+    Raises:
+        ImuError: no network runs.
     """
     if opened.network is None:
         raise ImuError(
-            f"--scope {config.scope}: layers below the head move, and features from a file are what those gave before; name the "
+            f"--scope {given}: layers below the head move, and features from a file are what those gave before; name the "
             "samples themselves in --forget and --data, or use --scope head"
         )
-    other = {
-        "--rows": config.rows != "auto", "--preset": config.preset is not None, "--reweight": config.reweight != "once",
-        "--momentum": bool(config.momentum), "--weight-decay": bool(config.weight_decay), "--l1": bool(config.l1),
-        "--epochs": config.epochs is not None, "--rho": config.rho is not None,
-        "--max-head-change": config.max_head_change is not None,
-    }  # fmt: skip
-    named = [flag for flag, given in other.items() if given]
-    if named:
-        raise ImuError(f"{', '.join(named)}: options of the head alone; leave out, or use --scope head")
 
 
 def find(opened: Session, given: str, answers: Answers = scopes.logits) -> Scope:
@@ -117,31 +142,27 @@ def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation
             parameter.requires_grad_(True)
         try:
             work = _training(opened, config, job, scope, upper, sets, h, anchored, unseen)
-            work.share, work.join = ranks.share, ranks.add_up
+            work.share, work.join, work.to_file = ranks.share, ranks.add_up, rounding(opened, names)
             trained, state = resumed(opened, config, scope, work, ranks, ready.held_info, anchored, _told)
-            kept = rounded(opened, trained, names)
-            loop.put(work.parameters, kept.weights)
-            end, _ = work.look()
         finally:
             for parameter in scope.parameters.values():
                 parameter.requires_grad_(False)
     if ranks.first:
         state.done()
-    looks = [*trained.looks[:-1], (trained.looks[-1][0], end)]
-    trajectory = [LookInfo(step=number, fraction=1.0, **vars(look)) for number, look in looks]
+    trajectory = [LookInfo(step=number, fraction=1.0, **vars(look)) for number, look in trained.looks]
     trajectory[-1].fraction = trained.fraction
-    tensors = {name: kept.weights[own] for own, those in names.items() for name in those}
+    tensors = {name: trained.weights[own] for own, those in names.items() for name in those}
     changed = changes(opened, tensors)
     tensors = {name: tensor for name, tensor in tensors.items() if name in {item.name for item in changed}}
-    reached = None if job.target is None else job.limits.share_met(end)
+    n = len(work.forgotten.labels) + (0 if work.anchor is None else len(work.anchor.logits))
     info = ScopeInfo(
         given=scope.given, modules=list(scope.modules), weights=scope.count, cut=upper.cut.module,
         anchor=0 if anchored is None else len(anchored), unseen=0 if unseen is None else len(unseen),
         beta=config.beta, learning_rate=trained.learning_rate, batches=trained.batches, steps=trained.steps,
         minibatch=work.schedule.forget, fraction=trained.fraction, weighting=config.weights,
-        feature_term=work.means is not None, passes=_passes(opened, scope, work, trained), tensors=changed,
+        feature_term=work.means is not None, passes=passes(opened, scope, work, n), tensors=changed,
     )  # fmt: skip
-    return Moved(tensors, info, replace(trained, looks=tuple(looks), reached=reached), trajectory, _some_logits(opened))
+    return Moved(tensors, info, trained, trajectory, _some_logits(opened))
 
 
 # What runs
@@ -197,14 +218,12 @@ def _parts(
         what = "; nothing but the forget samples holds the network, and other answers may change: imu evaluate says how far"
         opened.note("no anchor: add --anchor DATA, unseen samples of the same kind (without labels)" + what)
         return None, None
-    if len(held) < FEW:
+    rest, apart = held_out.two_parts(held, UNSEEN_SHARE, config.seed)
+    if len(held) < FEW or len(rest) < len(held) / 2:
         opened.note(
             f"{len(held)} held-out samples are too few for two parts: all of them are anchored and give targets"
         )
         return held, held
-    order = torch.randperm(len(held), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    aside = round(UNSEEN_SHARE * len(held))
-    apart, rest = sorted(order[:aside]), sorted(order[aside:])
     opened.note(
         f"held-out samples: {len(rest)} are anchored (the network is held to what it says of them), {len(apart)} others give targets "
         "and guard the budgets"
@@ -309,7 +328,8 @@ def _aim(job: Job, h: Rows, seen: Unseen | None, limits: object) -> tuple[Tensor
     aim = fit.aim(
         held, job.forgetting.labels, job.classifier.matrix, job.target, job.unseen, kind=job.plan.kind, by_accuracy=True
     )
-    return aim.targets, None
+    phi = margins.margins(logits_of(held, job.classifier.matrix), job.forgetting.labels)
+    return torch.where(aim.targets < phi, aim.targets - BEYOND, aim.targets), None
 
 
 def _of_kept_classes(
@@ -350,7 +370,7 @@ def resumed(
     state = _progress(opened, config, held, scope, anchored)
     if ranks.first:
         work.save = state.save
-    work.state = state.load() if config.resume else None
+    work.state = ranks.of_first(state.load() if config.resume and ranks.first else None)
     if work.state is not None:
         opened.note(f"going on from step {work.state[1]['looks'][-1][0]} of an earlier run")
     elif config.resume:
@@ -494,14 +514,14 @@ def _by_value(opened: Session, parameter: Tensor, names: Sequence[str]) -> list[
     return found if len(found) == 1 else []
 
 
-def rounded(opened: Session, trained: loop.Trained[LookT], names: Mapping[str, Sequence[str]]) -> loop.Trained[LookT]:
-    """The weights as the file holds them."""
+def rounding(opened: Session, names: Mapping[str, Sequence[str]]) -> Callable[[str, Tensor], Tensor]:
+    """What the file makes of a moving weight: its dtype's nearest value."""
+    entries = opened.checkpoint.entries
 
     def to_file(name: str, value: Tensor) -> Tensor:
-        dtype = DTYPES[opened.checkpoint.entries[names[name][0]].dtype]
-        return value.to(dtype).to(value.dtype)
+        return value.to(DTYPES[entries[names[name][0]].dtype]).to(value.dtype)
 
-    return loop.rounded(trained, to_file)
+    return to_file
 
 
 def changes(opened: Session, tensors: Mapping[str, Tensor]) -> list[TensorChange]:
@@ -531,19 +551,15 @@ def _some_logits(opened: Session) -> Tensor:
         return extraction.in_halves(run, batch)[1].double().cpu()
 
 
-def _passes(opened: Session, scope: Scope, work: Training, trained: loop.Trained[targets.Look]) -> float:
-    """Forward passes of the whole network over forget and anchor samples that the training was worth: a backward counts two.
+def passes(opened: Session, scope: Scope, work: Objective[LookT], n: int) -> float:
+    """Forward passes of the whole network over n forget and anchor samples that the training was worth: a backward counts two.
 
     The part above the cut counts by its share of the weights' multiplications, taken as that of the time of a pass.
     """
-    n = len(work.forgotten.labels) + (0 if work.anchor is None else len(work.anchor.logits))
-    batch = min(work.schedule.forget, len(work.forgotten.labels)) + (0 if work.anchor is None else work.schedule.anchor)
-    looked = len(work.forgotten.labels) + (0 if work.unseen is None else len(work.unseen.labels))
-    share = share_above(opened, scope)
-    return 1 + share * (3 * trained.steps * batch + len(trained.looks) * looked) / n
+    return 1 + _share_above(opened, scope) * work.spent / n
 
 
-def share_above(opened: Session, scope: Scope) -> float:
+def _share_above(opened: Session, scope: Scope) -> float:
     """Share of a pass's multiplications that the moving part makes."""
     from torch.utils.flop_counter import FlopCounterMode
 

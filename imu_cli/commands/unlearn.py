@@ -59,6 +59,20 @@ def with_preset(config: UnlearnConfig, origins: Mapping[str, str]) -> tuple[Unle
 
 
 def _refuse_contradictions(config: UnlearnConfig) -> None:
+    if config.weights == "uniform" and config.reweight != "once":
+        raise ImuError("--reweight: uniform weights do not change as the head moves; leave it out")
+    if config.scope != scopes.HEAD:
+        scope.refuse(config)
+    if config.until is not None:
+        targets.parse_until(config.until)
+
+
+def _refuse_for_head(config: UnlearnConfig) -> None:
+    """Refuse options that say nothing to the head of a classifier.
+
+    Raises:
+        ImuError: names all of them.
+    """
     sgd_only = {
         "--momentum": config.momentum, "--weight-decay": config.weight_decay, "--l1": config.l1,
         "--minibatch": config.minibatch, "--epochs": config.epochs,
@@ -66,10 +80,7 @@ def _refuse_contradictions(config: UnlearnConfig) -> None:
     named = [flag for flag, value in sgd_only.items() if value]
     if named and config.learning_rate is None:
         raise ImuError(f"{', '.join(named)}: only with SGD; add --learning-rate, or leave out")
-    if config.weights == "uniform" and config.reweight != "once":
-        raise ImuError("--reweight: uniform weights do not change as the head moves; leave it out")
-    if config.until is not None:
-        targets.parse_until(config.until)
+    scope.refuse(config)
 
 
 def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], events: Events) -> Unlearned:
@@ -101,10 +112,12 @@ def _unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], eve
     if config.reference_model is not None:
         raise ImuError("--reference-model: is for embedding models, and this is a classifier; leave it out")
     moving = None
+    if config.scope == scopes.HEAD:
+        _refuse_for_head(config)
     if config.scope == scopes.HEAD and ranks.count > 1:
         raise ImuError("torchrun: the head alone needs one process; start imu without it, or name a deeper --scope")
     if config.scope != scopes.HEAD:
-        scope.refuse(opened, config)
+        scope.refuse_vectors(opened, config.scope)
         moving = scope.find(opened, config.scope)
     if moving is None and not bool(opened.head.matrix.any()):
         raise ImuError(

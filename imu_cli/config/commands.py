@@ -68,7 +68,7 @@ class InfluenceConfig(TargetConfig):
     images: Annotated[
         str | None,
         Option(
-            "Also write an HTML page with thumbnails of the --show most influential samples (personal data; readable by "
+            "Also write an HTML page with the --show most influential samples, images or texts (personal data; readable by "
             "you alone).",
             metavar="FILE",
             path="file",
@@ -185,7 +185,7 @@ class UnlearnConfig(TargetConfig):
         Option(
             "SGD with this learning rate in place of normalised steps; deeper than the head, the share of a layer's size that a step "
             "may move it by at the start.",
-            default="none; 0.007 deeper than the head",
+            default="none; 0.004 deeper than the head",
             group=ASCENT,
         ),
     ] = None

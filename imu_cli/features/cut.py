@@ -108,13 +108,13 @@ def find(model: nn.Module, probe: Batch, moving: Collection[str], *, tried: int 
 
     Args:
         model: in ``eval()`` mode.
-        probe: two samples or more, as the model takes them.
+        probe: samples as the model takes them; a single one is taken twice.
         moving: paths of the layers that move.
         tried: modules that are tried, from the last one back.
         answers: what has to come out the same.
     """
     if count(probe) < 2:
-        return Cut()
+        probe = each(probe, lambda tensor: torch.cat([tensor, tensor]))
     few = _shorter(probe)
     one, other = events(model, probe, outputs=True), events(model, few, outputs=True)
     done = _completed(one, moving)
@@ -191,13 +191,16 @@ def _returning(model: nn.Module, cut: Cut, kept: Any, batch: Batch) -> Iterator[
 
     changed = [(model.get_submodule(cut.module), kept)]
     changed += [(model.get_submodule(path), zeros(shape)) for path, shape in cut.skipped.items()]
+    own = [module.__dict__.get("forward") for module, _ in changed]  # libraries give some modules one of their own
     try:
         for module, made in changed:
             module.forward = lambda *_, _made=made, **__: _made
         yield
     finally:
-        for module, _ in changed:
+        for (module, _), forward in zip(changed, own, strict=True):
             module.__dict__.pop("forward", None)
+            if forward is not None:
+                module.forward = forward
 
 
 # What is kept

@@ -21,12 +21,16 @@ STACK = 6
 """Blocks of one kind and size from which on they are a stack, of which the last third is the last block."""
 WEIGHTY = 2
 """Linear or convolution layers from which on a module is a block, and not a layer with its activation."""
+MOST = 2 / 3
+"""Share of a network's linear and convolution layers from which on one part is the network, and those before it its stem."""
 LINEAR = (nn.Linear, nn.modules.conv._ConvNd, nn.Bilinear)
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 TABLES = (nn.Embedding, nn.EmbeddingBag)
 ATTENTION = (nn.MultiheadAttention,)
 OWN = re.compile(r"(?:Norm|RMSNorm|LayerNorm2d|Conv1D)$")
 """Ends the class of a normalisation that a library wrote itself (RMSNorm of language models), or of GPT-2's linear layer."""
+POSITIONS = re.compile(r"(?:^|_)(?:wpe|pos|positions?|positional)(?:_|$)")
+"""In the name of an embedding that says where a token stands, and not which it is."""
 RANGE = re.compile(r"\\?\[(\d+)-(\d+)\\?\]")
 
 
@@ -143,7 +147,7 @@ def _movable(model: nn.Module, probe: Batch, order: Sequence[str], answers: Answ
     paths = [
         path
         for path, module in model.named_modules()
-        if moves(module) and any(id(parameter) in used for parameter in module.parameters(recurse=False))
+        if moves(module, path) and any(id(parameter) in used for parameter in module.parameters(recurse=False))
     ]
     return sorted(paths, key=lambda path: _place(path, order))
 
@@ -153,9 +157,11 @@ def _place(path: str, order: Sequence[str]) -> int:
     return next(order.index(start) for start in [*reversed(_starts(path)), ""] if start in order)
 
 
-def moves(module: nn.Module) -> bool:
-    """Whether a layer's own weights may move."""
+def moves(module: nn.Module, path: str) -> bool:
+    """Whether the own weights of the layer at a path may move."""
     own = list(module.parameters(recurse=False))
+    if isinstance(module, TABLES) and POSITIONS.search(path.rpartition(".")[2]):
+        return False
     known = isinstance(module, (*LINEAR, *NORMS, *TABLES, *ATTENTION)) or OWN.search(type(module).__name__) is not None
     return known and any(parameter.is_floating_point() for parameter in own)
 
@@ -164,7 +170,8 @@ def last_block(model: nn.Module, order: Sequence[str], head: str) -> list[str]:
     """Paths of the last block: the last stage of a network that has stages, the last third of one that stacks equal blocks.
 
     From the model down: of the parts that run and hold two linear or convolution layers at least, the only one is looked into, and
-    of several the last is the last stage. Where no part does, it is the last third of the layers themselves.
+    of several the last is the last stage, unless it is most of the network or a stack (then those before it are a stem, and it is
+    looked into). Where no part does, it is the last third of the layers themselves.
     """
     layers = [path for path in order if isinstance(model.get_submodule(path), LINEAR) or _is_conv1d(model, path)]
     layers = [path for path in layers if path != head] or [head]
@@ -177,8 +184,13 @@ def last_block(model: nn.Module, order: Sequence[str], head: str) -> list[str]:
                 sizes[part] = sizes.get(part, 0) + (part != path)
         blocks = [part for part in sizes if sizes[part] >= WEIGHTY]
         if len(blocks) > 1:
-            stack = _stacked(model, blocks)
-            return blocks[-(-(len(blocks) * 2) // 3) :] if stack else blocks[-1:]
+            if _stacked(model, blocks):
+                return blocks[-(-(len(blocks) * 2) // 3) :]
+            last = model.get_submodule(blocks[-1])
+            children = [f"{blocks[-1]}.{name}" for name, _ in last.named_children()]
+            if not (sizes[blocks[-1]] > MOST * sum(sizes.values()) or _stacked(model, children)):
+                return blocks[-1:]
+            blocks = blocks[-1:]
         if not blocks or len(list(model.get_submodule(blocks[0]).parameters(recurse=False))) == len(
             list(model.get_submodule(blocks[0]).parameters())
         ):
@@ -263,7 +275,8 @@ def _shortened(model: nn.Module, paths: Sequence[str]) -> str:
     wanted = set(paths)
     whole: list[str] = []
     for path, module in model.named_modules():
-        inner = [f"{path}.{name}" if name else path for name, inner in module.named_modules() if moves(inner)]
+        inside = {f"{path}.{name}" if name else path: inner for name, inner in module.named_modules()}
+        inner = [place for place, layer in inside.items() if moves(layer, place)]
         inside_known = any(path == other or path.startswith(f"{other}.") for other in whole)
         if path and inner and not inside_known and set(inner) <= wanted:
             whole.append(path)

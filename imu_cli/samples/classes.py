@@ -139,16 +139,16 @@ def mapped(samples: SampleSet, classes: ClassNames) -> tuple[Sequence[int], dict
     in place of each name.
     """
     ids, wrong = {}, {}
-    own_ids, which = np.unique(as_array(samples.labels), return_inverse=True)
+    own_ids, first, which = np.unique(as_array(samples.labels), return_index=True, return_inverse=True)
     known = own_ids[own_ids != UNKNOWN]
     counted = samples.classes is None and len(known) > 0 and (known.min(), known.max()) == (1, classes.num_classes)
     from_one = "; its labels count from 1, write them from 0 or as names" if counted else ""
-    for own in known.tolist():
+    for row in np.sort(first[own_ids != UNKNOWN]).tolist():  # in the order of the rows, as their lines are
+        own = samples.labels[row]
         text = samples.class_text(own)
         try:
             ids[own] = classes.parse(text)
         except ImuError as error:
-            row = int((as_array(samples.labels) == own).argmax())
             wrong[own] = f"{samples.named_by(row)}: {error}{from_one}"
     cause = None if ids else _two_vocabularies(samples, classes, list(wrong))
     if cause is not None:

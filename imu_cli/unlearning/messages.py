@@ -126,7 +126,7 @@ def tell_matched(log: Log, found: fit.Matched, held: HeldOut | None) -> None:
     if d.n > d.capacity:
         log.note(
             f"{d.n} samples are more than the {d.capacity} margins this head can set freely; "
-            f"{d.margins_within_half:.0%} came within 0.5 of their target"
+            f"{d.margins_within_half:.0%} came within 0.5 of their target; layers below the head can hold more: --scope last-block"
         )
     if not d.converged:
         log.note(

@@ -1,13 +1,13 @@
 """A report as Markdown, which a CI step can append to its summary or a pull request."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from imu_cli.files import streams
 from imu_cli.records.evaluation import Evaluation
 from imu_cli.records.record import Record
 from imu_cli.records.retrieval import Judged, Retrieval
 from imu_cli.views import tables, words
-from imu_cli.views.tables import Table
+from imu_cli.views.tables import NO_SAMPLES, Table
 
 MARK = "<!-- imu report -->"
 """First line of every report: by it an earlier one is known and may be replaced."""
@@ -118,9 +118,10 @@ def _one(result: Record | Judged) -> str:
     return evaluation(result) if isinstance(result, Evaluation) else retrieval(result)
 
 
-def report(results: Sequence[Record | Judged], names: Sequence[str]) -> str:
+def report(results: Sequence[Record | Judged], names: Sequence[str], samples: Mapping[str, Table] = NO_SAMPLES) -> str:
     """Records and evaluations one after the other, evaluations also side by side where there are several."""
     parts = [_one(item) for item in results]
+    parts += [table(item) for item in samples.values()]
     evaluations = [(item, name) for item, name in zip(results, names, strict=True) if not isinstance(item, Record)]
     if len(evaluations) > 1:
         made = tables.comparison([words.printable(item) for item, _ in evaluations], [name for _, name in evaluations])

@@ -12,7 +12,7 @@ from imu_cli.records.record import Record
 from imu_cli.records.retrieval import Judged, Retrieval
 from imu_cli.views import figures, tables, words
 from imu_cli.views.figures import Figure
-from imu_cli.views.tables import Table
+from imu_cli.views.tables import NO_SAMPLES, Table
 
 MARK = '<meta name="generator" content="imu '
 """By it an earlier report is known and may be replaced."""
@@ -190,7 +190,7 @@ def _drawn(evaluation: Judged | None) -> list[Figure]:
     return [] if evaluation is None else figures.of_evaluation(evaluation)
 
 
-def _section(subject: Subject) -> Section:
+def _section(subject: Subject, samples: Mapping[str, Table]) -> Section:
     record = None if subject.record is None else words.printable(subject.record)
     evaluation = None if subject.evaluation is None else words.printable(subject.evaluation)
     both: list[Record | Judged] = [item for item in (record, evaluation) if item is not None]
@@ -212,7 +212,7 @@ def _section(subject: Subject) -> Section:
         sentence=rest,
         badges=_badges(warned, record, [] if evaluation is None else evaluation.requirements),
         tiles=_tiles(evaluation, record),
-        tables=[table for table in shown if table.rows],
+        tables=[table for table in (*shown, *_samples(newest, samples)) if table.rows],
         missing=missing,
         figures=[
             *_drawn(evaluation),
@@ -226,6 +226,11 @@ def _section(subject: Subject) -> Section:
         definitions=definitions,
         limit=newest.limit,
     )
+
+
+def _samples(result: Record | Judged, samples: Mapping[str, Table]) -> list[Table]:
+    own = samples.get(result.forget.sha256)
+    return [] if own is None else [own]
 
 
 def _pages() -> Any:
@@ -243,15 +248,15 @@ def _pages() -> Any:
     return made
 
 
-def report(results: Sequence[Record | Judged], names: Sequence[str]) -> str:
-    """The page: one section a model, evaluations side by side first where there are several."""
+def report(results: Sequence[Record | Judged], names: Sequence[str], samples: Mapping[str, Table] = NO_SAMPLES) -> str:
+    """The page: one section a model, evaluations side by side first where there are several; ``samples`` by forget set's hash."""
     found = subjects(results, names)
     evaluations = [(words.printable(s.evaluation), s.name) for s in found if s.evaluation is not None]
     side_by_side = None
     if len(evaluations) > 1:
         both = [item for item, _ in evaluations], [streams.plain(name) for _, name in evaluations]
         side_by_side = tables.comparison(*both)
-    sections = [_section(subject) for subject in found]
+    sections = [_section(subject, samples) for subject in found]
     made: str = (
         _pages().get_template("report.html").render(version=__version__, sections=sections, comparison=side_by_side)
     )
@@ -275,8 +280,11 @@ def rankings(model: str, queries: Sequence[Ranking]) -> str:
 
 
 def gallery(result: Influence, pictures: Mapping[int, str]) -> str:
-    """The samples that matter most with their images: ``pictures`` are data URIs by row, shown in that order."""
-    samples, n = [(words.printable(result.rows[row]), uri) for row, uri in pictures.items()], len(result.rows)
+    """The samples that matter most: ``pictures`` are data URIs of images, or texts, by row, shown in that order."""
+    samples, n = (
+        [(words.printable(result.rows[row]), streams.plain(shown)) for row, shown in pictures.items()],
+        len(result.rows),
+    )
     result = words.printable(result)  # without its rows
     made: str = (
         _pages()

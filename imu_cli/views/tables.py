@@ -1,6 +1,6 @@
 """The tables of a report as plain cells: terminal, Markdown and HTML draw the same ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from imu_cli.records.evaluation import ClassRow, Evaluation, Metric
@@ -25,6 +25,10 @@ class Table:
     rows: Sequence[tuple[str, ...]]
     numbers: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
+
+
+NO_SAMPLES: Mapping[str, Table] = {}
+"""Tables of texts by the hash of a forget set: nobody asked for any."""
 
 
 def outcome(result: Record, title: str = "") -> Table:

@@ -262,9 +262,14 @@ def judged(result: Judged, *, notes: bool = True) -> RenderableType:
     return evaluation(result, notes=notes) if isinstance(result, Evaluation) else retrieval(result, notes=notes)
 
 
-def report(results: Sequence[Record | Judged], names: Sequence[str]) -> RenderableType:
+def report(
+    results: Sequence[Record | Judged],
+    names: Sequence[str],
+    samples: Mapping[str, tables.Table] = tables.NO_SAMPLES,
+) -> RenderableType:
     """One or more records: each in full, then side by side where there are several evaluations."""
     parts: list[RenderableType] = [record(item) if isinstance(item, Record) else judged(item) for item in results]
+    parts += [drawn(item) for item in samples.values()]
     evaluations = [(item, name) for item, name in zip(results, names, strict=True) if not isinstance(item, Record)]
     if len(evaluations) > 1:
         both = [words.printable(item) for item, _ in evaluations], [streams.plain(name) for _, name in evaluations]

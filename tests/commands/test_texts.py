@@ -167,3 +167,48 @@ def test_demo_of_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     (tmp_path / "d/model/mine.txt").write_text("mine")
     assert main(["demo", str(tmp_path / "d"), "--task", "text", "--force"]) == 2
     assert "holds model/mine.txt" in capsys.readouterr().err
+
+
+def test_texts_are_shown_to_whoever_asks_for_them(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``report --samples`` reads them again, in every form of a page; a list that changed is an error, and so is a table of numbers."""
+    assert main(["unlearn", "net", "--forget", "forget.jsonl", *GOAL, "-q", "-o", "out"]) == 0
+    record, texts = "out/model.record.json", small_texts.texts()[:2]
+    capsys.readouterr()
+    assert main(["report", record, "--samples", "2"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(text in shown for text in texts)
+    assert main(["report", record, "--samples", "2", "--html", "r.html", "--markdown", "r.md"]) == 0
+    for page in ("r.html", "r.md"):
+        assert all(text in Path(page).read_text(encoding="utf-8") for text in texts)
+        assert Path(page).stat().st_mode & 0o77 == 0
+    assert main(["report", record, "--samples", "2", "--format", "json"]) == 2
+    Path("forget.jsonl").write_text("\n".join(Path("forget.jsonl").read_text().splitlines()[1:]) + "\n")
+    capsys.readouterr()
+    assert main(["report", record, "--samples", "2"]) == 2
+    assert "are not those that the record was made with" in capsys.readouterr().err
+
+
+def test_the_page_of_the_most_influential_has_the_texts(work: Path) -> None:
+    """A text that begins as a picture's address does is a text all the same."""
+    small_texts.lines(Path("odd.jsonl"), ["data:image/png;base64,AAAA <b>lion</b>"], ["calm"])
+    assert main(["influence", "net", "--forget", "odd.jsonl", "--images", "top.html", "-q"]) == 0
+    page = Path("top.html").read_text(encoding="utf-8")
+    assert "<img" not in page
+    assert "&lt;b&gt;lion" in page
+
+
+def test_a_retrained_model_has_the_same_tokenizer(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another model is measured on the same tokens; one with other tokens beside it is refused."""
+    assert main(["unlearn", "net", "--forget", "forget.jsonl", *GOAL, "-q", "-o", "out"]) == 0
+    other = small_texts.model(initializer_range=0.3)
+    other.save_pretrained("other")
+    small_texts.tokenizer().save_pretrained("other")
+    capsys.readouterr()
+    command = ["evaluate", "out", "--test", "test.jsonl", "--retrained", "other", "-q", "--format", "json"]
+    assert main(command) == 0
+    metrics = {item["name"]: item for item in json.loads(capsys.readouterr().out)["metrics"]}
+    assert metrics["retrained.churn"]["missing"] is None
+    path = Path("other/tokenizer.json")
+    path.write_text(path.read_text().replace('"blue": 5', '"blau": 5'))
+    assert main([*command, "-o", "again.json"]) == 2
+    assert "other: the evaluated model: was made with another tokenizer" in capsys.readouterr().err

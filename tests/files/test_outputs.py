@@ -166,7 +166,7 @@ def test_the_demo_replaces_what_it_wrote_and_nothing_else(
 
     from imu_cli.commands import demo
 
-    def made(folder: Path, seed: int) -> None:
+    def made(folder: Path, seed: int, task: str) -> None:
         shutil.copytree(digits, folder, dirs_exist_ok=True)
 
     monkeypatch.setattr(demo, "make", made)

@@ -49,6 +49,18 @@ def test_architectures_work_or_are_refused(compatibility: Any, library: str, nam
         assert row["loaded_error"] < 1e-4
 
 
+QUICK_TEXTS = ["XLNet", "DebertaV2", "T5", "Qwen2", "OpenAIGPT", "FNet"]
+
+
+@pytest.mark.parametrize("kind", QUICK_TEXTS)
+def test_text_classifiers_work_or_are_refused(compatibility: Any, kind: str) -> None:
+    """The same of texts; benchmarks/text_compatibility.py has the full table."""
+    texts = importlib.import_module("text_compatibility")
+    case = next(case for case in texts.CASES if case.name == f"{kind}ForSequenceClassification")
+    row = texts.run_quietly(case)
+    assert row["outcome"] == ("refused" if case.refused else "works"), row["said"]
+
+
 def test_the_check_notices_a_model_that_does_not_keep_its_promise(
     compatibility: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +85,15 @@ def test_the_table_covers_what_was_promised(compatibility: Any) -> None:
         outcomes = {run["name"]: run["outcome"] for run in runs if run["library"] == library}
         assert len(outcomes) >= promised
         assert set(outcomes.values()) <= {"works", "refused"}
+
+
+def test_the_table_of_texts_covers_what_was_promised(compatibility: Any) -> None:
+    """At least 20 text classifiers are in the results, those that can be tried now, and none of them fails."""
+    texts = importlib.import_module("text_compatibility")
+    runs = json.loads((ROOT / "benchmarks/results/text_compatibility.json").read_text(encoding="utf-8"))["runs"]
+    assert len(runs) >= texts.PROMISED
+    assert {run["name"] for run in runs} == {case.name for case in texts.CASES}
+    assert {run["outcome"] for run in runs} <= {"works", "refused"}
 
 
 def test_a_torchvision_model_needs_its_name_and_a_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,7 +129,7 @@ def test_a_model_of_one_number_an_image_is_called_that(job: Path, capsys: pytest
         assert main(go) == 4
     finally:
         sys.path.remove(str(job))
-    assert "returned one number for an image" in capsys.readouterr().err
+    assert "returned one number for a sample" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.int32], ids=str)

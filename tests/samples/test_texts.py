@@ -182,8 +182,8 @@ def test_labels_are_the_models_by_name_or_id(reviews: Path, tmp_path: Path) -> N
     (tmp_path / "wrong.csv").write_text("text,label\na b,good\nc d,god\ne f,awful\n,\n")
     said = refusal(lambda: in_model_ids(data_of(tmp_path / "wrong.csv"), MOODS))
     assert said.splitlines() == [
-        f"{tmp_path}/wrong.csv:4: label 'awful' is not a class of this model; its classes are bad, good, so so",
         f"{tmp_path}/wrong.csv:3: label 'god' is not a class of this model (did you mean 'good'?)",
+        f"{tmp_path}/wrong.csv:4: label 'awful' is not a class of this model; its classes are bad, good, so so",
     ]
 
 

@@ -242,7 +242,7 @@ def test_images_only_where_they_were_asked_for(job: Path, capsys: pytest.Capture
     assert not list(job.glob("*.html"))
     assert main([*command, "--images", "top.html"]) == 0
     out, err = capsys.readouterr()
-    assert "wrote top.html: it holds images from the forget list" in err
+    assert "wrote top.html: it holds samples from the forget list" in err
     text = Path("top.html").read_text(encoding="utf-8")
     assert Reader(text).open == []
     assert Path("top.html").stat().st_mode & 0o777 == 0o600

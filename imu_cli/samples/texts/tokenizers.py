@@ -137,8 +137,12 @@ def _padding(made: Any, model: nn.Module) -> int:
     if isinstance(own, int) and own >= 0:
         return own
     found = next((one for one in (made.pad_token_id, made.eos_token_id) if isinstance(one, int)), len(made) - 1)
-    if config is not None and own is None:
-        config.pad_token_id = (
-            found  # a classifier of the last token asks for it, and takes one text at a time without it
-        )
+    tell_padding(model, found)
     return found
+
+
+def tell_padding(model: nn.Module, padding: int) -> None:
+    """Let a model that was saved without an id of padding know one: what classifies by the last token takes one text otherwise."""
+    config = getattr(model, "config", None)
+    if config is not None and getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = padding

@@ -6,7 +6,7 @@ What is learnt is handed in as an objective: answers of a classifier (``training
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -17,6 +17,8 @@ from imu_cli.unlearning.ascent import Reason
 from imu_cli.unlearning.demotion.update import RelativeAdam
 
 BISECTIONS = 6
+BACKWARD = 3
+"""Forward passes that a sample's forward and backward are worth."""
 HALVINGS = 4
 """Times that the learning rate is halved, and the run begun again, where it went astray."""
 
@@ -77,6 +79,8 @@ class Objective(ABC, Generic[LookT]):
         told: hears notes.
         save: keeps what the run can go on from, after every look.
         state: what an earlier run kept; the next one goes on from there, to the same bytes.
+        to_file: a weight, by its name, as the file will hold it; what the training ends with is so, and is looked at so.
+        spent: samples that ran through the moving part, on all processes together.
         how: where targets come from.
         astray_when: what ``astray`` looks at, in words.
     """
@@ -87,6 +91,8 @@ class Objective(ABC, Generic[LookT]):
     told: Callable[[str], None]
     save: Callable[[dict[str, Tensor], dict[str, Any]], None]
     state: tuple[dict[str, Tensor], dict[str, Any]] | None
+    to_file: Callable[[str, Tensor], Tensor]
+    spent: int
     how: str
     astray_when: str
 
@@ -216,7 +222,7 @@ class _Attempt(Generic[LookT]):
         if work.state is not None:
             tensors, said = work.state
             looks = [(int(number), work.looked(values)) for number, values in said["looks"]]
-            begin, work.state = looks[-1][0], None
+            begin, work.spent, work.state = looks[-1][0], int(said["spent"]), None
             put(work.parameters, under("weights", tensors))
             update.restore(under("update", tensors))
             draws.set_state(tensors["draws"])
@@ -239,56 +245,74 @@ class _Attempt(Generic[LookT]):
                 return
             looks.append((step + 1, look))
             yield step + 1, look
-            if work.enough(look) and work.exceeded(look) is None:
-                yield self._met(previous, looks, steps)
-                return
+            if work.enough(look) and self._holds(look):
+                met = self._met(previous, looks, steps)
+                if met is not None:
+                    yield met
+                    return
             wanted, previous = work.targets(seen), copied(work.parameters)
             if not last:
                 state = {f"weights.{name}": value for name, value in previous.items()}
                 state |= {f"update.{name}": value for name, value in update.state().items()}
                 state |= {"draws": draws.get_state(), **batches.state()}
-                work.save(state, {"rate": rate, "looks": [(number, vars(each)) for number, each in looks]})
+                kept = [(number, vars(each)) for number, each in looks]
+                work.save(state, {"rate": rate, "spent": work.spent, "looks": kept})
         yield self._ended(looks, steps)
 
-    def _met(self, previous: Mapping[str, Tensor], looks: list[tuple[int, LookT]], steps: int) -> Trained[LookT]:
-        """The weights between the last two looks that just meet the target."""
+    def _holds(self, look: LookT) -> bool:
+        """Whether the target is met within the budgets."""
+        return self.work.met(look) and self.work.exceeded(look) is None
+
+    def _met(self, previous: Mapping[str, Tensor], looks: list[tuple[int, LookT]], steps: int) -> Trained[LookT] | None:
+        """The weights between the last two looks that just meet the target; None where as the file has them they do not."""
         work, now, low, high = self.work, copied(self.work.parameters), 0.0, 1.0
+        self._between(previous, now, high)
+        if not self._holds(work.look()[0]):
+            put(work.parameters, now)
+            return None
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
             self._between(previous, now, middle)
-            look, _ = work.look()
-            if work.met(look) and work.exceeded(look) is None:
-                high = middle
-            else:
-                low = middle
-        self._between(previous, now, high)
-        return self._trained("target", looks, high, steps)
+            low, high = (low, middle) if self._holds(work.look()[0]) else (middle, high)
+        return self._trained("target", looks, (previous, now, high), steps)
 
     def _ended(self, looks: list[tuple[int, LookT]], steps: int) -> Trained[LookT]:
         """The weights at the end of the schedule, or as far towards them as the budgets allow."""
-        work = self.work
-        spent = work.exceeded(looks[-1][1])
+        work, now = self.work, copied(self.work.parameters)
+        self._between(work.start, now, 1.0)
+        look, _ = work.look()
+        spent = work.exceeded(look)
         if spent is None:
-            return self._trained("target" if work.met(looks[-1][1]) else "max_steps", looks, 1.0, steps)
-        now, low, high = copied(work.parameters), 0.0, 1.0
+            return self._trained("target" if work.met(look) else "max_steps", looks, (work.start, now, 1.0), steps)
+        low, high = 0.0, 1.0
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
             self._between(work.start, now, middle)
             low, high = (low, middle) if work.exceeded(work.look()[0]) is not None else (middle, high)
-        self._between(work.start, now, low)
-        return self._trained(spent, looks, low, steps)
+        return self._trained(spent, looks, (work.start, now, low), steps)
 
     def _between(self, one: Mapping[str, Tensor], other: Mapping[str, Tensor], share: float) -> None:
-        put(self.work.parameters, {name: torch.lerp(one[name], other[name], share) for name in self.work.parameters})
-
-    def _trained(self, reason: Reason, looks: list[tuple[int, LookT]], fraction: float, steps: int) -> Trained[LookT]:
         work = self.work
-        end, _ = work.look()
-        made = [*looks, (looks[-1][0], end)] if fraction < 1 else looks
-        weights = copied(work.parameters)
-        return Trained(
-            weights, reason, work.reached(end), tuple(made), fraction, self.rate, steps, looks[-1][0], work.how
+        put(
+            work.parameters,
+            {name: work.to_file(name, torch.lerp(one[name], other[name], share)) for name in work.parameters},
         )
+
+    def _trained(
+        self,
+        reason: Reason,
+        looks: list[tuple[int, LookT]],
+        at: tuple[Mapping[str, Tensor], Mapping[str, Tensor], float],
+        steps: int,
+    ) -> Trained[LookT]:
+        """The result at a share of the way between two sets of weights."""
+        work = self.work
+        self._between(*at)
+        end, _ = work.look()
+        fraction = at[2]
+        made = (*(looks if fraction < 1 else looks[:-1]), (looks[-1][0], end))
+        weights = copied(work.parameters)
+        return Trained(weights, reason, work.reached(end), made, fraction, self.rate, steps, looks[-1][0], work.how)
 
 
 def under(word: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -309,8 +333,3 @@ class Order:
             self.left = torch.cat([self.left, torch.randperm(self.n, generator=self.draws)])
         found, self.left = self.left[:most], self.left[most:]
         return found
-
-
-def rounded(trained: Trained[LookT], to_file: Callable[[str, Tensor], Tensor]) -> Trained[LookT]:
-    """The weights as a file holds them, by a function that rounds a tensor of that name."""
-    return replace(trained, weights={name: to_file(name, value) for name, value in trained.weights.items()})

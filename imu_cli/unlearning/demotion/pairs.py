@@ -112,7 +112,7 @@ class PairTraining(loop.Objective[Look]):
         max_drop: largest fall of unseen people's mAP.
         schedule: how it is trained.
         queries: which of the unseen people's images (m,) are looked for, in the others; none or all: each in all of them.
-        share, join, told, save, state: as in ``training.Training``.
+        share, join, told, save, state, to_file: as in ``training.Training``.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -128,12 +128,14 @@ class PairTraining(loop.Objective[Look]):
     told: Callable[[str], None] = lambda _: None
     save: Callable[[dict[str, Tensor], dict[str, Any]], None] = lambda *_: None
     state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+    to_file: Callable[[str, Tensor], Tensor] = lambda _, value: value
     pairs: tuple[Pairs, Pairs] = field(init=False)
     alone: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         """What does not change: the original weights, pairs, and who was seen by one camera only."""
         self.start = loop.copied(self.parameters)
+        self.spent = 0
         self.astray_when = f"unseen people's mAP fell by more than {ASTRAY:g}"
         self.how = self.aim.how
         ours, theirs = same_person.pairs(self.forgotten.seen), same_person.pairs(self.unseen.seen)
@@ -147,6 +149,7 @@ class PairTraining(loop.Objective[Look]):
 
     def directions(self, of: Images) -> Tensor:
         """Directions (n, d) float64 of a whole set under the weights as they are."""
+        self.spent += len(of.seen)
         mine = self.share(torch.arange(len(of.seen)))
         made = torch.zeros_like(of.seen.directions)
         with torch.no_grad():
@@ -254,6 +257,7 @@ class PairTraining(loop.Objective[Look]):
         first, and what the loss says of each goes back to the process that ran it.
         """
         signals.check()
+        self.spent += loop.BACKWARD * (len(batch.rows) + len(batch.anchored))
         names, moving = list(self.parameters), list(self.parameters.values())
         sides = [(self.forgotten.run, batch.rows)]
         if self.anchor is not None:

@@ -103,6 +103,7 @@ class Training(loop.Objective[Look]):
         told: hears notes.
         save: keeps what the run can go on from, after every look.
         state: what an earlier run kept; this one goes on from there, to the same bytes.
+        to_file: a weight, by its name, as the file will hold it; what the training ends with is so, and is looked at so.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -120,10 +121,12 @@ class Training(loop.Objective[Look]):
     told: Callable[[str], None] = lambda _: None
     save: Callable[[dict[str, Tensor], dict[str, Any]], None] = lambda *_: None
     state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+    to_file: Callable[[str, Tensor], Tensor] = lambda _, value: value
 
     def __post_init__(self) -> None:
-        """What does not change: the original weights, margins, and the classes of the features."""
+        """What does not change: the original weights, margins, and the classes of the features; and what was spent so far."""
         self.start = loop.copied(self.parameters)
+        self.spent = 0
         self.astray_when = f"accuracy of unseen samples fell by more than {ASTRAY:.0%}"
         self.how = "fixed" if self.fixed is not None else "unseen samples by rank"
         if self.plan.kind == "class":
@@ -152,6 +155,7 @@ class Training(loop.Objective[Look]):
 
     def logits_of(self, run: Run, n: int) -> Tensor:
         """Logits (n, c) float64 of a whole set under the weights as they are."""
+        self.spent += n
         mine = self.share(torch.arange(n))
         made = self.forgotten.logits.new_zeros(n, self.classes, dtype=torch.float64)
         with torch.no_grad():
@@ -220,6 +224,7 @@ class Training(loop.Objective[Look]):
         names, moving = list(self.parameters), list(self.parameters.values())
         summed = [torch.zeros_like(parameter) for parameter in moving]
         loss = 0.0
+        self.spent += loop.BACKWARD * (len(rows) + (0 if anchored is None else len(anchored)))
 
         def add(part: Tensor) -> None:
             nonlocal loss
@@ -245,7 +250,9 @@ class Training(loop.Objective[Look]):
                     logits = self._anchored(anchored, some, others)
                     log_p = answer.log_softmax(dim=1).to(logits.dtype)
                     add(self.schedule.beta * teacher.divergence(log_p, logits).sum() / len(anchored))
-            self.join(summed)
+            whole = summed[0].new_tensor([loss])
+            self.join([*summed, whole])
+            loss = float(whole)  # the same in every process, so that all go on or none
         return dict(zip(names, summed, strict=True)), loss
 
     def _anchored(self, anchored: Tensor, some: Tensor, others: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -261,6 +268,7 @@ class Training(loop.Objective[Look]):
         parts = mine.split(self.schedule.at_once)
         if others is None or self.anchor.blended is None:
             return [self.anchor.logits[anchored[some]] for some in parts]
+        self.spent += len(anchored)
         now = loop.copied(self.parameters)
         loop.put(self.parameters, self.start)
         with torch.no_grad():

@@ -1,0 +1,73 @@
+"""``imu report --samples N``: the texts themselves, read again from the list and the data that a record names.
+
+No record and no page holds a text otherwise: they are personal data, and are shown to whoever asks for them by this option alone.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from imu_cli.errors import ImuError
+from imu_cli.files import paths, streams
+from imu_cli.records.evaluation import Evaluation
+from imu_cli.records.record import Record
+from imu_cli.records.retrieval import Judged, Retrieval
+from imu_cli.samples.classes import ClassNames
+from imu_cli.samples.column_names import ColumnNames
+from imu_cli.samples.dataset import TEXTS
+from imu_cli.samples.forget import ForgetSet
+from imu_cli.samples.manifest import load_forget, open_source
+from imu_cli.views.tables import Table
+
+LONGEST = 2_000
+"""Characters of a text that are shown."""
+TITLE = "Forget samples, which are personal data: see them, then delete this"
+
+
+def tables_of(results: Sequence[Record | Judged], folders: Sequence[Path], count: int) -> dict[str, Table]:
+    """The first forget samples of each result with their texts, by the hash of its forget set.
+
+    Raises:
+        ImuError: a list or data set that is gone or another than the record's, or holds no texts.
+    """
+    found: dict[str, Table] = {}
+    for result, folder in zip(results, folders, strict=True):
+        if isinstance(result, Retrieval):
+            raise ImuError("--samples: shows texts; of people, imu evaluate --samples makes a page")
+        if result.forget.sha256 not in found:
+            found[result.forget.sha256] = _table(_listed(result, folder), result, count)
+    return found
+
+
+def _listed(result: Record | Evaluation, folder: Path) -> ForgetSet:
+    """The forget set that a result was made with, from the files that it names."""
+    said = result.forget
+    if said.given == ["-"]:
+        raise ImuError("--samples: the forget list came from standard input and is gone")
+    columns = result.options["columns"].value if "columns" in result.options else None
+    names = ColumnNames.parse(columns)
+    data = open_source(paths.placed(said.data, "data", folder), "data", names=names) if said.data else None
+    classes = tuple(result.classes) if result.classes else None
+    made = load_forget(
+        paths.placed(said.given, "forget", folder), data, said.label, ClassNames(result.head.classes, classes, "record"),
+        None, names,
+    )  # fmt: skip
+    if made.samples.kind is not TEXTS:
+        raise ImuError("--samples: shows texts; of images, imu influence --images makes a page")
+    if made.sha256 != said.sha256:
+        raise ImuError(
+            "--samples: the forget list or its data are not those that the record was made with (names, labels or contents differ)"
+        )
+    return made
+
+
+def _table(forget: ForgetSet, result: Record | Evaluation, count: int) -> Table:
+    samples, names = forget.samples, result.classes
+    rows = []
+    for row in range(min(count, len(samples))):
+        text = samples.read(row)
+        shown = text if isinstance(text, str) else " ⏐ ".join(text)
+        more = "…" if len(shown) > LONGEST else ""
+        label = samples.labels[row]
+        cells = (samples.names[row], names[label] if names else str(label), shown[:LONGEST] + more)
+        rows.append(tuple(streams.plain(cell) for cell in cells))
+    return Table(f"{TITLE} ({len(rows)} of {len(samples)})", ("sample", "label", "text"), rows)
