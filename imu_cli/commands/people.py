@@ -293,14 +293,18 @@ class Outcome:
     others: Others
 
 
-def measured(opened: Session, config: EvaluateConfig, parts: Mapping[str, Tensor] | None) -> Outcome:
-    """Everything that is measured of an opened embedding model.
+def measured(
+    opened: Session, config: EvaluateConfig, parts: Mapping[str, Tensor] | None, held: HeldOutInfo | None = None
+) -> Outcome:
+    """Everything that is measured of an opened embedding model, on unseen people by whom its unlearning did not choose (``held``).
 
     Raises:
         ImuError: bad data, or models that do not fit.
     """
     refuse_strangers(opened)
     sets = sets_of(opened, config.test, config.retain)
+    if sets.test is not None:
+        sets = replace(sets, test=unused(opened, sets.test, held))
     others = others_of(opened, config)
     scene = scene_of(opened, sets)
 

@@ -24,6 +24,7 @@ WHAT = {
     "class": "forget samples predicted as a forgotten class",
     "sample": "forget samples predicted as their label",
     "mislabelled": "forget samples predicted as their wrong label",
+    "person": "forgotten people",
 }
 """The share that each scenario is about."""
 

@@ -81,7 +81,6 @@ class Objective(ABC, Generic[LookT]):
         state: what an earlier run kept; the next one goes on from there, to the same bytes.
         to_file: a weight, by its name, as the file will hold it; what the training ends with is so, and is looked at so.
         spent: samples that ran through the moving part, on all processes together.
-        how: where targets come from.
         astray_when: what ``astray`` looks at, in words.
     """
 
@@ -93,8 +92,11 @@ class Objective(ABC, Generic[LookT]):
     state: tuple[dict[str, Tensor], dict[str, Any]] | None
     to_file: Callable[[str, Tensor], Tensor]
     spent: int
-    how: str
     astray_when: str
+
+    @abstractmethod
+    def how(self) -> str:
+        """Where targets come from, in words."""
 
     @abstractmethod
     def length(self) -> int:
@@ -312,7 +314,7 @@ class _Attempt(Generic[LookT]):
         fraction = at[2]
         made = (*(looks if fraction < 1 else looks[:-1]), (looks[-1][0], end))
         weights = copied(work.parameters)
-        return Trained(weights, reason, work.reached(end), made, fraction, self.rate, steps, looks[-1][0], work.how)
+        return Trained(weights, reason, work.reached(end), made, fraction, self.rate, steps, looks[-1][0], work.how())
 
 
 def under(word: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

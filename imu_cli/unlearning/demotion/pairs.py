@@ -137,7 +137,6 @@ class PairTraining(loop.Objective[Look]):
         self.start = loop.copied(self.parameters)
         self.spent = 0
         self.astray_when = f"unseen people's mAP fell by more than {ASTRAY:g}"
-        self.how = self.aim.how
         ours, theirs = same_person.pairs(self.forgotten.seen), same_person.pairs(self.unseen.seen)
         assert ours is not None, "a command refuses people of one image"
         assert theirs is not None, "a command refuses unseen people without pairs"
@@ -207,6 +206,10 @@ class PairTraining(loop.Objective[Look]):
         return look.test_drop is not None and look.test_drop > ASTRAY
 
     # Training
+
+    def how(self) -> str:
+        """Where targets come from, in words."""
+        return self.aim.how
 
     def length(self) -> int:
         """Steps of a whole run."""

@@ -88,6 +88,15 @@ class Unseen:
     kept: Tensor
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Forget rows, anchored rows, and for these the rows that they are mixed with and the shares that they keep."""
+
+    rows: Tensor
+    anchored: Tensor | None = None
+    others: tuple[Tensor, Tensor] | None = None
+
+
 @dataclass
 class Training(loop.Objective[Look]):
     """A network that is to forget some samples.
@@ -128,9 +137,6 @@ class Training(loop.Objective[Look]):
         self.start = loop.copied(self.parameters)
         self.spent = 0
         self.astray_when = f"accuracy of unseen samples fell by more than {ASTRAY:.0%}"
-        self.how = "fixed" if self.fixed is not None else "unseen samples by rank"
-        if self.plan.kind == "class":
-            self.how = "the mask"
         self.phi = margins.margins(self.forgotten.logits, self.forgotten.labels)
         self.classes = self.forgotten.logits.shape[1]
         self.before = self._right(self.unseen.logits) if self.unseen is not None else None
@@ -216,7 +222,7 @@ class Training(loop.Objective[Look]):
             return teacher.masked(self.forgotten.logits[rows], self.plan.forgotten)
         return teacher.demoted(self.forgotten.logits[rows], self.forgotten.labels[rows], wanted[rows])
 
-    def gradients(self, batch: "_Batch", wanted: Tensor | None) -> tuple[dict[str, Tensor], float]:
+    def gradients(self, batch: Batch, wanted: Tensor | None) -> tuple[dict[str, Tensor], float]:
         """Gradients of the loss on a batch by name, summed over processes, and the loss."""
         rows, anchored, others = batch.rows, batch.anchored, batch.others
         weights = self.forgotten.weights[rows]
@@ -294,6 +300,12 @@ class Training(loop.Objective[Look]):
 
     # What the loop asks for
 
+    def how(self) -> str:
+        """Where targets come from, in words."""
+        if self.plan.kind == "class":
+            return "the mask"
+        return "fixed" if self.fixed is not None else "unseen samples by rank"
+
     def length(self) -> int:
         """Steps of a whole run."""
         return self.schedule.length(len(self.forgotten.labels))
@@ -328,15 +340,6 @@ class Training(loop.Objective[Look]):
         return None if self.limits.target is None else self.limits.share_met(look)
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Forget rows, anchored rows, and for these the rows that they are mixed with and the shares that they keep."""
-
-    rows: Tensor
-    anchored: Tensor | None
-    others: tuple[Tensor, Tensor] | None
-
-
 class _Batches:
     """Batches in random order, each sample once before any comes again."""
 
@@ -345,16 +348,16 @@ class _Batches:
         self.forget = loop.Order(len(work.forgotten.labels), draws)
         self.anchor = None if work.anchor is None else loop.Order(len(work.anchor.logits), draws)
 
-    def take(self) -> _Batch:
+    def take(self) -> Batch:
         """The next batch."""
         schedule, source = self.work.schedule, self.work.anchor
         rows = self.forget.take(min(schedule.forget, self.forget.n))
         if self.anchor is None or source is None:
-            return _Batch(rows, None, None)
+            return Batch(rows, None, None)
         anchored, others = self.anchor.take(schedule.anchor), None
         if schedule.blending and source.blended is not None:
             others = (self.anchor.take(schedule.anchor), _shares(schedule.blending, schedule.anchor, self.draws))
-        return _Batch(rows, anchored, others)
+        return Batch(rows, anchored, others)
 
     def state(self) -> dict[str, Tensor]:
         """What is left of the orders."""
