@@ -15,7 +15,7 @@ from imu_cli.config.commands import UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.features import engine
 from imu_cli.features.cut import Kept, Upper
-from imu_cli.features.session import Session
+from imu_cli.features.session import Session, Taken
 from imu_cli.files import paths
 from imu_cli.models import architecture, checkpoint, destination, embedding, scopes
 from imu_cli.models.architecture import Architecture
@@ -122,6 +122,7 @@ def run(
         finally:
             for parameter in moving.parameters.values():
                 parameter.requires_grad_(False)
+    opened.taken = Taken("model", streamed=False, bytes=4 * len(opened.forget.samples) * head.matrix.shape[1])
     if not ranks.first:
         raise processes.HelpedError
     state.done()
@@ -272,15 +273,13 @@ def training_of(
     """
     forgotten, anchor, apart = images
     ours = _pairs(forgotten.seen, "--forget")
-    theirs = _pairs(apart.seen, "--reference" if config.reference else "--test")
     alone = len(pairs.alone(forgotten.seen))
     if alone:
         opened.note(
             f"{alone} of the forgotten people were seen by one camera only: pairs of any two of their images get targets, but they are not "
             "counted in the AUC, which is of images on two cameras"
         )
-    aim = _aim(opened, config, forgotten.seen, unseen, register, ours, theirs)
-    before = same_person.plain_auc(ours.similar(forgotten.seen.directions), theirs.similar(apart.seen.directions))
+    aim, before = _aim(opened, config, forgotten.seen, unseen, register, ours)
     if before <= aim.auc:
         raise ImuError(
             f"target: two images of a forgotten person are no more alike than those of unseen people (membership AUC {before:.3f}, aim "
@@ -293,7 +292,18 @@ def training_of(
         learning_rate=config.learning_rate or LEARNING_RATE, beta=config.beta, seed=config.seed,
     )  # fmt: skip
     queries = torch.from_numpy(samples_people.queries_of(unseen.apart))
-    return PairTraining(parameters, forgotten, anchor, apart, aim, config.max_drop, schedule, queries, told=opened.note)
+    return PairTraining(
+        parameters,
+        forgotten,
+        anchor,
+        apart,
+        aim,
+        config.max_drop,
+        schedule,
+        queries,
+        counted=config.anchor is None and len(unseen.apart) < len(unseen.every),
+        told=opened.note,
+    )
 
 
 def _pairs(seen: Sightings, option: str) -> same_person.Pairs:
@@ -313,29 +323,27 @@ def _aim(
     unseen: Unseen,
     register: Register,
     ours: same_person.Pairs,
-    theirs: same_person.Pairs,
-) -> Aim:
-    """Targets from the reference model by rank, and its AUC; else from unseen people by rank, and 0.5."""
+) -> tuple[Aim, float]:
+    """Targets from the reference model by rank, and its AUC; else from unseen people by rank, and 0.5. And the AUC as it is."""
     run = opened.features_of(unseen.every, "unseen people", narrow=True)
     every = sightings(unseen.every, register, people.as_directions(run))
-    scale = same_person.pairs(every)
-    assert scale is not None, "a part of them has pairs"
+    scale = _pairs(every, "--reference" if config.reference else "--test")
     own = scale.similar(every.directions)
+    similar = ours.similar(forgotten.directions)
+    before = same_person.plain_auc(similar, own)
     if config.reference_model is None:
         opened.note(
             "no --reference-model: forgotten people are brought to where unseen people are, and the aim is an AUC of 0.5; some people are "
             "easier than others for any model, and this may go too far"
         )
-        by_rank = same_person.rank_map(ours.similar(forgotten.directions), own)
-        return Aim(forgotten.directions, by_rank, 0.5, "targets from unseen people by rank")
+        by_rank = same_person.rank_map(similar, own)
+        return Aim(forgotten.directions, by_rank, 0.5, "targets from unseen people by rank"), before
     beside = people.open_beside(opened, Path(config.reference_model), config)
-    with_names = {"forgotten people": opened.forget.samples, "unseen people": unseen.every, "others": unseen.apart}
-    given, every_given, apart_given = (
-        people.directions_of(beside, samples, f"{what}, reference model") for what, samples in with_names.items()
-    )
-    by_rank = same_person.rank_map(scale.similar(every_given), own)
-    auc = same_person.plain_auc(ours.similar(given), theirs.similar(apart_given))
-    return Aim(given, by_rank, auc, "targets from the reference model by rank, its AUC is the aim")
+    given = people.directions_of(beside, opened.forget.samples, "forgotten people, reference model")
+    theirs = scale.similar(people.directions_of(beside, unseen.every, "unseen people, reference model"))
+    auc = same_person.plain_auc(ours.similar(given), theirs)
+    how = "targets from the reference model by rank, its AUC is the aim"
+    return Aim(given, same_person.rank_map(theirs, own), auc, how), before
 
 
 # --- what is told and written

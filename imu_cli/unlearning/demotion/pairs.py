@@ -36,6 +36,8 @@ class Schedule(loop.Pace):
         at_once: images that run together where nothing is learnt from them.
         demotion: weight of the mean over pairs that are to be less alike, beside that over all other pairs.
         beta: weight of the anchor's directions.
+        beyond: by what share of its way a target is set further than its aim: training comes near its targets only, and the stop rule ends
+            it in time.
     """
 
     batches: int = 100
@@ -46,6 +48,7 @@ class Schedule(loop.Pace):
     learning_rate: float = 0.007
     demotion: float = 1.0
     beta: float = 1.0
+    beyond: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,8 @@ class PairTraining(loop.Objective[Look]):
 
     Attributes:
         parameters: the weights that move, by name.
-        forgotten, anchor, unseen: who goes, who holds on, who tells whether it is enough; the last two are unseen people.
+        forgotten, anchor, unseen: who goes, what is held on to, and the unseen people who are not and guard against loss.
+        counted: whether the anchored people are compared with, too: more people say more of how alike unseen ones are.
         aim: what forgotten people are to look like.
         max_drop: largest fall of unseen people's mAP.
         schedule: how it is trained.
@@ -123,13 +127,14 @@ class PairTraining(loop.Objective[Look]):
     max_drop: float
     schedule: Schedule
     queries: Tensor
+    counted: bool = False
     share: Callable[[Tensor], Tensor] = lambda rows: rows
     join: Callable[[list[Tensor]], None] = lambda _: None
     told: Callable[[str], None] = lambda _: None
     save: Callable[[dict[str, Tensor], dict[str, Any]], None] = lambda *_: None
     state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
     to_file: Callable[[str, Tensor], Tensor] = lambda _, value: value
-    pairs: tuple[Pairs, Pairs] = field(init=False)
+    pairs: tuple[Pairs, Pairs | None, Pairs | None] = field(init=False)
     alone: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -139,8 +144,8 @@ class PairTraining(loop.Objective[Look]):
         self.astray_when = f"unseen people's mAP fell by more than {ASTRAY:g}"
         ours, theirs = same_person.pairs(self.forgotten.seen), same_person.pairs(self.unseen.seen)
         assert ours is not None, "a command refuses people of one image"
-        assert theirs is not None, "a command refuses unseen people without pairs"
-        self.pairs = (ours, theirs)
+        held = same_person.pairs(self.anchor.seen) if self.counted and self.anchor is not None else None
+        self.pairs = (ours, theirs, held)
         self.alone = torch.isin(self.forgotten.seen.people, torch.tensor(alone(self.forgotten.seen)))
         self.before = self._precision(self.unseen.seen)
 
@@ -166,28 +171,32 @@ class PairTraining(loop.Objective[Look]):
         found = retrieval.search(seen.of(looked), seen.of(~self.queries) if own else seen)
         return float(found.precision[found.valid].mean()) if bool(found.valid.any()) else None
 
-    def look_at(self, ours: Tensor, theirs: Tensor) -> Look:
-        """The look at directions of forgotten and unseen people."""
-        one, other = self.pairs[0].similar(ours), self.pairs[1].similar(theirs)
+    def look_at(self, ours: Tensor, theirs: Tensor, held: Tensor | None) -> Look:
+        """The look at directions of forgotten, unseen and, where they are counted, anchored people."""
+        one = self.pairs[0].similar(ours)
+        other = one[:0] if self.pairs[1] is None else self.pairs[1].similar(theirs)
+        every = other if self.pairs[2] is None or held is None else torch.cat([other, self.pairs[2].similar(held)])
         forgotten, unseen = self.forgotten.seen.seen_by(ours), self.unseen.seen.seen_by(theirs)
         found = retrieval.search(forgotten, retrieval.joined([forgotten, unseen]))
         now = self._precision(unseen)
         return Look(
             similarity=float(one.mean()),
             head_change=loop.change(self.parameters, self.start),
-            unseen_similarity=float(other.mean()),
-            auc=same_person.plain_auc(one, other),
+            unseen_similarity=float(other.mean()) if len(other) else None,
+            auc=same_person.plain_auc(one, every),
             map=float(found.precision[found.valid].mean()) if bool(found.valid.any()) else None,
             test_drop=None if now is None or self.before is None else self.before - now,
         )
 
     def look(self) -> tuple[Look, None]:
         """What the weights as they are do; targets stay."""
-        return self.look_at(self.directions(self.forgotten), self.directions(self.unseen)), None
+        held = None if self.pairs[2] is None or self.anchor is None else self.directions(self.anchor)
+        return self.look_at(self.directions(self.forgotten), self.directions(self.unseen), held), None
 
     def original(self) -> tuple[Look, None]:
         """The look at the original."""
-        return self.look_at(self.forgotten.seen.directions, self.unseen.seen.directions), None
+        held = None if self.anchor is None else self.anchor.seen.directions
+        return self.look_at(self.forgotten.seen.directions, self.unseen.seen.directions, held), None
 
     def looked(self, values: Mapping[str, Any]) -> Look:
         """A look that was kept."""
@@ -234,6 +243,7 @@ class PairTraining(loop.Objective[Look]):
         given = self.aim.given[rows]
         inner = made[: len(rows), : len(rows)]
         aimed = torch.minimum(self.aim.by_rank((given @ given.T).clamp(-1, 1)).to(inner), inner)
+        aimed = inner + (1 + self.schedule.beyond) * (aimed - inner)
         made[: len(rows), : len(rows)] = torch.where(less[: len(rows), : len(rows)], aimed, inner)
         return made, less
 
