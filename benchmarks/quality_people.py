@@ -2,7 +2,7 @@
 
 OSNet x0.25 of ../shared/reid knows 16 people of MARS; eight of them are forgotten by ``imu unlearn`` without an image of the other
 eight. Half of 16 unseen people choose (targets, anchor, stop rule), drawn by the seed; everything is measured on the other half. OSNet's
-code is torchreid's: ``pip download --no-deps --no-binary=:all: torchreid==0.2.5``, unpacked, its osnet.py in ``$IMU_OSNET``.
+code is torchreid's: ``pip download --no-deps --no-binary=:all: torchreid==0.2.5``; ``$TORCHREID`` is where it was unpacked.
 """
 
 import os
@@ -68,10 +68,11 @@ def code() -> Path:
     Raises:
         ImuError: it is not there.
     """
-    found = Path(os.environ.get("IMU_OSNET", "osnet.py"))
-    if not found.is_file():
-        raise ImuError(f"{found}: no such file; set IMU_OSNET to torchreid's osnet.py (see the top of this script)")
-    return found
+    root = Path(os.environ.get("TORCHREID", "torchreid-0.2.5"))
+    for found in (root / "models/osnet.py", root / "reid/models/osnet.py", root / "torchreid/reid/models/osnet.py"):
+        if found.is_file():
+            return found
+    raise ImuError(f"{root}: no osnet.py in it; TORCHREID names an unpacked torchreid (see the top of this script)")
 
 
 def weights(name: str) -> Path:
