@@ -173,6 +173,7 @@ def forget(
     net.put(net.start)
     order = torch.randperm(len(choose), generator=torch.Generator().manual_seed(seed))
     aside = round((scope.UNSEEN_SHARE if apart is None else apart) * len(choose))
+    aside = aside if len(choose) - aside >= scope.ANCHORED * len(rows) else 0
     seen, held = (
         (choose[order[:aside].sort().values], choose[order[aside:].sort().values]) if aside else (choose, choose)
     )

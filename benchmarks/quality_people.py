@@ -5,6 +5,7 @@ eight. Half of 16 unseen people choose (targets, anchor, stop rule), drawn by th
 code is torchreid's: ``pip download --no-deps --no-binary=:all: torchreid==0.2.5``; ``$TORCHREID`` is where it was unpacked.
 """
 
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -163,6 +164,7 @@ def main() -> None:
     given.add_argument(
         "--ways", nargs="+", default=["reference", "unseen"], choices=["reference", "unseen", "all", "single"]
     )
+    given.add_argument("--add", action="store_true", help="to the results that are kept")
     chosen = given.parse_args()
     started = common.environment(with_checkpoint=False)
     torch.set_num_threads(chosen.threads)
@@ -183,9 +185,18 @@ def main() -> None:
                     show(runs[-1])
         if "single" in chosen.ways:
             runs += singles(folder, seeds[0], before)
+    if chosen.add:
+        earlier = json.loads((common.RESULTS / "quality_people.json").read_text(encoding="utf-8"))["runs"]
+        runs = [*map(restored, earlier), *runs]
     common.keep("quality_people", chosen.quick, {"runs": [asdict(item) for item in runs]}, started)
     table(runs)
     common.stop(criteria(runs))
+
+
+def restored(said: dict[str, Any]) -> Run:
+    """A run as it was kept."""
+    whose = {name: Measured(**said[name]) for name in ("before", "after", "retrained", "reference")}
+    return Run(**{**said, **whose})
 
 
 def singles(folder: Path, seed: int, before: dict[str, Any]) -> list[Run]:

@@ -106,6 +106,21 @@ def _ratio(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.2f}{spread}"
 
 
+def text_floor_table() -> str:
+    """Whole runs on texts against tokenising and a bare forward, from the raw results."""
+    found = _results("text_floor")
+    bare, whole = (statistics.median(one["wall"] for one in found[name]) for name in ("bare", "whole"))
+    stages = ", ".join(
+        f"{name} {statistics.median(run.get(name, 0.0) for run in found['stages']):.1f} s"
+        for name in found["stages"][0]
+    )
+    return "\n".join([
+        "| texts | tokenising and bare forward | whole | whole ÷ bare: time | processor time | stages |",
+        "|---|---|---|---|---|---|",
+        f"| {found['texts']:,} | {bare:.1f} s | {whole:.1f} s | {_ratio(found['ratios'])} | {_ratio(found['cpu_ratios'])} | {stages} |",
+    ])  # fmt: skip
+
+
 def floor_table() -> str:
     """Whole runs against bare forwards, and where images come from files against decoding and bare, from the raw results."""
     found = _results("floor")
@@ -544,6 +559,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "models.md": {"summary": models_summary, "models": models_table, "text models": text_models_table},
     "performance.md": {
         "floor": floor_table,
+        "text floor": text_floor_table,
         "images": images_table,
         "scaling": scaling_table,
         "sizes": sizes_table,

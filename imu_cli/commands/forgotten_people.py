@@ -167,9 +167,11 @@ def unseen_of(opened: Session, config: UnlearnConfig) -> Unseen:
     sets = people.sets_of(opened, given, None, beside=False, option=f"--{option}")
     every = sets.test
     assert every is not None
-    whole = len(every)
+    whole, judges = len(every), None
     if option == "test":
-        every = every.subset(people.half(every, opened.run.seed))
+        chosen = people.half(every, opened.run.seed)
+        others = sorted({*range(whole)} - {*chosen})
+        every, judges = every.subset(chosen), every.subset(others) if others else None
         opened.note(
             f"--test: a random half of its people ({len(every)} of {whole} images, seed {opened.run.seed}) give targets, hold the network "
             "and say when it is enough; the others are left for evaluate"
@@ -178,7 +180,7 @@ def unseen_of(opened: Session, config: UnlearnConfig) -> Unseen:
         given=given, option=option, n=whole, used=len(every), seed=opened.run.seed, sha256=held_out.rows_hash(every)
     )  # fmt: skip
     if config.anchor is not None:
-        return Unseen(every, _anchor(opened, config.anchor), every, info)
+        return Unseen(every, _anchor(opened, config.anchor, judges), every, info)
     rest, apart = parts_of(every, opened.run.seed)
     if not apart:
         opened.note("unseen people are too few for two parts: all of them hold the network and say when it is enough")
@@ -211,22 +213,24 @@ def _count(samples: SampleSet) -> int:
     return len({label for label in samples.labels if label != UNKNOWN})
 
 
-def _anchor(opened: Session, given: str) -> SampleSet:
-    """``--anchor``: images of anybody but forgotten people, whether or not it says of whom.
+def _anchor(opened: Session, given: str, judges: SampleSet | None) -> SampleSet:
+    """``--anchor``: images of anybody but forgotten people and those who are left for evaluate, whether or not it says of whom.
 
     Raises:
         ImuError: nothing is left of it.
         InvalidRowsError: forget images stand in it.
     """
-    samples = scope.anchor_of(opened, given)
+    samples = scope.anchor_of(opened, given, judges)
     try:
         samples = samples_people.with_people(samples)
     except ImuError:
         return replace(samples, labels=[UNKNOWN] * len(samples), classes=None)
-    gone = set(people.ids(opened.forget.samples))
-    rows = [row for row, name in enumerate(people.ids(samples)) if name not in gone or not name]
+    gone = {name for known in (opened.forget.samples, judges) if known is not None for name in people.ids(known)} - {""}
+    rows = [row for row, name in enumerate(people.ids(samples)) if name not in gone]
     if not rows:
-        raise ImuError(f"--anchor {given}: holds nobody but people who are to be forgotten; give images of others")
+        raise ImuError(
+            f"--anchor {given}: holds nobody but people who are to be forgotten, or who are left for evaluate; give images of others"
+        )
     return samples.subset(rows)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from imu_cli import __version__
 from imu_cli.errors import ImuError
 from imu_cli.features import cache
-from imu_cli.files import writing
+from imu_cli.files import locks
 
 STALE = 7 * 24 * 3600
 """Age in seconds from which the state of an interrupted run is removed in passing."""
@@ -51,10 +51,11 @@ class Progress:
             return
         _tidy()
         on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        with writing.said_as(lambda why: f"{cache.folder()}: the cache cannot be written ({why}); set IMU_CACHE_DIR"):
-            cache.make()
-        with writing.together(self.path, private=True, replaced=lambda _: None) as (file,):
+        with cache.scratch("set IMU_CACHE_DIR") as file:  # no output, of which a run that is stopped would have to tell
             save_file(on_cpu, file, metadata={"said": json.dumps(said)})
+            file.chmod(0o600)
+            with locks.held_folder(cache.folder()):
+                file.replace(self.path)
         self.kept, self._last = True, time.monotonic()
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

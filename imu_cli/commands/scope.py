@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imu_cli.commands import held_out, preparation
 from imu_cli.commands.processes import Ranks
@@ -27,7 +27,7 @@ from imu_cli.influence import closed_form
 from imu_cli.linear import margins
 from imu_cli.linear.rows import Rows, blocks
 from imu_cli.linear.rows import logits as logits_of
-from imu_cli.models import scopes
+from imu_cli.models import correspondence, scopes
 from imu_cli.models.arithmetic import float32_as
 from imu_cli.models.checkpoint import DTYPES, same_bits
 from imu_cli.models.scopes import Answers, Scope
@@ -48,6 +48,9 @@ LEARNING_RATE = 0.004
 MINIBATCH = 128
 UNSEEN_SHARE = 0.2
 """Of the held-out samples that may choose: those that are not anchored, since an anchored sample no longer looks unseen."""
+ANCHORED = 2
+"""Anchored samples for each forget sample, below which the unseen ones are anchored too: then what the network knows suffers
+more than the targets, which an anchored sample makes a little too sure (benchmarks/quality_depth.py)."""
 FEW = 500
 """Held-out samples below which all of them do both: of fewer a fifth is so small that one sample is beyond ``--max-drop``."""
 BEYOND = 1.0
@@ -213,7 +216,7 @@ def _parts(
     """The samples that are anchored, and the unseen ones that are not: two parts of the held-out data, or ``--anchor`` and all of it."""
     held = ready.held_samples
     if config.anchor is not None:
-        return anchor_of(opened, config.anchor), held
+        return anchor_of(opened, config.anchor, None if config.reference else _judges(opened, config.test)), held
     if held is None:
         what = "; nothing but the forget samples holds the network, and other answers may change: imu evaluate says how far"
         opened.note("no anchor: add --anchor DATA, unseen samples of the same kind (without labels)" + what)
@@ -224,6 +227,13 @@ def _parts(
             f"{len(held)} held-out samples are too few for two parts: all of them are anchored and give targets"
         )
         return held, held
+    n = len(opened.forget.samples)
+    if ready.job.plan.kind != "class" and len(rest) < ANCHORED * n:
+        opened.note(
+            f"held-out samples: all {len(held)} are anchored and give targets: beside {n} forget samples every one of them is needed to "
+            "hold the network"
+        )
+        return held, held
     opened.note(
         f"held-out samples: {len(rest)} are anchored (the network is held to what it says of them), {len(apart)} others give targets "
         "and guard the budgets"
@@ -231,8 +241,8 @@ def _parts(
     return held.subset(rest), held.subset(apart)
 
 
-def anchor_of(opened: Session, given: str) -> SampleSet:
-    """``--anchor``, without twins of the forget samples.
+def anchor_of(opened: Session, given: str, judges: SampleSet | None) -> SampleSet:
+    """The samples of ``--anchor``, without twins of forget samples, and without those of ``--test`` that are left to judge by.
 
     Raises:
         ImuError: nothing is left of it.
@@ -251,6 +261,31 @@ def anchor_of(opened: Session, given: str) -> SampleSet:
     left = without(samples, {theirs for _, theirs in shared.twins})
     if len(left) == 0:
         raise ImuError(f"--anchor {given}: nothing is left of it without twins of the forget samples; give other data")
+    return left if judges is None else _without_judges(opened, given, left, judges)
+
+
+def _judges(opened: Session, test: str | None) -> SampleSet | None:
+    """The half of ``--test`` that is left for evaluate."""
+    if test is None:
+        return None
+    whole = held_out.held_out(opened, test)
+    chosen = set(held_out.half(whole, opened.run.seed))
+    return whole.subset([row for row in range(len(whole)) if row not in chosen])
+
+
+def _without_judges(opened: Session, given: str, samples: SampleSet, judges: SampleSet) -> SampleSet:
+    shared = overlap(judges, samples)
+    theirs = {row for _, row in [*shared.same, *shared.twins]}
+    if theirs:
+        opened.note(
+            f"--anchor {given}: {len(theirs)} of its {len(samples)} samples are in the half of --test that is left for evaluate, and are "
+            "left out: what is held to its answers cannot judge"
+        )
+    left = without(samples, theirs)
+    if len(left) == 0:
+        raise ImuError(
+            f"--anchor {given}: nothing is left of it without the half of --test that judges; give other data"
+        )
     return left
 
 
@@ -458,60 +493,23 @@ def names_in_file(opened: Session, scope: Scope) -> dict[str, list[str]]:
     Raises:
         RefusedError: a weight is not in the file as it is, or in a dtype that is not written.
     """
-    network = opened.network
+    network, checkpoint = opened.network, opened.checkpoint
     assert network is not None
-    model, naming = network.model, network.loaded.naming
-    state = model.state_dict(keep_vars=True)
-    alike: dict[int, list[str]] = {}
-    for name, tensor in state.items():
-        alike.setdefault(tensor.data_ptr(), []).append(name)
-    own = {
-        name: _current(naming.own(name), state, model)
-        for name in opened.checkpoint.entries
-        if name not in naming.left_out
-    }
-    found: dict[str, list[str]] = {}
-    for name, parameter in scope.parameters.items():
-        same = set(alike.get(parameter.data_ptr(), [])) | {name}
-        those = [file for file, current in own.items() if current in same]
-        if not those:
-            those = _by_value(opened, parameter, [file for file, current in own.items() if current not in state])
+    found = correspondence.find(checkpoint, network.loaded, scope.parameters)
+    for name, those in found.items():
         if not those:
             raise RefusedError(
                 f"--scope {scope.given}: {name} is not in the file as the model has it (it is computed or joined from other tensors); "
                 "name a scope without it"
             )
         for file in those:
-            dtype = opened.checkpoint.entries[file].dtype
+            dtype = checkpoint.entries[file].dtype
             if dtype not in DTYPES:
                 raise RefusedError(
                     f"--scope {scope.given}: {file} is {dtype} in the file; imu writes {', '.join(DTYPES)}: give the checkpoint from "
                     "before quantisation, or name a scope without it"
                 )
-        found[name] = those
     return found
-
-
-def _current(name: str, state: Mapping[str, Tensor], model: nn.Module) -> str:
-    """A file's name as the model has it: transformers' files keep older ones."""
-    base = getattr(model, "base_model_prefix", "")
-    for changed in (name, name.replace(".gamma", ".weight").replace(".beta", ".bias")):
-        for tried in (changed, f"{base}.{changed}", changed.removeprefix(f"{base}.")):
-            if tried in state:
-                return tried
-    return name
-
-
-def _by_value(opened: Session, parameter: Tensor, names: Sequence[str]) -> list[str]:
-    """The one tensor of the file, among those whose names the model does not have, that holds these values."""
-    shape = tuple(parameter.shape)
-    fitting = [name for name in names if opened.checkpoint.entries[name].shape == shape]
-    found = [
-        name
-        for name in fitting
-        if same_bits(opened.checkpoint.tensor(name).to(parameter.dtype), parameter.detach().cpu())
-    ]
-    return found if len(found) == 1 else []
 
 
 def rounding(opened: Session, names: Mapping[str, Sequence[str]]) -> Callable[[str, Tensor], Tensor]:

@@ -30,6 +30,8 @@ from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.inputs import InputStep
 from imu_cli.samples.packing import as_array
 
+ACCELERATOR_SHARE = 0.25
+"""Share of what is free of an accelerator's memory that what is kept of one set may take."""
 MASK = "attention_mask"
 IDS = "input_ids"
 
@@ -324,16 +326,21 @@ class Upper:
                 signals.check()
                 found = self._below(stacked)
                 if made is None:
-                    each_one = sum(tensor.element_size() * tensor[0].numel() for _, tensor, _ in found)
-                    fits = each_one * len(samples) <= most
-                    made = Kept(
-                        len(samples), None if fits else folder(), torch.device("cpu") if not fits else self.device
+                    size_of_all = len(samples) * sum(
+                        tensor.element_size() * tensor[0].numel() for _, tensor, _ in found
                     )
+                    at_hand = self.device if size_of_all <= self._room() else torch.device("cpu")
+                    fits = at_hand.type != "cpu" or size_of_all <= most
+                    made = Kept(len(samples), None if fits else folder(), at_hand)
                 for name, rows, mask in found:
                     made.put(name, places, rows, mask)
                 advance(len(places))
         assert made is not None, "a set has samples"
         return made
+
+    def _room(self) -> int:
+        """Bytes of an accelerator's memory that a set may take, 0 on the CPU: what a batch of the training needs has to stay free."""
+        return int(ACCELERATOR_SHARE * torch.cuda.mem_get_info(self.device)[0]) if self.device.type == "cuda" else 0
 
     def _below(self, stacked: Batch) -> list[tuple[str, Tensor, Tensor | None]]:
         """What is kept of a batch: names, rows (k, …), and the mask (k, t) of tokens."""

@@ -224,6 +224,10 @@ def _misfits(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, list[
     }
 
 
+FIRST = 4096.0
+"""The first number of ``library_names``: none that a layer begins with."""
+
+
 def _is_transformers(model: nn.Module) -> bool:
     return type(model).__module__.startswith("transformers.models.")
 
@@ -239,6 +243,24 @@ def _translated(model: Any, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str,
         "unexpected": sorted(report["unexpected_keys"]),
         "misshapen": [_misshapen(*item) for item in sorted(report["mismatched_keys"])],
     }
+
+
+def library_names(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """What transformers' loader makes of a file's tensors, by the file's names with their shapes: the file's name for each of the model's.
+
+    Found by loading tensors that are numbered. What is joined or cut on loading has no name; whether a tensor is turned is not seen.
+    """
+    if not _is_transformers(model):
+        return {}
+    given = list(shapes)
+    numbered = {name: torch.full((1,), FIRST + at).expand(tuple(shapes[name])) for at, name in enumerate(given)}
+    state, _ = _translated(model, numbered)
+    found = {}
+    for name, tensor in state.items():
+        at = float(tensor.flatten()[0]) - FIRST if tensor.numel() else -1.0
+        if at in range(len(given)) and bool((tensor == FIRST + at).all()):
+            found[name] = given[int(at)]
+    return found
 
 
 def read_said(checkpoint: Checkpoint) -> list[Said]:

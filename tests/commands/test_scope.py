@@ -290,7 +290,8 @@ def test_of_a_sharded_folder_the_shards_with_moved_tensors_differ(
     out = Path("net.unlearned")
     index = json.loads(Path("net/model.safetensors.index.json").read_text())["weight_map"]
     assert made["changed"]
-    assert all(".mlp." in tensor for tensor in made["changed"])
+    assert len(made["changed"]) == 4, "weights and biases of two layers, which the file calls intermediate and output"
+    assert all(".intermediate." in tensor or ".layer.0.output." in tensor for tensor in made["changed"])
     touched = {index[tensor] for tensor in made["changed"]}
     assert 0 < len(touched) < len(set(index.values()))
     for path in sorted(Path("net").iterdir()):
@@ -464,6 +465,16 @@ def test_twins_of_forget_samples_are_not_anchored(here: Path, capsys: pytest.Cap
     assert unlearn(capsys, *SAMPLES, *BLOCK, *more)["scope"]["anchor"] == 1
 
 
+def test_what_judges_is_not_anchored(here: Path, unseen: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of an anchor that is --test itself, the half that is left for evaluate is left out; one half is there to choose by."""
+    until = ["--until", "forget.accuracy<=0.4"]
+    more = ["--test", unseen, "--anchor", unseen, *until, "--batches", "2", "-o", "out.safetensors"]
+    _, told = run(capsys, "unlearn", *COMMON, *SAMPLES, *BLOCK, *more, code=None)
+    assert f"--anchor {unseen}: 45 of its 90 samples are in the half of --test that is left for evaluate" in told
+    made = json.loads(Path("out.record.json").read_text())
+    assert (made["scope"]["anchor"], made["scope"]["unseen"]) == (45, 45)
+
+
 def test_an_anchor_of_the_classes_that_go_is_an_error(
     here: Path, digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -536,6 +547,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
         stopped_at(patch, 3)
         _, told = run(capsys, *command, "out.safetensors", code=130)
     assert "the same command with --resume goes on from its last look" in told
+    assert told.endswith("imu: interrupted; no output was written\n")
     assert listing(Path()) == before
     (state,) = cache.folder().glob(STATE)
     assert state.stat().st_mode & 0o777 == 0o600
@@ -581,7 +593,7 @@ __main__.main()
 def test_sigint_in_the_middle_then_resume(here: Path, unseen: str) -> None:
     """A process that is sent SIGINT ends with 130 and leaves no file; the next one goes on to the bytes of an uninterrupted run."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = ["unlearn", *COMMON, *SAMPLES, *BLOCK, "--reference", unseen, "--batches", "4000", "-o"]
+    command = ["unlearn", *COMMON, *SAMPLES, *BLOCK, "--reference", unseen, "--batches", "1200", "-o"]
     launch = [sys.executable, "-c", INTERRUPTED, *command]
     subprocess.run([*launch, "whole.safetensors"], env=environment, check=False, capture_output=True)
     before = listing(Path())

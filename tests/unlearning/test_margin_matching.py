@@ -1,11 +1,13 @@
 import pytest
 import torch
 
+from imu_cli.events import Log
 from imu_cli.linear import margins
-from imu_cli.unlearning import scenario, targets
+from imu_cli.unlearning import methods, scenario, targets
 from imu_cli.unlearning.matched import fit as subject
 from imu_cli.unlearning.matched import problem as problem_module
 from imu_cli.unlearning.matched import solvers
+from imu_cli.unlearning.procedure import Classifier, Forgetting, Procedure
 from imu_cli.unlearning.scenario import Plan
 from imu_cli.unlearning.targets import Comparison, HeldOut, Limits
 
@@ -213,3 +215,20 @@ def test_beyond_capacity_targets_stay(fitted: Fitted) -> None:
         )
         assert (made.retarget is not None) is follows
         assert made.max_auc == 0.51
+
+
+def test_beyond_capacity_it_is_said_what_can_hold_more(fitted: Fitted) -> None:
+    """The note names the scope that moves layers below the head; within the head's capacity there is none."""
+    h, head = fitted.h[:, :5], fitted.head[:, :5]
+    held = targets.held_out(fitted.held.h[:, :5], fitted.held.labels, ())
+    for n, told in ((15, False), (16, True)):
+        labels, log = fitted.labels[:n], Log()
+        plan = scenario.plan("sample", "test", labels, 4, "auto")
+        forgetting = Forgetting(h[:n], labels, None, None, lambda: pytest.fail("no scores are needed"))
+        classifier = Classifier(head, lambda matrix: matrix)
+        asked = Procedure(method="matched", until=0.3)
+        methods.run(methods.prepare(forgetting, classifier, plan, held, asked, log))
+        notes = [note for note in log.notes if "margins this head can set freely" in note]
+        assert bool(notes) is told, log.notes
+        assert all(note.startswith("16 samples are more than the 15 ") for note in notes)
+        assert all(note.endswith("layers below the head can hold more: --scope last-block") for note in notes)
