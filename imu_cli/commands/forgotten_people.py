@@ -170,8 +170,8 @@ def unseen_of(opened: Session, config: UnlearnConfig) -> Unseen:
     whole, judges = len(every), None
     if option == "test":
         chosen = people.half(every, opened.run.seed)
-        others = sorted({*range(whole)} - {*chosen})
-        every, judges = every.subset(chosen), every.subset(others) if others else None
+        left = sorted({*range(whole)} - {*chosen})
+        every, judges = every.subset(chosen), every.subset(left) if left else None
         opened.note(
             f"--test: a random half of its people ({len(every)} of {whole} images, seed {opened.run.seed}) give targets, hold the network "
             "and say when it is enough; the others are left for evaluate"
