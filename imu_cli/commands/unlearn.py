@@ -107,6 +107,7 @@ def _unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], eve
     opened = opening.open_all(model, config, events)
     if opened.head.embeds:
         gone = forgotten_people.run(opened, config, origins, place, ranks)
+        gone.record.previous = _previous(opened, place.record.parent)
         replayed = partial(forgotten_people.replay, opened, expected=gone.embeddings)
         return _write(opened, config, place, gone.record, gone.tensors, replayed)
     if config.reference_model is not None:

@@ -129,6 +129,20 @@ def test_the_same_seed_gives_the_same_file(people: Path) -> None:
     assert not torch.equal(weights[0], weights[2])
 
 
+def test_a_second_run_is_told_of_the_first(people: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The record links to that of the run before; the file it began with stays as it was."""
+    assert main([*UNLEARN, *UNSEEN, *FAR, "-q"]) == 0
+    first = Path("out.safetensors").read_bytes()
+    again = ["unlearn", "out.safetensors", "--config", "imu.yaml", "--forget", "id=0004", "-o", "twice.safetensors"]
+    said = told(capsys, [*again, *UNSEEN, *FAR, "--max-auc", "0.5"], 0)
+    assert "was already unlearned (18 samples)" in said
+    record = json_files.read(Path("twice.record.json"))
+    assert isinstance(record, Record)
+    assert record.previous is not None
+    assert record.previous.n == 18
+    assert Path("out.safetensors").read_bytes() == first
+
+
 def test_an_anchor_needs_no_names(people: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All unseen people say when it is enough then; people who are to be forgotten hold nobody."""
     images = [
