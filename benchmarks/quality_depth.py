@@ -27,7 +27,8 @@ from imu_cli.models import scopes
 from imu_cli.samples.manifest import open_source
 from imu_cli.statistics import metrics
 from imu_cli.unlearning import scenario, targets
-from imu_cli.unlearning.demotion.training import Anchor, Forgotten, Schedule, Trained, Training, Unseen
+from imu_cli.unlearning.demotion.loop import Trained
+from imu_cli.unlearning.demotion.training import Anchor, Forgotten, Schedule, Training, Unseen
 from imu_cli.unlearning.targets import Comparison, HeldOut, Limits
 
 SIZES, SEEDS = (37, 500, 5000), (0, 1, 2, 3, 4)

@@ -121,6 +121,23 @@ def text_floor_table() -> str:
     ])  # fmt: skip
 
 
+def people_table() -> str:
+    """What forgetting people of a re-identification model came to, run by run, from the raw results."""
+    runs = _results("quality_people")["runs"]
+    lines = [
+        "| | people | seed | AUC before | after | reference to retrained | mAP forgotten | others' mAP | unseen people's mAP | ended by |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        before, after, count = run["before"], run["after"], len(run["people"].split(","))
+        lines.append(
+            f"| {run['name']} | {count if count > 1 else run['people']} | {run['seed']} | {before['auc']:.3f} | {after['auc']:.3f} | "
+            f"{run['reference']['auc']:.3f} to {run['retrained']['auc']:.3f} | {after['forget']:.4f} | "
+            f"{after['others'] - before['others']:+.4f} | {after['unseen'] - before['unseen']:+.4f} | {run['reason']}, step {run['steps']} |"
+        )
+    return "\n".join(lines)
+
+
 def floor_table() -> str:
     """Whole runs against bare forwards, and where images come from files against decoding and bare, from the raw results."""
     found = _results("floor")
@@ -555,7 +572,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "worked said": worked_said,
         "worked gates": worked_gates,
     },
-    "people.md": {"metrics": retrieval_metrics},
+    "people.md": {"metrics": retrieval_metrics, "people": people_table},
     "models.md": {"summary": models_summary, "models": models_table, "text models": text_models_table},
     "performance.md": {
         "floor": floor_table,

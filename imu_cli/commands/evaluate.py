@@ -73,13 +73,15 @@ def _from_record(
             "label": found.forget.label,
             "data": paths.placed(found.forget.data, "data", folder) if config.data is None else config.data,
         }
+    if found.embedding is not None:
+        known |= _of_embedding(found, folder, config)
     known |= {name: found.options[name].value for name in NAMING if name in found.options and found.options[name].value}
-    if config.scenario == "auto":
+    if config.scenario == "auto" and found.embedding is None:
         known["scenario"] = found.scenario
     values = {
         name: value
         for name, value in known.items()
-        if value is not None and (name == "scenario" or getattr(config, name) in (None, []))
+        if value is not None and (name == "scenario" or getattr(config, name) in (None, [], "auto"))
     }
     merged.update(dict.fromkeys(values, "record"))
     name = str(found.architecture["name"])
@@ -98,6 +100,28 @@ def _from_record(
             "or a --config that does"
         )
     return replace(config, **values), merged, known_of
+
+
+def _of_embedding(found: Record, folder: Path, config: EvaluateConfig) -> dict[str, Any]:
+    """What the record of an embedding model knows: no head, nobody's name, and the weights from before the people were seen.
+
+    Raises:
+        ImuError: whom it was to forget is left out of it, and was not given again.
+    """
+    assert found.embedding is not None
+    given = found.forget.given
+    if not config.forget and any("=…" in text for text in given):
+        raise ImuError(
+            "--forget: the record leaves out whom the model was to forget, since it names nobody; give them again with --forget"
+        )
+    before = found.options.get("reference_model")
+    return {
+        "head": None,
+        "label": None,
+        "task": "embedding",
+        "embedding": found.embedding.module or None,
+        "reference_model": None if before is None else paths.placed(before.value, "file", folder),
+    }
 
 
 def _stdin_again(config: EvaluateConfig, found: Record | None) -> None:
@@ -162,7 +186,7 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     requirements.refuse_other_task(wanted, opened.head.embeds, report)
     if opened.head.embeds:
         people.refuse_options(people.CLASSIFIER_ONLY, merged)
-        return _of_people(opened, effective, merged, wanted, (output, report))
+        return _of_people(opened, effective, merged, wanted, (output, report), found)
     people_only = {"--reference-model": config.reference_model is not None, "--samples": config.samples > 0}
     for option in (name for name, given in people_only.items() if given):
         raise ImuError(f"{option}: is for embedding models, and this is a classifier; leave it out")
@@ -234,15 +258,20 @@ def _of_people(
     origins: Mapping[str, str],
     wanted: Sequence[gates.Gate],
     places: tuple[Path, Path | None],
+    found: Record | None,
 ) -> Evaluated:
     """The evaluation of an embedding model, written to the first of the places, its verdicts to the second."""
+    if found is not None and opened.forget.sha256 != found.forget.sha256:
+        opened.note("the forget set is not the one that the record was made with (names, ids or contents differ)")
     page = galleries.place(places[0], config.samples)
-    outcome = people.measured(opened, config, _parts(opened, config.by))
+    outcome = people.measured(opened, config, _parts(opened, config.by), None if found is None else found.held_out)
     verdicts = gates.judge_all(wanted, {item.name: item for item in outcome.metrics}, config.require_on == "value")
     for verdict in verdicts:
         if verdict.warning:
             opened.note(f"{verdict.text}: {verdict.warning}")
     made = people.written(opened, config, origins, outcome, verdicts, places[0].parent)
+    if found is not None:
+        made.record = provenance.file_hash_of(destination.beside(opened.checkpoint.path, "record"), places[0].parent)
     if page is not None:
         galleries.write(page, outcome, config.samples, made.model.path)
     return _write(made, config, *places)

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from imu_cli.commands import opening, provenance
+from imu_cli.commands import held_out, opening, provenance
 from imu_cli.config.commands import EvaluateConfig
+from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError, InvalidRowsError
 from imu_cli.evaluation import people as measuring
 from imu_cli.evaluation import people_summary
@@ -16,13 +17,13 @@ from imu_cli.evaluation.scene import Evidence, Scene, View
 from imu_cli.features import engine
 from imu_cli.features.session import Session, Taken
 from imu_cli.files import paths
-from imu_cli.linear.rows import Mapped
+from imu_cli.linear.rows import Mapped, Rows
 from imu_cli.models import checkpoint as checkpoints
 from imu_cli.models import embedding
 from imu_cli.models.sidecar import Said
 from imu_cli.records.evaluation import Metric, Requirement
-from imu_cli.records.parts import FileHash, OptionValue
-from imu_cli.records.retrieval import EmbeddingInfo, PeopleInfo, PersonRow, Retrieval
+from imu_cli.records.parts import EmbeddingInfo, FileHash, HeldOutInfo, OptionValue
+from imu_cli.records.retrieval import PeopleInfo, PersonRow, Retrieval
 from imu_cli.samples import people
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.images.reidentification import looks_like
@@ -84,10 +85,12 @@ def refuse_strangers(opened: Session) -> None:
 # --- whose images
 
 
-def sets_of(opened: Session, test: str | None, retain: str | None, *, beside: bool = True) -> Sets:
+def sets_of(
+    opened: Session, test: str | None, retain: str | None, *, beside: bool = True, option: str = "--test"
+) -> Sets:
     """The other images that a command was given, without forget samples and their twins; unseen people are nobody of the training data.
 
-    ``beside``: the other training images are wanted too.
+    ``beside``: the other training images are wanted too; ``option`` is what names the unseen people.
 
     Raises:
         ImuError: nothing is left of a set.
@@ -100,13 +103,13 @@ def sets_of(opened: Session, test: str | None, retain: str | None, *, beside: bo
         if trained is None or not beside
         else _beside(opened, trained, "--data" if retain is None else f"--retain {retain}")
     )
-    gone = set(_ids(forget))
-    left = 0 if rest is None else sum(name in gone for name in _ids(rest))
+    gone = set(ids(forget))
+    left = 0 if rest is None else sum(name in gone for name in ids(rest))
     if left:
         opened.note(
             f"{left} images of forgotten people are not in the forget list and stay in the training data that were given"
         )
-    held = None if test is None else _unseen(opened, test, [forget, *([] if trained is None else [trained])])
+    held = None if test is None else _unseen(opened, test, [forget, *([] if trained is None else [trained])], option)
     _tell_cameras(opened, forget)
     return Sets(forget, rest if rest is not None and len(rest) else None, held, left)
 
@@ -119,34 +122,34 @@ def _beside(opened: Session, samples: SampleSet, what: str) -> SampleSet:
     return without(samples, {theirs for _, theirs in shared.same} | twins)
 
 
-def _ids(samples: SampleSet) -> list[str]:
+def ids(samples: SampleSet) -> list[str]:
     """Each image's person, empty where there is none."""
     return ["" if label == UNKNOWN else samples.class_text(label) for label in samples.labels]
 
 
-def _unseen(opened: Session, spec: str, trained: Sequence[SampleSet]) -> SampleSet:
+def _unseen(opened: Session, spec: str, trained: Sequence[SampleSet], option: str) -> SampleSet:
     samples = people.with_people(open_source(spec, "test", opened.data))
     shared = overlap(opened.forget.samples, samples)
     if shared.same:
         raise InvalidRowsError(
             [
-                f"{opened.forget.samples.where(mine)}: also stands in --test as {samples.where(theirs)}; held-out data must not hold "
+                f"{opened.forget.samples.where(mine)}: also stands in {option} as {samples.where(theirs)}; held-out data must not hold "
                 "forget samples"
                 for mine, theirs in shared.same
             ]
         )
-    known = {name for one in trained for name in one.classes or ()} | set(_ids(opened.forget.samples))
-    ids = _ids(samples)
-    seen = {row for row, name in enumerate(ids) if name and name in known}
+    known = {name for one in trained for name in one.classes or ()} | set(ids(opened.forget.samples))
+    names = ids(samples)
+    seen = {row for row, name in enumerate(names) if name and name in known}
     if seen:
-        count = len({ids[row] for row in seen})
+        count = len({names[row] for row in seen})
         opened.note(
-            f"--test {spec}: {len(seen)} images of {count} people whose ids stand in the training data too are left out: they are not unseen"
+            f"{option} {spec}: {len(seen)} images of {count} people whose ids stand in the training data too are left out: they are not unseen"
         )
     kept = without(samples, seen | {theirs for _, theirs in shared.twins})
-    if all(not name for name in _ids(kept)):
+    if all(not name for name in ids(kept)):
         raise ImuError(
-            f"--test {spec}: nobody is left of it whom the training data do not hold too; give people whom the model never saw, "
+            f"{option} {spec}: nobody is left of it whom the training data do not hold too; give people whom the model never saw, "
             "under ids of their own"
         )
     return kept
@@ -163,6 +166,32 @@ def _tell_cameras(opened: Session, forget: SampleSet) -> None:
     )
 
 
+def half(samples: SampleSet, seed: int) -> list[int]:
+    """Rows of a random half of the people, drawn by the seed: whom an unlearning may choose by."""
+    everybody = sorted({label for label in samples.labels if label != UNKNOWN})
+    order = torch.randperm(len(everybody), generator=torch.Generator().manual_seed(seed)).tolist()
+    chosen = {everybody[at] for at in order[: (len(everybody) + 1) // 2]}
+    return [row for row, label in enumerate(samples.labels) if label in chosen]
+
+
+def unused(opened: Session, samples: SampleSet, held: HeldOutInfo | None) -> SampleSet:
+    """Unseen people whom the unlearning did not choose by: an evaluation is made on people who chose nothing."""
+    if held is None:
+        return samples
+    rows = list(range(len(samples))) if held.option == "reference" else half(samples, held.seed)
+    if len(samples) != held.n or held_out.rows_hash(samples.subset(rows)) != held.sha256:
+        return samples
+    used = set(rows)
+    left = [row for row in range(len(samples)) if row not in used]
+    if held.option == "reference" or not any(samples.labels[row] != UNKNOWN for row in left):
+        opened.note("--test: are the people whom the unlearning chose by; measure on others if you can")
+        return samples
+    opened.note(
+        f"--test: {len(rows)} of its {len(samples)} images show people whom the unlearning chose by, and are left out"
+    )
+    return samples.subset(left)
+
+
 # --- what models see
 
 
@@ -170,7 +199,7 @@ def scene_of(opened: Session, sets: Sets) -> Scene:
     """The images as numbers."""
     every = sets.every()
     names = people.names_of(
-        [replace(samples, classes=tuple(sorted(set(_ids(samples)) - {""}))) for samples in every.values()]
+        [replace(samples, classes=tuple(sorted(set(ids(samples)) - {""}))) for samples in every.values()]
     )
     register = Register(names)
 
@@ -199,16 +228,21 @@ def scene_of(opened: Session, sets: Sets) -> Scene:
 def view_of(opened: Session, scene: Scene, sets: Sets, whose: str = "") -> View:
     """The scene as an opened model sees it."""
     what = {"forget": "forgotten people", "rest": "other training images", "test": "unseen people"}
-    seen = {name: _directions(opened, samples, f"{what[name]}{whose}") for name, samples in sets.every().items()}
+    seen = {name: directions_of(opened, samples, f"{what[name]}{whose}") for name, samples in sets.every().items()}
     return View(scene, seen["forget"], seen.get("rest"), seen.get("test"))
 
 
-def _directions(opened: Session, samples: SampleSet, what: str) -> Tensor:
-    rows = opened.features_of(samples, what, narrow=True)
+def directions_of(opened: Session, samples: SampleSet, what: str) -> Tensor:
+    """Directions (n, d) of images as an opened model sees them."""
+    return as_directions(opened.features_of(samples, what, narrow=True))
+
+
+def as_directions(rows: Rows) -> Tensor:
+    """Directions (n, d) of embeddings."""
     return retrieval.directions((rows.held() if isinstance(rows, Mapped) else rows).cpu())
 
 
-def open_beside(opened: Session, path: Path, config: EvaluateConfig) -> Session:
+def open_beside(opened: Session, path: Path, config: ModelConfig) -> Session:
     """Another model of the same architecture, which sees the same images.
 
     Raises:
@@ -259,14 +293,18 @@ class Outcome:
     others: Others
 
 
-def measured(opened: Session, config: EvaluateConfig, parts: Mapping[str, Tensor] | None) -> Outcome:
-    """Everything that is measured of an opened embedding model.
+def measured(
+    opened: Session, config: EvaluateConfig, parts: Mapping[str, Tensor] | None, held: HeldOutInfo | None = None
+) -> Outcome:
+    """Everything that is measured of an opened embedding model, on unseen people by whom its unlearning did not choose (``held``).
 
     Raises:
         ImuError: bad data, or models that do not fit.
     """
     refuse_strangers(opened)
     sets = sets_of(opened, config.test, config.retain)
+    if sets.test is not None:
+        sets = replace(sets, test=unused(opened, sets.test, held))
     others = others_of(opened, config)
     scene = scene_of(opened, sets)
 
@@ -321,14 +359,14 @@ def written(
         requirements=verdicts,
         given={name: paths.relative_to(getattr(config, name), "data", folder) for name in ("data", "test", "retain")},
         similarity=measuring.curves(outcome.evidence),
-        **common | {"options": _without_people(common["options"])},
+        **common | {"options": without_people(common["options"])},
     )
 
 
 def _people_info(opened: Session, config: EvaluateConfig, folder: Path) -> PeopleInfo:
     told = provenance.forget_info(opened, config, folder)
     return PeopleInfo(
-        given=_unnamed(told.given),
+        given=unnamed(told.given),
         data=told.data,
         n=told.n,
         people=len(set(opened.forget.labels)),
@@ -338,16 +376,16 @@ def _people_info(opened: Session, config: EvaluateConfig, folder: Path) -> Peopl
     )
 
 
-def _unnamed(given: Sequence[str]) -> list[str]:
+def unnamed(given: Sequence[str]) -> list[str]:
     """Selectors without the ids in them."""
     kinds = [text.partition("=")[0] if paths.is_selector(text) else "" for text in given]
     return [f"{kind}=…" if kind in ("id", "class") else text for kind, text in zip(kinds, given, strict=True)]
 
 
-def _without_people(options: Mapping[str, OptionValue]) -> dict[str, OptionValue]:
+def without_people(options: Mapping[str, OptionValue]) -> dict[str, OptionValue]:
     """The options without the names of people in them."""
     made = dict(options)
-    made["forget"] = OptionValue(value=_unnamed(made["forget"].value), origin=made["forget"].origin)
+    made["forget"] = OptionValue(value=unnamed(made["forget"].value), origin=made["forget"].origin)
     if made["label"].value is not None:
         made["label"] = OptionValue(value="…", origin=made["label"].origin)
     return made

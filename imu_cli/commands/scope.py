@@ -30,13 +30,16 @@ from imu_cli.linear.rows import logits as logits_of
 from imu_cli.models import correspondence, scopes
 from imu_cli.models.arithmetic import float32_as
 from imu_cli.models.checkpoint import DTYPES, same_bits
-from imu_cli.models.scopes import Scope
+from imu_cli.models.scopes import Answers, Scope
+from imu_cli.records.parts import HeldOutInfo
 from imu_cli.records.record import LookInfo, ScopeInfo, TensorChange
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.manifest import open_source
 from imu_cli.samples.overlap import overlap, without
-from imu_cli.unlearning.demotion import training
-from imu_cli.unlearning.demotion.training import Anchor, Forgotten, Schedule, Trained, Training, Unseen
+from imu_cli.unlearning import targets
+from imu_cli.unlearning.demotion import loop, training
+from imu_cli.unlearning.demotion.loop import LookT, Objective
+from imu_cli.unlearning.demotion.training import Anchor, Forgotten, Schedule, Training, Unseen
 from imu_cli.unlearning.matched import fit
 from imu_cli.unlearning.procedure import Job
 
@@ -62,7 +65,7 @@ class Moved:
 
     tensors: Mapping[str, Tensor]
     info: ScopeInfo
-    trained: Trained
+    trained: loop.Trained[targets.Look]
     trajectory: list[LookInfo]
     logits: Tensor
 
@@ -75,7 +78,7 @@ DEEPER_ONLY = ("anchor", "beta", "batches", "feature_term", "resume")
 
 
 def refuse(config: UnlearnConfig) -> None:
-    """Refuse options that say nothing to the scope, before anything is read.
+    """Refuse options that say nothing to the scope.
 
     Raises:
         ImuError: names all of them.
@@ -111,15 +114,15 @@ def refuse_vectors(opened: Session, given: str) -> None:
         )
 
 
-def find(opened: Session, given: str) -> Scope:
-    """The layers that move, told before the first step.
+def find(opened: Session, given: str, answers: Answers = scopes.logits) -> Scope:
+    """The layers that move, told before the first step; ``answers`` is what they are for.
 
     Raises:
         ImuError: the scope means nothing in this model.
     """
     network = opened.network
     assert network is not None
-    found = scopes.find(network.model, network.probe, given, opened.head.module)
+    found = scopes.find(network.model, network.probe, given, opened.head.module, answers)
     opened.note(f"scope {given}: {found.described()} move; buffers, and everything else, stay as they are")
     return found
 
@@ -133,34 +136,17 @@ def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation
     """
     network, job = opened.network, ready.job
     assert network is not None
-    names = _names_in_file(opened, scope)
+    names = names_in_file(opened, scope)
     anchored, unseen = _parts(opened, config, ready)
-    upper = _upper(opened, network, scope)
-    said = f"from the output of {upper.cut.module} on" if upper.cut.module else "as a whole, from its input"
-    opened.note(f"the network runs {said} while it is trained; what is below runs once")
-    with _room() as folder:
-        sets = _keep(opened, upper, [opened.forget.samples, anchored, unseen], folder)
+    upper = upper_part(opened, network, scope)
+    with room() as folder:
+        sets = keep(opened, upper, [opened.forget.samples, anchored, unseen], folder)
         for parameter in scope.parameters.values():
             parameter.requires_grad_(True)
         try:
             work = _training(opened, config, job, scope, upper, sets, h, anchored, unseen)
-            work.share, work.join = ranks.share, ranks.add_up
-            state = _progress(opened, config, ready, scope, anchored)
-            work.save = state.save if ranks.first else work.save
-            work.state = ranks.of_first(state.load() if config.resume and ranks.first else None)
-            work.to_file = _rounding(opened, names)
-            if work.state is not None:
-                opened.note(f"going on from step {work.state[1]['looks'][-1][0]} of an earlier run")
-            elif config.resume:
-                opened.note("--resume: no interrupted run with this model, these data and options; begun anew")
-            try:
-                trained = _trained(opened, work)
-            except StoppedError:
-                if state.kept:
-                    opened.note(
-                        "what was done so far is kept in the cache: the same command with --resume goes on from its last look"
-                    )
-                raise
+            work.share, work.join, work.to_file = ranks.share, ranks.add_up, rounding(opened, names)
+            trained, state = resumed(opened, config, scope, work, ranks, ready.held_info, anchored, _told)
         finally:
             for parameter in scope.parameters.values():
                 parameter.requires_grad_(False)
@@ -169,14 +155,15 @@ def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation
     trajectory = [LookInfo(step=number, fraction=1.0, **vars(look)) for number, look in trained.looks]
     trajectory[-1].fraction = trained.fraction
     tensors = {name: trained.weights[own] for own, those in names.items() for name in those}
-    changes = _changes(opened, tensors)
-    tensors = {name: tensor for name, tensor in tensors.items() if name in {item.name for item in changes}}
+    changed = changes(opened, tensors)
+    tensors = {name: tensor for name, tensor in tensors.items() if name in {item.name for item in changed}}
+    n = len(work.forgotten.labels) + (0 if work.anchor is None else len(work.anchor.logits))
     info = ScopeInfo(
         given=scope.given, modules=list(scope.modules), weights=scope.count, cut=upper.cut.module,
         anchor=0 if anchored is None else len(anchored), unseen=0 if unseen is None else len(unseen),
         beta=config.beta, learning_rate=trained.learning_rate, batches=trained.batches, steps=trained.steps,
         minibatch=work.schedule.forget, fraction=trained.fraction, weighting=config.weights,
-        feature_term=work.means is not None, passes=_passes(opened, scope, work), tensors=changes,
+        feature_term=work.means is not None, passes=passes(opened, scope, work, n), tensors=changed,
     )  # fmt: skip
     return Moved(tensors, info, trained, trajectory, _some_logits(opened))
 
@@ -184,8 +171,11 @@ def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation
 # What runs
 
 
-def _upper(opened: Session, network: Network, scope: Scope) -> Upper:
-    found, engine = cut.find(network.model, network.probe, scope.modules), opened.engine
+def upper_part(opened: Session, network: Network, scope: Scope, answers: Answers = scopes.logits) -> Upper:
+    """The part of the network that moves, told where it begins."""
+    found, engine = cut.find(network.model, network.probe, scope.modules, answers=answers), opened.engine
+    said = f"from the output of {found.module} on" if found.module else "as a whole, from its input"
+    opened.note(f"the network runs {said} while it is trained; what is below runs once")
 
     @contextmanager
     def cast() -> Iterator[None]:
@@ -197,13 +187,14 @@ def _upper(opened: Session, network: Network, scope: Scope) -> Upper:
 
 
 @contextmanager
-def _room() -> Iterator[Path]:
+def room() -> Iterator[Path]:
     """A folder for what does not fit into memory; nothing of it is left behind."""
     with tempfile.TemporaryDirectory(prefix="imu-") as folder:
         yield Path(folder)
 
 
-def _keep(opened: Session, upper: Upper, sets: Sequence[SampleSet | None], folder: Path) -> list[Kept | None]:
+def keep(opened: Session, upper: Upper, sets: Sequence[SampleSet | None], folder: Path) -> list[Kept | None]:
+    """What is below the cut, run once over each set."""
     made: list[Kept | None] = []
     most = memory.limit(opened.run.max_memory)
     total = sum(len(samples) for samples in sets if samples is not None)
@@ -225,7 +216,7 @@ def _parts(
     """The samples that are anchored, and the unseen ones that are not: two parts of the held-out data, or ``--anchor`` and all of it."""
     held = ready.held_samples
     if config.anchor is not None:
-        return _anchor(opened, config.anchor, None if config.reference else config.test), held
+        return anchor_of(opened, config.anchor, None if config.reference else _judges(opened, config.test)), held
     if held is None:
         what = "; nothing but the forget samples holds the network, and other answers may change: imu evaluate says how far"
         opened.note("no anchor: add --anchor DATA, unseen samples of the same kind (without labels)" + what)
@@ -250,8 +241,13 @@ def _parts(
     return held.subset(rest), held.subset(apart)
 
 
-def _anchor(opened: Session, given: str, test: str | None) -> SampleSet:
-    """The samples of ``--anchor``, without twins of forget samples, and without those of ``--test`` that are left to judge by."""
+def anchor_of(opened: Session, given: str, judges: SampleSet | None) -> SampleSet:
+    """The samples of ``--anchor``, without twins of forget samples, and without those of ``--test`` that are left to judge by.
+
+    Raises:
+        ImuError: nothing is left of it.
+        InvalidRowsError: forget samples stand in it.
+    """
     samples = open_source(given, "test", opened.data)
     shared = overlap(opened.forget.samples, samples)
     if shared.same:
@@ -265,13 +261,19 @@ def _anchor(opened: Session, given: str, test: str | None) -> SampleSet:
     left = without(samples, {theirs for _, theirs in shared.twins})
     if len(left) == 0:
         raise ImuError(f"--anchor {given}: nothing is left of it without twins of the forget samples; give other data")
-    return left if test is None else _without_judges(opened, given, left, test)
+    return left if judges is None else _without_judges(opened, given, left, judges)
 
 
-def _without_judges(opened: Session, given: str, samples: SampleSet, test: str) -> SampleSet:
+def _judges(opened: Session, test: str | None) -> SampleSet | None:
+    """The half of ``--test`` that is left for evaluate."""
+    if test is None:
+        return None
     whole = held_out.held_out(opened, test)
     chosen = set(held_out.half(whole, opened.run.seed))
-    judges = whole.subset([row for row in range(len(whole)) if row not in chosen])
+    return whole.subset([row for row in range(len(whole)) if row not in chosen])
+
+
+def _without_judges(opened: Session, given: str, samples: SampleSet, judges: SampleSet) -> SampleSet:
     shared = overlap(judges, samples)
     theirs = {row for _, row in [*shared.same, *shared.twins]}
     if theirs:
@@ -389,8 +391,38 @@ def _blended(
     return lambda rows, others, share: upper(kept, places[rows], Blend(places[others], share))
 
 
-def _trained(opened: Session, work: Training) -> Trained:
-    steps = work.schedule.length(len(work.forgotten.labels))
+def resumed(
+    opened: Session,
+    config: UnlearnConfig,
+    scope: Scope,
+    work: Objective[LookT],
+    ranks: Ranks,
+    held: HeldOutInfo | None,
+    anchored: SampleSet | None,
+    told: Callable[[LookT], str],
+) -> tuple[loop.Trained[LookT], Progress]:
+    """Train, from where an interrupted run was where that is asked for; what it keeps on the way is removed by ``Progress.done``."""
+    state = _progress(opened, config, held, scope, anchored)
+    if ranks.first:
+        work.save = state.save
+    work.state = ranks.of_first(state.load() if config.resume and ranks.first else None)
+    if work.state is not None:
+        opened.note(f"going on from step {work.state[1]['looks'][-1][0]} of an earlier run")
+    elif config.resume:
+        opened.note("--resume: no interrupted run with this model, these data and options; begun anew")
+    try:
+        return run_loop(opened, work, told), state
+    except StoppedError:
+        if state.kept:
+            opened.note(
+                "what was done so far is kept in the cache: the same command with --resume goes on from its last look"
+            )
+        raise
+
+
+def run_loop(opened: Session, work: Objective[LookT], told: Callable[[LookT], str]) -> loop.Trained[LookT]:
+    """Train to the end; every look is told."""
+    steps = work.length()
     on_cpu = opened.device.type == "cpu"
     last = 0
     with (
@@ -399,30 +431,28 @@ def _trained(opened: Session, work: Training) -> Trained:
         allocation.kept() if on_cpu else contextlib.nullcontext(),
     ):
         for item in work.train():
-            if isinstance(item, Trained):
+            if isinstance(item, loop.Trained):
                 return item
             step, look = item
             advance(max(0, step - last))
             last = step
-            opened.log.events.note(_told(step, steps, look))
+            opened.log.events.note(f"step {step} of {steps}: {told(look)}")
     raise AssertionError("a training ends with weights")
 
 
-def _told(step: int, steps: int, look: object) -> str:
-    shown = [f"step {step} of {steps}: forget {look.forget:.2%}"]  # type: ignore[attr-defined]
-    for name, text in (
-        ("unseen", "unseen {:.2%}"),
-        ("auc", "AUC {:.3f}"),
-        ("test_drop", "unseen accuracy down by {:.2%}"),
-    ):
-        value = getattr(look, name)
-        if value is not None:
-            shown.append(text.format(value))
+def _told(look: targets.Look) -> str:
+    shown = [f"forget {look.forget:.2%}"]
+    if look.unseen is not None:
+        shown.append(f"unseen {look.unseen:.2%}")
+    if look.auc is not None:
+        shown.append(f"AUC {look.auc:.3f}")
+    if look.test_drop is not None:
+        shown.append(f"unseen accuracy down by {look.test_drop:.2%}")
     return ", ".join(shown)
 
 
 def _progress(
-    opened: Session, config: UnlearnConfig, ready: preparation.Ready, scope: Scope, anchored: SampleSet | None
+    opened: Session, config: UnlearnConfig, held: HeldOutInfo | None, scope: Scope, anchored: SampleSet | None
 ) -> Progress:
     """Where the state of this training lies, by everything that it depends on."""
     free = {
@@ -444,7 +474,7 @@ def _progress(
             "model": opened.checkpoint.sha256,
             "forget": opened.forget.sha256,
             "anchor": None if anchored is None else held_out.rows_hash(anchored),
-            "held": None if ready.held_info is None else ready.held_info.sha256,
+            "held": None if held is None else held.sha256,
             "modules": scope.modules,
             "device": opened.device.type,
             "batch": opened.engine.batch_size,
@@ -457,7 +487,7 @@ def _progress(
 # The file
 
 
-def _names_in_file(opened: Session, scope: Scope) -> dict[str, list[str]]:
+def names_in_file(opened: Session, scope: Scope) -> dict[str, list[str]]:
     """The file's tensors for each moving weight; several where the file has a tied one twice.
 
     Raises:
@@ -482,7 +512,7 @@ def _names_in_file(opened: Session, scope: Scope) -> dict[str, list[str]]:
     return found
 
 
-def _rounding(opened: Session, names: Mapping[str, Sequence[str]]) -> Callable[[str, Tensor], Tensor]:
+def rounding(opened: Session, names: Mapping[str, Sequence[str]]) -> Callable[[str, Tensor], Tensor]:
     """What the file makes of a moving weight: its dtype's nearest value."""
     entries = opened.checkpoint.entries
 
@@ -492,7 +522,7 @@ def _rounding(opened: Session, names: Mapping[str, Sequence[str]]) -> Callable[[
     return to_file
 
 
-def _changes(opened: Session, tensors: Mapping[str, Tensor]) -> list[TensorChange]:
+def changes(opened: Session, tensors: Mapping[str, Tensor]) -> list[TensorChange]:
     """Tensors whose bytes differ from the file's, and by how much of their norm."""
     made = []
     for name, tensor in sorted(tensors.items()):
@@ -519,12 +549,11 @@ def _some_logits(opened: Session) -> Tensor:
         return extraction.in_halves(run, batch)[1].double().cpu()
 
 
-def _passes(opened: Session, scope: Scope, work: Training) -> float:
-    """Forward passes of the whole network over forget and anchor samples that the training was worth: a backward counts two.
+def passes(opened: Session, scope: Scope, work: Objective[LookT], n: int) -> float:
+    """Forward passes of the whole network over n forget and anchor samples that the training was worth: a backward counts two.
 
     The part above the cut counts by its share of the weights' multiplications, taken as that of the time of a pass.
     """
-    n = len(work.forgotten.labels) + (0 if work.anchor is None else len(work.anchor.logits))
     return 1 + _share_above(opened, scope) * work.spent / n
 
 

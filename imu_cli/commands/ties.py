@@ -8,7 +8,7 @@ from imu_cli.commands import people, provenance
 from imu_cli.config.commands import InfluenceConfig
 from imu_cli.errors import ImuError
 from imu_cli.features.session import Session
-from imu_cli.records.retrieval import EmbeddingInfo
+from imu_cli.records.parts import EmbeddingInfo
 from imu_cli.records.ties import TieRow, Ties
 from imu_cli.statistics import same_person
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from imu_cli import flags
-from imu_cli.commands import opening, preparation, processes, provenance, reuse, scope
+from imu_cli.commands import forgotten_people, opening, preparation, processes, provenance, reuse, scope
 from imu_cli.commands.processes import Ranks
 from imu_cli.commands.provenance import common
 from imu_cli.config.commands import PAPER, UnlearnConfig
@@ -58,18 +59,28 @@ def with_preset(config: UnlearnConfig, origins: Mapping[str, str]) -> tuple[Unle
 
 
 def _refuse_contradictions(config: UnlearnConfig) -> None:
+    if config.weights == "uniform" and config.reweight != "once":
+        raise ImuError("--reweight: uniform weights do not change as the head moves; leave it out")
+    if config.scope != scopes.HEAD:
+        scope.refuse(config)
+    if config.until is not None:
+        targets.parse_until(config.until)
+
+
+def _refuse_for_head(config: UnlearnConfig) -> None:
+    """Refuse options that say nothing to the head of a classifier.
+
+    Raises:
+        ImuError: names all of them.
+    """
     sgd_only = {
         "--momentum": config.momentum, "--weight-decay": config.weight_decay, "--l1": config.l1,
         "--minibatch": config.minibatch, "--epochs": config.epochs,
     }  # fmt: skip
     named = [flag for flag, value in sgd_only.items() if value]
-    if named and config.learning_rate is None and config.scope == scopes.HEAD:
+    if named and config.learning_rate is None:
         raise ImuError(f"{', '.join(named)}: only with SGD; add --learning-rate, or leave out")
-    if config.weights == "uniform" and config.reweight != "once":
-        raise ImuError("--reweight: uniform weights do not change as the head moves; leave it out")
     scope.refuse(config)
-    if config.until is not None:
-        targets.parse_until(config.until)
 
 
 def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], events: Events) -> Unlearned:
@@ -95,10 +106,15 @@ def _unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], eve
         config = replace(config, weights="uniform")
     opened = opening.open_all(model, config, events)
     if opened.head.embeds:
-        raise ImuError(
-            f"{model}: an embedding model, whose people imu unlearn cannot make it forget; imu evaluate measures whether it did"
-        )
+        gone = forgotten_people.run(opened, config, origins, place, ranks)
+        gone.record.previous = _previous(opened, place.record.parent)
+        replayed = partial(forgotten_people.replay, opened, expected=gone.embeddings)
+        return _write(opened, config, place, gone.record, gone.tensors, replayed)
+    if config.reference_model is not None:
+        raise ImuError("--reference-model: is for embedding models, and this is a classifier; leave it out")
     moving = None
+    if config.scope == scopes.HEAD:
+        _refuse_for_head(config)
     if config.scope == scopes.HEAD and ranks.count > 1:
         raise ImuError("torchrun: the head alone needs one process; start imu without it, or name a deeper --scope")
     if config.scope != scopes.HEAD:
@@ -160,6 +176,8 @@ def _write(
 
 def next_words(done: Unlearned, config: UnlearnConfig, origins: Mapping[str, str]) -> list[str]:
     """The command that measures what was written, as it can be typed: with the file of options or the code that it needs."""
+    if done.record.embedding is not None:
+        return forgotten_people.next_words(done.output, done.record, config, origins.get(flags.CONFIG_FILE))
     words, record = ["imu", "evaluate", str(done.output)], done.record
     built = Architecture(str(record.architecture["name"]), "record")
     if flags.CONFIG_FILE in origins:

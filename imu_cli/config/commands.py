@@ -30,6 +30,14 @@ from imu_cli.config.fields import (
 )
 from imu_cli.config.shared import ForgetConfig, SamplesConfig, TargetConfig
 
+REFERENCE_MODEL = Option(
+    "Weights from before the people were seen, of the same architecture: how alike their images are for a model that never saw them "
+    "(embedding models).",
+    metavar="MODEL",
+    path="file",
+    group=MODEL,
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig(SamplesConfig):
@@ -84,6 +92,7 @@ class UnlearnConfig(TargetConfig):
         ),
     ] = None
     force: Annotated[bool, Option("Replace an existing output (never the input).", group=OUTPUT)] = False
+    reference_model: Annotated[str | None, REFERENCE_MODEL] = None
     method: Annotated[
         Method,
         Option(
@@ -99,6 +108,7 @@ class UnlearnConfig(TargetConfig):
             "What moves: head; last-block (the last stage, or the last third of a stack of equal blocks, and what follows); all; or "
             "patterns of module paths, such as 'layer3.*,fc' or 'blocks.[8-11].*'.",
             metavar="SCOPE",
+            default="head; last-block of an embedding model",
             group=DEEPER,
         ),
     ] = "head"
@@ -116,7 +126,11 @@ class UnlearnConfig(TargetConfig):
     batches: Annotated[
         int | None,
         Gt(0),
-        Option("Training steps.", default="200 + 0.08 per forget sample; 1000 with the feature term", group=DEEPER),
+        Option(
+            "Training steps.",
+            default="200 + 0.08 per forget sample; 1000 with the feature term; 100 of an embedding model",
+            group=DEEPER,
+        ),
     ] = None
     feature_term: Annotated[
         bool,
@@ -183,7 +197,7 @@ class UnlearnConfig(TargetConfig):
         Gt(0),
         Option(
             "Forget samples in one SGD step, or in a training step deeper than the head.",
-            default="all of them; 128 deeper than the head",
+            default="all of them; 128 deeper than the head, 32 of an embedding model",
             group=ASCENT,
         ),
     ] = None
@@ -220,16 +234,7 @@ class EvaluateConfig(ForgetConfig):
             group=MODEL,
         ),
     ] = None
-    reference_model: Annotated[
-        str | None,
-        Option(
-            "Weights from before the people were seen, of the same architecture: how alike their images are for a model that never "
-            "saw them (embedding models).",
-            metavar="MODEL",
-            path="file",
-            group=MODEL,
-        ),
-    ] = None
+    reference_model: Annotated[str | None, REFERENCE_MODEL] = None
     attack: Annotated[
         Attack | None,
         Option(

@@ -25,7 +25,7 @@ from imu_cli.features.engine import to_device
 from imu_cli.models.batches import Batch, call, count, each, first, tensors
 from imu_cli.models.head import Tap, hooked, logits_of
 from imu_cli.models.replay import REPLAY_TOLERANCE
-from imu_cli.models.scopes import Event, events
+from imu_cli.models.scopes import Answers, Event, events, logits
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.inputs import InputStep
 from imu_cli.samples.packing import as_array
@@ -105,7 +105,7 @@ def _shape_of(one: Any, other: Any, sizes: tuple[int, int], others: tuple[int, i
     return Shape(tuple(sides), one.dtype)
 
 
-def find(model: nn.Module, probe: Batch, moving: Collection[str], *, tried: int = 3) -> Cut:
+def find(model: nn.Module, probe: Batch, moving: Collection[str], *, tried: int = 3, answers: Answers = logits) -> Cut:
     """The last module that has run to its end before the first moving layer begins, if what it returns is all that is needed.
 
     Args:
@@ -113,6 +113,7 @@ def find(model: nn.Module, probe: Batch, moving: Collection[str], *, tried: int 
         probe: samples as the model takes them; a single one is taken twice.
         moving: paths of the layers that move.
         tried: modules that are tried, from the last one back.
+        answers: what has to come out the same.
     """
     if count(probe) < 2:
         probe = each(probe, lambda tensor: torch.cat([tensor, tensor]))
@@ -136,7 +137,10 @@ def find(model: nn.Module, probe: Batch, moving: Collection[str], *, tried: int 
             other for other in done[: done.index(path)] if any(True for _ in model.get_submodule(other).parameters())
         ]
         cut = Cut(path, shapes[path], {skipped: shapes[skipped] for skipped in before if skipped in shapes})
-        if _reproduces(model, cut, probe, outputs[0][path]) and _reproduces(model, cut, few, outputs[1][path]):
+        if all(
+            _reproduces(model, cut, batch, made[path], answers)
+            for batch, made in zip((probe, few), outputs, strict=True)
+        ):
             return cut
     return Cut()
 
@@ -163,13 +167,13 @@ def _holds_samples(shape: Any) -> bool:
     return bool(leaves) and all(leaf.sides[:1] == ("n",) for leaf in leaves)
 
 
-def _reproduces(model: nn.Module, cut: Cut, batch: Batch, kept: Any) -> bool:
+def _reproduces(model: nn.Module, cut: Cut, batch: Batch, kept: Any, answers: Answers) -> bool:
     """Whether the part above gives the whole network's logits from what was kept."""
     with torch.inference_mode():
-        expected = logits_of(call(model, batch))
+        expected = answers(model, batch)
         try:
             with _returning(model, cut, kept, batch):
-                found = logits_of(call(model, batch if _is_text(batch) else each(batch, torch.zeros_like)))
+                found = answers(model, batch if _is_text(batch) else each(batch, torch.zeros_like))
         except ImuError:
             raise
         except Exception:  # noqa: BLE001 zeros of a shape that a model's own code does not expect: then the whole network runs
@@ -393,6 +397,12 @@ class Upper:
         if features is None:
             raise RefusedError(f"head {self.layer}: what enters it cannot be told for some samples; use --scope head")
         return features.float(), logits.float()
+
+    def answers(self, kept: Kept, rows: Tensor, of: Answers, blend: Blend | None = None) -> Tensor:
+        """What the model says (k, …) of some samples of a kept set, differentiable in the moving weights; mixed as in ``__call__``."""
+        batch = self._inputs(kept, rows, blend)
+        with self.cast(), self._from_cut(kept, rows, batch, blend):
+            return of(self.model, batch).float()
 
     def _inputs(self, kept: Kept, rows: Tensor, blend: Blend | None) -> Batch:
         if not _is_text(self.probe):

@@ -161,7 +161,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def to_bytes(tensor: Tensor, dtype: str) -> bytes:
     """A tensor's bytes in a safetensors dtype, little-endian and row-major."""
-    return tensor.detach().cpu().to(DTYPES[dtype]).contiguous().view(torch.uint8).numpy().tobytes()
+    return tensor.detach().cpu().to(DTYPES[dtype]).contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def patch(source: Checkpoint, changes: Mapping[str, Tensor], target: Path) -> None:

@@ -4,7 +4,7 @@ Only weights of linear, convolution, embedding and affine normalisation layers m
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import translate
 
@@ -85,7 +85,16 @@ def events(model: nn.Module, probe: Batch, *, outputs: bool = False) -> list[Eve
     return found
 
 
-def find(model: nn.Module, probe: Batch, given: str, head: str) -> Scope:
+Answers = Callable[[nn.Module, Batch], torch.Tensor]
+"""What a model says of a batch: its logits, or an embedding."""
+
+
+def logits(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """The logits (n, c) of a classifier."""
+    return logits_of(call(model, batch))
+
+
+def find(model: nn.Module, probe: Batch, given: str, head: str, answers: Answers = logits) -> Scope:
     """The layers that a scope means.
 
     Args:
@@ -94,12 +103,13 @@ def find(model: nn.Module, probe: Batch, given: str, head: str) -> Scope:
         given: ``last-block``, ``all``, or patterns of module paths separated by commas: ``layer3.*``, ``blocks.[10-11]``. A pattern
             that matches a module means everything inside it.
         head: path of the head.
+        answers: what depends on the weights that may move.
 
     Raises:
         ImuError: a pattern matches nothing that moves; the message lists what there is.
     """
     order = list(dict.fromkeys(event.path for event in events(model, first(probe, 1)) if event.entered))
-    movable = _movable(model, first(probe, 1), order)
+    movable = _movable(model, first(probe, 1), order, answers)
     if given == ALL:
         return _scope(model, given, movable, "all layers")
     if given == LAST_BLOCK:
@@ -116,8 +126,8 @@ def find(model: nn.Module, probe: Batch, given: str, head: str) -> Scope:
     return _scope(model, given, [path for path in movable if path in chosen], "")
 
 
-def _movable(model: nn.Module, probe: Batch, order: Sequence[str]) -> list[str]:
-    """Paths of the layers that may move, as they run: those whose weights the logits depend on.
+def _movable(model: nn.Module, probe: Batch, order: Sequence[str], answers: Answers) -> list[str]:
+    """Paths of the layers that may move, as they run: those whose weights the answers depend on.
 
     A layer is not always called: attention often takes the weights of its projections and multiplies by itself.
     """
@@ -128,7 +138,7 @@ def _movable(model: nn.Module, probe: Batch, order: Sequence[str]) -> list[str]:
             parameter.requires_grad_(True)
         with torch.enable_grad(), float32_as("ieee"):
             # Clones: what was made in inference mode cannot be differentiated through.
-            made = logits_of(call(model, each(probe, lambda tensor: tensor.clone())))
+            made = answers(model, each(probe, lambda tensor: tensor.clone()))
         gradients = torch.autograd.grad(made.float().square().sum(), list(own.values()), allow_unused=True)
     finally:
         for key, parameter in own.items():

@@ -24,6 +24,7 @@ WHAT = {
     "class": "forget samples predicted as a forgotten class",
     "sample": "forget samples predicted as their label",
     "mislabelled": "forget samples predicted as their wrong label",
+    "person": "forgotten people",
 }
 """The share that each scenario is about."""
 
@@ -77,6 +78,14 @@ class ForgetInfo(Model):
     sha256: str
     manifest: FileHash | None
     relabelled: int = 0
+
+
+class EmbeddingInfo(Model):
+    """What the embedding is: the output of ``module`` ("" for the model's), ``size`` numbers, and who said so."""
+
+    module: str
+    size: int
+    source: str
 
 
 class Interval(Model):
@@ -201,5 +210,5 @@ class _Written(Made):
     classes_source: str
     head: HeadInfo
     forget: ForgetInfo
-    scenario: Literal["class", "sample", "mislabelled"]
+    scenario: Literal["class", "sample", "mislabelled", "person"]
     scenario_source: str

@@ -10,7 +10,7 @@ from pydantic import (
     Field,
 )
 
-from imu_cli.records.parts import FileHash, HeldOutInfo, Interval, Link, Model, ScoreInfo, _Written
+from imu_cli.records.parts import EmbeddingInfo, FileHash, HeldOutInfo, Interval, Link, Model, ScoreInfo, _Written
 
 
 class Target(Model):
@@ -35,13 +35,15 @@ class LookInfo(Model):
 
     ``head_change`` is ‖ΔW‖/‖W‖ of the head, or of all weights that move. ``near`` is the share of D_f that is not predicted as a
     member, but by less than ``Target.margin``; ``unseen`` what ``forget`` is for unseen samples under this head, where the target
-    follows it; ``class_drop`` the largest fall of a kept class.
+    follows it; ``class_drop`` the largest fall of a kept class. Of an embedding model there is no ``forget``: ``similarity`` is the mean
+    of pairs of one forgotten person, ``unseen_similarity`` of one unseen person, ``auc`` of the former against the latter, ``map`` the mean
+    average precision of forgotten people among both, ``test_drop`` the fall of unseen people's.
     """
 
     step: int
     fraction: float = 1.0
     loss: float | None = None
-    forget: float
+    forget: float | None = None
     head_change: float
     test_drop: float | None = None
     near: float = 0.0
@@ -50,6 +52,9 @@ class LookInfo(Model):
     rho: float | None = None
     auc: float | None = None
     margin_error: float | None = None
+    similarity: float | None = None
+    unseen_similarity: float | None = None
+    map: float | None = None
 
 
 class TensorChange(Model):
@@ -115,3 +120,4 @@ class Record(_Written):
     details: dict[str, Any] = Field(default_factory=dict)
     previous: Link | None = None
     scope: ScopeInfo | None = None
+    embedding: EmbeddingInfo | None = None

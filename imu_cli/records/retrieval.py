@@ -6,15 +6,7 @@ from pydantic import Field
 
 from imu_cli.files.checking import FileName
 from imu_cli.records.evaluation import Evaluation, Histogram, Metric, Requirement
-from imu_cli.records.parts import FileHash, Made, Model
-
-
-class EmbeddingInfo(Model):
-    """What the embedding is: the output of ``module`` ("" for the model's), ``size`` numbers, and who said so."""
-
-    module: str
-    size: int
-    source: str
+from imu_cli.records.parts import EmbeddingInfo, FileHash, Made, Model
 
 
 class PeopleInfo(Model):

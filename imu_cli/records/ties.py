@@ -5,8 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from imu_cli.records.parts import FileHash, Model
-from imu_cli.records.retrieval import EmbeddingInfo
+from imu_cli.records.parts import EmbeddingInfo, FileHash, Model
 
 
 class TieRow(Model):

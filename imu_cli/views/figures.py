@@ -29,6 +29,8 @@ class Figure:
 def of_record(result: Record) -> list[Figure]:
     """The way of an unlearning, and the scores that it started from."""
     looks = result.trajectory
+    if result.embedding is not None:
+        return _people(result, looks)
     path = [look for look in looks if look.rho is not None]
     made = [_trade_off(result, path), _auc_path(result, path)] if path else _ascent(result, looks)
     return [figure for figure in (*made, _scores(result)) if figure is not None]
@@ -117,6 +119,36 @@ def _ascent(result: Record, looks: Sequence[LookInfo]) -> list[Figure | None]:
     drawn = [Line("s1", moved), *([Line("s2", fell)] if fell else [])]
     legend = (("s1", f"change of {words.moving(result)}"), ("s2", "fall of held-out accuracy")) if fell else ()
     return [first, Figure(title, about, svg.lines(title, about, x, y, drawn), numbers, legend)]
+
+
+def _people(result: Record, looks: Sequence[LookInfo]) -> list[Figure]:
+    """Membership AUC and what it cost against the step."""
+    if len(looks) < 2:
+        return []
+    columns = ("step", "AUC", "similarity", "of unseen people", "fall of unseen mAP")
+    rows = [
+        (str(look.step), words.number(look.auc), words.number(look.similarity), words.number(look.unseen_similarity),
+         words.percent(look.test_drop))
+        for look in _every(looks)
+    ]  # fmt: skip
+    numbers = Table("", columns, rows, columns)
+    x = svg.linear("step", [look.step for look in looks], zero=True)
+    made, aim = [], result.target.auc
+    for title, name, axis, level in (
+        ("Membership AUC, forgotten against unseen people", "auc", "AUC", aim),
+        ("What it took", "test_drop", "fall of unseen people's mAP", None),
+    ):
+        points = _steps(looks, name)
+        if not points:
+            continue
+        first, last = words.number(points[0][1]), words.number(points[-1][1])
+        about = f"From {first} to {last} in {result.end.step} steps" + (
+            "." if level is None else f"; the dashed line is the aim, {words.number(level)}."
+        )
+        y = svg.linear(axis, [*(value for _, value in points), *([] if level is None else [level])])
+        drawn = svg.lines(title, about, x, y, [Line("s1", points, dots=len(points) < 30)], level=level)
+        made.append(Figure(title, about, drawn, numbers))
+    return made
 
 
 def _steps(looks: Iterable[LookInfo], name: str) -> list[Point]:

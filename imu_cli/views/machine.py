@@ -71,7 +71,20 @@ def evaluation_csv(results: Sequence[Judged], names: Sequence[str]) -> Iterator[
 
 def record_csv(result: Record) -> Iterator[str]:
     """One line a look along the way."""
-    header = ["step", "fraction", "loss", "forget", "head_change", "test_drop", "rho", "auc", "margin_error"]
+    header = [
+        "step",
+        "fraction",
+        "loss",
+        "forget",
+        "head_change",
+        "test_drop",
+        "rho",
+        "auc",
+        "margin_error",
+        "similarity",
+        "unseen_similarity",
+        "map",
+    ]
     return rows_csv(header, ([_plain(getattr(look, name)) for name in header] for look in result.trajectory))
 
 

@@ -11,9 +11,9 @@ from imu_cli.records.evaluation import Evaluation, Metric
 from imu_cli.records.influence import Influence
 from imu_cli.records.json_files import as_shown
 from imu_cli.records.metric_definitions import NUMBERS
-from imu_cli.records.parts import WHAT, Decade, FileHash, ForgetInfo, Interval, Model
+from imu_cli.records.parts import WHAT, Decade, EmbeddingInfo, FileHash, ForgetInfo, Interval, Model
 from imu_cli.records.record import Record
-from imu_cli.records.retrieval import EmbeddingInfo, Judged, PeopleInfo, Retrieval
+from imu_cli.records.retrieval import Judged, PeopleInfo, Retrieval
 
 Result = TypeVar("Result", bound=Model)
 Measured = TypeVar("Measured", bound=Record | Judged)
@@ -125,6 +125,8 @@ def head(result: Influence | Record | Evaluation) -> str:
 def target(result: Record) -> str:
     """What the share on D_f was to fall to, and what n samples show at that rate."""
     it = result.target
+    if result.embedding is not None:
+        return f"membership AUC ≤ {number(it.auc)} of two images of one person ({it.source})"
     if it.value is None:
         return f"none: {it.source}"
     if it.auc is not None:
@@ -182,6 +184,8 @@ def features(result: Record | Judged) -> list[tuple[str, str]]:
 def outcome(result: Record) -> list[tuple[str, str, str]]:
     """The few numbers that a run ends with: what, before, after."""
     first, last = result.start, result.end
+    if result.embedding is not None:
+        return _people_outcome(result)
     rows = [(f"{WHAT[result.scenario]} (n = {result.forget.n})", percent(first.forget), percent(last.forget))]
     if last.test_drop is not None:
         rows.append(("fall of accuracy on held-out data", percent(first.test_drop), percent(last.test_drop)))
@@ -194,6 +198,19 @@ def outcome(result: Record) -> list[tuple[str, str, str]]:
             1, ("the same of unseen samples, under the model at hand", percent(first.unseen), percent(last.unseen))
         )
     return [*rows, (f"change of {moving(result)}, ‖ΔW‖/‖W‖", percent(0.0), percent(last.head_change))]
+
+
+def _people_outcome(result: Record) -> list[tuple[str, str, str]]:
+    first, last = result.start, result.end
+    pairs = "similarity of two images of one person on two cameras"
+    return [
+        ("membership AUC, forgotten against unseen people", number(first.auc), number(last.auc)),
+        (f"{pairs}: forgotten people", number(first.similarity), number(last.similarity)),
+        ("the same of unseen people", number(first.unseen_similarity), number(last.unseen_similarity)),
+        ("mAP of forgotten people among both", percent(first.map), percent(last.map)),
+        ("fall of unseen people's mAP", percent(first.test_drop), percent(last.test_drop)),
+        (f"change of {moving(result)}, ‖ΔW‖/‖W‖", percent(0.0), percent(last.head_change)),
+    ]
 
 
 def moving(result: Record) -> str:
@@ -238,11 +255,11 @@ def run_facts(result: Record) -> list[tuple[str, str]]:
     """How an unlearning was done, as pairs of name and text."""
     return [
         *given_to_run(result),
-        ("scenario", f"{result.scenario} ({result.scenario_source})"),
+        *([("scenario", f"{result.scenario} ({result.scenario_source})")] if result.embedding is None else []),
         ("target", target(result)),
         ("method", _how(result)),
         *_scope(result),
-        ("head", head(result)),
+        *([("head", head(result))] if result.embedding is None else [("embedding", embedding(result.embedding))]),
         ("changed tensors", _changed(result)),
         ("architecture", architecture(result)),
         ("preprocessing", preprocessing(result)),

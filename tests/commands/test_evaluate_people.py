@@ -305,10 +305,12 @@ def test_places_are_seen_again(one_thread: None) -> None:
 
 @pytest.mark.slow
 def test_the_demo_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """``imu demo --task embedding`` shows a model that knows its places, and one that never saw twelve of them."""
+    """``imu demo --task embedding`` shows a model that knows its places, and unlearns twelve of them."""
     assert main(["demo", str(tmp_path / "d"), "--task", "embedding"]) == 0
     assert "As far as these people show" in capsys.readouterr().out
-    found = {item["name"]: item for item in json.loads((tmp_path / "d/without.evaluation.json").read_text())["metrics"]}
+    found = {
+        item["name"]: item for item in json.loads((tmp_path / "d/unlearned.evaluation.json").read_text())["metrics"]
+    }
     assert found["people.auc"]["before"] > 0.85
     assert found["people.auc"]["interval"]["high"] < found["people.auc"]["before"]
     assert main(["demo", str(tmp_path / "d"), "--task", "embedding"]) == 2
@@ -369,3 +371,24 @@ def test_the_figures_of_the_page_come_out(
         for name, figure in figures.items():
             digits = 4 if figure > 0.95 or name == "reference.map.forget" else 3
             assert round(found[name][key], digits) == figure, (key, name)
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_eight_people_are_forgotten(
+    shared: Path, osnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are as alike as for models that never saw them, and nobody is found worse for it (benchmarks/quality_people.py)."""
+    monkeypatch.chdir(tmp_path)
+    reid = shared / "reid"
+    Path("steps.yaml").write_text(
+        "{size: [256, 128], interpolation: bilinear, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], mode: RGB}"
+    )
+    given = ["--arch", f"{osnet}:osnet_x0_25", "--arch-arg", "num_classes=1", "--arch-arg", "pretrained=false", "--task", "embedding",
+             "--preprocess", "steps.yaml", "--data", f"mars:{reid}/mini_mars", "--test", f"mars:{reid}/mini_mars",
+             "--forget", "id=0003,0007,0013,0019,0023,0027,0035,0041", "-q"]  # fmt: skip
+    before = ["--reference-model", f"{reid}/osnet_x0_25_msmt17.safetensors"]
+    assert main(["unlearn", f"{reid}/osnet_x0_25_mars16.safetensors", *given, *before, "-o", "out.safetensors"]) == 0
+    gates = ["people.auc<=0.8", "forget.map>=0.95", "retain.map_drop<=0.005", "test.map_drop<=0.01"]
+    required = [word for gate in gates for word in ("--require", gate)]
+    assert main(["evaluate", "out.safetensors", *given, *required, "--require-on", "value"]) == 0

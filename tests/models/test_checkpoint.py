@@ -16,7 +16,7 @@ from torch import Tensor
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.files.outputs import refuse_output
 from imu_cli.files.writing import together
-from imu_cli.models.checkpoint import Checkpoint, open_checkpoint, patch
+from imu_cli.models.checkpoint import Checkpoint, open_checkpoint, patch, to_bytes
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 HEAD = {"fc.weight", "fc.bias"}
@@ -432,3 +432,11 @@ def test_no_safetensors_file_is_taken_for_a_pickle(tmp_path: Path) -> None:
         assert source.metadata["note"] == "x" * (length - 88)
         met.add(path.read_bytes()[:2])
     assert {b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"} <= met
+
+
+def test_a_tensor_in_channels_last_order_is_written_row_by_row() -> None:
+    """Of a kernel of one pixel torch says that both orders are contiguous, and its last stride is not 1."""
+    plain = torch.arange(12.0).view(4, 3, 1, 1)
+    turned = torch.empty_strided((4, 3, 1, 1), (3, 1, 3, 3)).copy_(plain)
+    assert turned.is_contiguous()
+    assert to_bytes(turned, "F32") == plain.numpy().tobytes()

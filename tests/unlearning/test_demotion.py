@@ -16,8 +16,9 @@ from imu_cli import signals
 from imu_cli.errors import ImuError, StoppedError
 from imu_cli.linear import margins
 from imu_cli.unlearning import scenario
-from imu_cli.unlearning.demotion import features, teacher, training
-from imu_cli.unlearning.demotion.training import Anchor, Forgotten, Schedule, Trained, Training, Unseen
+from imu_cli.unlearning.demotion import features, loop, teacher, training
+from imu_cli.unlearning.demotion.loop import Trained
+from imu_cli.unlearning.demotion.training import Anchor, Batch, Forgotten, Schedule, Training, Unseen
 from imu_cli.unlearning.demotion.update import LEAST, RelativeAdam
 from imu_cli.unlearning.targets import Limits
 
@@ -298,7 +299,7 @@ def test_forget_samples_come_to_look_unseen(trained: World) -> None:
     assert (found.reason, found.reached) == ("target", True)
     assert made.limits.share_met(last)
     assert found.steps < 200
-    assert same(found.weights, made.copied())
+    assert same(found.weights, loop.copied(made.parameters))
     assert last.test_drop is not None
     assert last.test_drop <= 0.05
 
@@ -314,7 +315,7 @@ def test_the_last_step_is_interpolated(trained: World) -> None:
     now = {name: previous[name] + (value - previous[name]) / found.fraction for name, value in found.weights.items()}
     assert made.met(made.look()[0])
     before = max(0.0, found.fraction - 2 / 64)
-    made.put({name: torch.lerp(previous[name], now[name], before) for name in now})
+    loop.put(made.parameters, {name: torch.lerp(previous[name], now[name], before) for name in now})
     assert not made.met(made.look()[0])
     assert found.looks[-1][0] == found.looks[-2][0] or found.fraction == 1
 
@@ -333,7 +334,7 @@ def test_a_budget_that_is_spent_walks_back(trained: World) -> None:
     assert 0 < found.fraction < 1
     last = found.looks[-1][1]
     assert 0.01 < last.head_change <= 0.02
-    made.put({
+    loop.put(made.parameters, {
         name: made.start[name] + (value - made.start[name]) * (1 + 2 / 64 / found.fraction)
         for name, value in found.weights.items()
     })  # fmt: skip
@@ -377,7 +378,7 @@ def test_a_run_that_is_astray_at_every_rate_is_an_error(trained: World) -> None:
     )
     with pytest.raises(ImuError, match=r"loses what it knows at every learning rate down to 0\.000625"):
         list(made.train())
-    assert len(world.told) == training.HALVINGS
+    assert len(world.told) == loop.HALVINGS
 
 
 def test_the_same_seed_gives_the_same_bytes(trained: World) -> None:
@@ -491,7 +492,7 @@ def test_a_loss_that_is_no_number_in_one_process_is_none_in_both(
         made[0].parameters["2.bias"] * torch.full((len(rows), CLASSES), math.nan),
     )
     rows = torch.arange(8)
-    found = both([lambda one=one: one.gradients(rows, None, one.phi - 1)[1] for one in made])  # type: ignore[misc]
+    found = both([lambda one=one: one.gradients(Batch(rows), one.phi - 1)[1] for one in made])  # type: ignore[misc]
     assert [math.isfinite(loss) for loss in found] == [False, False]
 
 
@@ -556,8 +557,8 @@ def test_a_weight_of_nothing_is_no_sample(trained: World) -> None:
     made = work(trained.copied(), anchored=False)
     rows, wanted = torch.arange(6), made.phi - 2
     made.forgotten.weights = torch.tensor([1.0, 3.0, 0.0, 2.0, 0.0, 1.0] + [1.0] * 18, dtype=torch.float64)
-    found, _ = made.gradients(rows, None, wanted)
-    kept, _ = made.gradients(torch.tensor([0, 1, 3, 5]), None, wanted)
+    found, _ = made.gradients(Batch(rows), wanted)
+    kept, _ = made.gradients(Batch(torch.tensor([0, 1, 3, 5])), wanted)
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, kept[name])
 
@@ -571,7 +572,7 @@ def test_the_gradient_is_that_of_the_formula(trained: World) -> None:
     with torch.no_grad():
         made.parameters["2.weight"].add_(0.05)
     rows, anchored, wanted = torch.tensor([3, 1, 9, 20]), torch.arange(7), made.phi - 2
-    found, loss = made.gradients(rows, anchored, wanted)
+    found, loss = made.gradients(Batch(rows, anchored), wanted)
     w = made.forgotten.weights[rows].float()
     q = teacher.demoted(made.forgotten.logits[rows], made.forgotten.labels[rows], wanted[rows]).exp().float()
     p = made.forgotten.run(rows)[1].log_softmax(dim=1)
@@ -592,19 +593,19 @@ def test_mixtures_are_held_to_what_the_original_says_of_them(trained: World) -> 
     anchored, others = torch.arange(12), (torch.arange(12, 24), torch.rand(12))
     made.forgotten.weights = torch.full_like(made.forgotten.weights, 1e-30)
     rows = torch.arange(2)
-    gradients, _ = made.gradients(rows, anchored, made.phi, others)
+    gradients, _ = made.gradients(Batch(rows, anchored, others), made.phi)
     assert max(float(gradient.abs().max()) for gradient in gradients.values()) < 1e-6
     with torch.no_grad():
         made.parameters["0.weight"].mul_(1.2)
-    before = made.copied()
-    gradients, _ = made.gradients(rows, anchored, made.phi, others)
+    before = loop.copied(made.parameters)
+    gradients, _ = made.gradients(Batch(rows, anchored, others), made.phi)
     assert max(float(gradient.abs().max()) for gradient in gradients.values()) > 1e-4
-    assert same(before, made.copied())
+    assert same(before, loop.copied(made.parameters))
 
 
 def test_every_row_comes_once_before_any_comes_again() -> None:
     """In batches that do not divide their number, and in batches that are larger."""
-    order = training._Order(10, torch.Generator().manual_seed(0))
+    order = loop.Order(10, torch.Generator().manual_seed(0))
     drawn = torch.cat([order.take(4) for _ in range(5)])
     assert drawn[:10].sort().values.tolist() == drawn[10:].sort().values.tolist() == list(range(10))
     assert order.take(25).bincount(minlength=10).tolist().count(2) == 5
@@ -644,7 +645,7 @@ def test_what_is_looked_at_is_what_the_file_will_hold(trained: World) -> None:
     assert (found.reason, found.reached) == ("target", True)
     assert torch.equal(found.weights["0.weight"], to_file("0.weight", found.weights["0.weight"]))
     assert not torch.equal(found.weights["2.weight"], to_file("0.weight", found.weights["2.weight"]))
-    assert same(found.weights, made.copied())
+    assert same(found.weights, loop.copied(made.parameters))
     assert made.look()[0] == found.looks[-1][1]
 
 

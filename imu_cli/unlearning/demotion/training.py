@@ -1,65 +1,52 @@
-"""The demoted teacher's training: batches, looks, the stop rule with an interpolated last step, budgets.
+"""The demoted teacher of a classifier: its loss, its looks, its target; ``loop`` trains towards it.
 
 Tensors and functions in, weights out: what runs the network is handed in, so that nothing here knows files or kinds of samples.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from imu_cli import signals
-from imu_cli.errors import ImuError
 from imu_cli.linear import margins, objective
 from imu_cli.unlearning import targets
 from imu_cli.unlearning.ascent import Reason
 from imu_cli.unlearning.demotion import features as features_module
-from imu_cli.unlearning.demotion import teacher
-from imu_cli.unlearning.demotion.update import RelativeAdam
+from imu_cli.unlearning.demotion import loop, teacher
 from imu_cli.unlearning.scenario import Plan
 from imu_cli.unlearning.targets import Comparison, HeldOut, Limits, Look
 
 Run = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Features (k, d) and logits (k, c) of some rows of a set (k,), differentiable in the weights that move."""
-BISECTIONS = 6
-BACKWARD = 3
-"""Forward passes that a sample's forward and backward are worth."""
-HALVINGS = 4
-"""Times that the learning rate is halved, and the run begun again, where it went astray."""
 ASTRAY = 0.25
 """Fall of accuracy on unseen samples at a look, as a share, that no run recovers from."""
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(loop.Pace):
     """How long and in what portions the network is trained.
 
     Attributes:
         batches: steps; ``None`` follows the number of forget samples (``length``).
         forget, anchor: samples in a batch.
         at_once: samples that run together; gradients are summed over them.
-        learning_rate: share of a layer's size that a step may move it by, at the start; it falls along a cosine to 0.
         beta: weight of the anchor.
         blending: α of the Beta distribution that mixing shares of anchor samples are drawn from; 0 for none.
-        looks: of the whole run; targets follow the network at each.
         attraction, covariance: weights of the feature term; 0 leaves it out.
-        seed: of the order of samples.
     """
 
     batches: int | None = None
     forget: int = 128
     anchor: int = 128
     at_once: int = 256
-    learning_rate: float = 0.01
     beta: float = 1.0
-    looks: int = 10
     blending: float = 0.3
     attraction: float = 0.0
     covariance: float = 0.0
-    seed: int = 0
 
     def length(self, n: int) -> int:
         """Steps for n forget samples: 200, and fifteen passes or so over many."""
@@ -102,22 +89,16 @@ class Unseen:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What a training ended with: weights by the model's names, and how it came there."""
+class Batch:
+    """Forget rows, anchored rows, and for these the rows that they are mixed with and the shares that they keep."""
 
-    weights: dict[str, Tensor] = field(repr=False)
-    reason: Reason
-    reached: bool | None
-    looks: tuple[tuple[int, Look], ...]
-    fraction: float
-    learning_rate: float
-    batches: int
-    steps: int
-    targets: str
+    rows: Tensor
+    anchored: Tensor | None = None
+    others: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass
-class Training:
+class Training(loop.Objective[Look]):
     """A network that is to forget some samples.
 
     Attributes:
@@ -152,13 +133,10 @@ class Training:
     to_file: Callable[[str, Tensor], Tensor] = lambda _, value: value
 
     def __post_init__(self) -> None:
-        """What does not change: the original weights, margins, and the classes of the features; and what was spent so far.
-
-        ``spent`` counts samples that ran through the moving part, on all processes together.
-        """
-        self.start = {name: value.detach().clone() for name, value in self.parameters.items()}
+        """What does not change: the original weights, margins, and the classes of the features; and what was spent so far."""
+        self.start = loop.copied(self.parameters)
         self.spent = 0
-        self.size = math.sqrt(sum(float(value.double().square().sum()) for value in self.start.values()))
+        self.astray_when = f"accuracy of unseen samples fell by more than {ASTRAY:.0%}"
         self.phi = margins.margins(self.forgotten.logits, self.forgotten.labels)
         self.classes = self.forgotten.logits.shape[1]
         self.before = self._right(self.unseen.logits) if self.unseen is not None else None
@@ -209,9 +187,7 @@ class Training:
         """The look at logits of the forget set and of the unseen samples."""
         same = torch.eye(self.classes, dtype=torch.float64, device=found.device)
         hits, near = objective.counts_in(found, same, self.plan.members, self.margin)
-        moved = math.sqrt(
-            sum(float((p.detach() - self.start[n]).double().square().sum()) for n, p in self.parameters.items())
-        )
+        moved = loop.change(self.parameters, self.start)
         share = auc = drop = worst = None
         if seen is not None and self.unseen is not None:
             right = self._right(seen)
@@ -223,9 +199,7 @@ class Training:
                 beside = self.comparison(seen)
                 share, auc = beside.share(same), beside.auc(found, same)
         n = len(found)
-        return Look(
-            hits / n, moved / max(self.size, 1e-30), drop, near=near / n, unseen=share, auc=auc, class_drop=worst
-        )
+        return Look(hits / n, moved, drop, near=near / n, unseen=share, auc=auc, class_drop=worst)
 
     def met(self, look: Look) -> bool:
         """Whether the share is where it should be, and the AUC too where it is looked at."""
@@ -248,19 +222,15 @@ class Training:
             return teacher.masked(self.forgotten.logits[rows], self.plan.forgotten)
         return teacher.demoted(self.forgotten.logits[rows], self.forgotten.labels[rows], wanted[rows])
 
-    def gradients(
-        self, rows: Tensor, anchored: Tensor | None, wanted: Tensor | None, others: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[dict[str, Tensor], float]:
-        """Gradients of the loss on a batch by name, summed over processes, and the loss.
-
-        ``others`` are rows that the anchored ones are mixed with, and the shares that those keep.
-        """
+    def gradients(self, batch: Batch, wanted: Tensor | None) -> tuple[dict[str, Tensor], float]:
+        """Gradients of the loss on a batch by name, summed over processes, and the loss."""
+        rows, anchored, others = batch.rows, batch.anchored, batch.others
         weights = self.forgotten.weights[rows]
         total = float(weights.sum())
         names, moving = list(self.parameters), list(self.parameters.values())
         summed = [torch.zeros_like(parameter) for parameter in moving]
         loss = 0.0
-        self.spent += BACKWARD * (len(rows) + (0 if anchored is None else len(anchored)))
+        self.spent += loop.BACKWARD * (len(rows) + (0 if anchored is None else len(anchored)))
 
         def add(part: Tensor) -> None:
             nonlocal loss
@@ -305,11 +275,11 @@ class Training:
         if others is None or self.anchor.blended is None:
             return [self.anchor.logits[anchored[some]] for some in parts]
         self.spent += len(anchored)
-        now = self.copied()
-        self.put(self.start)
+        now = loop.copied(self.parameters)
+        loop.put(self.parameters, self.start)
         with torch.no_grad():
             said = [self._anchored(anchored, some, others).double() for some in parts]
-        self.put(now)
+        loop.put(self.parameters, now)
         return said
 
     def _with_features(self, rows: Tensor, anchored: Tensor, wanted: Tensor | None, weights: Tensor) -> Tensor:
@@ -328,168 +298,76 @@ class Training:
             h, log_q, f, own, self.means, self.schedule.covariance / self.schedule.attraction
         )
 
-    def put(self, weights: Mapping[str, Tensor]) -> None:
-        """Give the network these weights."""
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(weights[name])
+    # What the loop asks for
 
-    def copied(self) -> dict[str, Tensor]:
-        """The weights as they are."""
-        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+    def how(self) -> str:
+        """Where targets come from, in words."""
+        if self.plan.kind == "class":
+            return "the mask"
+        return "fixed" if self.fixed is not None else "unseen samples by rank"
 
-    def train(self) -> Iterator[tuple[int, Look] | Trained]:
-        """Train to the target or to the end of the schedule: looks with the step at which they were made, and what came of it."""
-        rate = self.schedule.learning_rate if self.state is None else float(self.state[1]["rate"])
-        for attempt in range(HALVINGS + 1):
-            again = False
-            for item in self._attempt(rate):
-                if item is None:
-                    again = True
-                    break
-                yield item
-            if not again:
-                return
-            if attempt == HALVINGS:
-                break
-            rate /= 2
-            self.put(self.start)
-            why = f"accuracy of unseen samples fell by more than {ASTRAY:.0%}, or the loss is not finite"
-            self.told(f"the run went astray ({why}); begun again at half the learning rate")
-        raise ImuError(
-            f"--scope: the network loses what it knows at every learning rate down to {rate:.3g}; move fewer layers, or check that the "
-            "anchor is data of the kind that the model was trained on"
-        )
+    def length(self) -> int:
+        """Steps of a whole run."""
+        return self.schedule.length(len(self.forgotten.labels))
 
-    def _attempt(self, rate: float) -> Iterator[tuple[int, Look] | Trained | None]:
-        n, schedule = len(self.forgotten.labels), self.schedule
-        steps = schedule.length(n)
-        every = max(1, steps // schedule.looks)
-        update = RelativeAdam(self.parameters)
-        draws = torch.Generator().manual_seed(schedule.seed)
-        forget_rows = _Order(n, draws)
-        anchor_rows = None if self.anchor is None else _Order(len(self.anchor.logits), draws)
-        look, seen = self.look_at(self.forgotten.logits, None if self.unseen is None else self.unseen.logits), None
+    def batches(self, draws: torch.Generator) -> "_Batches":
+        """Batches of forget and anchor samples."""
+        return _Batches(self, draws)
+
+    def original(self) -> tuple[Look, Tensor | None]:
+        """The look at the original, and the unseen samples' logits."""
         seen = None if self.unseen is None else self.unseen.logits
-        looks = [(0, look)]
-        begin = 0
-        if self.state is not None:
-            tensors, said = self.state
-            looks = [(int(number), Look(**values)) for number, values in said["looks"]]
-            begin, self.spent, self.state = looks[-1][0], int(said["spent"]), None
-            self.put(_under("weights", tensors))
-            update.restore(_under("update", tensors))
-            draws.set_state(tensors["draws"])
-            forget_rows.left = tensors["forget"]
-            if anchor_rows is not None:
-                anchor_rows.left = tensors["anchor"]
-            seen = self.look()[1]
-        yield from looks
-        wanted, previous = self.targets(seen), self.copied()
-        for step in range(begin, steps):
-            rows = forget_rows.take(min(schedule.forget, n))
-            anchored = None if anchor_rows is None else anchor_rows.take(schedule.anchor)
-            others = None
-            if (
-                schedule.blending
-                and anchor_rows is not None
-                and self.anchor is not None
-                and self.anchor.blended is not None
-            ):
-                others = (anchor_rows.take(schedule.anchor), _shares(schedule.blending, schedule.anchor, draws))
-            gradients, loss = self.gradients(rows, anchored, wanted, others)
-            if not math.isfinite(loss):
-                yield None
-                return
-            update(gradients, rate * (1 + math.cos(math.pi * step / steps)) / 2)
-            last = step + 1 == steps
-            if not last and (step + 1) % every:
-                continue
-            look, seen = self.look()
-            if look.test_drop is not None and look.test_drop > ASTRAY:
-                yield None
-                return
-            looks.append((step + 1, look))
-            yield step + 1, look
-            # The feature term is not done when the share is: nothing that is looked at says how far features went.
-            if self.means is None and self._holds(look):
-                met = self._met(previous, looks, rate, steps)
-                if met is not None:
-                    yield met
-                    return
-            wanted, previous = self.targets(seen), self.copied()
-            if not last:
-                state = {f"weights.{name}": value for name, value in previous.items()}
-                state |= {f"update.{name}": value for name, value in update.state().items()}
-                state |= {"draws": draws.get_state(), "forget": forget_rows.left}
-                state |= {} if anchor_rows is None else {"anchor": anchor_rows.left}
-                self.save(
-                    state,
-                    {"rate": rate, "spent": self.spent, "looks": [(number, vars(each)) for number, each in looks]},
-                )
-        yield self._ended(looks, rate, steps)
+        return self.look_at(self.forgotten.logits, seen), seen
 
-    def _holds(self, look: Look) -> bool:
-        """Whether the target is met within the budgets."""
-        return self.met(look) and self.limits.exceeded(look) is None
+    def looked(self, values: Mapping[str, Any]) -> Look:
+        """A look that was kept."""
+        return Look(**values)
 
-    def _met(
-        self, previous: Mapping[str, Tensor], looks: list[tuple[int, Look]], rate: float, steps: int
-    ) -> Trained | None:
-        """The weights between the last two looks that just meet the target; None where as the file has them they do not."""
-        now, low, high = self.copied(), 0.0, 1.0
-        self._between(previous, now, high)
-        if not self._holds(self.look()[0]):
-            self.put(now)
-            return None
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            self._between(previous, now, middle)
-            low, high = (low, middle) if self._holds(self.look()[0]) else (middle, high)
-        return self._trained("target", looks, (previous, now, high), rate, steps)
+    def astray(self, look: Look) -> bool:
+        """Whether accuracy on unseen samples fell by more than any run recovers from."""
+        return look.test_drop is not None and look.test_drop > ASTRAY
 
-    def _ended(self, looks: list[tuple[int, Look]], rate: float, steps: int) -> Trained:
-        """The weights at the end of the schedule, or as far towards them as the budgets allow."""
-        now = self.copied()
-        self._between(self.start, now, 1.0)
-        look, _ = self.look()
-        spent = self.limits.exceeded(look)
-        if spent is None:
-            return self._trained(
-                "target" if self.met(look) else "max_steps", looks, (self.start, now, 1.0), rate, steps
-            )
-        low, high = 0.0, 1.0
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            self._between(self.start, now, middle)
-            low, high = (low, middle) if self.limits.exceeded(self.look()[0]) is not None else (middle, high)
-        return self._trained(spent, looks, (self.start, now, low), rate, steps)
+    def enough(self, look: Look) -> bool:
+        """The feature term is not done when the share is: nothing that is looked at says how far features went."""
+        return self.means is None and self.met(look)
 
-    def _between(self, one: Mapping[str, Tensor], other: Mapping[str, Tensor], share: float) -> None:
-        self.put({name: self.to_file(name, torch.lerp(one[name], other[name], share)) for name in self.parameters})
+    def exceeded(self, look: Look) -> Reason | None:
+        """Which budget this look is beyond."""
+        return self.limits.exceeded(look)
 
-    def _trained(
-        self,
-        reason: Reason,
-        looks: list[tuple[int, Look]],
-        at: tuple[Mapping[str, Tensor], Mapping[str, Tensor], float],
-        rate: float,
-        steps: int,
-    ) -> Trained:
-        """The result at a share of the way between two sets of weights."""
-        self._between(*at)
-        end, _ = self.look()
-        reached, fraction = None if self.limits.target is None else self.limits.share_met(end), at[2]
-        looks = [*(looks if fraction < 1 else looks[:-1]), (looks[-1][0], end)]
-        how = (
-            "the mask" if self.plan.kind == "class" else "fixed" if self.fixed is not None else "unseen samples by rank"
-        )
-        return Trained(self.copied(), reason, reached, tuple(looks), fraction, rate, steps, looks[-1][0], how)
+    def reached(self, look: Look) -> bool | None:
+        """Whether the target share is met; None without one."""
+        return None if self.limits.target is None else self.limits.share_met(look)
 
 
-def _under(word: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with a word, without it."""
-    return {name.removeprefix(f"{word}."): value for name, value in tensors.items() if name.startswith(f"{word}.")}
+class _Batches:
+    """Batches in random order, each sample once before any comes again."""
+
+    def __init__(self, work: Training, draws: torch.Generator) -> None:
+        self.work, self.draws = work, draws
+        self.forget = loop.Order(len(work.forgotten.labels), draws)
+        self.anchor = None if work.anchor is None else loop.Order(len(work.anchor.logits), draws)
+
+    def take(self) -> Batch:
+        """The next batch."""
+        schedule, source = self.work.schedule, self.work.anchor
+        rows = self.forget.take(min(schedule.forget, self.forget.n))
+        if self.anchor is None or source is None:
+            return Batch(rows, None, None)
+        anchored, others = self.anchor.take(schedule.anchor), None
+        if schedule.blending and source.blended is not None:
+            others = (self.anchor.take(schedule.anchor), _shares(schedule.blending, schedule.anchor, self.draws))
+        return Batch(rows, anchored, others)
+
+    def state(self) -> dict[str, Tensor]:
+        """What is left of the orders."""
+        return {"forget": self.forget.left} | ({} if self.anchor is None else {"anchor": self.anchor.left})
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from ``state``."""
+        self.forget.left = state["forget"]
+        if self.anchor is not None:
+            self.anchor.left = state["anchor"]
 
 
 def _shares(alpha: float, most: int, draws: torch.Generator) -> Tensor:
@@ -497,18 +375,3 @@ def _shares(alpha: float, most: int, draws: torch.Generator) -> Tensor:
     x, y = torch._standard_gamma(torch.full((2, most), alpha, dtype=torch.float64), generator=draws)
     made: Tensor = (x / (x + y).clamp(min=1e-300)).float()
     return made
-
-
-class _Order:
-    """Rows of a set in random order, each once before any comes again."""
-
-    def __init__(self, n: int, draws: torch.Generator) -> None:
-        self.n, self.draws = n, draws
-        self.left = torch.empty(0, dtype=torch.int64)
-
-    def take(self, most: int) -> Tensor:
-        """The next rows (most,)."""
-        while len(self.left) < most:
-            self.left = torch.cat([self.left, torch.randperm(self.n, generator=self.draws)])
-        found, self.left = self.left[:most], self.left[most:]
-        return found
