@@ -528,6 +528,26 @@ def frontier_table(name: str, n: int) -> str:
     return "\n".join(lines)
 
 
+def depth_table() -> str:
+    """Random samples where the last block moves: means and spread over the runs that were made, from the raw results."""
+    lines = [
+        "| n | runs | forget % | unseen, under the model that results % | retain before → after % | fall of test | AUC before → after | steps |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    runs = _results("quality_depth")["samples"]
+    for n in dict.fromkeys(run["n"] for run in runs):
+        those = [run for run in runs if run["n"] == n]
+        mean = {
+            f"{when}.{name}": statistics.mean(run[when][name] for run in those) for when in ("before", "after") for name in those[0][when]
+        }
+        steps = ", ".join(str(run["steps"]) for run in those)
+        lines.append(
+            f"| {n:,} | {len(those)} | {mean['after.forget']:.2%} | {mean['after.unseen']:.2%} | {mean['before.retain']:.2%} → "
+            f"{mean['after.retain']:.2%} | {100 * mean['after.drop']:.2f} | {mean['before.auc']:.3f} → {mean['after.auc']:.3f} | {steps} |"
+        )
+    return "\n".join(lines)
+
+
 def mislabelled_table() -> str:
     """Wrong labels by method, means over the seeds, from the raw results."""
     runs = _results("quality_mislabelled")["runs"]
@@ -592,6 +612,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "classes": class_table,
         "fixed rate": fixed_rate_table,
         "samples": functools.partial(samples_table, "quality_samples", "within_max_drop"),
+        "depth": depth_table,
         "samples frontier": functools.partial(frontier_table, "quality_samples", 500),
         "wide": functools.partial(samples_table, "quality_wide", "to_held_out_level"),
         "matched cost": matched_cost_table,
