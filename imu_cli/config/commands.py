@@ -128,7 +128,7 @@ class UnlearnConfig(TargetConfig):
         Gt(0),
         Option(
             "Training steps.",
-            default="200 + 0.08 per forget sample; 1000 with the feature term; 100 of an embedding model",
+            default="200 + 0.08 per forget sample, 0.16 with the feature term; 100 of an embedding model",
             group=DEEPER,
         ),
     ] = None

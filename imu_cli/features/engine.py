@@ -29,7 +29,8 @@ FEW = 2
 """Samples of the probe that the way a model runs is tried on."""
 
 CACHED_BYTES = {"image": 16 * 2**20, "text": 32 * 2**20}
-"""Bytes of a layer's output for a batch on the CPU up to which it was quickest, for small and large networks alike."""
+"""Bytes of a layer's output for a batch on the CPU up to which it was quickest: of images for small and large networks alike, of
+texts on one MiniLM and a busy machine."""
 SMALLEST, LARGEST = 4, 256
 """Samples in a batch on the CPU."""
 LARGEST_ON_GPU = 1024

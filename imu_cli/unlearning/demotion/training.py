@@ -49,8 +49,8 @@ class Schedule(loop.Pace):
     covariance: float = 0.0
 
     def length(self, n: int) -> int:
-        """Steps for n forget samples: 200, and fifteen passes or so over many."""
-        return self.batches or (1000 if self.attraction else 200 + round(0.08 * n))
+        """Steps for n forget samples: 200, and ten passes over many of them; twice as many passes where features are to go, too."""
+        return self.batches or 200 + round((0.16 if self.attraction else 0.08) * n)
 
 
 @dataclass
