@@ -185,7 +185,7 @@ class UnlearnConfig(TargetConfig):
         Option(
             "SGD with this learning rate in place of normalised steps; deeper than the head, the share of a layer's size that a step "
             "may move it by at the start.",
-            default="none; 0.004 deeper than the head",
+            default="none; 0.004 deeper than the head, 0.007 of an embedding model",
             group=ASCENT,
         ),
     ] = None

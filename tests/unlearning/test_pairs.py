@@ -149,10 +149,10 @@ def test_two_processes_find_what_one_does() -> None:
     batch = alone.batches(torch.Generator().manual_seed(0)).take()
     expected, loss = alone.gradients(batch, None)
     group, found = Group(2), {}
+    made = [work(**group.rank(at)) for at in range(2)]  # not in the threads, which share one source of random numbers
 
     def run(at: int) -> None:
-        made = work(**group.rank(at))
-        found[at] = (made.gradients(batch, None), made.look()[0])
+        found[at] = (made[at].gradients(batch, None), made[at].look()[0])
 
     ran = [threading.Thread(target=run, args=(at,)) for at in range(2)]
     for thread in ran:
