@@ -82,7 +82,7 @@ def network(name: str, given: str = "last-block", every: int = 1, also: Tensor |
     opened = opening.open_all(common.shared() / "checkpoints" / f"{name}.safetensors", config, Silent())
     assert opened.network is not None
     found = scopes.find(opened.network.model, opened.network.probe, given, opened.head.module)
-    upper = scope._upper(opened, opened.network, found)
+    upper = scope.upper_part(opened, opened.network, found)
     train, test = (open_source(common.batches(), role) for role in ("data", "test"))  # type: ignore[arg-type]
     wanted = torch.ones(len(train), dtype=torch.bool)
     if also is not None:

@@ -148,11 +148,12 @@ def evaluate(
 def _samples(
     results: "Sequence[Record | Judged]", records: Sequence[Path], count: int | None, form: str
 ) -> "Mapping[str, Table]":
-    from imu_cli.commands import report_samples
     from imu_cli.views.tables import NO_SAMPLES
 
     if count is None:
         return NO_SAMPLES
+    from imu_cli.commands import report_samples  # it opens lists, and with them numpy
+
     if form not in ("table", "markdown"):
         raise ImuError(f"--samples: shows texts in tables and pages, and --format {form} is neither; leave one out")
     return report_samples.tables_of(results, [path.parent for path in records], count)

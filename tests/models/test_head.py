@@ -331,7 +331,7 @@ REFUSED: dict[type[Net], tuple[str, str]] = {
     PerPatch: ("on inputs of shape (4, 49, 8)", "pooled afterwards"),
     EveryPlace: ("on inputs of shape (4, 8, 7, 7)", "pooled afterwards"),
     Normed: ("fc.weight: is not in the file", "fc.parametrizations.weight.original0"),
-    Segmenting: ("returned (4, 10, 1), not one (images, classes) tensor of logits", "a factory of your own"),
+    Segmenting: ("returned (4, 10, 1), not one (samples, classes) tensor of logits", "a factory of your own"),
     Pair: ("returned a tuple of (4, 10), (4, 3, 32, 32), not one", "a factory of your own"),
 }
 
@@ -598,7 +598,7 @@ def test_images_whose_features_are_not_finite_do_not_decide(tmp_path: Path) -> N
     some = images()
     some[2] = float("nan")
     assert find_head(model, some, checkpoint, "").replay_error < 1e-6
-    with pytest.raises(ImuError, match="not finite for any image that was tried"):
+    with pytest.raises(ImuError, match="not finite for any sample that was tried"):
         find_head(model, torch.full_like(some, float("nan")), checkpoint, "")
 
 
