@@ -65,7 +65,13 @@ UNLEARNING = {
 }
 
 
-@pytest.mark.parametrize("kind", UNLEARNING)
+SLOW = ("a class, by minibatches", "samples, by the ascent")
+"""Kinds whose paths the others take too, but for a few lines."""
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else ()) for kind in UNLEARNING]
+)
 def test_unlearning_and_evaluation(
     kind: str, job: Path, digits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
