@@ -120,6 +120,10 @@ def find(opened: Session, given: str, answers: Answers = scopes.logits) -> Scope
     Raises:
         ImuError: the scope means nothing in this model.
     """
+    if opened.device.type == "mps":
+        raise ImuError(
+            f"--scope {given}: targets are computed in float64, which Apple's GPUs do not have; add --device cpu, or use --scope head"
+        )
     network = opened.network
     assert network is not None
     found = scopes.find(network.model, network.probe, given, opened.head.module, answers)
