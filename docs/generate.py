@@ -531,7 +531,7 @@ def frontier_table(name: str, n: int) -> str:
 def depth_table() -> str:
     """Random samples where the last block moves: means and spread over the runs that were made, from the raw results."""
     lines = [
-        "| n | runs | forget % | unseen, under the model that results % | retain before → after % | fall of test | AUC before → after | steps |",
+        "| n | runs | forget | unseen, under the model that results | retain before → after | fall of test, points | AUC before → after | steps |",
         "|---|---|---|---|---|---|---|---|",
     ]
     runs = _results("quality_depth")["samples"]
