@@ -33,7 +33,7 @@ from imu_cli.models.checkpoint import DTYPES, same_bits
 from imu_cli.models.scopes import Answers, Scope
 from imu_cli.records.parts import HeldOutInfo
 from imu_cli.records.record import LookInfo, ScopeInfo, TensorChange
-from imu_cli.samples.dataset import SampleSet
+from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.manifest import open_source
 from imu_cli.samples.overlap import overlap, without
 from imu_cli.unlearning import targets
@@ -220,7 +220,9 @@ def _parts(
     """The samples that are anchored, and the unseen ones that are not: two parts of the held-out data, or ``--anchor`` and all of it."""
     held = ready.held_samples
     if config.anchor is not None:
-        return anchor_of(opened, config.anchor, None if config.reference else _judges(opened, config.test)), held
+        given = anchor_of(opened, config.anchor, None if config.reference else _judges(opened, config.test))
+        # Its labels say nothing: a folder numbers classes of its own.
+        return replace(given, labels=[UNKNOWN] * len(given)), held
     if held is None:
         what = "; nothing but the forget samples holds the network, and other answers may change: imu evaluate says how far"
         opened.note("no anchor: add --anchor DATA, unseen samples of the same kind (without labels)" + what)

@@ -477,6 +477,22 @@ def test_what_judges_is_not_anchored(here: Path, unseen: str, capsys: pytest.Cap
 
 def test_an_anchor_of_the_classes_that_go_is_an_error(
     here: Path, digits: Path, capsys: pytest.CaptureFixture[str]
+def test_a_folder_that_numbers_its_own_classes_is_an_anchor_without_labels(
+    here: Path, unseen: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its fourth class is not the model's class 3, and stays anchored."""
+    for name, digit in zip("abcd", (0, 1, 2, 7), strict=True):
+        shutil.copytree(Path(unseen) / str(digit), Path("own") / name)
+    Path("flat").mkdir()
+    for image in Path("own").rglob("*.png"):
+        shutil.copy(image, Path("flat") / f"{image.parent.name}-{image.name}")
+    made = []
+    for anchor in ("own", "flat"):
+        unlearn(capsys, *CLASS, *BLOCK, "--anchor", anchor, "--batches", "4", "--force", "-o", "out.safetensors")
+        made.append(Path("out.safetensors").read_bytes())
+    assert made[0] == made[1]
+
+
 ) -> None:
     """Nothing of it can be held."""
     _, told = run(
