@@ -167,7 +167,7 @@ def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation
         anchor=0 if anchored is None else len(anchored), unseen=0 if unseen is None else len(unseen),
         beta=config.beta, learning_rate=trained.learning_rate, batches=trained.batches, steps=trained.steps,
         minibatch=work.schedule.forget, fraction=trained.fraction, weighting=config.weights,
-        feature_term=work.means is not None, passes=passes(opened, scope, work, n), tensors=changed,
+        feature_term=work.means is not None, passes=passes(opened, upper, work, n), tensors=changed,
     )  # fmt: skip
     return Moved(tensors, info, trained, trajectory, _some_logits(opened))
 
@@ -555,26 +555,25 @@ def _some_logits(opened: Session) -> Tensor:
         return extraction.in_halves(run, batch)[1].double().cpu()
 
 
-def passes(opened: Session, scope: Scope, work: Objective[LookT], n: int) -> float:
+def passes(opened: Session, upper: Upper, work: Objective[LookT], n: int) -> float:
     """Forward passes of the whole network over n forget and anchor samples that the training was worth: a backward counts two.
 
     The part above the cut counts by its share of the weights' multiplications, taken as that of the time of a pass.
     """
-    return 1 + _share_above(opened, scope) * work.spent / n
+    return 1 + share_above(upper) * work.spent / n
 
 
-def _share_above(opened: Session, scope: Scope) -> float:
-    """Share of a pass's multiplications that the moving part makes."""
+def share_above(upper: Upper) -> float:
+    """Share of a pass's multiplications that are made above the cut: by all that runs again, whether or not its weights move."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from imu_cli.models.batches import call, first
 
-    network = opened.network
-    assert network is not None
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        call(network.model, first(network.probe, 1))
+        call(upper.model, first(upper.probe, 1))
     counts = counter.get_flop_counts()
     total = sum(counts.get("Global", {}).values())
-    root = type(network.model).__name__
-    moving = sum(sum(counts.get(f"{root}.{path}", {}).values()) for path in scope.modules)
-    return min(1.0, moving / total) if total else 1.0
+    root = type(upper.model).__name__
+    once = [upper.cut.module, *upper.cut.skipped] if upper.cut.module else []
+    below = sum(sum(counts.get(f"{root}.{path}", {}).values()) for path in once)
+    return 1 - below / total if total else 1.0

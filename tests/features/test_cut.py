@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from imu_cli.features import cut
 from imu_cli.features.cut import Blend, Cut, Kept, Upper
+from imu_cli.commands import scope
+from imu_cli.errors import ImuError
 from imu_cli.models.batches import Batch, call, each, first
 from imu_cli.models.digits import digits_net
 from imu_cli.models.head import logits_of
