@@ -61,13 +61,14 @@ ATTRACTION, COVARIANCE = 1.0, 0.1
 
 @dataclass(frozen=True)
 class Moved:
-    """What came of it: tensors of the file that differ, what they are in the model, the record's part, the trajectory."""
+    """What came of it: tensors of the file that differ, the record's part, the training, its trajectory, and what it is resumed from."""
 
     tensors: Mapping[str, Tensor]
     info: ScopeInfo
     trained: loop.Trained[targets.Look]
     trajectory: list[LookInfo]
     logits: Tensor
+    state: Progress
 
 
 HEAD_ONLY = (
@@ -154,8 +155,6 @@ def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation
         finally:
             for parameter in scope.parameters.values():
                 parameter.requires_grad_(False)
-    if ranks.first:
-        state.done()
     trajectory = [LookInfo(step=number, fraction=1.0, **vars(look)) for number, look in trained.looks]
     trajectory[-1].fraction = trained.fraction
     tensors = {name: trained.weights[own] for own, those in names.items() for name in those}
@@ -169,7 +168,7 @@ def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation
         minibatch=work.schedule.forget, fraction=trained.fraction, weighting=config.weights,
         feature_term=work.means is not None, passes=passes(opened, upper, work, n), tensors=changed,
     )  # fmt: skip
-    return Moved(tensors, info, trained, trajectory, _some_logits(opened))
+    return Moved(tensors, info, trained, trajectory, _some_logits(opened), state)
 
 
 # What runs

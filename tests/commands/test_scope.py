@@ -24,7 +24,9 @@ from torch import Tensor
 from imu_cli import signals
 from imu_cli.cli import main
 from imu_cli.commands import resuming
+from imu_cli.errors import ImuError
 from imu_cli.features import cache
+from imu_cli.models import checkpoint
 from imu_cli.models.checkpoint import open_checkpoint, same_bits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -475,8 +477,6 @@ def test_what_judges_is_not_anchored(here: Path, unseen: str, capsys: pytest.Cap
     assert (made["scope"]["anchor"], made["scope"]["unseen"]) == (45, 45)
 
 
-def test_an_anchor_of_the_classes_that_go_is_an_error(
-    here: Path, digits: Path, capsys: pytest.CaptureFixture[str]
 def test_a_folder_that_numbers_its_own_classes_is_an_anchor_without_labels(
     here: Path, unseen: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -493,6 +493,8 @@ def test_a_folder_that_numbers_its_own_classes_is_an_anchor_without_labels(
     assert made[0] == made[1]
 
 
+def test_an_anchor_of_the_classes_that_go_is_an_error(
+    here: Path, digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing of it can be held."""
     _, told = run(
@@ -576,6 +578,27 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     assert list(cache.folder().glob(STATE)) == []
     one, other = (json.loads(Path(f"{name}.record.json").read_text()) for name in ("whole", "out"))
     assert one["trajectory"] == other["trajectory"]
+
+
+def test_a_state_outlives_a_disk_that_is_full(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the model cannot be written, what was trained is not lost."""
+
+    def full(*_: object) -> None:
+        raise ImuError("the disk is full")
+
+    command = ["unlearn", *COMMON, *CLASS, *BLOCK, "--batches", "12", "-o", "out.safetensors"]
+    monkeypatch.setattr(resuming, "APART", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "patch", full)
+        run(capsys, *command, code=2)
+    assert not Path("out.safetensors").exists()
+    assert len(list(cache.folder().glob(STATE))) == 1
+    _, told = run(capsys, *command, "--resume", code=None)
+    assert "note: going on from step" in told
+    assert Path("out.safetensors").exists()
+    assert list(cache.folder().glob(STATE)) == []
 
 
 def test_a_state_of_other_options_is_not_gone_on_with(
