@@ -163,7 +163,7 @@ def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation
     n = len(work.forgotten.labels) + (0 if work.anchor is None else len(work.anchor.logits))
     info = ScopeInfo(
         given=scope.given, modules=list(scope.modules), weights=scope.count, cut=upper.cut.module,
-        anchor=0 if anchored is None else len(anchored), unseen=0 if unseen is None else len(unseen),
+        anchor=0 if work.anchor is None else len(work.anchor.logits), unseen=0 if unseen is None else len(unseen),
         beta=config.beta, learning_rate=trained.learning_rate, batches=trained.batches, steps=trained.steps,
         minibatch=work.schedule.forget, fraction=trained.fraction, weighting=config.weights,
         feature_term=work.means is not None, passes=passes(opened, upper, work, n), tensors=changed,
