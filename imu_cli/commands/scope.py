@@ -408,8 +408,16 @@ def resumed(
 ) -> tuple[loop.Trained[LookT], Progress]:
     """Train, from where an interrupted run was where that is asked for; what it keeps on the way is removed by ``Progress.done``."""
     state = _progress(opened, config, held, scope, anchored)
+
+    def save(tensors: dict[str, Tensor], said: dict[str, object]) -> None:
+        try:
+            state.save(tensors, said)
+        except ImuError as error:  # nothing that the run needs
+            work.save = lambda *_: None
+            opened.log.events.note(f"{error}; the run goes on, and cannot be resumed from here")
+
     if ranks.first:
-        work.save = state.save
+        work.save = save
     work.state = ranks.of_first(state.load() if config.resume and ranks.first else None)
     if work.state is not None:
         opened.note(f"going on from step {work.state[1]['looks'][-1][0]} of an earlier run")

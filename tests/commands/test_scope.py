@@ -1,5 +1,6 @@
 """``unlearn --scope``: the file differs in the moved tensors alone, the record says by how much, and a run can be stopped."""
 
+import errno
 import json
 import os
 import shutil
@@ -599,6 +600,23 @@ def test_a_state_outlives_a_disk_that_is_full(
     assert "note: going on from step" in told
     assert Path("out.safetensors").exists()
     assert list(cache.folder().glob(STATE)) == []
+
+
+def test_a_state_that_cannot_be_kept_ends_no_run(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said once."""
+    tried: list[int] = []
+
+    def full(*_: object, **__: object) -> None:
+        tried.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(resuming, "APART", 0.0)
+    monkeypatch.setattr(resuming, "save_file", full)
+    _, told = run(capsys, "unlearn", *COMMON, *CLASS, *BLOCK, "--batches", "12", "-o", "out.safetensors", code=None)
+    assert told.count("the run goes on, and cannot be resumed from here") == len(tried) == 1
+    assert Path("out.safetensors").exists()
 
 
 def test_a_state_of_other_options_is_not_gone_on_with(
