@@ -11,6 +11,7 @@ from torch import Tensor
 
 from imu_cli.commands import held_out, people, processes, provenance, scope
 from imu_cli.commands.processes import Ranks
+from imu_cli.commands.resuming import Progress
 from imu_cli.config.commands import UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.features import engine
@@ -63,11 +64,12 @@ class Unseen:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What is to be written: the record but for the hash of the file, its tensors, and what it has to compute (k, d)."""
+    """What is to be written: the record but for the hash of the file, its tensors, what it has to compute (k, d), and the training's state."""
 
     record: Record
     tensors: Mapping[str, Tensor]
     embeddings: Tensor
+    state: Progress
 
 
 def with_scope(config: UnlearnConfig, origins: Mapping[str, str]) -> UnlearnConfig:
@@ -129,7 +131,6 @@ def run(
     opened.taken = Taken("model", streamed=False, bytes=4 * len(opened.forget.samples) * head.matrix.shape[1])
     if not ranks.first:
         raise processes.HelpedError
-    state.done()
     trajectory = [LookInfo(step=number, **vars(look)) for number, look in trained.looks]
     trajectory[-1].fraction = trained.fraction
     tensors = {name: trained.weights[own] for own, those in names.items() for name in those}
@@ -141,11 +142,11 @@ def run(
         anchor=len(unseen.anchored), unseen=len(unseen.apart), beta=config.beta, learning_rate=trained.learning_rate,
         batches=trained.batches, steps=trained.steps, minibatch=work.schedule.forget, fraction=trained.fraction,
         weighting="uniform", feature_term=False, tensors=changed,
-        passes=scope.passes(opened, moving, work, len(opened.forget.samples) + len(unseen.anchored)),
+        passes=scope.passes(opened, upper, work, len(opened.forget.samples) + len(unseen.anchored)),
     )  # fmt: skip
     _tell_end(opened, trajectory, work.aim.auc, trained.reached is True, info)
     record = _record(opened, config, origins, place, trained, trajectory, work, unseen.info, info)
-    return Forgotten(record, tensors, _some(opened, network.model))
+    return Forgotten(record, tensors, _some(opened, network.model), state)
 
 
 # --- whose images

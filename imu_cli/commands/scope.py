@@ -33,7 +33,7 @@ from imu_cli.models.checkpoint import DTYPES, same_bits
 from imu_cli.models.scopes import Answers, Scope
 from imu_cli.records.parts import HeldOutInfo
 from imu_cli.records.record import LookInfo, ScopeInfo, TensorChange
-from imu_cli.samples.dataset import SampleSet
+from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.manifest import open_source
 from imu_cli.samples.overlap import overlap, without
 from imu_cli.unlearning import targets
@@ -61,13 +61,14 @@ ATTRACTION, COVARIANCE = 1.0, 0.1
 
 @dataclass(frozen=True)
 class Moved:
-    """What came of it: tensors of the file that differ, what they are in the model, the record's part, the trajectory."""
+    """What came of it: tensors of the file that differ, the record's part, the training, its trajectory, and what it is resumed from."""
 
     tensors: Mapping[str, Tensor]
     info: ScopeInfo
     trained: loop.Trained[targets.Look]
     trajectory: list[LookInfo]
     logits: Tensor
+    state: Progress
 
 
 HEAD_ONLY = (
@@ -154,8 +155,6 @@ def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation
         finally:
             for parameter in scope.parameters.values():
                 parameter.requires_grad_(False)
-    if ranks.first:
-        state.done()
     trajectory = [LookInfo(step=number, fraction=1.0, **vars(look)) for number, look in trained.looks]
     trajectory[-1].fraction = trained.fraction
     tensors = {name: trained.weights[own] for own, those in names.items() for name in those}
@@ -164,12 +163,12 @@ def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation
     n = len(work.forgotten.labels) + (0 if work.anchor is None else len(work.anchor.logits))
     info = ScopeInfo(
         given=scope.given, modules=list(scope.modules), weights=scope.count, cut=upper.cut.module,
-        anchor=0 if anchored is None else len(anchored), unseen=0 if unseen is None else len(unseen),
+        anchor=0 if work.anchor is None else len(work.anchor.logits), unseen=0 if unseen is None else len(unseen),
         beta=config.beta, learning_rate=trained.learning_rate, batches=trained.batches, steps=trained.steps,
         minibatch=work.schedule.forget, fraction=trained.fraction, weighting=config.weights,
-        feature_term=work.means is not None, passes=passes(opened, scope, work, n), tensors=changed,
+        feature_term=work.means is not None, passes=passes(opened, upper, work, n), tensors=changed,
     )  # fmt: skip
-    return Moved(tensors, info, trained, trajectory, _some_logits(opened))
+    return Moved(tensors, info, trained, trajectory, _some_logits(opened), state)
 
 
 # What runs
@@ -220,7 +219,9 @@ def _parts(
     """The samples that are anchored, and the unseen ones that are not: two parts of the held-out data, or ``--anchor`` and all of it."""
     held = ready.held_samples
     if config.anchor is not None:
-        return anchor_of(opened, config.anchor, None if config.reference else _judges(opened, config.test)), held
+        given = anchor_of(opened, config.anchor, None if config.reference else _judges(opened, config.test))
+        # Its labels say nothing: a folder numbers classes of its own.
+        return replace(given, labels=[UNKNOWN] * len(given)), held
     if held is None:
         what = "; nothing but the forget samples holds the network, and other answers may change: imu evaluate says how far"
         opened.note("no anchor: add --anchor DATA, unseen samples of the same kind (without labels)" + what)
@@ -407,8 +408,16 @@ def resumed(
 ) -> tuple[loop.Trained[LookT], Progress]:
     """Train, from where an interrupted run was where that is asked for; what it keeps on the way is removed by ``Progress.done``."""
     state = _progress(opened, config, held, scope, anchored)
+
+    def save(tensors: dict[str, Tensor], said: dict[str, object]) -> None:
+        try:
+            state.save(tensors, said)
+        except ImuError as error:  # nothing that the run needs
+            work.save = lambda *_: None
+            opened.log.events.note(f"{error}; the run goes on, and cannot be resumed from here")
+
     if ranks.first:
-        work.save = state.save
+        work.save = save
     work.state = ranks.of_first(state.load() if config.resume and ranks.first else None)
     if work.state is not None:
         opened.note(f"going on from step {work.state[1]['looks'][-1][0]} of an earlier run")
@@ -553,26 +562,25 @@ def _some_logits(opened: Session) -> Tensor:
         return extraction.in_halves(run, batch)[1].double().cpu()
 
 
-def passes(opened: Session, scope: Scope, work: Objective[LookT], n: int) -> float:
+def passes(opened: Session, upper: Upper, work: Objective[LookT], n: int) -> float:
     """Forward passes of the whole network over n forget and anchor samples that the training was worth: a backward counts two.
 
     The part above the cut counts by its share of the weights' multiplications, taken as that of the time of a pass.
     """
-    return 1 + _share_above(opened, scope) * work.spent / n
+    return 1 + share_above(upper) * work.spent / n
 
 
-def _share_above(opened: Session, scope: Scope) -> float:
-    """Share of a pass's multiplications that the moving part makes."""
+def share_above(upper: Upper) -> float:
+    """Share of a pass's multiplications that are made above the cut: by all that runs again, whether or not its weights move."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from imu_cli.models.batches import call, first
 
-    network = opened.network
-    assert network is not None
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        call(network.model, first(network.probe, 1))
+        call(upper.model, first(upper.probe, 1))
     counts = counter.get_flop_counts()
     total = sum(counts.get("Global", {}).values())
-    root = type(network.model).__name__
-    moving = sum(sum(counts.get(f"{root}.{path}", {}).values()) for path in scope.modules)
-    return min(1.0, moving / total) if total else 1.0
+    root = type(upper.model).__name__
+    once = [upper.cut.module, *upper.cut.skipped] if upper.cut.module else []
+    below = sum(sum(counts.get(f"{root}.{path}", {}).values()) for path in once)
+    return 1 - below / total if total else 1.0

@@ -109,7 +109,9 @@ def _unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], eve
         gone = forgotten_people.run(opened, config, origins, place, ranks)
         gone.record.previous = _previous(opened, place.record.parent)
         replayed = partial(forgotten_people.replay, opened, expected=gone.embeddings)
-        return _write(opened, config, place, gone.record, gone.tensors, replayed)
+        unlearned = _write(opened, config, place, gone.record, gone.tensors, replayed)
+        gone.state.done()
+        return unlearned
     if config.reference_model is not None:
         raise ImuError("--reference-model: is for embedding models, and this is a classifier; leave it out")
     moving = None
@@ -137,7 +139,9 @@ def _unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], eve
         tensors = moved.tensors
         opened.outside_sha256 = opened.checkpoint.outside_hash(set(tensors))
         made = _moved_record(opened, config, origins, ready, moved, place)
-        return _write(opened, config, place, made, tensors, lambda written: _replay(opened, written, moved.logits))
+        unlearned = _write(opened, config, place, made, tensors, lambda written: _replay(opened, written, moved.logits))
+        moved.state.done()
+        return unlearned
     held = 0 if job.held is None else len(job.held.h)
     with objective.threads_for((len(h) + held) * opened.head.matrix.numel()):
         done = methods.run(job)

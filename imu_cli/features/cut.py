@@ -7,10 +7,12 @@ logits, or the whole network runs.
 """
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from imu_cli import signals
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.features import allocation
 from imu_cli.features.engine import to_device
+from imu_cli.files import writing
 from imu_cli.models.batches import Batch, call, count, each, first, tensors
 from imu_cli.models.head import Tap, hooked, logits_of
 from imu_cli.models.replay import REPLAY_TOLERANCE
@@ -208,6 +211,21 @@ def _returning(model: nn.Module, cut: Cut, kept: Any, batch: Batch) -> Iterator[
 # What is kept
 
 
+def _allocate(descriptor: int, size: int) -> None:
+    """Give a file its bytes: one that is only long, and mapped, kills the process by a signal where the disk is full."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:  # macOS
+        os.ftruncate(descriptor, size)
+
+
+def _no_room(folder: Path, size: int, why: str) -> str:
+    return (
+        f"{folder.parent}: cannot hold the features at the cut, {size / 2**30:.1f} GiB ({why}); set TMPDIR to a folder with room, or "
+        "raise --max-memory"
+    )
+
+
 class Kept:
     """What is kept of each sample of a set: the output at a cut, or what enters the network, and the tokens of a text.
 
@@ -228,7 +246,7 @@ class Kept:
         if mask is not None and rows.ndim > 1 and rows.shape[1] == mask.shape[1]:
             held = self._ragged.setdefault(name, [None] * self._count)
             for at, row, real in zip(places, rows, mask.bool(), strict=True):
-                held[at] = row[real].clone()
+                held[at] = row[real].to(self._device)
                 self.bytes += row.element_size() * int(real.sum()) * row[0].numel()
             return
         if name not in self._parts:
@@ -241,9 +259,10 @@ class Kept:
         self.bytes += size
         if self._folder is None:
             return torch.empty(shape, dtype=like.dtype, device=self._device)
-        with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
-            file.truncate(max(size, 1))
-        path = Path(file.name)
+        with writing.said_as(partial(_no_room, self._folder, size)):
+            with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
+                _allocate(file.fileno(), max(size, 1))
+            path = Path(file.name)
         made = torch.from_file(str(path), shared=True, size=max(self._count * like[0].numel(), 1), dtype=like.dtype)
         path.unlink()  # the mapping holds on to it: nothing of it is left behind
         return made[: self._count * like[0].numel()].view(shape)
@@ -366,7 +385,11 @@ class Upper:
             call(self.model, batch)
         on_device = None if mask is None else mask.to(self.device)
         leaves = [leaf for leaf in pytree.tree_leaves(seen[0]) if isinstance(leaf, Tensor)]
-        return [*given, *((f"cut.{at}", leaf.detach(), on_device) for at, leaf in enumerate(leaves))]
+        shapes = [leaf for leaf in pytree.tree_leaves(self.cut.kept) if isinstance(leaf, Shape)]
+        # As many numbers as a batch has tokens do not make tokens of them.
+        masks = [on_device if shape.sides[1:2] == ("t",) else None for shape in shapes]
+        rows = enumerate(zip(leaves, masks, strict=True))
+        return [*given, *((f"cut.{at}", leaf.detach(), mask) for at, (leaf, mask) in rows)]
 
     @property
     def blends(self) -> bool:

@@ -1,5 +1,6 @@
 """``unlearn --scope``: the file differs in the moved tensors alone, the record says by how much, and a run can be stopped."""
 
+import errno
 import json
 import os
 import shutil
@@ -24,7 +25,9 @@ from torch import Tensor
 from imu_cli import signals
 from imu_cli.cli import main
 from imu_cli.commands import resuming
+from imu_cli.errors import ImuError
 from imu_cli.features import cache
+from imu_cli.models import checkpoint
 from imu_cli.models.checkpoint import open_checkpoint, same_bits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -475,6 +478,22 @@ def test_what_judges_is_not_anchored(here: Path, unseen: str, capsys: pytest.Cap
     assert (made["scope"]["anchor"], made["scope"]["unseen"]) == (45, 45)
 
 
+def test_a_folder_that_numbers_its_own_classes_is_an_anchor_without_labels(
+    here: Path, unseen: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its fourth class is not the model's class 3, and stays anchored."""
+    for name, digit in zip("abcd", (0, 1, 2, 7), strict=True):
+        shutil.copytree(Path(unseen) / str(digit), Path("own") / name)
+    Path("flat").mkdir()
+    for image in Path("own").rglob("*.png"):
+        shutil.copy(image, Path("flat") / f"{image.parent.name}-{image.name}")
+    made = []
+    for anchor in ("own", "flat"):
+        unlearn(capsys, *CLASS, *BLOCK, "--anchor", anchor, "--batches", "4", "--force", "-o", "out.safetensors")
+        made.append(Path("out.safetensors").read_bytes())
+    assert made[0] == made[1]
+
+
 def test_an_anchor_of_the_classes_that_go_is_an_error(
     here: Path, digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -560,6 +579,44 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     assert list(cache.folder().glob(STATE)) == []
     one, other = (json.loads(Path(f"{name}.record.json").read_text()) for name in ("whole", "out"))
     assert one["trajectory"] == other["trajectory"]
+
+
+def test_a_state_outlives_a_disk_that_is_full(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the model cannot be written, what was trained is not lost."""
+
+    def full(*_: object) -> None:
+        raise ImuError("the disk is full")
+
+    command = ["unlearn", *COMMON, *CLASS, *BLOCK, "--batches", "12", "-o", "out.safetensors"]
+    monkeypatch.setattr(resuming, "APART", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "patch", full)
+        run(capsys, *command, code=2)
+    assert not Path("out.safetensors").exists()
+    assert len(list(cache.folder().glob(STATE))) == 1
+    _, told = run(capsys, *command, "--resume", code=None)
+    assert "note: going on from step" in told
+    assert Path("out.safetensors").exists()
+    assert list(cache.folder().glob(STATE)) == []
+
+
+def test_a_state_that_cannot_be_kept_ends_no_run(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said once."""
+    tried: list[int] = []
+
+    def full(*_: object, **__: object) -> None:
+        tried.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(resuming, "APART", 0.0)
+    monkeypatch.setattr(resuming, "save_file", full)
+    _, told = run(capsys, "unlearn", *COMMON, *CLASS, *BLOCK, "--batches", "12", "-o", "out.safetensors", code=None)
+    assert told.count("the run goes on, and cannot be resumed from here") == len(tried) == 1
+    assert Path("out.safetensors").exists()
 
 
 def test_a_state_of_other_options_is_not_gone_on_with(

@@ -1,6 +1,8 @@
 """Features at a cut: the part above gives the whole network's logits and gradients from them, or the whole network runs."""
 
 import contextlib
+import errno
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from imu_cli.commands import scope
+from imu_cli.errors import ImuError
 from imu_cli.features import cut
 from imu_cli.features.cut import Blend, Cut, Kept, Upper
 from imu_cli.models.batches import Batch, call, each, first
@@ -385,3 +389,59 @@ def test_texts_keep_their_own_length() -> None:
     assert mask is not None
     assert mask.tolist() == [[0, 1, 1, 1], [1, 1, 1, 1]]
     assert torch.equal(made[0, 1:], data["input_ids"][0, :3])
+
+
+class Pooled(nn.Module):
+    """Texts of nine tokens, pooled to nine numbers below the cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below = Mean()
+        self.head = nn.Linear(9, 4)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        made: Tensor = self.head(self.below(input_ids, attention_mask))
+        return made
+
+
+class Mean(nn.Module):
+    """The mean of a text's tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 9)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        made: Tensor = (self.table(ids) * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+        return made
+
+
+def test_as_many_numbers_as_tokens_are_no_tokens() -> None:
+    """A vector of a text is kept whole, whatever the length of the text."""
+    torch.manual_seed(0)
+    model, data = Pooled().eval(), texts()
+    upper = upper_of(model, "head", data, ["head"])
+    assert upper.cut.module == "below"
+    _, logits = upper(keep(upper), torch.arange(N))
+    torch.testing.assert_close(logits, logits_of(call(model, data)))
+
+
+def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept at the cut is given its bytes before it is mapped."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    upper = upper_of(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)).eval(), "1", torch.randn(N, 8), ["1"])
+    with pytest.raises(ImuError, match=r"cannot hold the features at the cut.*No space left.*set TMPDIR"):
+        keep(upper, most=0, folder=lambda: tmp_path)
+
+
+def test_what_runs_again_counts_although_it_does_not_move() -> None:
+    """Of four equal layers of which the second moves, three run again."""
+    model = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(4))).eval()
+    upper = upper_of(model, "3", torch.randn(N, 8), ["1"])
+    assert upper.cut.module == "0"
+    assert scope.share_above(upper) == pytest.approx(0.75)
+    assert scope.share_above(upper_of(model, "3", torch.randn(N, 8), ["0"])) == 1

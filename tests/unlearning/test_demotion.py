@@ -563,6 +563,15 @@ def test_a_weight_of_nothing_is_no_sample(trained: World) -> None:
         torch.testing.assert_close(gradient, kept[name])
 
 
+def test_a_batch_without_weights_is_a_batch_without_forget_samples(trained: World) -> None:
+    """Its loss is the anchor's, and a number."""
+    made = work(trained.copied())
+    made.forgotten.weights = torch.zeros(24, dtype=torch.float64)
+    found, loss = made.gradients(Batch(torch.arange(6), torch.arange(7)), made.phi - 2)
+    assert math.isfinite(loss)
+    assert all(bool(gradient.isfinite().all()) for gradient in found.values())
+
+
 def test_the_gradient_is_that_of_the_formula(trained: World) -> None:
     """Σ w KL(q‖p)/Σ w + β · mean KL(p₀‖p) by torch's own functions, in one piece."""
     world = trained.copied()

@@ -226,7 +226,7 @@ class Training(loop.Objective[Look]):
         """Gradients of the loss on a batch by name, summed over processes, and the loss."""
         rows, anchored, others = batch.rows, batch.anchored, batch.others
         weights = self.forgotten.weights[rows]
-        total = float(weights.sum())
+        total = float(weights.sum()) or 1.0  # a batch whose weights are all 0 asks for nothing
         names, moving = list(self.parameters), list(self.parameters.values())
         summed = [torch.zeros_like(parameter) for parameter in moving]
         loss = 0.0
