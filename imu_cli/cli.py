@@ -259,7 +259,9 @@ def demo(
 def select(
     selectors: Annotated[
         list[str],
-        typer.Argument(metavar="SELECTOR...", help="class=cat, index=0:500, id=4711, group=NAME, coarse=NAME."),
+        typer.Argument(
+            metavar="SELECTOR...", help="class=cat, index=0:500, id=4711, group=NAME, camera=1, coarse=NAME."
+        ),
     ],
     data: Annotated[
         str, typer.Option("--data", help="The data set to select from.", metavar="DATA", envvar="IMU_DATA")

@@ -1,6 +1,6 @@
 """``imu demo --task text``: which library is a sentence of documentation from? Real texts that come with the tool's dependencies.
 
-The first paragraphs of their docstrings, read as source and not imported: English sentences written by people, a few thousand of
+The first paragraphs of their docstrings, read as source and not imported: English sentences written by people, some two thousand of
 them, of which some are hard to tell apart (numpy's and scipy's), with no data set to download. They change with the versions that are
 installed; on one installation the same seed gives the same files.
 """
@@ -54,7 +54,7 @@ FILES = {"train.csv", "test.csv", "model", "unlearned"}
 MODEL = re.compile(
     r"(model|unlearned)/(model\.(safetensors|record\.json|evaluation\.json)|config\.json|tokenizer(_config)?\.json)"
 )
-ABOUT = "a few thousand sentences of its libraries' documentation"
+ABOUT = "some two thousand sentences of its libraries' documentation"
 
 Texts = list[tuple[str, int]]
 """Texts with the ids of their classes."""

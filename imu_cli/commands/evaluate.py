@@ -37,7 +37,7 @@ from imu_cli.records import json_files
 from imu_cli.records.evaluation import Evaluation, Metric
 from imu_cli.records.record import Record
 from imu_cli.records.retrieval import Judged, Retrieval
-from imu_cli.samples.dataset import SampleSet
+from imu_cli.samples.dataset import TEXTS, SampleSet
 from imu_cli.samples.vectors import is_features
 from imu_cli.statistics import metrics
 from imu_cli.unlearning import scenario
@@ -189,7 +189,11 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         return _of_people(opened, effective, merged, wanted, (output, report), found)
     people_only = {"--reference-model": config.reference_model is not None, "--samples": config.samples > 0}
     for option in (name for name, given in people_only.items() if given):
-        raise ImuError(f"{option}: is for embedding models, and this is a classifier; leave it out")
+        texts = option == "--samples" and opened.forget.samples.kind is TEXTS
+        raise ImuError(
+            f"{option}: is for embedding models, and this is a classifier; leave it out"
+            + (" (imu report --samples shows forgotten texts)" if texts else "")
+        )
     if merged.get("head") == "record":
         opened = replace(opened, head=replace(opened.head, source=beside.name))
     if found is not None and opened.forget.sha256 != found.forget.sha256:

@@ -38,12 +38,15 @@ SENTENCES = (
 """Texts that a text model is tried with."""
 SHOWN_CLASSES = 5
 
+OF_TEXTS = "tokenizer"
+"""In place of a flag where what prepares texts is missing: files beside the weights, which no flag names."""
+
 What = Literal["architecture", "preprocessing", "head", "classes", "embedding"]
 Found = TypeVar("Found")
 
 
 def run(model: Path, config: ModelConfig, origins: Mapping[str, str]) -> Inspection:
-    """Everything that ``unlearn`` would learn of a model before it sees an image, and what it would ask for.
+    """Everything that ``unlearn`` would learn of a model before it sees a sample, and what it would ask for.
 
     What cannot be learnt is a finding with its reason, not an error; a file that cannot be read is an error.
 
@@ -64,7 +67,11 @@ def run(model: Path, config: ModelConfig, origins: Mapping[str, str]) -> Inspect
         if loaded[1].prefix:
             made.notes.append(f"all names start with {loaded[1].prefix!r}, which is read over and kept on writing")
     said = _said(files)
-    step = _tried(found, "preprocessing", "--preprocess", lambda: _step(config, loaded, files.folder, said))
+    takes = _takes(config, loaded, files.folder, said)
+    flag = "--preprocess" if takes == "image" or config.preprocess is not None else OF_TEXTS
+    step = None
+    if loaded is not None or takes == "image":
+        step = _tried(found, "preprocessing", flag, lambda: _step(takes, config, loaded, files.folder, said))
     if step is not None:
         shown = ", ".join(f"{name} {value}" for name, value in step.made.described().items() if value is not None)
         _learnt(found, "preprocessing", shown, step.source)
@@ -83,22 +90,33 @@ def run(model: Path, config: ModelConfig, origins: Mapping[str, str]) -> Inspect
                     found, "classes", "--classes", lambda: opening.names_of_classes(config, said, None, head.classes)
                 ),
             )
-    made.next = _next(model, config, origins, found)
+    made.next = _next(model, config, origins, found, takes)
     return made
 
 
+def _takes(
+    config: ModelConfig,
+    loaded: tuple[Checkpoint, architecture.Loaded] | None,
+    folder: Path,
+    said: Sequence[sidecar.Said],
+) -> preparing.Takes:
+    """What the model takes; where its library does not say: texts where a tokenizer lies beside it and nothing prepares images."""
+    prepared = config.preprocess is not None or any(item.steps for item in said)
+    guess: preparing.Takes = "text" if tokenizers.is_there(folder) and not prepared else "image"
+    return (loaded[1].takes if loaded is not None else None) or guess
+
+
 def _step(
+    takes: preparing.Takes,
     config: ModelConfig,
     loaded: tuple[Checkpoint, architecture.Loaded] | None,
     folder: Path,
     said: Sequence[sidecar.Said],
 ) -> preparing.Step:
-    """The input step; somebody's own model takes texts where a tokenizer lies beside it and nothing prepares images."""
+    """The input step."""
     if loaded is None:
         return preparing.Step(*preprocessing.find(config.preprocess, [(item.steps, item.source) for item in said]))
-    prepared = config.preprocess is not None or any(item.steps for item in said)
-    guess: preparing.Takes = "text" if tokenizers.is_there(folder) and not prepared else "image"
-    return preparing.find(loaded[1].takes or guess, config, loaded[1], folder, said)
+    return preparing.find(takes, config, loaded[1], folder, said)
 
 
 def _said(files: layout.Layout) -> list[sidecar.Said]:
@@ -201,11 +219,18 @@ PLACEHOLDERS = {
 """What stands in the line to copy for a flag that is missing and not optional."""
 
 
-def _next(model: Path, config: ModelConfig, origins: Mapping[str, str], found: Sequence[Finding]) -> str | None:
-    """The line to copy, with the flags that were given and those that are missing; None for a model that is refused."""
+def _next(
+    model: Path, config: ModelConfig, origins: Mapping[str, str], found: Sequence[Finding], takes: preparing.Takes
+) -> str | None:
+    """The line to copy, with the flags that were given and those that are missing.
+
+    None for a model that is refused, and where a file is missing that no flag names.
+    """
     if any(item.problem and item.flag is None for item in found):
         return None
     wrong = {item.flag for item in found if item.problem}
+    if OF_TEXTS in wrong:
+        return None
     words = ["imu", "unlearn", str(model), "--forget", "forget.csv"]
     words += ["--config", origins[CONFIG_FILE]] if CONFIG_FILE in origins else []
     for flag, value in (("--arch", config.arch), ("--preprocess", config.preprocess), ("--head", config.head),
@@ -213,6 +238,7 @@ def _next(model: Path, config: ModelConfig, origins: Mapping[str, str], found: S
                         ("--task", None if config.task == "auto" else config.task)):  # fmt: skip
         told = flag in wrong or origins.get(flag.removeprefix("--")) == "file"  # which says it again by itself
         words += [flag, value] if isinstance(value, str) and not told else []
+    words += ["--truncate"] if config.truncate and takes == "text" and origins.get("truncate") != "file" else []
     for pair in config.arch_arg if origins.get("arch_arg") != "file" else []:
         words += ["--arch-arg", pair]
     if config.strip_prefix is not None and origins.get("strip_prefix") != "file":
@@ -220,6 +246,6 @@ def _next(model: Path, config: ModelConfig, origins: Mapping[str, str], found: S
     for name in config.leave_out if origins.get("leave_out") != "file" else []:
         words += ["--leave-out", name]
     words += ["--output", "unlearned"] if kinds.in_cache(model.absolute()) else []
-    for flag in [flag for flag in PLACEHOLDERS if flag in wrong]:
+    for flag in [flag for flag in PLACEHOLDERS if flag in wrong and (flag != "--preprocess" or takes == "image")]:
         words += [flag, PLACEHOLDERS[flag]]
     return shlex.join(words)

@@ -1,6 +1,7 @@
 """``imu report --samples N``: the texts themselves, read again from the list and the data that a record names.
 
-No record and no page holds a text otherwise: they are personal data, and are shown to whoever asks for them by this option alone.
+No record and no other report holds a text: they are personal data, shown to whoever asks for them, by this option or by
+``imu influence --images``.
 """
 
 from collections.abc import Sequence

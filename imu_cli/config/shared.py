@@ -122,7 +122,7 @@ class SamplesConfig(ModelConfig):
         list[str],
         Option(
             "What must go: forget.csv (.tsv, .jsonl, - for stdin) of images or texts, a folder of images with --label, or "
-            "selectors on --data: class=cat, index=0:500, id=4711, group=NAME, coarse=vehicles_1. May be repeated for selectors.",
+            "selectors on --data: class=cat, index=0:500, id=4711, group=NAME, camera=1, coarse=vehicles_1. May be repeated for selectors.",
             metavar="FORGET",
             path="forget",
             group=DATA,

@@ -67,7 +67,7 @@ def embed(model: nn.Module, path: str, images: Batch) -> Tensor:
     found = vector_of(seen[0])
     if found is None or len(found) != count(images):
         raise RefusedError(
-            f"{where}: returned {in_words(seen[0])} for {count(images)} images, not one vector each; name the module whose output is, "
+            f"{where}: returned {in_words(seen[0])} for {count(images)} samples, not one vector each; name the module whose output is, "
             "with --embedding (its pooling layer, for example)"
         )
     return found

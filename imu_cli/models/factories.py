@@ -162,11 +162,11 @@ def _model(transformers: Any, config: Mapping[str, Any]) -> nn.Module:
     if named and all("TokenClassification" in name for name in named):
         raise RefusedError(
             f"config.json: {what} is a token classifier, which has a class for each word; imu changes classifiers of whole images and "
-            "whole texts (…ForSequenceClassification)"
+            "whole texts (…ForSequenceClassification), and embedding models of images"
         )
     raise RefusedError(
         f"config.json: {what} is neither an image classifier nor a text classifier (…ForImageClassification, "
-        "…ForSequenceClassification), and those are what imu changes"
+        "…ForSequenceClassification), nor an embedding model of images (such as ViTModel), and those are what imu changes"
     )
 
 

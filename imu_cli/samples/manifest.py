@@ -17,7 +17,7 @@ from imu_cli.files.reading import cut
 from imu_cli.samples.classes import ClassNames, in_model_ids
 from imu_cli.samples.column_names import NO_NAMES, TEXT, ColumnNames
 from imu_cli.samples.csv_lines import READ_SUFFIXES, read_table
-from imu_cli.samples.dataset import UNKNOWN, SampleSet
+from imu_cli.samples.dataset import TEXTS, UNKNOWN, SampleSet
 from imu_cli.samples.encodings import refuse_suffix
 from imu_cli.samples.forget import Draft, ForgetSet, settle
 from imu_cli.samples.images.folders import open_flat
@@ -27,6 +27,7 @@ from imu_cli.samples.pointers import by_id_alone, pointed
 from imu_cli.samples.selectors import is_selector, select_rows
 from imu_cli.samples.sources import Role, open_named
 from imu_cli.samples.tables import Problems, Table, unknown_columns
+from imu_cli.samples.texts import proposals
 from imu_cli.samples.texts.reading import holds_texts, refuse_columns, repeats, texts_of, wrong_rows
 from imu_cli.samples.vectors import is_features
 
@@ -58,11 +59,26 @@ def open_source(
         return _texts(table, names, role, problems)
     by_row = "index" in table.columns or by_id_alone(table)
     base = data if by_row or points_into(table, data) else None
-    table = pointed(table, base, problems)
+    if base is not None and base.kind is TEXTS and by_id_alone(table):
+        _refuse_own_texts(table, base, problems)
+    if role != "data":  # which points into nothing: its ids are its own
+        table = pointed(table, base, problems)
     places = places_of(table, base, problems)
     problems.refuse()
     samples = gathered(table, range(len(places)), [place for place in places if place is not None], base)
     return replace(_labelled(table, samples), notes=(*table.notes, *unknown_columns(table)))
+
+
+def _refuse_own_texts(table: Table, data: SampleSet, problems: Problems) -> None:
+    """A problem where a list of ids has texts under another name: it would stand for rows of ``data`` and not for its own."""
+    proposed = proposals.of_texts(table)
+    if proposed:
+        problems.add(
+            0,
+            f"has ids and no column text, and would name rows of {data.source} (it has {proposals.listed(table)}); if its rows are "
+            f"texts of their own, add {proposed}, else leave those columns out",
+        )
+        problems.refuse()
 
 
 def _texts(table: Table, names: ColumnNames, role: Role, problems: Problems) -> SampleSet:

@@ -29,6 +29,27 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_the_line_to_copy_is_one_for_texts(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``--truncate`` is copied, ``--preprocess`` never asked for; without a tokenizer, or refused, nothing of images is said."""
+
+    def said(*words: str, code: int = 0) -> str:
+        assert main(["inspect", "net", *words]) == code
+        return capsys.readouterr().out
+
+    assert "next: imu unlearn net --forget forget.csv --truncate\n" in said("--truncate")
+    assert "next: imu unlearn net --forget forget.csv\n" in said("--preprocess", "imagenet")
+    config = json.loads((work / "net/config.json").read_text())
+    (work / "net/config.json").write_text(json.dumps(config | {"architectures": ["BertForTokenClassification"]}))
+    assert "--preprocess" not in said(code=4)
+    (work / "net/config.json").write_text(json.dumps(config))
+    for file in (work / "net").glob("*token*"):
+        file.unlink()
+    found = said()
+    assert "copy the tokenizer's files beside the" in found
+    assert "--preprocess" not in found
+    assert "next:" not in found
+
+
 def test_the_whole_job_on_texts(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Inspect, select, influence, unlearn, evaluate and report; no connection, no program, no text in what is written."""
     with audited() as events:

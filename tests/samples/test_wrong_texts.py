@@ -281,6 +281,21 @@ def test_texts_do_not_point_into_images(tmp_path: Path) -> None:
     assert "f.csv: names rows by id, and toy has no column of that name" in said
 
 
+def test_ids_beside_texts_of_another_name(tmp_path: Path) -> None:
+    """A data set's ids point into nothing; a test list's do not stand for rows of ``--data`` where it likely has texts of its own."""
+    (tmp_path / "data.csv").write_text("text,label,id\nsome words of mine,good,1\nand more of them here,bad,2\n")
+    (tmp_path / "test.csv").write_text("utterance,category,id\nother words of mine,good,1\nand others of them,bad,2\n")
+    said = refusal(lambda: open_source(str(tmp_path / "test.csv"), "data"))
+    assert "--columns text=utterance,label=category" in said
+    assert "by their id" not in said
+    data = open_source(str(tmp_path / "data.csv"), "data")
+    said = refusal(lambda: open_source(str(tmp_path / "test.csv"), "test", data))
+    assert "would name rows of" in said
+    assert "add --columns text=utterance,label=category, else leave those columns out" in said
+    (tmp_path / "test.csv").write_text("id\n2\n")
+    assert [*open_source(str(tmp_path / "test.csv"), "test", data).names] == ["1"]
+
+
 def test_a_folder_of_lists_is_no_list(tmp_path: Path) -> None:
     """The list in it is proposed."""
     (tmp_path / "train.csv").write_text(GOOD)
