@@ -531,14 +531,16 @@ def frontier_table(name: str, n: int) -> str:
 def depth_table() -> str:
     """Random samples where the last block moves: means and spread over the runs that were made, from the raw results."""
     lines = [
-        "| n | runs | forget | unseen, under the model that results | retain before → after | fall of test, points | AUC before → after | steps |",
+        "| n | runs | forget | unseen, under that model | retain before → after | fall of test, points | AUC before → after | steps |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    runs = _results("quality_depth")["samples"]
+    runs = [run for name in ("quality_depth", "quality_depth_many") for run in _results(name)["samples"]]
     for n in dict.fromkeys(run["n"] for run in runs):
         those = [run for run in runs if run["n"] == n]
         mean = {
-            f"{when}.{name}": statistics.mean(run[when][name] for run in those) for when in ("before", "after") for name in those[0][when]
+            f"{when}.{name}": statistics.mean(run[when][name] for run in those)
+            for when in ("before", "after")
+            for name in those[0][when]
         }
         steps = ", ".join(str(run["steps"]) for run in those)
         lines.append(
