@@ -81,6 +81,10 @@ def _parts(value: str, known: Mapping[str, object]) -> list[str]:
 def _of_classes(samples: SampleSet, selector: str, value: str, classes: ClassNames | None) -> list[Sequence[int]]:
     if classes is None:
         count = len(samples.classes) if samples.classes is not None else max(samples.labels, default=UNKNOWN) + 1
+        if not count:
+            raise ImuError(
+                f"{cut(selector)}: {samples.source} has no labels; give it a column label, or name it: --columns label=NAME"
+            )
         classes = ClassNames(count, samples.classes, samples.source, samples.source)
     ids, wrong = mapped(samples, classes)
     labels, cause = as_array(ids), _one_cause(ids, wrong)
@@ -119,7 +123,7 @@ def _of_column(samples: SampleSet, selector: str, kind: str, value: str) -> list
         raise ImuError(f"{cut(selector)}: {samples.source} has no '{kind}'; it needs --data {whose}")
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, text in enumerate(samples.columns[kind]):
-        rows_of[text].append(row)
+        rows_of[text.strip()].append(row)
     rows: list[Sequence[int]] = []
     for part in _parts(value, rows_of):
         if part not in rows_of:

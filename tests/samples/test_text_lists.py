@@ -228,6 +228,17 @@ def test_an_index_and_an_id_are_rows_of_the_data(reviews: Path, tmp_path: Path) 
     assert list(by_id.ids or ()) == ["u3", "u1", "u1"]
 
 
+def test_spaces_around_an_id_are_none_of_it(tmp_path: Path) -> None:
+    """As a list's are taken off, so are the data's; and the class of data without labels is asked for by what is missing."""
+    (tmp_path / "data.csv").write_text("text,id\nsome words of mine,anna smith \nsome more of them,bob\n")
+    data = data_of(tmp_path / "data.csv")
+    assert list(load(tmp_path, "id,label\nanna smith,good\n", data).samples.names) == ["0"]
+    assert list(select_rows(data, ["id=anna smith"])) == [0]
+    assert "has no labels; give it a column label, or name it: --columns label=NAME" in refusal(
+        lambda: select_rows(data, ["class=good"])
+    )
+
+
 def test_a_text_is_found_in_the_data(reviews: Path, tmp_path: Path) -> None:
     """Exactly; of two rows with one text the one with the list's label, and twice listed it is both."""
     data = data_of(reviews)
