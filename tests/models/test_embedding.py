@@ -105,15 +105,15 @@ def test_a_module_inside_a_classifier() -> None:
     assert embedding.find_embedding(model, images, "1").module == "1"
     with pytest.raises(ImuError, match="--embedding pool: the model has no such module"):
         embedding.find_embedding(model, images, "pool")
-    with pytest.raises(RefusedError, match=r"returned \(5, 4, 6, 6\) for 5 images"):
+    with pytest.raises(RefusedError, match=r"returned \(5, 4, 6, 6\) for 5 samples"):
         embedding.find_embedding(model, images, "0")
 
 
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        (torch.randn(3, 7, 16), r"returned \(3, 7, 16\) for 3 images"),
-        (torch.randn(1, 16), r"returned \(1, 16\) for 3 images"),
+        (torch.randn(3, 7, 16), r"returned \(3, 7, 16\) for 3 samples"),
+        (torch.randn(1, 16), r"returned \(1, 16\) for 3 samples"),
         ((torch.randn(3, 4), torch.randn(3, 4)), r"a tuple of \(3, 4\), \(3, 4\)"),
         ({"last_hidden_state": torch.randn(3, 7, 16)}, "a dict with last_hidden_state"),
         (torch.ones(3, 4, dtype=torch.int64), r"returned \(3, 4\)"),
