@@ -14,7 +14,6 @@ from imu_cli.commands.processes import Ranks
 from imu_cli.commands.resuming import Progress
 from imu_cli.config.commands import UnlearnConfig
 from imu_cli.errors import ImuError
-from imu_cli.features import engine
 from imu_cli.features.cut import Kept, Upper
 from imu_cli.features.session import Session, Taken
 from imu_cli.files import paths
@@ -32,8 +31,6 @@ from imu_cli.statistics.retrieval import DISTRACTOR, JUNK, NO_CAMERA, Sightings
 from imu_cli.unlearning.demotion import loop, pairs
 from imu_cli.unlearning.demotion.pairs import Aim, Images, Look, PairTraining, Schedule
 
-REPLAYED = 64
-"""Forget images whose embeddings the written file has to give."""
 LEARNING_RATE = 0.007
 """Share of a layer's size that a step may move it by (benchmarks/quality_people.py)."""
 BATCHES, MINIBATCH = 100, 32
@@ -110,9 +107,7 @@ def run(
     upper = scope.upper_part(opened, network, moving, answers)
     with scope.room() as folder:
         kept = scope.keep(opened, upper, [opened.forget.samples, unseen.anchored, unseen.apart], folder)
-        for parameter in moving.parameters.values():
-            parameter.requires_grad_(True)
-        try:
+        with scope.learning(moving):
             sets = [opened.forget.samples, unseen.anchored, unseen.apart]
             images = [
                 images_of(upper, answers, held, samples, register, opened.engine.batch_size)
@@ -125,17 +120,11 @@ def run(
             trained, state = scope.resumed(
                 opened, config, moving, work, ranks, unseen.info, unseen.anchored, partial(_told, aim=work.aim.auc)
             )
-        finally:
-            for parameter in moving.parameters.values():
-                parameter.requires_grad_(False)
     opened.taken = Taken("model", streamed=False, bytes=4 * len(opened.forget.samples) * head.matrix.shape[1])
     if not ranks.first:
         raise processes.HelpedError
-    trajectory = [LookInfo(step=number, **vars(look)) for number, look in trained.looks]
-    trajectory[-1].fraction = trained.fraction
-    tensors = {name: trained.weights[own] for own, those in names.items() for name in those}
-    changed = scope.changes(opened, tensors)
-    tensors = {item.name: tensors[item.name] for item in changed}
+    trajectory = scope.trajectory_of(trained)
+    tensors, changed = scope.differing(opened, names, trained)
     opened.outside_sha256 = opened.checkpoint.outside_hash(set(tensors))
     info = ScopeInfo(
         given=moving.given, modules=list(moving.modules), weights=moving.count, cut=upper.cut.module,
@@ -146,7 +135,7 @@ def run(
     )  # fmt: skip
     _tell_end(opened, trajectory, work.aim.auc, trained.reached is True, info)
     record = _record(opened, config, origins, place, trained, trajectory, work, unseen.info, info)
-    return Forgotten(record, tensors, _some(opened, network.model), state)
+    return Forgotten(record, tensors, opened.plainly(scope.REPLAYED)[0].double().cpu(), state)
 
 
 # --- whose images
@@ -382,17 +371,6 @@ def _tell_end(opened: Session, trajectory: Sequence[LookInfo], aim: float, reach
     )
 
 
-def _some(opened: Session, model: torch.nn.Module) -> Tensor:
-    """Embeddings (k, d) float64 of the first forget images under a model: what the written file has to give again."""
-    network = opened.network
-    assert network is not None
-    rows = list(range(min(REPLAYED, len(opened.forget.samples))))
-    batch = engine.batch(opened.forget.samples, rows, network.preprocess, opened.device)
-    plain = engine.Engine(model, opened.head.module, opened.device, len(rows), opened.run.precision, embeds=True)
-    with torch.inference_mode():
-        return plain.forward(batch)[0].double().cpu()
-
-
 def replay(opened: Session, written: Path, expected: Tensor) -> str:
     """Load the written model and compare its embeddings of up to 64 forget images with what they should be (k, d); its SHA-256.
 
@@ -403,7 +381,7 @@ def replay(opened: Session, written: Path, expected: Tensor) -> str:
     assert network is not None
     made = checkpoint.open_checkpoint(written)
     architecture.load_into(network.loaded.model, network.loaded.state_of(made), str(written))
-    error = float((_some(opened, network.loaded.model) - expected).abs().max()) / max(
+    error = float((opened.plainly(scope.REPLAYED)[0].double().cpu() - expected).abs().max()) / max(
         float(expected.abs().max()), 1e-30
     )
     allowed = tolerance_in(opened.run.precision)

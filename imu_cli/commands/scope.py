@@ -43,6 +43,8 @@ from imu_cli.unlearning.demotion.training import Anchor, Forgotten, Schedule, Tr
 from imu_cli.unlearning.matched import fit
 from imu_cli.unlearning.procedure import Job
 
+REPLAYED = 64
+"""Forget samples that are replayed through the written file."""
 LEARNING_RATE = 0.004
 """Share of a layer's size that a step may move it by: the same for convolutions and transformers (benchmarks/quality_depth.py)."""
 MINIBATCH = 128
@@ -146,20 +148,11 @@ def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation
     upper = upper_part(opened, network, scope)
     with room() as folder:
         sets = keep(opened, upper, [opened.forget.samples, anchored, unseen], folder)
-        for parameter in scope.parameters.values():
-            parameter.requires_grad_(True)
-        try:
+        with learning(scope):
             work = _training(opened, config, job, scope, upper, sets, h, anchored, unseen)
             work.share, work.join, work.to_file = ranks.share, ranks.add_up, rounding(opened, names)
             trained, state = resumed(opened, config, scope, work, ranks, ready.held_info, anchored, _told)
-        finally:
-            for parameter in scope.parameters.values():
-                parameter.requires_grad_(False)
-    trajectory = [LookInfo(step=number, fraction=1.0, **vars(look)) for number, look in trained.looks]
-    trajectory[-1].fraction = trained.fraction
-    tensors = {name: trained.weights[own] for own, those in names.items() for name in those}
-    changed = changes(opened, tensors)
-    tensors = {name: tensor for name, tensor in tensors.items() if name in {item.name for item in changed}}
+    tensors, changed = differing(opened, names, trained)
     n = len(work.forgotten.labels) + (0 if work.anchor is None else len(work.anchor.logits))
     info = ScopeInfo(
         given=scope.given, modules=list(scope.modules), weights=scope.count, cut=upper.cut.module,
@@ -168,10 +161,30 @@ def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation
         minibatch=work.schedule.forget, fraction=trained.fraction, weighting=config.weights,
         feature_term=work.means is not None, passes=passes(opened, upper, work, n), tensors=changed,
     )  # fmt: skip
-    return Moved(tensors, info, trained, trajectory, _some_logits(opened), state)
+    logits = opened.plainly(REPLAYED)[1].double().cpu()
+    return Moved(tensors, info, trained, trajectory_of(trained), logits, state)
 
 
 # What runs
+
+
+@contextmanager
+def learning(scope: Scope) -> Iterator[None]:
+    """While the context lasts, the weights of a scope take gradients."""
+    for parameter in scope.parameters.values():
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in scope.parameters.values():
+            parameter.requires_grad_(False)
+
+
+def trajectory_of(trained: loop.Trained[LookT]) -> list[LookInfo]:
+    """Its looks, as the record has them."""
+    made = [LookInfo(step=number, **vars(look)) for number, look in trained.looks]
+    made[-1].fraction = trained.fraction
+    return made
 
 
 def upper_part(opened: Session, network: Network, scope: Scope, answers: Answers = scopes.logits) -> Upper:
@@ -337,7 +350,7 @@ def _training(
     logits = torch.cat([logits_of(h[rows], matrix) for rows in blocks(len(h), matrix.shape[0])]).to(device)
     true = opened.true_labels()
     limits = job.limits if seen is None else replace(job.limits, m=int(seen.kept.sum()))
-    fixed, max_auc = _aim(job, h, seen, limits)
+    fixed, max_auc = _aim(job, h)
     with_features = job.plan.kind == "class" and config.feature_term and anchor is not None
     schedule = Schedule(
         batches=config.batches, forget=config.minibatch or MINIBATCH, anchor=MINIBATCH, at_once=at_once,
@@ -357,7 +370,7 @@ def _training(
     )  # fmt: skip
 
 
-def _aim(job: Job, h: Rows, seen: Unseen | None, limits: object) -> tuple[Tensor | None, float | None]:
+def _aim(job: Job, h: Rows) -> tuple[Tensor | None, float | None]:
     """Targets that stay, where the user gives the share; and the membership AUC to come down to where unseen samples give them."""
     if job.plan.kind == "class":
         return None, None
@@ -535,9 +548,12 @@ def rounding(opened: Session, names: Mapping[str, Sequence[str]]) -> Callable[[s
     return to_file
 
 
-def changes(opened: Session, tensors: Mapping[str, Tensor]) -> list[TensorChange]:
-    """Tensors whose bytes differ from the file's, and by how much of their norm."""
+def differing(
+    opened: Session, names: Mapping[str, Sequence[str]], trained: loop.Trained[LookT]
+) -> tuple[dict[str, Tensor], list[TensorChange]]:
+    """The tensors whose bytes differ from the file's, by the file's names, and by how much of their norm."""
     made = []
+    tensors = {name: trained.weights[own] for own, those in names.items() for name in those}
     for name, tensor in sorted(tensors.items()):
         before = opened.checkpoint.tensor(name)
         after = tensor.detach().cpu().to(before.dtype)
@@ -545,21 +561,7 @@ def changes(opened: Session, tensors: Mapping[str, Tensor]) -> list[TensorChange
             norm = float(torch.linalg.vector_norm(before.double()))
             moved = float(torch.linalg.vector_norm(after.double() - before.double()))
             made.append(TensorChange(name=name, change=moved / norm if norm else None))
-    return made
-
-
-def _some_logits(opened: Session) -> Tensor:
-    """Logits (k, c) float64 of the first forget samples under the model as it is: what the written file has to give again."""
-    from imu_cli.commands.unlearn import REPLAYED
-    from imu_cli.features import engine, extraction
-
-    network = opened.network
-    assert network is not None
-    rows = list(range(min(REPLAYED, len(opened.forget.samples))))
-    batch = engine.batch(opened.forget.samples, rows, network.preprocess, opened.device)
-    run = engine.Engine(network.model, opened.head.module, opened.device, len(rows), opened.run.precision)
-    with torch.inference_mode():
-        return extraction.in_halves(run, batch)[1].double().cpu()
+    return {item.name: tensors[item.name] for item in made}, made
 
 
 def passes(opened: Session, upper: Upper, work: Objective[LookT], n: int) -> float:

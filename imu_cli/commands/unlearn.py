@@ -16,8 +16,6 @@ from imu_cli.commands.provenance import common
 from imu_cli.config.commands import PAPER, UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.events import Events, Silent
-from imu_cli.features import engine, extraction
-from imu_cli.features.engine import Engine
 from imu_cli.features.session import Session
 from imu_cli.files.paths import relative_to
 from imu_cli.influence import scores
@@ -34,9 +32,6 @@ from imu_cli.statistics.metrics import among, binomial_range
 from imu_cli.unlearning import methods, targets
 from imu_cli.unlearning import procedure as procedure_module
 from imu_cli.unlearning.ascent import Outcome
-
-REPLAYED = 64
-"""Forget samples that are replayed through the written file."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +146,7 @@ def _unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], eve
         opened.note("the written model is not run: features come from a file; its bytes are compared and read back")
     made = _record(opened, config, origins, ready, done, place)
     matrix = outcome.head.cpu()
-    expected = (h[slice(min(REPLAYED, len(h)))].cpu() @ matrix.T).to(torch.float64)
+    expected = (h[slice(min(scope.REPLAYED, len(h)))].cpu() @ matrix.T).to(torch.float64)
     return _write(
         opened, config, place, made, opened.head.parts(matrix),
         lambda written: _replay(opened, written, expected, opened.head.with_matrix(matrix)),
@@ -233,21 +228,18 @@ def _replay(opened: Session, written: Path, expected: Tensor, head: Head | None 
     """
     from imu_cli.models import architecture
 
-    samples, network = opened.forget.samples, opened.network
-    rows = list(range(min(REPLAYED, len(samples))))
+    network = opened.network
     made = checkpoint.open_checkpoint(written)
     if network is None:
         return made.sha256
     architecture.load_into(network.loaded.model, network.loaded.state_of(made), str(written))
-    batch = engine.batch(samples, rows, network.preprocess, opened.device)
-    run = Engine(network.loaded.model, opened.head.module, opened.device, len(rows), opened.run.precision)
-    with torch.inference_mode():
-        made_logits = extraction.in_halves(run, batch)[1]
+    made_logits = opened.plainly(scope.REPLAYED)[1]
     logits = made_logits.to(torch.float64).cpu()
     error = float((logits - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
     # It runs as for the features, in their precision, but unfolded and in a batch of its own.
-    why = diagnosis.of_a_run(run.precision, run.device.type, len(rows))
-    check_replay(head or opened.head, error, made_logits.dtype, why, run.precision)
+    precision = opened.run.precision
+    why = diagnosis.of_a_run(precision, opened.device.type, len(logits))
+    check_replay(head or opened.head, error, made_logits.dtype, why, precision)
     return made.sha256
 
 

@@ -107,6 +107,17 @@ class Session:
             full=self.network.preprocess.full(self.network.probe), embeds=self.head.embeds,
         )  # fmt: skip
 
+    def plainly(self, most: int) -> tuple[Tensor, Tensor]:
+        """Features and logits of the first forget samples by the network as it is: not folded, all in one batch."""
+        network, samples = self.network, self.forget.samples
+        assert network is not None
+        rows = range(min(most, len(samples)))
+        batch = engine_module.batch(samples, rows, network.preprocess, self.device)
+        head = self.head
+        run = Engine(network.model, head.module, self.device, len(rows), self.run.precision, embeds=head.embeds)
+        with torch.inference_mode():
+            return extraction.in_halves(run, batch)
+
     def described(self) -> dict[str, Any]:
         """Architecture and preprocessing as they stand in records: the model's own, or what the features' file says."""
         if self.network is not None:

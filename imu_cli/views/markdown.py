@@ -74,15 +74,22 @@ def _summary(text: str) -> str:
     return f"**{escaped(warned)}** {escaped(rest)}" if warned else escaped(rest)
 
 
-def evaluation(result: Evaluation) -> str:
-    """What was measured of a model, what was not, and the verdicts first."""
-    result = words.printable(result)
+def _measured(result: Judged) -> str:
+    """How the page of an evaluation of any kind begins: the verdicts first, then what was measured and what was not."""
     return _joined(
         f"## Evaluation: {escaped(result.model.path)}",
         _summary(result.summary),
         table(tables.requirements(result)),
         table(tables.measured(result.metrics)),
         table(tables.missing(result.metrics)),
+    )
+
+
+def evaluation(result: Evaluation) -> str:
+    """What was measured of a model, what was not, and the verdicts first."""
+    result = words.printable(result)
+    return _joined(
+        _measured(result),
         table(tables.per_part(result)),
         _folded(
             "Accuracy per class, and how it was measured",
@@ -99,11 +106,7 @@ def retrieval(result: Retrieval) -> str:
     """What was measured of an embedding model, what was not, and the verdicts first."""
     result = words.printable(result)
     return _joined(
-        f"## Evaluation: {escaped(result.model.path)}",
-        _summary(result.summary),
-        table(tables.requirements(result)),
-        table(tables.measured(result.metrics)),
-        table(tables.missing(result.metrics)),
+        _measured(result),
         table(tables.per_person(result)),
         _folded(
             "How it was measured", _facts([*words.retrieval_facts(result), *(("note", note) for note in result.notes)])

@@ -5,7 +5,7 @@ What is learnt is handed in as an objective: answers of a classifier (``training
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -69,17 +69,33 @@ class Batches(Protocol):
         """Go on from ``state``."""
 
 
-class Objective(ABC, Generic[LookT]):
+@dataclass(kw_only=True)
+class Surroundings:
+    """What a training needs of whoever runs it.
+
+    Attributes:
+        share: of the rows of a batch, those that this process takes; ``join`` sums tensors over processes, in place.
+        told: hears notes.
+        save: keeps what the run can go on from, after every look.
+        state: what an earlier run kept; the next one goes on from there, to the same bytes.
+        to_file: a weight, by its name, as the file will hold it; what the training ends with is so, and is looked at so.
+    """
+
+    share: Callable[[Tensor], Tensor] = lambda rows: rows
+    join: Callable[[list[Tensor]], None] = lambda _: None
+    told: Callable[[str], None] = lambda _: None
+    save: Callable[[dict[str, Tensor], dict[str, Any]], None] = lambda *_: None
+    state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+    to_file: Callable[[str, Tensor], Tensor] = lambda _, value: value
+
+
+class Objective(Surroundings, ABC, Generic[LookT]):
     """What a network is to learn, and how far it is.
 
     Attributes:
         parameters: the weights that move, by name.
         start: what they were.
         schedule: how fast they move, and how often it is looked at what they do.
-        told: hears notes.
-        save: keeps what the run can go on from, after every look.
-        state: what an earlier run kept; the next one goes on from there, to the same bytes.
-        to_file: a weight, by its name, as the file will hold it; what the training ends with is so, and is looked at so.
         spent: samples that ran through the moving part, on all processes together.
         astray_when: what ``astray`` looks at, in words.
     """
@@ -87,10 +103,6 @@ class Objective(ABC, Generic[LookT]):
     parameters: Mapping[str, nn.Parameter]
     start: Mapping[str, Tensor]
     schedule: Pace
-    told: Callable[[str], None]
-    save: Callable[[dict[str, Tensor], dict[str, Any]], None]
-    state: tuple[dict[str, Tensor], dict[str, Any]] | None
-    to_file: Callable[[str, Tensor], Tensor]
     spent: int
     astray_when: str
 
@@ -276,7 +288,8 @@ class _Attempt(Generic[LookT]):
             middle = (low + high) / 2
             self._between(previous, now, middle)
             low, high = (low, middle) if self._holds(work.look()[0]) else (middle, high)
-        return self._trained("target", looks, (previous, now, high), steps)
+        self._between(previous, now, high)
+        return self._trained("target", looks, work.look()[0], high, steps)
 
     def _ended(self, looks: list[tuple[int, LookT]], steps: int) -> Trained[LookT]:
         """The weights at the end of the schedule, or as far towards them as the budgets allow."""
@@ -285,13 +298,14 @@ class _Attempt(Generic[LookT]):
         look, _ = work.look()
         spent = work.exceeded(look)
         if spent is None:
-            return self._trained("target" if work.met(look) else "max_steps", looks, (work.start, now, 1.0), steps)
+            return self._trained("target" if work.met(look) else "max_steps", looks, look, 1.0, steps)
         low, high = 0.0, 1.0
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
             self._between(work.start, now, middle)
             low, high = (low, middle) if work.exceeded(work.look()[0]) is not None else (middle, high)
-        return self._trained(spent, looks, (work.start, now, low), steps)
+        self._between(work.start, now, low)
+        return self._trained(spent, looks, work.look()[0], low, steps)
 
     def _between(self, one: Mapping[str, Tensor], other: Mapping[str, Tensor], share: float) -> None:
         work = self.work
@@ -304,17 +318,22 @@ class _Attempt(Generic[LookT]):
         self,
         reason: Reason,
         looks: list[tuple[int, LookT]],
-        at: tuple[Mapping[str, Tensor], Mapping[str, Tensor], float],
+        end: LookT,
+        fraction: float,
         steps: int,
     ) -> Trained[LookT]:
-        """The result at a share of the way between two sets of weights."""
+        """The weights as they are, at a fraction of the way to the last ones, and the look at them."""
         work = self.work
-        self._between(*at)
-        end, _ = work.look()
-        fraction = at[2]
         made = (*(looks if fraction < 1 else looks[:-1]), (looks[-1][0], end))
         weights = copied(work.parameters)
         return Trained(weights, reason, work.reached(end), made, fraction, self.rate, steps, looks[-1][0], work.how())
+
+
+def add(summed: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Add to sums, in place, the gradients that there are."""
+    for whole, gradient in zip(summed, gradients, strict=True):
+        if gradient is not None:
+            whole.add_(gradient)
 
 
 def under(word: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

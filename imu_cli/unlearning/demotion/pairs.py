@@ -116,7 +116,6 @@ class PairTraining(loop.Objective[Look]):
         max_drop: largest fall of unseen people's mAP.
         schedule: how it is trained.
         queries: which of the unseen people's images (m,) are looked for, in the others; none or all: each in all of them.
-        share, join, told, save, state, to_file: as in ``training.Training``.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -128,12 +127,6 @@ class PairTraining(loop.Objective[Look]):
     schedule: Schedule
     queries: Tensor
     counted: bool = False
-    share: Callable[[Tensor], Tensor] = lambda rows: rows
-    join: Callable[[list[Tensor]], None] = lambda _: None
-    told: Callable[[str], None] = lambda _: None
-    save: Callable[[dict[str, Tensor], dict[str, Any]], None] = lambda *_: None
-    state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
-    to_file: Callable[[str, Tensor], Tensor] = lambda _, value: value
     pairs: tuple[Pairs, Pairs | None, Pairs | None] = field(init=False)
     alone: Tensor = field(init=False)
 
@@ -294,9 +287,7 @@ class PairTraining(loop.Objective[Look]):
         summed = [torch.zeros_like(parameter) for parameter in moving]
         if ran:
             given = [back[places].to(made) for made, places in zip(ran, where, strict=True)]
-            for whole, gradient in zip(summed, torch.autograd.grad(ran, moving, given, allow_unused=True), strict=True):
-                if gradient is not None:
-                    whole.add_(gradient)
+            loop.add(summed, torch.autograd.grad(ran, moving, given, allow_unused=True))
         self.join(summed)
         return dict(zip(names, summed, strict=True)), float(loss.detach())
 

@@ -108,11 +108,6 @@ class Training(loop.Objective[Look]):
         schedule: how it is trained.
         margin: distance from a boundary, in logits, within which a sample is not counted as forgotten.
         fixed: targets (n,) that do not follow anything; None where they follow the unseen samples.
-        share: of the rows of a batch, those that this process takes; ``join`` sums gradients over processes.
-        told: hears notes.
-        save: keeps what the run can go on from, after every look.
-        state: what an earlier run kept; this one goes on from there, to the same bytes.
-        to_file: a weight, by its name, as the file will hold it; what the training ends with is so, and is looked at so.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -125,12 +120,6 @@ class Training(loop.Objective[Look]):
     margin: float = 0.0
     fixed: Tensor | None = None
     max_auc: float | None = None
-    share: Callable[[Tensor], Tensor] = lambda rows: rows
-    join: Callable[[list[Tensor]], None] = lambda _: None
-    told: Callable[[str], None] = lambda _: None
-    save: Callable[[dict[str, Tensor], dict[str, Any]], None] = lambda *_: None
-    state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
-    to_file: Callable[[str, Tensor], Tensor] = lambda _, value: value
 
     def __post_init__(self) -> None:
         """What does not change: the original weights, margins, and the classes of the features; and what was spent so far."""
@@ -208,7 +197,7 @@ class Training(loop.Objective[Look]):
     # Training
 
     def targets(self, seen: Tensor | None) -> Tensor | None:
-        """T (n,): margins of unseen samples by rank, under the network that gave ``seen``; None for whole classes."""
+        """Targets t (n,): margins of unseen samples by rank, under the network that gave ``seen``; None for whole classes."""
         if self.plan.kind == "class":
             return None
         if self.fixed is not None or seen is None:
@@ -217,7 +206,7 @@ class Training(loop.Objective[Look]):
         return margins.coupled_targets(self.phi, *self.comparison(seen).margins(same))
 
     def teacher(self, rows: Tensor, wanted: Tensor | None) -> Tensor:
-        """Log q (k, c) of some forget samples."""
+        """The teacher's log q (k, c) of some forget samples."""
         if wanted is None:
             return teacher.masked(self.forgotten.logits[rows], self.plan.forgotten)
         return teacher.demoted(self.forgotten.logits[rows], self.forgotten.labels[rows], wanted[rows])
@@ -234,10 +223,7 @@ class Training(loop.Objective[Look]):
 
         def add(part: Tensor) -> None:
             nonlocal loss
-            made = torch.autograd.grad(part, moving, allow_unused=True)
-            for whole, gradient in zip(summed, made, strict=True):
-                if gradient is not None:
-                    whole.add_(gradient)
+            loop.add(summed, torch.autograd.grad(part, moving, allow_unused=True))
             loss += float(part.detach())
 
         if self.means is not None and anchored is not None:
