@@ -159,7 +159,7 @@ def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation
         anchor=0 if work.anchor is None else len(work.anchor.logits), unseen=0 if unseen is None else len(unseen),
         beta=config.beta, learning_rate=trained.learning_rate, batches=trained.batches, steps=trained.steps,
         minibatch=work.schedule.forget, fraction=trained.fraction, weighting=config.weights,
-        feature_term=work.means is not None, passes=passes(opened, upper, work, n), tensors=changed,
+        feature_term=work.means is not None, passes=passes(upper, work, n, before=2), tensors=changed,
     )  # fmt: skip
     logits = opened.plainly(REPLAYED)[1].double().cpu()
     return Moved(tensors, info, trained, trajectory_of(trained), logits, state)
@@ -564,12 +564,15 @@ def differing(
     return {item.name: tensors[item.name] for item in made}, made
 
 
-def passes(opened: Session, upper: Upper, work: Objective[LookT], n: int) -> float:
-    """Forward passes of the whole network over n forget and anchor samples that the training was worth: a backward counts two.
+def passes(upper: Upper, work: Objective[LookT], n: int, before: int) -> float:
+    """Forward passes of the whole network over n forget and anchor samples that a run was worth: a backward counts two.
+
+    ``before`` are those made before the training: the one that gives the original's answers from what is kept at the cut, and for
+    a classifier the one by which its head is found, scored and compared with unseen samples.
 
     The part above the cut counts by its share of the weights' multiplications, taken as that of the time of a pass.
     """
-    return 1 + share_above(upper) * work.spent / n
+    return before + share_above(upper) * work.spent / n
 
 
 def share_above(upper: Upper) -> float:
