@@ -9,6 +9,7 @@ as Gemma's and Cohere's are; most models have neither. P = softmax(z), A = P −
 Logits are float32 unless float64 is asked for; what is summed over words is summed in float64.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -177,7 +178,7 @@ def _statistics(logits: Tensor, targets: Tensor, head: Vocabulary) -> tuple[Tens
 
 
 def residuals(
-    rows: Tokens, head: Vocabulary, seen: TokenStatistics, dtype: torch.dtype = torch.float32
+    rows: Tokens, head: Vocabulary, seen: TokenStatistics, dtype: torch.dtype = torch.float32, *, unit: float = 1.0
 ) -> Iterator[tuple[slice, Tensor]]:
     """Consecutive words and ∂ℓ/∂u of every token for them, (n, k): A, times ∂z/∂u where there is a scale or a cap.
 
@@ -188,11 +189,13 @@ def residuals(
         head: the head.
         seen: what ``statistics`` said of them.
         dtype: what the residuals are computed in.
+        unit: what they are divided by: residuals of tokens that are known by heart have squares beyond float32.
     """
     n, words = len(rows.targets), len(head.matrix)
     step = max(1, NUMBERS_AT_ONCE // max(1, n))
     targets = rows.targets.to(rows.features.device)
-    normaliser, rest = (seen.own + seen.loss).to(dtype)[:, None], (-seen.margin).sigmoid().to(dtype)
+    normaliser = (seen.own + seen.loss + math.log(unit)).to(dtype)[:, None]
+    rest = (-seen.margin).sigmoid().div_(unit).to(dtype)
     for start in range(0, words, step):
         signals.check()
         part = slice(start, min(start + step, words))

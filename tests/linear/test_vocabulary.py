@@ -1,6 +1,7 @@
 """Logits of many words by blocks: statistics and residuals are those of float64's dense tensors, whatever the blocks."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from imu_cli.errors import ImuError
 from imu_cli.linear import vocabulary
 from imu_cli.linear.vocabulary import Words
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "bias": {"bias": True},
     "scaled": {"scale": 0.25},
