@@ -94,6 +94,7 @@ class Aim:
         fixed: targets (N,) of their tokens, where a reference model gives them; None where they follow the unseen records.
         memorized, extraction: levels of the look that end a run; None where they are the unseen records' own under the model that results.
         how: where this comes from.
+        chance: by how much the means of so many records may miss the two levels and count as met.
         beyond: log-odds by which targets are lower than the aim: training comes near its targets only, and the stop rule ends it in time.
     """
 
@@ -101,6 +102,7 @@ class Aim:
     memorized: float | None
     extraction: float | None
     how: str
+    chance: tuple[float, float] = (0.0, 0.0)
     beyond: float = 0.5
 
 
@@ -161,6 +163,12 @@ def judged(features: Tensor, of: Completed, head: Vocabulary) -> Judged:
     last.scatter_reduce_(0, records[wrong], within[wrong], "amax")
     strength = 1 - (last + 1).double() / words.clamp(min=1)
     return Judged(right / words.clamp(min=1), strength.clamp(min=0), summed(seen.loss, every) / counts, seen.margin)
+
+
+def chance(of: Judged, n: int) -> tuple[float, float]:
+    """Half a standard error of the means over n records that are answered as these are, of the share that is right and of extraction."""
+    one, other = (float(values.std(correction=0)) / math.sqrt(n) / 2 for values in (of.memorized, of.extraction))
+    return one, other
 
 
 @dataclass(frozen=True)
@@ -268,7 +276,10 @@ class CompletionTraining(loop.Objective[Look]):
         """Whether no more of a forgotten completion is known, or can be read out, than the aim says."""
         known = look.unseen if self.aim.memorized is None else self.aim.memorized
         read = look.unseen_extraction if self.aim.extraction is None else self.aim.extraction
-        return (known is None or look.forget <= known + SLACK) and (read is None or look.extraction <= read + SLACK)
+        slack = [max(SLACK, width) for width in self.aim.chance]
+        return (known is None or look.forget <= known + slack[0]) and (
+            read is None or look.extraction <= read + slack[1]
+        )
 
     # What is trained
 
@@ -372,31 +383,31 @@ class CompletionTraining(loop.Objective[Look]):
 
 
 def _held(z: Tensor, old: Tensor, share: Tensor) -> tuple[float, Tensor]:
-    """Σ share · KL(p⁰ ‖ p) over tokens, and its gradient with respect to logits z (b, V); ``old`` and z are overwritten."""
-    log_p, log_q = z.log_softmax(dim=1), old.log_softmax(dim=1)
+    """Σ share · KL(p⁰ ‖ p) over tokens, and its gradient with respect to logits z (b, V), which are overwritten."""
+    log_p, log_q = _normalised(z), _normalised(old)
     q = log_q.exp()
-    loss = float((share * (q * (log_q - log_p)).sum(dim=1, keepdim=True)).sum(dtype=torch.float64))
+    loss = float((share * log_q.sub_(log_p).mul_(q).sum(dim=1, keepdim=True)).sum(dtype=torch.float64))
     return loss, log_p.exp_().sub_(q).mul_(share)
 
 
 def _demoted(z: Tensor, old: Tensor, y: Tensor, t: Tensor, share: Tensor, others: float) -> tuple[float, Tensor]:
-    """Σ share · (huber(φ − t) + others · KL(q₋ ‖ p₋)) over tokens, and its gradient with respect to logits z (b, V)."""
+    """Σ share · (huber(φ − t) + others · KL(q₋ ‖ p₋)) over tokens, and its gradient with respect to logits z (b, V), which are overwritten."""
     z_y = z.gather(1, y)
-    rest = z.scatter(1, y, -math.inf)
-    log_p = rest - rest.logsumexp(dim=1, keepdim=True)
-    phi = z_y - rest.logsumexp(dim=1, keepdim=True)
-    old = old.scatter(1, y, -math.inf)
-    log_q = old - old.logsumexp(dim=1, keepdim=True)
-    p, q = log_p.exp(), log_q.exp()
-    apart = phi - t
+    top = z.scatter_(1, y, -math.inf).logsumexp(dim=1, keepdim=True)
+    log_p, log_q = z.sub_(top), _normalised(old.scatter_(1, y, -math.inf))
+    q, apart = log_q.exp(), z_y - top - t
     far = apart.abs() > KNEE
-    pull = torch.where(far, KNEE * apart.sign(), apart)
-    cost = torch.where(far, KNEE * (apart.abs() - KNEE / 2), apart.square() / 2) / KNEE
-    kept = (q * (log_q - log_p).scatter(1, y, 0.0)).sum(dim=1, keepdim=True)
+    pull = torch.where(far, KNEE * apart.sign(), apart) / KNEE
+    cost = torch.where(far, apart.abs() - KNEE / 2, apart.square() / (2 * KNEE))
+    kept = log_q.sub_(log_p).scatter_(1, y, 0.0).mul_(q).sum(dim=1, keepdim=True)
     loss = float((share * (cost + others * kept)).sum(dtype=torch.float64))
-    pull = pull / KNEE
-    slopes = (others * (p - q) - pull * p).scatter(1, y, pull)
+    slopes = log_p.exp_().mul_(others - pull).sub_(q.mul_(others)).scatter_(1, y, pull)
     return loss, slopes.mul_(share)
+
+
+def _normalised(z: Tensor) -> Tensor:
+    """Log-probabilities in place of logits (b, V)."""
+    return z.sub_(z.logsumexp(dim=1, keepdim=True))
 
 
 class _Batches:
