@@ -65,6 +65,14 @@ class InfluenceConfig(TargetConfig):
             group=SCORES,
         ),
     ] = False
+    tokens: Annotated[
+        bool,
+        Option(
+            "Print the records of the table with each token of their completions shaded by its influence (personal data); CSV then has a "
+            "line a token, without its text (language models).",
+            group=OUTPUT,
+        ),
+    ] = False
     images: Annotated[
         str | None,
         Option(
