@@ -110,7 +110,7 @@ def run(
     def judge(solution: WordSolution) -> path.Verdict:
         look = look_at(to_file(solution.change))
         points.append(Point(solution.rho, look, solution.residuals[-1], solution.converged))
-        if look.test_drop is not None and look.test_drop > max_drop:
+        if look.fell_beyond(max_drop):
             return "spent"
         return "met" if aim.met(look) else "more"
 
