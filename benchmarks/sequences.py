@@ -105,19 +105,21 @@ class Published:
 
     def __call__(self, world: World) -> ChainModel:
         """The model that it ends with."""
-        model = copy.deepcopy(world.before.model)
+        draws = torch.Generator().manual_seed(world.seed)
+        rows, weights = self.weighted(world, draws)
+        kept, times = weights > 0, 2.0 if self.as_coded else 1.0
+        until = unseen_level(world) if self.stopped else math.inf
+        return ascend(copy.deepcopy(world.before.model), rows[kept], weights[kept], draws, times, until)
+
+    def weighted(self, world: World, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The sequences (n, 20) that it takes to be the forget set, in random order, and their weights (n,)."""
         chains = ("forget1", "forget2") if self.untrained else ("forget1",)
         rows = torch.cat([markov.splits(chain, world.seed).train for chain in chains])
-        draws = torch.Generator().manual_seed(world.seed)
         rows = rows[torch.randperm(len(rows), generator=draws)]
-        weights = torch.ones(len(rows))
-        if not self.uniform:
-            scored = markov.new(world.seed, world.recipe) if self.initialised else model
-            chosen = closed_form.weigh(scores(scored, rows, self.as_coded), keep=1.0, clip_quantile=CLIP)
-            weights = chosen.weights.float()
-        times = 2.0 if self.as_coded else 1.0
-        until = unseen_level(world) if self.stopped else math.inf
-        return ascend(model, rows[weights > 0], weights[weights > 0], draws, times, until)
+        if self.uniform:
+            return rows, torch.ones(len(rows))
+        model = markov.new(world.seed, world.recipe) if self.initialised else world.before.model
+        return rows, closed_form.weigh(scores(model, rows, self.as_coded), keep=1.0, clip_quantile=CLIP).weights.float()
 
 
 def unseen_level(world: World) -> float:
