@@ -65,7 +65,7 @@ class Forgotten:
 
     record: Record
     tensors: Mapping[str, Tensor]
-    embeddings: Tensor
+    expected: Tensor
     state: Progress
 
 

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from imu_cli import flags
-from imu_cli.commands import forgotten_people, opening, preparation, processes, provenance, reuse, scope
+from imu_cli.commands import (
+    forgotten_people,
+    forgotten_records,
+    opening,
+    preparation,
+    processes,
+    provenance,
+    reuse,
+    scope,
+)
 from imu_cli.commands.processes import Ranks
 from imu_cli.commands.provenance import common
 from imu_cli.config.commands import PAPER, UnlearnConfig
@@ -58,7 +67,7 @@ def _refuse_contradictions(config: UnlearnConfig) -> None:
         raise ImuError("--reweight: uniform weights do not change as the head moves; leave it out")
     if config.scope != scopes.HEAD:
         scope.refuse(config)
-    if config.until is not None:
+    if config.until is not None and not forgotten_records.UNTIL.fullmatch(config.until):
         targets.parse_until(config.until)
 
 
@@ -100,15 +109,12 @@ def _unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], eve
     if config.scope != scopes.HEAD and config.weights == "influence" and origins.get("weights", "default") == "default":
         config = replace(config, weights="uniform")
     opened = opening.open_all(model, config, events)
-    if opened.head.embeds:
-        gone = forgotten_people.run(opened, config, origins, place, ranks)
-        gone.record.previous = _previous(opened, place.record.parent)
-        replayed = partial(forgotten_people.replay, opened, expected=gone.embeddings)
-        unlearned = _write(opened, config, place, gone.record, gone.tensors, replayed)
-        gone.state.done()
-        return unlearned
+    if opened.head.writes or opened.head.embeds:
+        return _without_classes(opened, config, origins, place, ranks)
     if config.reference_model is not None:
-        raise ImuError("--reference-model: is for embedding models, and this is a classifier; leave it out")
+        raise ImuError(
+            "--reference-model: is for embedding and language models, and this is a classifier; leave it out"
+        )
     moving = None
     if config.scope == scopes.HEAD:
         _refuse_for_head(config)
@@ -151,6 +157,24 @@ def _unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], eve
         opened, config, place, made, opened.head.parts(matrix),
         lambda written: _replay(opened, written, expected, opened.head.with_matrix(matrix)),
     )  # fmt: skip
+
+
+def _without_classes(
+    opened: Session,
+    config: UnlearnConfig,
+    origins: Mapping[str, str],
+    place: destination.Destination,
+    ranks: Ranks,
+) -> Unlearned:
+    """Unlearn people of an embedding model, or records of a language model."""
+    module = forgotten_records if opened.head.writes else forgotten_people
+    gone = module.run(opened, config, origins, place, ranks)
+    gone.record.previous = _previous(opened, place.record.parent)
+    unlearned = _write(
+        opened, config, place, gone.record, gone.tensors, partial(module.replay, opened, expected=gone.expected)
+    )
+    gone.state.done()
+    return unlearned
 
 
 def _write(

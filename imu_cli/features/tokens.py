@@ -13,7 +13,7 @@ from imu_cli.features import allocation
 from imu_cli.features.engine import Engine, to_device
 from imu_cli.models.arithmetic import Kind, float32_as
 from imu_cli.models.batches import call
-from imu_cli.models.language import without_cache
+from imu_cli.models.language import Body, without_cache
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.inputs import InputStep
 from imu_cli.samples.texts.completions import Completions
@@ -108,18 +108,19 @@ def gather(
     answers = answers_of(samples, step)
     record = torch.repeat_interleave(torch.arange(len(samples)), answers.counts)
     features: Tensor | None = None
-    on_cpu = run.device.type == "cpu"
+    body, on_cpu = run.model, run.device.type == "cpu"
+    assert isinstance(body, Body)
     kind: Kind = "tf32" if run.precision == "tf32" else "ieee"
     with (
         allocation.kept() if on_cpu else contextlib.nullcontext(),
         torch.inference_mode(),
-        without_cache(run.model.model),
-    ):  # type: ignore[arg-type]
+        without_cache(body.model),
+    ):
         for places, stacked in step.batches(samples, run.batch_size, range(len(samples)), beside=not on_cpu):
             signals.check()
             rows = torch.tensor(list(places))
             with run.casting(), float32_as(kind):
-                entered = call(run.model, to_device(stacked, step, run.device))
+                entered = call(body, to_device(stacked, step, run.device))
             found = answers.chosen(entered, rows).float().cpu()
             if features is None:
                 features = torch.empty(len(record), found.shape[1])

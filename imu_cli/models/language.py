@@ -51,7 +51,8 @@ class Body(nn.Module):
 
     def __init__(self, model: nn.Module, layer: str) -> None:
         super().__init__()
-        self.model, self.layer = model, layer
+        self.model: nn.Module = model
+        self.layer = layer
 
     def forward(self, *args: Tensor, **batch: Tensor) -> Tensor:
         """What enters the head."""
@@ -77,7 +78,7 @@ def entering(model: nn.Module, layer: str, batch: Batch) -> Tensor:
 @contextmanager
 def without_cache(model: nn.Module) -> Iterator[None]:
     """While the context lasts, a model of transformers keeps no keys and values: nothing is generated here."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     before = getattr(config, "use_cache", None)
     if before is None:
         yield
@@ -122,9 +123,7 @@ def find_head(model: nn.Module, probe: Batch, checkpoint: Checkpoint, loaded: Lo
             f"head {name}: the model's logits differ from this layer's by {error:.2g} of the largest one: something acts on them that imu does "
             "not know; only a scale and final_logit_softcapping are known"
         )
-    weight = layer.weight.detach()
-    bias = getattr(layer, "bias", None)
-    matrix = weight if bias is None else torch.cat([weight, bias.detach()[:, None]], dim=1)
+    bias = layer.bias
     names = [checkpoint.named(loaded.prefix, f"{name}.{part}") for part in ("weight", "bias")[: 1 + (bias is not None)]]
     tied = _tied(model, name, layer)
     if tied:
@@ -132,15 +131,23 @@ def find_head(model: nn.Module, probe: Batch, checkpoint: Checkpoint, loaded: Lo
     entries = checkpoint.entries
     dtypes = [entries[one].dtype if one in entries else "F32" for one in names]
     return Head(
-        name, matrix, tuple(names), dtypes[0], dtypes[1] if bias is not None else "", "the layer that makes the logits", error,
+        name, matrix_of(model, name), tuple(names), dtypes[0], dtypes[1] if bias is not None else "", "the layer that makes the logits", error,
         writes=True, tied=tied, scale=scale, cap=cap,
     )  # fmt: skip
 
 
-def _choose(model: nn.Module, probe: Batch, path: str | None) -> tuple[str, nn.Module]:
-    modules = dict(model.named_modules())
+def matrix_of(model: nn.Module, layer: str) -> Tensor:
+    """A head's weight (V, d) as it is, the model's own memory; with a bias (V, d+1), a copy."""
+    head = model.get_submodule(layer)
+    assert isinstance(head, nn.Linear)
+    weight = head.weight.detach()
+    return weight if head.bias is None else torch.cat([weight, head.bias.detach()[:, None]], dim=1)
+
+
+def _choose(model: nn.Module, probe: Batch, path: str | None) -> tuple[str, nn.Linear]:
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if path is not None:
-        if path not in modules or not isinstance(modules[path], nn.Linear):
+        if path not in modules:
             raise ImuError(f"--head {path}: not a linear layer of this model")
         return path, modules[path]
     ask = getattr(model, "get_output_embeddings", None)
@@ -149,11 +156,7 @@ def _choose(model: nn.Module, probe: Batch, path: str | None) -> tuple[str, nn.M
     if found is not None:
         return found, modules[found]
     ran: list[str] = []
-    handles = [
-        module.register_forward_hook(lambda *_, name=name: ran.append(name))
-        for name, module in modules.items()
-        if isinstance(module, nn.Linear)
-    ]
+    handles = [module.register_forward_hook(lambda *_, name=name: ran.append(name)) for name, module in modules.items()]
     with hooked(handles), torch.inference_mode(), float32_as("ieee"):
         words = logits(model, probe).shape[-1]
     fitting = [name for name in ran if modules[name].out_features == words]
@@ -178,7 +181,7 @@ def _scaling(model: nn.Module, expected: Tensor, words: Tensor) -> tuple[float, 
     return (1.0 if abs(scale - 1) < REPLAY_TOLERANCE[torch.float32] else scale), None
 
 
-def _tied(model: nn.Module, name: str, layer: nn.Module) -> str:
+def _tied(model: nn.Module, name: str, layer: nn.Linear) -> str:
     """The other name under which the head's weight is used, such as that of the embedding; empty where it is not."""
     own = layer.weight.data_ptr()
     for other, parameter in model.named_parameters(remove_duplicate=False):
