@@ -59,6 +59,7 @@ class LookInfo(Model):
     map: float | None = None
     extraction: float | None = None
     unseen_extraction: float | None = None
+    test_drop_error: float | None = None
 
 
 class TensorChange(Model):
