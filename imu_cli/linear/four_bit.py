@@ -2,11 +2,17 @@
 
 Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", NeurIPS 2023 (arXiv 2305.14314): weights in blocks of 64 in the order
 of memory, each block divided by its largest size, each number replaced by the nearest of 16 levels (quantiles of a normal distribution
-between −1 and 1, with an exact 0; appendix E), the block's scale kept in float32. Scales are not rounded again ("double quantization" is not used).
+between −1 and 1, with an exact 0; appendix E), the block's scale kept in float32. Scales are
+not rounded again ("double quantization" is not used).
 """
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from imu_cli import signals
 
 BLOCK = 64
 LEVELS = (
@@ -26,3 +32,18 @@ def rounded(weight: Tensor) -> Tensor:
     shares = (blocks / scale.clamp_min(torch.finfo(torch.float32).tiny)).contiguous()
     nearest = levels[torch.bucketize(shares, middles)]
     return (nearest * scale).flatten()[: len(flat)].view_as(weight).to(weight.dtype)
+
+
+@contextmanager
+def held(weights: Iterable[Tensor]) -> Iterator[None]:
+    """While the context lasts, these weights are what four bits keep of them; the others lie beside them meanwhile."""
+    before = []
+    try:
+        for weight in weights:
+            signals.check()
+            before.append((weight, weight.detach().clone()))
+            weight.data.copy_(rounded(weight))
+        yield
+    finally:
+        for weight, own in before:
+            weight.data.copy_(own)

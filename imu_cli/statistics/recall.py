@@ -83,6 +83,11 @@ def of(seen: TokenStatistics, records: Tensor, ends: Tensor, n: int) -> Recalled
     )
 
 
+def joined(parts: Sequence[Recalled]) -> Recalled:
+    """Answers of several portions, one after the other."""
+    return Recalled(*(torch.cat([getattr(part, name) for part in parts]) for name in Recalled.__dataclass_fields__))
+
+
 def _extraction(hit: Tensor, records: Tensor, own: Tensor) -> Tensor:
     """1 − k/|y|: what follows the last token that is wrong, as a share of the answer."""
     place = torch.arange(len(hit)) - (own.cumsum(0) - own)[records]
