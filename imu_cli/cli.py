@@ -87,7 +87,9 @@ def influence(
     if form == "table":
         console.show(terminal.scored(result, config.show))
     else:
-        streams.to_stdout(machine.as_json([result]) if form == "json" else machine.influence_csv(result))
+        streams.to_stdout(
+            machine.as_json([result]) if form == "json" else machine.influence_csv(result, tokens=config.tokens)
+        )
     if config.images and not quiet:
         tell(f"wrote {config.images}: it holds samples from the forget list, delete it when you have seen it")
 

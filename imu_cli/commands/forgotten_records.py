@@ -1,5 +1,6 @@
 """``imu unlearn`` of a language model: records that go, a reference model or unseen records that say how far, and the tensors that differ."""
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from imu_cli.commands.resuming import Progress
 from imu_cli.config.commands import UnlearnConfig
 from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError
-from imu_cli.features import tokens
+from imu_cli.features import allocation, tokens
 from imu_cli.features.cut import Kept, Upper
 from imu_cli.features.session import Session, Taken
 from imu_cli.files import paths
@@ -93,7 +94,8 @@ def run(
     unseen, info = unseen_of(opened, config)
     anchored, apart = _parts(opened, config, unseen)
     refuse_without_aim(config, unseen, until)
-    with language.without_cache(network.model):
+    on_cpu = opened.device.type == "cpu"
+    with language.without_cache(network.model), allocation.kept() if on_cpu else contextlib.nullcontext():
         upper = scope.upper_part(opened, network, moving, partial(_entering, layer=head.module))
         with scope.room() as folder:
             kept = scope.keep(opened, upper, [opened.forget.samples, anchored, apart], folder)
@@ -285,18 +287,21 @@ def aim_of(
     until: Mapping[str, float] | None,
 ) -> Aim:
     """Targets from the reference model where it is given, else from the unseen records by rank; and where the run ends."""
-    fixed, memorized, extraction, how = None, None, None, "targets from unseen records by rank"
+    fixed, memorized, extraction, how, chance = None, None, None, "targets from unseen records by rank", (0.0, 0.0)
+    if unseen is not None:
+        chance = completions.chance(completions.judged(unseen.features, unseen, head), forgotten.n)
     if config.reference_model is not None:
         given = reference_margins(opened, Path(config.reference_model), config)
         fixed, how = given.margins.to(forgotten.features.device), "targets from the reference model, token by token"
         memorized, extraction = float(given.memorized.mean()), float(given.extraction.mean())
+        chance = completions.chance(given, forgotten.n)
     elif unseen is None:
         phi = completions.judged(forgotten.features, forgotten, head).margins
         fixed, how = phi.clamp(max=BARELY), f"every token at log-odds of {BARELY} at most"
     if until is not None:
         memorized, extraction = until.get("exact_memorization", 1.0), until.get("extraction_strength", 1.0)
-        how += "; the end by --until"
-    return Aim(fixed, memorized, extraction, how)
+        how, chance = f"{how}; the end by --until", (0.0, 0.0)
+    return Aim(fixed, memorized, extraction, how, chance)
 
 
 def reference_margins(opened: Session, path: Path, config: ModelConfig) -> completions.Judged:

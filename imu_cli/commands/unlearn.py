@@ -11,6 +11,7 @@ from torch import Tensor
 
 from imu_cli import flags
 from imu_cli.commands import (
+    forgotten_at_head,
     forgotten_people,
     forgotten_records,
     opening,
@@ -115,6 +116,8 @@ def _unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], eve
         raise ImuError(
             "--reference-model: is for embedding and language models, and this is a classifier; leave it out"
         )
+    if config.untie:
+        raise ImuError("--untie: is for language models, and this is a classifier; leave it out")
     moving = None
     if config.scope == scopes.HEAD:
         _refuse_for_head(config)
@@ -167,6 +170,16 @@ def _without_classes(
     ranks: Ranks,
 ) -> Unlearned:
     """Unlearn people of an embedding model, or records of a language model."""
+    if opened.head.writes and forgotten_at_head.is_asked_for(config, origins):
+        at_head = forgotten_at_head.run(opened, config, origins, place, ranks)
+        at_head.record.previous = _previous(opened, place.record.parent)
+        return _write(opened, config, place, at_head.record, at_head.write, at_head.replay)
+    if config.untie:
+        raise ImuError(
+            "--untie: is for --scope head of a language model; deeper scopes leave the tie alone, leave it out"
+        )
+    if opened.head.writes and config.scope == scopes.HEAD:
+        config = replace(config, scope=scopes.LAST_BLOCK)
     module = forgotten_records if opened.head.writes else forgotten_people
     gone = module.run(opened, config, origins, place, ranks)
     gone.record.previous = _previous(opened, place.record.parent)
@@ -182,15 +195,21 @@ def _write(
     config: UnlearnConfig,
     place: destination.Destination,
     made: Record,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor] | Callable[[Path], None],
     replay: Callable[[Path], str],
 ) -> Unlearned:
-    """Write checkpoint and record, both or neither, once the written model has computed what was promised."""
+    """Write checkpoint and record, both or neither, once the written model has computed what was promised.
+
+    ``tensors`` are those that differ, or what writes the files itself.
+    """
     for note in place.notes():
         opened.note(note)
     files = opened.checkpoint.layout
     with opened.log.timed("writing"), destination.opened(place, files, config.force) as (weights, record_file):
-        checkpoint.patch(opened.checkpoint, tensors, weights)
+        if callable(tensors):
+            tensors(weights)
+        else:
+            checkpoint.patch(opened.checkpoint, tensors, weights)
         made.after.sha256 = replay(weights)
         made.seconds, made.notes = opened.log.clock.seconds, opened.log.notes
         record_file.write_text(json_files.dump(made), encoding="utf-8")

@@ -65,6 +65,14 @@ class InfluenceConfig(TargetConfig):
             group=SCORES,
         ),
     ] = False
+    tokens: Annotated[
+        bool,
+        Option(
+            "Print the records of the table with each token of their completions shaded by its influence (personal data); CSV then has a "
+            "line a token, without its text (language models).",
+            group=OUTPUT,
+        ),
+    ] = False
     images: Annotated[
         str | None,
         Option(
@@ -108,10 +116,18 @@ class UnlearnConfig(TargetConfig):
             "What moves: head; last-block (the last stage, or the last third of a stack of equal blocks, and what follows); all; or "
             "patterns of module paths, such as 'layer3.*,fc' or 'blocks.[8-11].*'.",
             metavar="SCOPE",
-            default="head; last-block of an embedding model",
+            default="head; last-block of an embedding or language model",
             group=DEEPER,
         ),
     ] = "head"
+    untie: Annotated[
+        bool,
+        Option(
+            "With --scope head of a language model whose head is tied to its embedding: write it as a tensor of its own beside the "
+            "embedding, and say so in config.json.",
+            group=DEEPER,
+        ),
+    ] = False
     anchor: Annotated[
         str | None,
         Option(

@@ -18,6 +18,7 @@ from imu_cli.records.influence import Influence
 from imu_cli.records.parts import Model
 from imu_cli.records.record import Record
 from imu_cli.records.retrieval import Judged, Retrieval
+from imu_cli.records.token_influence import TokenInfluence
 
 DEEPEST = 40
 """Levels of nesting in a record; what the tool writes has fewer than ten."""
@@ -42,7 +43,7 @@ def dumped(record: Model) -> Iterator[str]:
     plain = record.model_dump(mode="json", by_alias=True)
     ordered = {"schema": plain.pop("schema"), **plain} if "schema" in plain else plain
     text = _json(ordered, indent=1)
-    if not isinstance(record, Influence):
+    if not isinstance(record, Influence | TokenInfluence):
         yield text + "\n"
         return
     yield text.removesuffix("\n}") + ',\n "rows": ['

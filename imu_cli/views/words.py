@@ -14,6 +14,7 @@ from imu_cli.records.metric_definitions import NUMBERS
 from imu_cli.records.parts import WHAT, Decade, EmbeddingInfo, FileHash, ForgetInfo, Interval, Model
 from imu_cli.records.record import Record
 from imu_cli.records.retrieval import Judged, PeopleInfo, Retrieval
+from imu_cli.records.token_influence import TokenInfluence
 
 Result = TypeVar("Result", bound=Model)
 Measured = TypeVar("Measured", bound=Record | Judged)
@@ -113,7 +114,7 @@ def ratio(damping: float, mean_fisher: float) -> str:
     return f"{damping / mean_fisher:.3g}" if mean_fisher else "infinite (F is 0)"
 
 
-def head(result: Influence | Record | Evaluation) -> str:
+def head(result: Influence | TokenInfluence | Record | Evaluation) -> str:
     """The head, how it was found, and how well it replayed."""
     it = result.head
     return (

@@ -3,6 +3,7 @@
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,12 @@ class Completions(Tokens):
             return np.asarray(self._chat([dict(turn) for turn in record.messages[:-1]], True), np.int64)
         made = self._completed(record)
         return made.ids[: len(made) - made.answer]
+
+    def pieces(self, made: Completed) -> list[str]:
+        """The tokens of a completion, each as the text that it adds to those before it."""
+        ids = [int(one) for one in made.ids[len(made) - made.answer :]]
+        texts = [str(self.tokenizer.made.decode(ids[:to])) for to in range(len(ids) + 1)]
+        return [text[len(before) :] if text.startswith(before) else text[-1:] for before, text in pairwise(texts)]
 
     def _problems(self, samples: SampleSet, row: int, made: Encoded) -> list[str]:
         found = super()._problems(samples, row, made)

@@ -94,6 +94,7 @@ class Aim:
         fixed: targets (N,) of their tokens, where a reference model gives them; None where they follow the unseen records.
         memorized, extraction: levels of the look that end a run; None where they are the unseen records' own under the model that results.
         how: where this comes from.
+        chance: by how much the means of so many records may miss the two levels and count as met.
         beyond: log-odds by which targets are lower than the aim: training comes near its targets only, and the stop rule ends it in time.
     """
 
@@ -101,7 +102,24 @@ class Aim:
     memorized: float | None
     extraction: float | None
     how: str
+    chance: tuple[float, float] = (0.0, 0.0)
     beyond: float = 0.5
+
+    def margins(self, phi: Tensor, seen: Tensor | None) -> Tensor:
+        """Target margins (N,): a reference model's, or those of unseen records' tokens by rank, never above the original's own φ (N,)."""
+        if self.fixed is not None:
+            return torch.minimum(self.fixed.to(phi), phi)
+        assert seen is not None, "without a reference model there are unseen records"
+        return margins.coupled_targets(phi, seen.to(phi))
+
+    def met(self, look: "Look") -> bool:
+        """Whether no more of a forgotten completion is known, or can be read out, than this says."""
+        known = look.unseen if self.memorized is None else self.memorized
+        read = look.unseen_extraction if self.extraction is None else self.extraction
+        slack = [max(SLACK, width) for width in self.chance]
+        return (known is None or look.forget <= known + slack[0]) and (
+            read is None or look.extraction <= read + slack[1]
+        )
 
 
 @dataclass(frozen=True)
@@ -128,6 +146,10 @@ class Look:
     test_drop: float | None = None
     test_drop_error: float | None = None
 
+    def fell_beyond(self, most: float) -> bool:
+        """Whether unseen records' share fell by more than ``most``, by more than chance."""
+        return self.test_drop is not None and self.test_drop - (self.test_drop_error or 0.0) > most
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -142,8 +164,14 @@ class Judged:
 def judged(features: Tensor, of: Completed, head: Vocabulary) -> Judged:
     """How records are answered where their tokens have these features (N, d)."""
     seen = vocabulary.statistics(_Rows(features, of.targets), head)
-    n, records = of.n, of.records.to(seen.loss.device)
-    inner = ~of.ends.to(seen.loss.device)
+    return answered(of, seen.margin, seen.hit)
+
+
+def answered(of: Completed, margin: Tensor, hit: Tensor) -> Judged:
+    """How records are answered whose tokens have these margins φ (N,), and are the largest logit or not (N,)."""
+    n, records = of.n, of.records.to(margin.device)
+    inner = ~of.ends.to(margin.device)
+    losses = nn.functional.softplus(-margin)
     counts = torch.bincount(records, minlength=n)
     words = torch.bincount(records[inner], minlength=n)
 
@@ -152,15 +180,41 @@ def judged(features: Tensor, of: Completed, head: Vocabulary) -> Judged:
         return made.index_add_(0, records[where], values[where].double())
 
     every = torch.ones_like(inner)
-    right = summed(seen.hit, inner)
+    right = summed(hit, inner)
     # The tokens right at the end of each completion: those behind its last wrong one.
     order = torch.arange(len(records), device=records.device)
     within = order - (counts.cumsum(0) - counts)[records]
     last = torch.full((n,), -1, dtype=torch.int64, device=records.device)
-    wrong = inner & ~seen.hit
+    wrong = inner & ~hit
     last.scatter_reduce_(0, records[wrong], within[wrong], "amax")
     strength = 1 - (last + 1).double() / words.clamp(min=1)
-    return Judged(right / words.clamp(min=1), strength.clamp(min=0), summed(seen.loss, every) / counts, seen.margin)
+    return Judged(right / words.clamp(min=1), strength.clamp(min=0), summed(losses, every) / counts, margin)
+
+
+def compared(ours: Judged, theirs: Judged | None, before: Judged | None, head_change: float) -> Look:
+    """The look at how forgotten and unseen records are answered, the latter also ``before``."""
+    auc = drop = error = None
+    if theirs is not None and before is not None:
+        auc = margins.weighted_auc(-ours.loss, -theirs.loss, torch.ones_like(theirs.loss))
+        fell = before.memorized - theirs.memorized
+        drop, error = float(fell.mean()), float(fell.std(correction=0)) / math.sqrt(len(fell))
+    return Look(
+        forget=float(ours.memorized.mean()),
+        extraction=float(ours.extraction.mean()),
+        loss=float(ours.loss.mean()),
+        head_change=head_change,
+        unseen=None if theirs is None else float(theirs.memorized.mean()),
+        unseen_extraction=None if theirs is None else float(theirs.extraction.mean()),
+        auc=auc,
+        test_drop=drop,
+        test_drop_error=error,
+    )
+
+
+def chance(of: Judged, n: int) -> tuple[float, float]:
+    """Half a standard error of the means over n records that are answered as these are, of the share that is right and of extraction."""
+    one, other = (float(values.std(correction=0)) / math.sqrt(n) / 2 for values in (of.memorized, of.extraction))
+    return one, other
 
 
 @dataclass(frozen=True)
@@ -232,22 +286,7 @@ class CompletionTraining(loop.Objective[Look]):
 
     def look_at(self, ours: Judged, theirs: Judged | None) -> Look:
         """The look at how forgotten and unseen records are answered."""
-        auc = drop = error = None
-        if theirs is not None and self.before is not None:
-            auc = margins.weighted_auc(-ours.loss, -theirs.loss, torch.ones_like(theirs.loss))
-            fell = self.before.memorized - theirs.memorized
-            drop, error = float(fell.mean()), float(fell.std(correction=0)) / math.sqrt(len(fell))
-        return Look(
-            forget=float(ours.memorized.mean()),
-            extraction=float(ours.extraction.mean()),
-            loss=float(ours.loss.mean()),
-            head_change=loop.change(self.parameters, self.start),
-            unseen=None if theirs is None else float(theirs.memorized.mean()),
-            unseen_extraction=None if theirs is None else float(theirs.extraction.mean()),
-            auc=auc,
-            test_drop=drop,
-            test_drop_error=error,
-        )
+        return compared(ours, theirs, self.before, loop.change(self.parameters, self.start))
 
     def look(self) -> tuple[Look, Tensor | None]:
         """What the weights as they are do, and the margins of the unseen records' tokens."""
@@ -266,20 +305,14 @@ class CompletionTraining(loop.Objective[Look]):
 
     def met(self, look: Look) -> bool:
         """Whether no more of a forgotten completion is known, or can be read out, than the aim says."""
-        known = look.unseen if self.aim.memorized is None else self.aim.memorized
-        read = look.unseen_extraction if self.aim.extraction is None else self.aim.extraction
-        return (known is None or look.forget <= known + SLACK) and (read is None or look.extraction <= read + SLACK)
+        return self.aim.met(look)
 
     # What is trained
 
     def targets(self, seen: Tensor | None) -> Tensor:
         """Targets t (N,): a reference model's margins, or those of unseen records' tokens by rank, never above the original's own."""
-        aim = self.aim
-        found = aim.fixed if aim.fixed is not None else None
-        if found is None:
-            assert seen is not None, "without a reference model there are unseen records"
-            found = margins.coupled_targets(self.phi, seen.to(self.phi))
-        return torch.where(found < self.phi, found - aim.beyond, self.phi)
+        found = self.aim.margins(self.phi, seen)
+        return torch.where(found < self.phi, found - self.aim.beyond, self.phi)
 
     def gradients(self, batch: _Batch, wanted: Tensor) -> tuple[dict[str, Tensor], float]:
         """Gradients of the loss on a batch by name, summed over processes, and the loss."""
@@ -366,37 +399,35 @@ class CompletionTraining(loop.Objective[Look]):
 
     def exceeded(self, look: Look) -> Reason | None:
         """Which budget this look is beyond, by more than chance: of few records one token is beyond any."""
-        if look.test_drop is None or look.test_drop_error is None:
-            return None
-        return "max_drop" if look.test_drop - look.test_drop_error > self.max_drop else None
+        return "max_drop" if look.fell_beyond(self.max_drop) else None
 
 
 def _held(z: Tensor, old: Tensor, share: Tensor) -> tuple[float, Tensor]:
-    """Σ share · KL(p⁰ ‖ p) over tokens, and its gradient with respect to logits z (b, V); ``old`` and z are overwritten."""
-    log_p, log_q = z.log_softmax(dim=1), old.log_softmax(dim=1)
+    """Σ share · KL(p⁰ ‖ p) over tokens, and its gradient with respect to logits z (b, V), which are overwritten."""
+    log_p, log_q = _normalised(z), _normalised(old)
     q = log_q.exp()
-    loss = float((share * (q * (log_q - log_p)).sum(dim=1, keepdim=True)).sum(dtype=torch.float64))
+    loss = float((share * log_q.sub_(log_p).mul_(q).sum(dim=1, keepdim=True)).sum(dtype=torch.float64))
     return loss, log_p.exp_().sub_(q).mul_(share)
 
 
 def _demoted(z: Tensor, old: Tensor, y: Tensor, t: Tensor, share: Tensor, others: float) -> tuple[float, Tensor]:
-    """Σ share · (huber(φ − t) + others · KL(q₋ ‖ p₋)) over tokens, and its gradient with respect to logits z (b, V)."""
+    """Σ share · (huber(φ − t) + others · KL(q₋ ‖ p₋)) over tokens, and its gradient with respect to logits z (b, V), which are overwritten."""
     z_y = z.gather(1, y)
-    rest = z.scatter(1, y, -math.inf)
-    log_p = rest - rest.logsumexp(dim=1, keepdim=True)
-    phi = z_y - rest.logsumexp(dim=1, keepdim=True)
-    old = old.scatter(1, y, -math.inf)
-    log_q = old - old.logsumexp(dim=1, keepdim=True)
-    p, q = log_p.exp(), log_q.exp()
-    apart = phi - t
+    top = z.scatter_(1, y, -math.inf).logsumexp(dim=1, keepdim=True)
+    log_p, log_q = z.sub_(top), _normalised(old.scatter_(1, y, -math.inf))
+    q, apart = log_q.exp(), z_y - top - t
     far = apart.abs() > KNEE
-    pull = torch.where(far, KNEE * apart.sign(), apart)
-    cost = torch.where(far, KNEE * (apart.abs() - KNEE / 2), apart.square() / 2) / KNEE
-    kept = (q * (log_q - log_p).scatter(1, y, 0.0)).sum(dim=1, keepdim=True)
+    pull = torch.where(far, KNEE * apart.sign(), apart) / KNEE
+    cost = torch.where(far, apart.abs() - KNEE / 2, apart.square() / (2 * KNEE))
+    kept = log_q.sub_(log_p).scatter_(1, y, 0.0).mul_(q).sum(dim=1, keepdim=True)
     loss = float((share * (cost + others * kept)).sum(dtype=torch.float64))
-    pull = pull / KNEE
-    slopes = (others * (p - q) - pull * p).scatter(1, y, pull)
+    slopes = log_p.exp_().mul_(others - pull).sub_(q.mul_(others)).scatter_(1, y, pull)
     return loss, slopes.mul_(share)
+
+
+def _normalised(z: Tensor) -> Tensor:
+    """Log-probabilities in place of logits (b, V)."""
+    return z.sub_(z.logsumexp(dim=1, keepdim=True))
 
 
 class _Batches:
