@@ -6,15 +6,18 @@ The answers are personal data. They stand in a file of their own that its owner 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
+from imu_cli.commands import provenance
 from imu_cli.errors import ImuError
 from imu_cli.features import generation
 from imu_cli.features.session import Session
-from imu_cli.files import outputs
+from imu_cli.files import outputs, writing
 from imu_cli.files.reading import read_json
+from imu_cli.records.parts import FileHash
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.texts.records import as_record
 from imu_cli.statistics import rouge as counting
@@ -75,10 +78,13 @@ def place(output: Path, count: int) -> Path | None:
     return path
 
 
-def text(answered: Sequence[Answered]) -> str:
-    """The file's text."""
+def write(path: Path, answered: Sequence[Answered], folder: Path) -> FileHash:
+    """Write them for their owner alone; path relative to ``folder``, and hash."""
     rows = ",\n ".join(json.dumps(asdict(one), ensure_ascii=False) for one in answered)
-    return f'{MARK}, "answers": [\n {rows}\n]}}\n'
+    replaced = partial(outputs.refuse_foreign, mark=MARK, option="--samples")
+    with writing.together(path, private=True, replaced=replaced) as (file,):
+        file.write_text(f'{MARK}, "answers": [\n {rows}\n]}}\n', encoding="utf-8")
+    return provenance.file_hash_of(path, folder)
 
 
 def read(path: Path) -> list[Answered]:
@@ -92,6 +98,8 @@ def read(path: Path) -> list[Answered]:
     if found.get("schema") != "imu.answers/1" or not isinstance(rows, list):
         raise ImuError(f"{path}: is not what imu evaluate --samples wrote; run it again")
     try:
-        return [Answered(str(row["sample"]), str(row["asked"]), str(row["truth"]), dict(row["answers"])) for row in rows]
+        return [
+            Answered(str(row["sample"]), str(row["asked"]), str(row["truth"]), dict(row["answers"])) for row in rows
+        ]
     except (KeyError, TypeError, ValueError) as error:
         raise ImuError(f"{path}: was edited or cut short; run imu evaluate --samples again") from error

@@ -101,7 +101,9 @@ def sets_of(opened: Session, config: EvaluateConfig, unused: Callable[[SampleSet
     other = suites.rephrased(forget, own)
     if other is not None:
         if len(other[0]) < len(forget):
-            opened.note(f"{len(other[0])} of {len(forget)} forgotten records have a paraphrased_question; the others are not asked so")
+            opened.note(
+                f"{len(other[0])} of {len(forget)} forgotten records have a paraphrased_question; the others are not asked so"
+            )
         made["paraphrased"] = other[1]
     if config.test:
         made["test"] = unused(held_out.held_out(opened, config.test))
@@ -124,15 +126,21 @@ def _with_suite(
             told = [at for at in places if at is not None]
             if not told:
                 missing["suite.forget"] = f"none of the forgotten records stands in the suite {suite.given}"
-                opened.note(f"--suite {suite.given}: has none of the {len(forget)} forgotten records (question and answer have to agree)")
+                opened.note(
+                    f"--suite {suite.given}: has none of the {len(forget)} forgotten records (question and answer have to agree)"
+                )
                 continue
             if len(told) < len(forget):
-                opened.note(f"--suite {suite.given}: has {len(told)} of the {len(forget)} forgotten records; the truth ratio is of these")
+                opened.note(
+                    f"--suite {suite.given}: has {len(told)} of the {len(forget)} forgotten records; the truth ratio is of these"
+                )
             found = found.only(told)
         else:
             kept = [at for at, one in enumerate(found.asked) if (one.question, one.answer) not in gone]
             if len(kept) < len(found):
-                opened.note(f"--suite {suite.given}: {len(found) - len(kept)} of its {WHAT[name]} are forgotten records and are left out")
+                opened.note(
+                    f"--suite {suite.given}: {len(found) - len(kept)} of its {WHAT[name]} are forgotten records and are left out"
+                )
             if not kept:
                 missing[f"suite.{name}"] = f"all of its {WHAT[name]} are forgotten records"
                 continue
@@ -149,8 +157,9 @@ def words_of(session: Session) -> Words:
     head = session.head
     assert session.network is not None
     layer = session.network.model.get_submodule(head.module)
-    weight, bias = layer.weight.detach(), getattr(layer, "bias", None)
+    weight, bias = layer.weight, getattr(layer, "bias", None)
     assert isinstance(weight, Tensor)
+    weight = weight.detach()
     matrix = torch.cat([weight, bias.detach()[:, None]], dim=1) if isinstance(bias, Tensor) and head.bias else weight
     return Words(matrix, head.bias, head.scale, head.cap)
 
@@ -169,11 +178,15 @@ def said(session: Session, samples: SampleSet, what: str) -> Recalled:
             part = samples.subset(range(start, min(start + AT_ONCE, len(samples))))
             rows = tokens.gather(session.engine, part, network.preprocess, advance)
             rows = replace(rows, features=rows.features.to(session.device))
+            held = max(4 * rows.features.numel(), 0 if session.taken is None else session.taken.bytes)
+            session.taken = Taken("model", streamed=False, bytes=held)
             made.append(recall.of(vocabulary.statistics(rows, words), rows.records, rows.ends, len(part)))
     return recall.joined(made)
 
 
-def account_of(session: Session, sets: Sets, config: EvaluateConfig, whose: str, moved: Sequence[str] | None) -> Account:
+def account_of(
+    session: Session, sets: Sets, config: EvaluateConfig, whose: str, moved: Sequence[str] | None
+) -> Account:
     """All that one model says; ``moved`` are the tensors that differ between the original and the model at hand, where that is known."""
     found = {name: said(session, samples, f"{WHAT[name]}{whose}") for name, samples in sets.records.items()}
     tested = {name: _tested(session, questions, f"{WHAT[name]}{whose}") for name, questions in sets.questions.items()}
@@ -182,7 +195,9 @@ def account_of(session: Session, sets: Sets, config: EvaluateConfig, whose: str,
         with four_bit.held(_linear_weights(session)):
             made = replace(made, four_bit=said(session, sets.records["forget"], f"{WHAT['forget']}{whose}, four bits"))
     if config.relearn and moved:
-        relearned = relearned_records.run(session, moved, sets.records["forget"], sets.records.get("test"), config.seed, said, whose)
+        relearned = relearned_records.run(
+            session, moved, sets.records["forget"], sets.records.get("test"), config.seed, said, whose
+        )
         made = replace(made, relearned=relearned)
     return made
 
@@ -249,7 +264,9 @@ def measured(
     missing = dict(sets.missing)
     if (config.generate or config.samples) and not writes:
         missing["generate"] = "needs a model of transformers, which can write"
-        opened.note("--generate, --samples: this model is none of transformers and has no generate(); nothing is written by it")
+        opened.note(
+            "--generate, --samples: this model is none of transformers and has no generate(); nothing is written by it"
+        )
     shown = list(range(min(config.samples, len(opened.forget.samples)))) if writes else []
     places = {"original": original, "retrained": config.retrained, "reference": config.reference_model}
     accounts, checked, written = dict[str, Account](), dict[str, FileHash | None](), dict[str, list[str]]()
@@ -260,7 +277,9 @@ def measured(
         if shown and name != "reference":
             written[name] = answers.written(session, session.forget.samples, shown, f"writing, to be shown{whose}")
         if name == "reference":
-            records = {side: samples for side, samples in sets.records.items() if side in ("forget", "paraphrased", "test")}
+            records = {
+                side: samples for side, samples in sets.records.items() if side in ("forget", "paraphrased", "test")
+            }
             few = Sets(records, {side: found for side, found in sets.questions.items() if side == "forget"})
             return account_of(session, few, replace(config, relearn=False, four_bit=False), whose, None)
         return account_of(session, sets, config, whose, changed)
@@ -291,7 +310,6 @@ def measured(
         parts={} if parts is None else {name: found.cpu() for name, found in parts.items()},
         allowed=allowed,
     )
-    opened.taken = opened.taken or Taken("model", streamed=False, bytes=0)
     answered = [
         answers.of(opened.forget.samples, row, {name: texts[at] for name, texts in written.items()})
         for at, row in enumerate(shown)
@@ -338,7 +356,10 @@ def written(
         by=config.by,
         per_record=[_row(part) for part in measuring.per_part(outcome.evidence)],
         requirements=verdicts,
-        given={name: paths.relative_to(getattr(config, name), "data", folder) for name in ("data", "test", "retain", "suite")},
+        given={
+            name: paths.relative_to(getattr(config, name), "data", folder)
+            for name in ("data", "test", "retain", "suite")
+        },
         losses=measuring.losses(outcome.evidence),
         **common
         | {
@@ -356,5 +377,3 @@ def _row(part: measuring.Part) -> RecordRow:
         auc=None if auc is None else auc.value,
         auc_interval=Interval(low=auc.low, high=auc.high, method=auc.method) if known else None,  # type: ignore[union-attr, arg-type]
     )  # fmt: skip
-
-

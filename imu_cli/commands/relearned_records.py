@@ -33,7 +33,13 @@ def too_few(n: int) -> dict[str, str]:
 
 
 def run(
-    session: Session, changed: Sequence[str], forget: SampleSet, unseen: SampleSet | None, seed: int, say: Say, whose: str
+    session: Session,
+    changed: Sequence[str],
+    forget: SampleSet,
+    unseen: SampleSet | None,
+    seed: int,
+    say: Say,
+    whose: str,
 ) -> dict[int, tuple[Tensor, Tensor | None]]:
     """Extraction strength (m,) of other forgotten records after learning k of them, and of unseen ones after learning k of those, by k."""
     weights = _moved(session, changed)
@@ -56,7 +62,13 @@ def _moved(session: Session, changed: Sequence[str]) -> Mapping[str, nn.Paramete
 
 
 def _tried(
-    session: Session, weights: Mapping[str, nn.Parameter], samples: SampleSet | None, k: int, seed: int, say: Say, whose: str
+    session: Session,
+    weights: Mapping[str, nn.Parameter],
+    samples: SampleSet | None,
+    k: int,
+    seed: int,
+    say: Say,
+    whose: str,
 ) -> Tensor | None:
     if samples is None or len(samples) <= k:
         return None
@@ -90,7 +102,11 @@ def _learn(session: Session, weights: Sequence[nn.Parameter], samples: SampleSet
                     signals.check()
                     batch = engine.batch(samples, rows.tolist(), step, session.device)
                     entered = answers.chosen(language.entering(model, head.module, batch), rows)
-                    made = layer(entered) * head.scale if head.cap is None else head.cap * torch.tanh(layer(entered) * head.scale / head.cap)
+                    made = (
+                        layer(entered) * head.scale
+                        if head.cap is None
+                        else head.cap * torch.tanh(layer(entered) * head.scale / head.cap)
+                    )
                     wanted = answers.targets[answers.of(rows)].to(made.device)
                     (nn.functional.cross_entropy(made, wanted, reduction="sum") / len(answers.targets)).backward()
                 optimiser.step()

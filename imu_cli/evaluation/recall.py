@@ -15,7 +15,12 @@ from imu_cli.statistics.recall import Recalled
 
 BINS = 40
 """Bins of the pictures of losses, from the least to the largest that is seen."""
-NAMES = {"loss": "loss", "probability": "probability", "exact_memorization": "exact", "extraction_strength": "extraction"}
+NAMES = {
+    "loss": "loss",
+    "probability": "probability",
+    "exact_memorization": "exact",
+    "extraction_strength": "extraction",
+}
 """Measures by their names in ``Recalled``."""
 PEERS = (
     ("retrained", "the retrained model's, on the same records"),
@@ -194,7 +199,10 @@ def _gaps(e: Evidence) -> list[Metric]:
         ours, retrained = _values(e.after, "forget", name), e.retrained
         old = None if e.before is None else _values(e.before, "forget", name)
         theirs = None if retrained is None else _values(retrained, "forget", name)
-        unseen, unseen_before = _values(e.after, "test", name), None if e.before is None else _values(e.before, "test", name)
+        unseen, unseen_before = (
+            _values(e.after, "test", name),
+            None if e.before is None else _values(e.before, "test", name),
+        )
         assert ours is not None
         made += [
             metric(
@@ -241,7 +249,10 @@ def _membership(e: Evidence) -> list[Metric]:
     made, split = [], "forgotten against unseen records"
     for name in MEMBERSHIP:
         of = _auc(e, name)
-        aim: dict[str, object] = {"target": 0.5, "target_note": "0.5: not told apart; some records are easier than others"}
+        aim: dict[str, object] = {
+            "target": 0.5,
+            "target_note": "0.5: not told apart; some records are easier than others",
+        }
         if e.retrained is not None and isinstance(there := of(e.retrained), Estimate):
             aim = _target(there, "the retrained model's, on the same records")
 
@@ -268,7 +279,10 @@ def _quality(e: Evidence) -> list[Metric]:
             lacks = e.lacks("suite.forget", NotMeasured("needs a --suite with these records"))
             return lacks, lacks
         p, distance = truth.same_distribution(ours.log_ratio, there.log_ratio)
-        n, method = len(ours.log_ratio), f"two-sample Kolmogorov-Smirnov, {len(ours.log_ratio)} against {len(there.log_ratio)}"
+        n, method = (
+            len(ours.log_ratio),
+            f"two-sample Kolmogorov-Smirnov, {len(ours.log_ratio)} against {len(there.log_ratio)}",
+        )
         return Estimate(p, None, None, n, method), Estimate(distance, None, None, n, method)
 
     after, before = compared(e.after), compared(e.before) if e.before is not None else (None, None)

@@ -41,7 +41,9 @@ def of(e: Evidence, found: Sequence[Metric], changed: Sequence[str] | None) -> s
 
 def _held_against(m: Mapping[str, Metric]) -> tuple[str, str] | None:
     """The prefix of the gaps that judge, and what they are to, in words."""
-    return next(((name, whose) for name, whose in LEVELS if m[f"{name}.extraction_strength_gap"].value is not None), None)
+    return next(
+        ((name, whose) for name, whose in LEVELS if m[f"{name}.extraction_strength_gap"].value is not None), None
+    )
 
 
 def _lost(m: Mapping[str, Metric]) -> list[str]:
@@ -49,7 +51,7 @@ def _lost(m: Mapping[str, Metric]) -> list[str]:
     for name, whose in (("test", "unseen"), ("retain", "kept")):
         drop = m[f"{name}.exact_memorization_drop"]
         if drop.value is not None and drop.interval is not None and drop.interval.low > MUCH:
-            made.append(f"{100 * drop.value:.1f} of 100 words that the model had right in {whose} answers are lost")
+            made.append(f"{100 * drop.value:.1f} of 100 words of {whose} answers are no longer right")
     return made
 
 
@@ -63,7 +65,11 @@ def _read_out(m: Mapping[str, Metric], whose: str) -> str:
     else:
         gap = m["retrained.extraction_strength_gap"].value
         there = None if gap is None else metric.value - gap
-    beside += [] if there is None else [f"{there:.3f} {'of unseen records' if whose == 'unseen records' else f'under {whose}'}"]
+    beside += (
+        []
+        if there is None
+        else [f"{there:.3f} {'of unseen records' if whose == 'unseen records' else f'under {whose}'}"]
+    )
     return f"extraction strength {metric.value:.3f}{'; ' if beside else ''}{', '.join(beside)}"
 
 
@@ -105,8 +111,8 @@ def _level(m: Mapping[str, Metric]) -> str:
     if held is None:
         value = m["forget.extraction_strength"].value
         return (
-            f"Of a forgotten answer, {100 * (value or 0.0):.0f} % at its end can be read out word by word (extraction strength {value:.3f}); how "
-            "much that is of records that were never seen was not measured: give such with --test."
+            f"Of a forgotten answer, {100 * (value or 0.0):.0f} % at its end can be read out word by word (extraction strength {value:.3f}); "
+            "how much that is of records that were never seen was not measured: give such with --test."
         )
     whose = held[1]
     same = "from unseen records" if whose == "unseen records" else f"from the same records under {whose}"
@@ -141,7 +147,11 @@ def _quality(m: Mapping[str, Metric]) -> str:
     p = m["forget_quality"].value
     if p is None:
         return ""
-    same = "are as under the retrained model, as far as a test tells" if p >= 0.05 else "are not those under the retrained model"
+    same = (
+        "are as under the retrained model, as far as a test tells"
+        if p >= 0.05
+        else "are not those under the retrained model"
+    )
     return f"Truth ratios of the forgotten records {same} (forget quality p = {p:.2g})."
 
 
@@ -162,7 +172,11 @@ def _told_apart(m: Mapping[str, Metric]) -> str:
 def _said_drop(drop: Metric, whose: str, allowed: float | None) -> str:
     if drop.value is None or drop.interval is None:
         return ""
-    moved = f"{'fell' if drop.value > 0 else 'rose'} by {100 * abs(drop.value):.2f} points" if drop.value else "did not change"
+    moved = (
+        f"{'fell' if drop.value > 0 else 'rose'} by {100 * abs(drop.value):.2f} points"
+        if drop.value
+        else "did not change"
+    )
     beyond = f", more than {allowed:g} that was allowed" if allowed is not None and drop.interval.low > allowed else ""
     return (
         f"{whose} answers' share of words that are right {moved}{beyond} (95 % interval of the fall: {100 * drop.interval.low:.2f} to "

@@ -43,14 +43,17 @@ def answers(
         asked = [step.asked(as_record(samples.read(row))) for row in rows[start : start + AT_ONCE]]
         width = max(map(len, asked))
         most = MOST_TOKENS if room is None else max(1, min(MOST_TOKENS, room - width))
-        how = GenerationConfig(
+        how = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=most, do_sample=False, num_beams=1, eos_token_id=step.end, pad_token_id=step.padding, use_cache=True
         )  # fmt: skip
         ids = np.full((len(asked), width), step.padding, np.int64)
         mask = np.zeros_like(ids)
         for row, one in enumerate(asked):  # what comes next has to stand beside what was asked: padding goes before it
             ids[row, width - len(one) :], mask[row, width - len(one) :] = one, 1
-        given = {"input_ids": torch.from_numpy(ids).to(opened.device), "attention_mask": torch.from_numpy(mask).to(opened.device)}
+        given = {
+            "input_ids": torch.from_numpy(ids).to(opened.device),
+            "attention_mask": torch.from_numpy(mask).to(opened.device),
+        }
         with torch.inference_mode(), float32_as("ieee"):
             found = network.model.generate(**given, generation_config=how)[:, width:]  # type: ignore[operator]
         made += [step.tokenizer.made.decode(one, skip_special_tokens=True).strip() for one in found.cpu().tolist()]

@@ -14,7 +14,7 @@ from imu_cli.statistics.intervals import Estimate
 
 
 def ratio(right: Tensor, wrong: Tensor, counts: Sequence[int]) -> Tensor:
-    """log R (n,), R = exp(−mean_j ℓ(wrong_j)) / exp(−ℓ(right)): below 0 where what is true is likelier.
+    """Log R (n,), R = exp(−mean_j ℓ(wrong_j)) / exp(−ℓ(right)): below 0 where what is true is likelier.
 
     Args:
         right: ℓ of the true answer of each question, said in other words (n,).
@@ -33,11 +33,11 @@ def either_way(log_ratio: Tensor) -> Tensor:
 
 def truthful(log_ratio: Tensor) -> Tensor:
     """max(0, 1 − R) (n,): how much likelier the truth is, of what the model should know."""
-    return (-torch.special.expm1(log_ratio)).clamp_min(0)
+    return (-log_ratio.expm1()).clamp_min(0)
 
 
 def chosen(right: Tensor, wrong: Tensor, counts: Sequence[int]) -> Tensor:
-    """p / (p + Σ p_wrong) (n,), p = exp(−ℓ): the share of the true answer among those that are offered."""
+    """P / (p + Σ p_wrong) (n,), p = exp(−ℓ): the share of the true answer among those that are offered."""
     parts = wrong.split(list(counts))
     return torch.stack(
         [torch.softmax(-torch.cat([own[None], others]), 0)[0] for own, others in zip(right, parts, strict=True)]

@@ -86,8 +86,8 @@ class Questions:
 
 def records_of(source: str, lines: Sequence[int], pairs: Sequence[tuple[str, str]]) -> SampleSet:
     """Prompts and completions that stand in no list of their own, as a set; ``lines`` of ``source`` they come from."""
-    texts = [packing.Texts.of([pair[at] for pair in pairs]) for at in (0, 1)]
-    store = Records(source, source, lines, *texts)
+    prompts, completions = (packing.Texts.of([pair[at] for pair in pairs]) for at in (0, 1))
+    store = Records(source, source, lines, prompts, completions)
     every = range(len(pairs))
     return SampleSet(source, RowNames(every), numbers([UNKNOWN]) * len(pairs), None, store, every)
 
@@ -114,7 +114,9 @@ def open_suite(spec: str) -> Suite:
         if path.is_dir():
             raise ImuError(f"--suite {spec}: is a folder; write tofu:{spec} for the files of TOFU, or name a file")
         if not path.is_file():
-            raise ImuError(f"--suite {spec}: not there; name tofu:DIR, or a .jsonl with question, answer and perturbed_answer")
+            raise ImuError(
+                f"--suite {spec}: not there; name tofu:DIR, or a .jsonl with question, answer and perturbed_answer"
+            )
         lacks = f"the suite {spec} has the forgotten records alone; tofu:DIR has others"
         return Suite(spec, {"forget": _joined([path])}, {name: lacks for name in SETS if name != "forget"})
     return _tofu(spec, Path(place))
@@ -231,7 +233,9 @@ def rephrased(samples: SampleSet, suite: Questions | None) -> tuple[list[int], S
             continue
         record = samples.read(row)
         if getattr(record, "messages", ()):
-            problems.append(f"{samples.where(row)}: has messages, which {OTHER_WORDS[0]} cannot reword; write prompt and completion")
+            problems.append(
+                f"{samples.where(row)}: has messages, which {OTHER_WORDS[0]} cannot reword; write prompt and completion"
+            )
             continue
         rows.append(row)
         lines.append(row + 1)
