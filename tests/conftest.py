@@ -90,6 +90,17 @@ def job(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small language model that knows answers by heart, its folder and lists (``small_records``). Copy it before changing it."""
+    pytest.importorskip("transformers")
+    import small_records
+
+    folder = tmp_path_factory.mktemp("records")
+    small_records.make(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def server() -> Iterator["Server"]:
     """The process that forks a child for each run of the command line."""
     from harness import serving

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from imu_cli.errors import ImuError, RefusedError
+from imu_cli.models import correspondence
 from imu_cli.models.architecture import Loaded
 from imu_cli.models.arithmetic import float32_as
 from imu_cli.models.batches import Batch, call, count, tensors
@@ -124,10 +125,10 @@ def find_head(model: nn.Module, probe: Batch, checkpoint: Checkpoint, loaded: Lo
             "not know; only a scale and final_logit_softcapping are known"
         )
     bias = layer.bias
-    names = [checkpoint.named(loaded.prefix, f"{name}.{part}") for part in ("weight", "bias")[: 1 + (bias is not None)]]
+    own = {f"{name}.{part}": value for part, value in (("weight", layer.weight), ("bias", bias)) if value is not None}
+    found = correspondence.find(checkpoint, loaded, own)
+    names = [(found[key] or [checkpoint.named(loaded.prefix, key)])[0] for key in own]
     tied = _tied(model, name, layer)
-    if tied:
-        names[0] = checkpoint.named(loaded.prefix, tied)
     entries = checkpoint.entries
     dtypes = [entries[one].dtype if one in entries else "F32" for one in names]
     return Head(
