@@ -114,7 +114,6 @@ def run(
             found = item if isinstance(item, Chosen) else None
             advance(1)
     assert found is not None, "a run ends with what was chosen"
-    _refuse_met(aim, found)
     matrix = head.matrix.clone()
     matrix[problem.part.words] = problem.part.matrix(found.change)
     _tell_end(opened, found)
@@ -142,15 +141,6 @@ def _rounding(opened: Session, problem: WordProblem) -> Callable[[Tensor], Tenso
         return head.rounded(wide).to(given) - given
 
     return rounded
-
-
-def _refuse_met(aim: Aim, found: Chosen) -> None:
-    if aim.met(found.start):
-        raise ImuError(
-            "target: no more of the forgotten records is known than is aimed at "
-            f"(exact memorisation {found.start.forget:.3f}, extraction strength {found.start.extraction:.3f}): there is nothing to forget here "
-            "that could be measured; nothing was written"
-        )
 
 
 def _tell_end(opened: Session, found: Chosen) -> None:
@@ -246,7 +236,7 @@ def _record(
         reason=found.reason,
         reached=found.reached,
         start=start,
-        end=next(item for item in trajectory[1:] if item.rho == found.point.rho),
+        end=_info(len(found.points), found.point),
         trajectory=trajectory,
         held_out=given,
         details=details,

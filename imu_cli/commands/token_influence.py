@@ -52,6 +52,16 @@ class TokenScores:
         """Sums (n,) over the tokens of each record."""
         return influence.by_record(values.cpu(), self.records, len(self.counts))
 
+    @property
+    def probability(self) -> Tensor:
+        """Exp of minus the mean loss of a token, by record (n,)."""
+        return (self.by_record(self.tokens.confidence.log()) / self.counts).exp()
+
+    @property
+    def exact(self) -> Tensor:
+        """Share of tokens that have the largest logit, by record (n,)."""
+        return self.by_record(self.tokens.right.double()) / self.counts
+
 
 def run(opened: Session, config: InfluenceConfig, origins: Mapping[str, str]) -> TokenInfluence:
     """Score every record and token; only the cache is written.
@@ -126,9 +136,11 @@ def _kept(opened: Session, damping: str, found: TokenScores) -> TokenScores:
     own = found.tokens
     tensors = {
         "scores": found.by_record(own.scores),
+        "confidence": found.probability,
+        "right": found.exact,
         "token_scores": own.scores,
-        "confidence": own.confidence,
-        "right": own.right.to(torch.uint8),
+        "token_confidence": own.confidence,
+        "token_right": own.right.to(torch.uint8),
         "counts": found.counts,
         "damping": torch.tensor([own.damping], dtype=torch.float64),
         "mean_fisher": torch.tensor([own.mean_fisher], dtype=torch.float64),
@@ -152,19 +164,18 @@ def _cached(opened: Session, config: ForgetConfig) -> TokenScores | None:
     t = found.tensors
     path = str(cache_entries.files_of("scores", cache_entries.key_of("scores", fields), cache.folder())[1])
     own = Scored(
-        t["token_scores"], t["confidence"], t["right"].bool(), float(t["damping"]), float(t["mean_fisher"]), True, path
-    )
+        t["token_scores"], t["token_confidence"], t["token_right"].bool(), float(t["damping"]), float(t["mean_fisher"]), True, path,
+    )  # fmt: skip
     return TokenScores(own, t["counts"])
 
 
 def _rows(found: TokenScores, ids: Any, names: Any) -> list[RecordScore]:
     own, counts = found.tokens, found.counts.tolist()
-    loss = found.by_record(-own.confidence.log()) / found.counts
-    sums, exact = found.by_record(own.scores), found.by_record(own.right.double()) / found.counts
+    sums, probability, exact = found.by_record(own.scores), found.probability, found.exact
     values, probabilities = own.scores.split(counts), own.confidence.split(counts)
     return [
         RecordScore(
-            id=ids[row], path=names[row], score=float(sums[row]), probability=float((-loss[row]).exp()), exact=float(exact[row]),
+            id=ids[row], path=names[row], score=float(sums[row]), probability=float(probability[row]), exact=float(exact[row]),
             scores=values[row].tolist(), probabilities=probabilities[row].tolist(),
         )
         for row in range(len(counts))

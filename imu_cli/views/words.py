@@ -223,7 +223,8 @@ def moving(result: Record) -> str:
 def _how(result: Record) -> str:
     how = f"{result.method}: {result.method_source}; {result.end.step} {STEPS[result.method]}"
     if result.scope is None:
-        rows = "all" if result.rows is None else ", ".join(class_name(result, row) for row in result.rows)
+        taking = f"{result.details['words']:,} of {result.head.classes:,}" if "words" in result.details else "all"
+        rows = taking if result.rows is None else ", ".join(class_name(result, row) for row in result.rows)
         return f"{how}; rows of the head that moved: {rows}"
     given = result.scope
     term = "; with the feature term" if given.feature_term else ""

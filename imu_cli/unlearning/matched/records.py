@@ -96,7 +96,7 @@ def run(
         rho: the only ρ, where it is given.
 
     Raises:
-        ImuError: every solution on the path exceeds ``max_drop``.
+        ImuError: the aim is met already, or every solution on the path exceeds ``max_drop``.
     """
     before = _unseen(sides, None)
     points: list[Point] = []
@@ -106,6 +106,14 @@ def run(
         ours = completions.answered(sides.forgotten, seen.margins, seen.hit)
         size = 0.0 if change is None else float(change.norm()) / sides.norm
         return completions.compared(ours, _unseen(sides, change), before, size)
+
+    start = look_at(None)
+    if aim.met(start):
+        raise ImuError(
+            "target: no more of the forgotten records is known than is aimed at "
+            f"(exact memorisation {start.forget:.3f}, extraction strength {start.extraction:.3f}): there is nothing to forget here "
+            "that could be measured; nothing was written"
+        )
 
     def judge(solution: WordSolution) -> path.Verdict:
         look = look_at(to_file(solution.change))
@@ -141,7 +149,7 @@ def run(
     reached = best is not None and best.verdict == "met"
     reason: Reason = "target" if reached else "rho" if rho is not None else "max_drop" if spent else "path"
     yield Chosen(
-        to_file(solution.change), point, look_at(None), tuple(sorted(points, key=lambda item: -item.rho)), reason, reached,
+        to_file(solution.change), point, start, tuple(sorted(points, key=lambda item: -item.rho)), reason, reached,
         solution.targets,
     )  # fmt: skip
 
