@@ -144,7 +144,7 @@ class UnlearnConfig(TargetConfig):
         Gt(0),
         Option(
             "Training steps.",
-            default="200 + 0.08 per forget sample, 0.16 with the feature term; 100 of an embedding model",
+            default="200 + 0.08 per forget sample, 0.16 with the feature term; 100 of an embedding model; 60 and four passes of a language model",
             group=DEEPER,
         ),
     ] = None
@@ -213,7 +213,7 @@ class UnlearnConfig(TargetConfig):
         Gt(0),
         Option(
             "Forget samples in one SGD step, or in a training step deeper than the head.",
-            default="all of them; 128 deeper than the head, 32 of an embedding model",
+            default="all of them; 128 deeper than the head, 32 of an embedding model, 16 of a language model",
             group=ASCENT,
         ),
     ] = None

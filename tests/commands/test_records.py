@@ -14,7 +14,18 @@ from imu_cli.cli import main
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("one_thread")
-JOB = ["unlearn", "model", "--forget", "forget.jsonl", "--scope", "last-block", "--learning-rate", "0.02", "--batches", "40"]
+JOB = [
+    "unlearn",
+    "model",
+    "--forget",
+    "forget.jsonl",
+    "--scope",
+    "last-block",
+    "--learning-rate",
+    "0.02",
+    "--batches",
+    "40",
+]
 
 
 @pytest.fixture

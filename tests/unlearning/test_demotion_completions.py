@@ -141,7 +141,10 @@ def test_gradients_are_those_of_the_whole_loss() -> None:
             if part == "forget":
                 total = total + loss_of(z, old, of.targets[:, None], wanted[:, None].float(), share, 1.0)
             else:
-                total = total + (share * (old.softmax(1) * (old.log_softmax(1) - z.log_softmax(1))).sum(1, keepdim=True)).sum()
+                total = (
+                    total
+                    + (share * (old.softmax(1) * (old.log_softmax(1) - z.log_softmax(1))).sum(1, keepdim=True)).sum()
+                )
         expected = torch.autograd.grad(total, list(work.parameters.values()))
         assert math.isclose(loss, float(total.detach()), rel_tol=1e-4)
         for gradient, found in zip(expected, made.values(), strict=True):
@@ -188,5 +191,16 @@ def test_targets_are_never_above_what_is_known() -> None:
 
 def vars_of(work: CompletionTraining) -> dict[str, Any]:
     """What it was made of."""
-    names = ("parameters", "head", "moving_head", "forgotten", "anchor", "unseen", "aim", "max_drop", "schedule", "weights")
+    names = (
+        "parameters",
+        "head",
+        "moving_head",
+        "forgotten",
+        "anchor",
+        "unseen",
+        "aim",
+        "max_drop",
+        "schedule",
+        "weights",
+    )
     return {name: getattr(work, name) for name in names}
