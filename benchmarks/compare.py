@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from imu_cli.events import Silent
 
 OURS = {"imu_head": "head", "imu_last_block": "last-block"}
 PUBLISHED = {"published_imu": False, "published_imu_corrected": True}
-ALL = ("original", "retrained", "imu_head", *PUBLISHED, *METHODS, "imu_last_block")
+ALL = ("original", "retrained", "imu_head", *METHODS, *PUBLISHED, "imu_last_block")
 PUBLISHED_ON = "cifar10_resnet20"
+STRIDE = 4.0
 
 
 class Passes:
@@ -80,28 +81,43 @@ def chosen(part: str, method: str) -> dict[str, Any]:
     """
     trials = [row for row in kept("comparison_trials") if (row["part"], row["method"]) == (part, method)]
     if not any(row["kind"] == "chosen" for row in trials):
-        trials = list(tried(cases.case(part, SEARCHED), method))
-        best = min(trials, key=lambda row: row["score"])
-        trials.append({**best, "kind": "chosen"})
+        trials = search(cases.case(part, SEARCHED), method)
         for row in trials:
             keep("comparison_trials", row)
     return next(row for row in trials if row["kind"] == "chosen")
 
 
-def tried(this: Case, method: str) -> Iterator[dict[str, Any]]:
-    """Every rate and coefficient of a method, looked at along the way."""
+def search(this: Case, method: str) -> list[dict[str, Any]]:
+    """Every trial, and the best of them as ``chosen``: where the best rate is at the grid's edge, the grid goes on there."""
     about = METHODS[method]
-    _, before = cases.score(this, cases.at_the_cut(upper_of(this.model)), None)
-    for rate, strength in itertools.product(about.rates, about.strengths):
-        model = upper_of(this.model)
-        run, settings = cases.at_the_cut(model), Settings(rate, about.looks[-1], strength, SEARCHED)
+    todo, trials, least, most = list(about.rates), [], min(about.rates), max(about.rates)
+    while todo:
+        trials += [row for rate in todo for strength in about.strengths for row in tried(this, method, rate, strength)]
+        best, todo = min(trials, key=lambda row: row["score"]), []
+        if 0 < best["rate"] == least and least > min(about.rates) / 100:
+            least /= STRIDE
+            todo = [least]
+        elif best["rate"] == most and 0 < most < max(about.rates) * 10:
+            most *= STRIDE
+            todo = [most]
+    return [*trials, {**best, "kind": "chosen"}]
+
+
+def tried(this: Case, method: str, rate: float, strength: float) -> Iterator[dict[str, Any]]:
+    """A rate and a coefficient of a method, looked at along the way."""
+    about, model = METHODS[method], upper_of(this.model)
+    run, settings = cases.at_the_cut(model), Settings(rate, about.looks[-1], strength, SEARCHED)
+    _, before = cases.score(this, run, None)
+    # bfloat16 is for the search alone; the cache of cast weights would outlive the steps that change them.
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         for step in about.unlearn(model, this.data(SEARCHED), settings):
             if step not in about.looks:
                 continue
-            found, seen = cases.score(this, run, before)
-            said = {"kind": "trial", "part": this.part, "method": method, "rate": rate, "strength": strength, "steps": step}
-            yield cases.plain({**said, "score": found, **seen})
-            if seen["test"] < before["test"] - 0.3:
+            with torch.autocast("cpu", enabled=False):
+                found, seen = cases.score(this, run, before)
+            said = {"kind": "trial", "part": this.part, "method": method, "rate": rate, "strength": strength}
+            yield cases.plain({**said, "steps": step, "score": found, **seen})
+            if seen["test"] < before["test"] - 0.1:
                 break  # it only gets worse
 
 
@@ -167,7 +183,12 @@ def ours(this: Case, method: str) -> tuple[Run, dict[str, Any]]:
         model = upper_of(output)
     record = done.record
     cost = {"seconds": seconds, "below": passes.below, "above": passes.above, "needs": ["unseen"]}
-    return cases.at_the_cut(model), {**cost, "reached": record.reached, "reason": record.reason, "method_of": record.method}
+    return cases.at_the_cut(model), {
+        **cost,
+        "reached": record.reached,
+        "reason": record.reason,
+        "method_of": record.method,
+    }
 
 
 def figures_of(this: Case, method: str) -> tuple[dict[str, float], dict[str, Any]]:
@@ -239,12 +260,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     keep("comparison", {"kind": "environment", **common.environment()})
     for seed, part in itertools.product(options.seeds, options.parts):
-        each: Callable[[str], None] = lambda method, part=part, seed=seed: one(part, method, seed)  # type: ignore[misc]
         if part == "published":
             repeated(seed)
             continue
         for method in options.methods:
-            each(method)
+            one(part, method, seed)
 
 
 if __name__ == "__main__":

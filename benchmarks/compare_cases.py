@@ -20,7 +20,6 @@ from baselines.training import Data, Samples
 from quality_depth import gap, halves
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from imu_cli.evaluation import attacks, recovery
 from imu_cli.linear import margins
@@ -45,7 +44,7 @@ class Upper(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """(n, 64)."""
-        return F.adaptive_avg_pool2d(self.layer3(x), 1).flatten(1)
+        return nn.functional.adaptive_avg_pool2d(self.layer3(x), 1).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
@@ -65,12 +64,12 @@ class Body(nn.Module):
     def lower(self, images: Tensor) -> Tensor:
         """What enters the last stage."""
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        found: Tensor = self.net.layer2(self.net.layer1(F.relu(self.net.bn1(self.net.conv1(x)))))
+        found: Tensor = self.net.layer2(self.net.layer1(nn.functional.relu(self.net.bn1(self.net.conv1(x)))))
         return found
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (n, 64)."""
-        return F.adaptive_avg_pool2d(self.net.layer3(self.lower(images)), 1).flatten(1)
+        return nn.functional.adaptive_avg_pool2d(self.net.layer3(self.lower(images)), 1).flatten(1)
 
 
 def network(path: Path) -> nn.Module:
@@ -237,7 +236,7 @@ def _trained(path: Path, rows: Tensor, labels: Tensor) -> None:
     for _ in range(WRONG_EPOCHS):
         for at in torch.randperm(len(rows), generator=generator).split(128):
             optimiser.zero_grad()
-            F.cross_entropy(upper(world().train[rows[at]]), labels[at]).backward()
+            nn.functional.cross_entropy(upper(world().train[rows[at]]), labels[at]).backward()
             optimiser.step()
         plan.step()
     state = {name: value.contiguous() for name, value in whole.state_dict().items()}

@@ -48,16 +48,16 @@ class Method:
 
 
 METHODS = {
-    "gradient_ascent": Method("gradient ascent", gradient_ascent.unlearn, rates=(0.0003, 0.002)),
-    "random_labels": Method("random labels", random_labels.unlearn),
-    "npo": Method("NPO", npo.unlearn),
-    "simnpo": Method("SimNPO", simnpo.unlearn),
-    "boundary_shrink": Method("boundary shrink", boundary_shrink.unlearn, strengths=(0.3,)),
     "delete": Method("DELETE", delete.unlearn),
-    "fine_tuning": Method("fine-tuning", fine_tuning.unlearn, ("retain",), rates=(0.01, 0.05)),
-    "neggrad_plus": Method("NegGrad+", neggrad_plus.unlearn, ("retain",), (0.005, 0.02), (0.95,)),
+    "gradient_ascent": Method("gradient ascent", gradient_ascent.unlearn, rates=(0.0003, 0.002)),
     "salun": Method("SalUn", salun.unlearn, ("retain",)),
-    "ssd": Method("SSD", ssd.unlearn, ("retain",), (0.0,), (5.0, 10.0, 25.0), (80,)),
-    "lotus": Method("LoTUS", lotus.unlearn, ("retain", "unseen"), (0.0002, 0.001), (2.0,)),
     "scrub": Method("SCRUB", scrub.unlearn, ("retain",), looks=(40,)),
+    "neggrad_plus": Method("NegGrad+", neggrad_plus.unlearn, ("retain",), (0.005, 0.02), (0.95,)),
+    "random_labels": Method("random labels", random_labels.unlearn),
+    "ssd": Method("SSD", ssd.unlearn, ("retain",), (0.0,), (5.0, 10.0, 25.0), (80,)),
+    "npo": Method("NPO", npo.unlearn),
+    "boundary_shrink": Method("boundary shrink", boundary_shrink.unlearn, strengths=(0.3,)),
+    "lotus": Method("LoTUS", lotus.unlearn, ("retain", "unseen"), (0.0002, 0.001), (2.0,)),
+    "simnpo": Method("SimNPO", simnpo.unlearn),
+    "fine_tuning": Method("fine-tuning", fine_tuning.unlearn, ("retain",), rates=(0.01, 0.05)),
 }

@@ -9,7 +9,6 @@ enters that part.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .training import Data, Samples, Settings, Steps, descend, minibatches
 
@@ -20,7 +19,7 @@ def nearest_labels(model: nn.Module, samples: Samples, epsilon: float) -> Tensor
     scale = epsilon * float(samples.x[samples.rows[:512]].std())
     for x, y in samples.all():
         moved = x.clone().requires_grad_(True)
-        (slope,) = torch.autograd.grad(F.cross_entropy(model(moved), y, reduction="sum"), moved)
+        (slope,) = torch.autograd.grad(nn.functional.cross_entropy(model(moved), y, reduction="sum"), moved)
         with torch.no_grad():
             logits = model(x + scale * slope.sign())
         found.append(logits.scatter(1, y[:, None], float("-inf")).argmax(dim=1))
@@ -34,6 +33,6 @@ def unlearn(model: nn.Module, data: Data, settings: Settings) -> Steps:
 
     def loss() -> Tensor:
         at = next(draws)
-        return F.cross_entropy(model(data.forget.batch(at)[0]), near[at])
+        return nn.functional.cross_entropy(model(data.forget.batch(at)[0]), near[at])
 
     return descend(model.parameters(), loss, settings)

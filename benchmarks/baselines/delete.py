@@ -6,7 +6,6 @@ Source: Zhou et al. 2025 (arXiv 2503.23751). Needs neither retain data nor a ref
 """
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .training import Data, Settings, Steps, descend, minibatches, teacher_of
 
@@ -23,6 +22,8 @@ def unlearn(model: nn.Module, data: Data, settings: Settings) -> Steps:
 
     def loss() -> Tensor:
         at = next(draws)
-        return F.kl_div(model(data.forget.batch(at)[0]).log_softmax(dim=1), teacher[at], reduction="batchmean")
+        return nn.functional.kl_div(
+            model(data.forget.batch(at)[0]).log_softmax(dim=1), teacher[at], reduction="batchmean"
+        )
 
     return descend(model.parameters(), loss, settings)

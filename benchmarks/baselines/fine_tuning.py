@@ -6,7 +6,6 @@ Source: the usual baseline (Golatkar et al. 2020, arXiv 1911.04933). Needs retai
 """
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .training import Data, Settings, Steps, descend, minibatches
 
@@ -17,6 +16,6 @@ def unlearn(model: nn.Module, data: Data, settings: Settings) -> Steps:
 
     def loss() -> Tensor:
         x, y = data.retain.batch(next(draws))
-        return F.cross_entropy(model(x), y)
+        return nn.functional.cross_entropy(model(x), y)
 
     return descend(model.parameters(), loss, settings)

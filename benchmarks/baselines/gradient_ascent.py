@@ -7,7 +7,6 @@ reference. Defaults of the papers: the learning rate of training, a few epochs; 
 """
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .training import Data, Settings, Steps, descend, minibatches
 
@@ -18,6 +17,6 @@ def unlearn(model: nn.Module, data: Data, settings: Settings) -> Steps:
 
     def loss() -> Tensor:
         x, y = data.forget.batch(next(draws))
-        return -F.cross_entropy(model(x), y)
+        return -nn.functional.cross_entropy(model(x), y)
 
     return descend(model.parameters(), loss, settings)

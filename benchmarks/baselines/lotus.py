@@ -12,7 +12,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .training import Data, Samples, Settings, Steps, descend, minibatches, teacher_of
 
@@ -36,7 +35,7 @@ def uncertain(logits: Tensor, tau: float, hard: bool, generator: torch.Generator
     """Gumbel-softmax (n, c) of the teacher's logits, one-hot if ``hard``."""
     noise = -torch.empty_like(logits).exponential_(generator=generator).log()
     soft = ((logits + noise) / tau).softmax(dim=1)
-    return F.one_hot(soft.argmax(dim=1), soft.shape[1]).to(soft) if hard else soft
+    return nn.functional.one_hot(soft.argmax(dim=1), soft.shape[1]).to(soft) if hard else soft
 
 
 def unlearn(model: nn.Module, data: Data, settings: Settings) -> Steps:
@@ -55,7 +54,7 @@ def unlearn(model: nn.Module, data: Data, settings: Settings) -> Steps:
         with torch.no_grad():
             known = torch.func.functional_call(model, dict(zip(names, before, strict=True)), (xr,))
         q = torch.cat([uncertain(teacher[at], tau[0], False, generator), uncertain(known, 1.0, True, generator)])
-        return F.cross_entropy(model(torch.cat([xf, xr])), q)
+        return nn.functional.cross_entropy(model(torch.cat([xf, xr])), q)
 
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.rate)
     steps = descend(model.parameters(), loss, settings, optimiser=optimiser)

@@ -6,7 +6,6 @@ Source: Kurmanji et al. 2023 (arXiv 2302.09880), which calls β α; its values l
 """
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .training import Data, Settings, Steps, descend, minibatches
 
@@ -19,6 +18,6 @@ def unlearn(model: nn.Module, data: Data, settings: Settings) -> Steps:
 
     def loss() -> Tensor:
         (x, y), (xr, yr) = data.forget.batch(next(forget)), data.retain.batch(next(retain))
-        return beta * F.cross_entropy(model(xr), yr) - (1 - beta) * F.cross_entropy(model(x), y)
+        return beta * nn.functional.cross_entropy(model(xr), yr) - (1 - beta) * nn.functional.cross_entropy(model(x), y)
 
     return descend(model.parameters(), loss, settings)

@@ -10,24 +10,23 @@ As β → 0 its gradient is that of gradient ascent; with β > 0 a sample that i
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .training import Data, Settings, Steps, descend, minibatches, teacher_of
 
 
 def unlearn(model: nn.Module, data: Data, settings: Settings) -> Steps:
     """The original's answers from one pass, then minibatches of the forget set."""
-    before = -F.cross_entropy(teacher_of(model, data.forget), data.forget.y, reduction="none")
+    before = -nn.functional.cross_entropy(teacher_of(model, data.forget), data.forget.y, reduction="none")
     draws = minibatches(len(data.forget), settings.batch, settings.generator())
 
     def loss() -> Tensor:
         at = next(draws)
         x, y = data.forget.batch(at)
-        return preference(-F.cross_entropy(model(x), y, reduction="none"), before[at], settings.strength)
+        return preference(-nn.functional.cross_entropy(model(x), y, reduction="none"), before[at], settings.strength)
 
     return descend(model.parameters(), loss, settings)
 
 
 def preference(now: Tensor, before: Tensor, beta: float) -> Tensor:
     """The loss of log-probabilities (b,) now and before."""
-    return torch.mean(2 / beta * F.softplus(beta * (now - before)))
+    return torch.mean(2 / beta * nn.functional.softplus(beta * (now - before)))

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .training import Steps
 
@@ -38,7 +37,7 @@ class Network:
 def cropped(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
     """Random crops of the padded images, and flips."""
     n, _, height, width = images.shape
-    wide = F.pad(images, (padding,) * 4)
+    wide = nn.functional.pad(images, (padding,) * 4)
     at = torch.randint(2 * padding + 1, (2, n), generator=generator).tolist()
     parts = torch.stack([wide[i, :, at[0][i] : at[0][i] + height, at[1][i] : at[1][i] + width] for i in range(n)])
     flipped = torch.rand(n, generator=generator) < 0.5
@@ -86,7 +85,7 @@ def unlearn(
     with torch.no_grad():
         h = torch.cat([network.body(part) for part in seen.split(BATCH)])
         p = network.head(h).softmax(dim=1)
-        residuals = p - F.one_hot(labels, p.shape[1])
+        residuals = p - nn.functional.one_hot(labels, p.shape[1])
         # -sum of the others, not p - 1: exact where float32's softmax is 1 (../shared/spec/method.md).
         residuals.scatter_(1, labels[:, None], 0)
         residuals.scatter_(1, labels[:, None], -residuals.sum(dim=1, keepdim=True))
@@ -100,7 +99,7 @@ def unlearn(
             mine = rows[at]
             with torch.no_grad():
                 below = h[mine] if corrected else network.body(cropped(images[mine], generator))
-            losses = F.cross_entropy(network.head(below), labels[mine], reduction="none")
+            losses = nn.functional.cross_entropy(network.head(below), labels[mine], reduction="none")
             norm = torch.cat([part.reshape(-1) for part in network.head.parameters()]).abs().sum()
             optimiser.zero_grad()
             (-(weights[at] @ losses) / weights[at].sum() + L1 * norm).backward()

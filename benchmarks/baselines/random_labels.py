@@ -7,7 +7,6 @@ neither retain data nor a reference (with retain data it is the second half of `
 """
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .training import Data, Settings, Steps, descend, minibatches, other_labels
 
@@ -20,7 +19,7 @@ def unlearn(model: nn.Module, data: Data, settings: Settings) -> Steps:
 
     def loss() -> Tensor:
         at = next(draws)
-        return F.cross_entropy(model(data.forget.batch(at)[0]), with_labels[at])
+        return nn.functional.cross_entropy(model(data.forget.batch(at)[0]), with_labels[at])
 
     return descend(model.parameters(), loss, settings)
 

@@ -9,7 +9,6 @@ once. Momentum and decay act where the gradient is masked too in the published c
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .random_labels import classes_of
 from .training import Data, Settings, Steps, descend, minibatches, other_labels
@@ -21,7 +20,7 @@ def saliency(model: nn.Module, data: Data, share: float = SHARE) -> list[Tensor]
     """Masks, one a parameter, that are 1 for the ``share`` of all weights with the largest gradient."""
     model.zero_grad()
     for x, y in data.forget.all():
-        F.cross_entropy(model(x), y, reduction="sum").backward()  # type: ignore[no-untyped-call]
+        nn.functional.cross_entropy(model(x), y, reduction="sum").backward()  # type: ignore[no-untyped-call]
     sizes = [torch.zeros_like(p) if p.grad is None else p.grad.abs() for p in model.parameters()]
     model.zero_grad()
     flat = torch.cat([size.flatten() for size in sizes])
@@ -42,8 +41,8 @@ def unlearn(model: nn.Module, data: Data, settings: Settings) -> Steps:
     def loss() -> Tensor:
         at = next(forget)
         xr, yr = data.retain.batch(next(retain))
-        forgotten = F.cross_entropy(model(data.forget.batch(at)[0]), with_labels[at])
-        return forgotten + settings.strength * F.cross_entropy(model(xr), yr)
+        forgotten = nn.functional.cross_entropy(model(data.forget.batch(at)[0]), with_labels[at])
+        return forgotten + settings.strength * nn.functional.cross_entropy(model(xr), yr)
 
     for step in descend(model.parameters(), loss, settings):
         with torch.no_grad():

@@ -9,7 +9,6 @@ half of the steps, min steps alone in the second (the paper alternates epochs, a
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .training import Data, Settings, Steps, descend, minibatches, teacher_of
 
@@ -19,7 +18,7 @@ ALPHA, GAMMA, TEMPERATURE = 0.5, 1.0, 4.0
 def disagreement(student: Tensor, teacher: Tensor) -> Tensor:
     """KL of answers at the temperature, times its square, a sample."""
     t = TEMPERATURE
-    return t * t * F.kl_div((student / t).log_softmax(1), (teacher / t).softmax(1), reduction="batchmean")
+    return t * t * nn.functional.kl_div((student / t).log_softmax(1), (teacher / t).softmax(1), reduction="batchmean")
 
 
 def unlearn(model: nn.Module, data: Data, settings: Settings) -> Steps:
@@ -40,6 +39,6 @@ def unlearn(model: nn.Module, data: Data, settings: Settings) -> Steps:
         with torch.no_grad():
             wanted = torch.func.functional_call(model, dict(zip(names, before, strict=True)), (x,))
         found = model(x)
-        return ALPHA * disagreement(found, wanted) + GAMMA * F.cross_entropy(found, y)
+        return ALPHA * disagreement(found, wanted) + GAMMA * nn.functional.cross_entropy(found, y)
 
     return descend(model.parameters(), loss, settings)

@@ -8,7 +8,6 @@ neither retain data nor a reference. ``strength`` is β (the paper's 2.5 to 4.5 
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .npo import preference
 from .training import Data, Settings, Steps, descend, minibatches
@@ -20,7 +19,7 @@ def unlearn(model: nn.Module, data: Data, settings: Settings) -> Steps:
 
     def loss() -> Tensor:
         x, y = data.forget.batch(next(draws))
-        now = -F.cross_entropy(model(x), y, reduction="none")
+        now = -nn.functional.cross_entropy(model(x), y, reduction="none")
         return preference(now, torch.zeros_like(now), settings.strength)
 
     return descend(model.parameters(), loss, settings)

@@ -9,7 +9,6 @@ gradients of minibatches stand for those of samples, as in the published code.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .training import Data, Samples, Settings, Steps, minibatches
 
@@ -22,7 +21,7 @@ def importance(model: nn.Module, samples: Samples, places: list[Tensor]) -> list
     found = [torch.zeros_like(p) for p in model.parameters()]
     for at in places:
         x, y = samples.batch(at)
-        slopes = torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
+        slopes = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), list(model.parameters()))
         for total, slope in zip(found, slopes, strict=True):
             total += slope.square() / len(places)
     return found
