@@ -94,10 +94,10 @@ def search(this: Case, method: str) -> list[dict[str, Any]]:
     while todo:
         trials += [row for rate in todo for strength in about.strengths for row in tried(this, method, rate, strength)]
         best, todo = min(trials, key=lambda row: row["score"]), []
-        if 0 < best["rate"] == least and least > min(about.rates) / 100:
+        if 0 < best["rate"] == least > min(about.rates) / STRIDE**2:
             least /= STRIDE
             todo = [least]
-        elif best["rate"] == most and 0 < most < max(about.rates) * 10:
+        elif 0 < best["rate"] == most < max(about.rates) * STRIDE**2:
             most *= STRIDE
             todo = [most]
     return [*trials, {**best, "kind": "chosen"}]

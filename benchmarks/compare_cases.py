@@ -17,7 +17,8 @@ import common
 import numpy as np
 import torch
 from baselines.training import Data, Samples
-from quality_depth import gap, halves
+from quality_depth import gap
+from quality_depth import halves as drawn
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -33,6 +34,9 @@ EVERY = 10
 WRONG, BESIDE, WRONG_EPOCHS, WRONG_RATE = 500, 4500, 40, 0.03
 SEARCHED = 100
 """Seed of the draws that settings are chosen on."""
+
+
+halves = functools.cache(drawn)
 
 
 class Upper(nn.Module):

@@ -42,22 +42,22 @@ class Method:
     title: str
     unlearn: Callable[[nn.Module, Data, Settings], Steps]
     needs: tuple[str, ...] = ()
-    rates: tuple[float, ...] = (0.002, 0.01)
+    rates: tuple[float, ...] = (0.000125, 0.0005)
     strengths: tuple[float, ...] = (1.0,)
     looks: tuple[int, ...] = (5, 10, 20, 40)
 
 
 METHODS = {
     "delete": Method("DELETE", delete.unlearn),
-    "gradient_ascent": Method("gradient ascent", gradient_ascent.unlearn, rates=(0.0003, 0.002)),
+    "gradient_ascent": Method("gradient ascent", gradient_ascent.unlearn, rates=(0.0005, 0.002)),
     "salun": Method("SalUn", salun.unlearn, ("retain",)),
-    "scrub": Method("SCRUB", scrub.unlearn, ("retain",), looks=(40,)),
+    "scrub": Method("SCRUB", scrub.unlearn, ("retain",), (0.0005, 0.002), looks=(40,)),
     "neggrad_plus": Method("NegGrad+", neggrad_plus.unlearn, ("retain",), (0.005, 0.02), (0.95,)),
     "random_labels": Method("random labels", random_labels.unlearn),
     "ssd": Method("SSD", ssd.unlearn, ("retain",), (0.0,), (5.0, 10.0, 25.0), (80,)),
-    "npo": Method("NPO", npo.unlearn),
+    "npo": Method("NPO", npo.unlearn, rates=(0.0005, 0.002)),
     "boundary_shrink": Method("boundary shrink", boundary_shrink.unlearn, strengths=(0.3,)),
     "lotus": Method("LoTUS", lotus.unlearn, ("retain", "unseen"), (0.0002, 0.001), (2.0,)),
-    "simnpo": Method("SimNPO", simnpo.unlearn),
-    "fine_tuning": Method("fine-tuning", fine_tuning.unlearn, ("retain",), rates=(0.01, 0.05)),
+    "simnpo": Method("SimNPO", simnpo.unlearn, rates=(0.0005, 0.002)),
+    "fine_tuning": Method("fine-tuning", fine_tuning.unlearn, ("retain",), rates=(0.0125, 0.05)),
 }
