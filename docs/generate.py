@@ -590,14 +590,14 @@ def with_block(text: str, name: str, body: str) -> str:
 
 def compared(part: str) -> str:
     """Every method of a scenario, and who comes nearest."""
-    return f"{comparison.table(part)}\n\n{comparison.smallest(part)}"
+    return f"{comparison.table(part)}\n\n{comparison.smallest(part)}".strip()
 
 
 COMPARED = ("airplanes", "random5000", "random500", "random37")
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"comparison": comparison.readme},
     "comparison.md": {
-        **{part: functools.partial(compared, part) for part in COMPARED},
+        **{part: functools.partial(compared, part) for part in (*COMPARED, "wrong_labels")},
         "nine": comparison.nine,
         "repeated": comparison.repeated,
         "settings": comparison.settings,
