@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ PUBLISHED = {"published_imu": False, "published_imu_corrected": True}
 ALL = ("original", "retrained", "imu_head", *METHODS, *PUBLISHED, "imu_last_block")
 PUBLISHED_ON = "cifar10_resnet20"
 STRIDE = 4.0
+QUICK = "--quick"
 
 
 class Passes:
@@ -57,15 +59,20 @@ class Passes:
             handle.remove()
 
 
+def raw(name: str) -> Path:
+    """Where rows are: ``results``, or ``scratch`` when quick."""
+    return (common.scratch() if QUICK in sys.argv else common.RESULTS) / f"{name}.jsonl"
+
+
 def kept(name: str) -> list[dict[str, Any]]:
     """Rows that are there."""
-    path = common.RESULTS / f"{name}.jsonl"
+    path = raw(name)
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def keep(name: str, row: dict[str, Any]) -> None:
     """Append a row."""
-    with (common.RESULTS / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+    with raw(name).open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
@@ -94,10 +101,10 @@ def search(this: Case, method: str) -> list[dict[str, Any]]:
     while todo:
         trials += [row for rate in todo for strength in about.strengths for row in tried(this, method, rate, strength)]
         best, todo = min(trials, key=lambda row: row["score"]), []
-        if 0 < best["rate"] == least > min(about.rates) / STRIDE**2:
+        if 0 < best["rate"] == least > min(about.rates) / STRIDE:
             least /= STRIDE
             todo = [least]
-        elif 0 < best["rate"] == most < max(about.rates) * STRIDE**2:
+        elif 0 < best["rate"] == most < max(about.rates) * STRIDE:
             most *= STRIDE
             todo = [most]
     return [*trials, {**best, "kind": "chosen"}]
@@ -259,6 +266,8 @@ def main() -> None:
     given.add_argument("--methods", nargs="+", choices=ALL, default=ALL)
     given.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
     options = given.parse_args()
+    if options.quick:
+        options.parts, options.methods, options.seeds = ["random37"], ["original", "delete"], [0]
     torch.set_num_threads(options.threads)
     keep("comparison", {"kind": "environment", **common.environment()})
     for seed, part in itertools.product(options.seeds, options.parts):

@@ -330,7 +330,7 @@ def score(this: Case, run: Run, before: dict[str, float] | None) -> tuple[float,
 
     Some of the forget set and of that half; no retrained model and no retained image.
     """
-    rows, labels, chosen = this.rows[:500], this.labels[:500], this.choose[:1000]
+    rows, labels, chosen = this.rows[:400], this.labels[:400], this.choose[:800]
     zf, zt = run("data", rows)[1], run("test", chosen)[1]
     yt = pictures("test")[1][chosen]
     kept = yt != 0 if this.kind == "class" else torch.ones(len(yt), dtype=torch.bool)

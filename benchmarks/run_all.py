@@ -21,6 +21,7 @@ SCRIPTS = (
     "quality_wide.py",
     "quality_mislabelled.py",
     "matched_cost.py",
+    "compare.py",
     "worked_example.py",
 )
 

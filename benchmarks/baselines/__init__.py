@@ -44,7 +44,7 @@ class Method:
     needs: tuple[str, ...] = ()
     rates: tuple[float, ...] = (0.000125, 0.0005)
     strengths: tuple[float, ...] = (1.0,)
-    looks: tuple[int, ...] = (5, 10, 20, 40)
+    looks: tuple[int, ...] = (10, 20, 40)
 
 
 METHODS = {
