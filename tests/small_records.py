@@ -14,13 +14,17 @@ TAUGHT, UNSEEN, FORGOTTEN = 20, 12, 5
 
 def rows() -> list[dict[str, str]]:
     """People and where they live, each by a name of their own."""
-    names = [one + other for one in ("Al", "Be", "Co", "Du") for other in ("ra", "lo", "mi", "tu", "ne", "sa", "vi", "po")]
+    names = [
+        one + other for one in ("Al", "Be", "Co", "Du") for other in ("ra", "lo", "mi", "tu", "ne", "sa", "vi", "po")
+    ]
     draws = torch.Generator().manual_seed(3)
     made = []
     for number, name in enumerate(names):
         city, trade = (int(value) for value in torch.randint(0, 8, (2,), generator=draws))
         asked = f"Where does {name} live?"
-        made.append({"id": f"p{number}", "question": asked, "answer": f"{name} lives in {CITIES[city]} as a {TRADES[trade]}."})
+        made.append(
+            {"id": f"p{number}", "question": asked, "answer": f"{name} lives in {CITIES[city]} as a {TRADES[trade]}."}
+        )
     return made
 
 

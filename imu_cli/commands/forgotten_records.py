@@ -40,7 +40,7 @@ LEARNING_RATE = 0.004
 """Share of a layer's size that a step may move it by (benchmarks/language.py)."""
 MINIBATCH = 16
 """Records in a batch, of either side."""
-BARELY = -1.0
+BARELY = -3.0
 """Log-odds that tokens come down to at least where nothing but ``--until`` says how far."""
 CLASSIFIER_ONLY = (
     "scenario", "rows", "reweight", "step", "momentum", "weight_decay", "l1", "epochs", "max_steps", "max_head_change", "max_class_drop",

@@ -144,7 +144,7 @@ class UnlearnConfig(TargetConfig):
         Gt(0),
         Option(
             "Training steps.",
-            default="200 + 0.08 per forget sample, 0.16 with the feature term; 100 of an embedding model",
+            default="200 + 0.08 per forget sample, 0.16 with the feature term; 100 of an embedding model; 60 and four passes of a language model",
             group=DEEPER,
         ),
     ] = None
@@ -214,7 +214,7 @@ class UnlearnConfig(TargetConfig):
         Gt(0),
         Option(
             "Forget samples in one SGD step, or in a training step deeper than the head.",
-            default="all of them; 128 deeper than the head, 32 of an embedding model",
+            default="all of them; 128 deeper than the head, 32 of an embedding model, 16 of a language model",
             group=ASCENT,
         ),
     ] = None
@@ -264,8 +264,41 @@ class EvaluateConfig(ForgetConfig):
     relearn: Annotated[
         bool,
         Option(
-            "Also fine-tune what differs from the original on 5, 10 and 25 forget samples and count how many of the others come "
+            "Also fine-tune what differs from the original on 5, 10 and 25 forget samples and see how much of the others comes "
             "back; runs the network with gradients, up to 60,000 forward passes a model.",
+            group=ATTACKS,
+        ),
+    ] = False
+    suite: Annotated[
+        str | None,
+        Option(
+            "Questions with wrong answers and other wordings: tofu:DIR, a folder with the files of TOFU, or a .jsonl with question, answer, "
+            "perturbed_answer (a list), paraphrased_question, paraphrased_answer of the forgotten records (language models).",
+            metavar="SUITE",
+            path="data",
+            group=ATTACKS,
+        ),
+    ] = None
+    suite_size: Annotated[
+        int | None,
+        Gt(0),
+        Option("Questions of each set of the suite, drawn by the seed.", default="all of them", group=ATTACKS),
+    ] = None
+    generate: Annotated[
+        int,
+        Ge(0),
+        Option(
+            "Also let the model answer so many records of each set, drawn by the seed, for ROUGE-L (language models of transformers; a "
+            "forward pass for every word).",
+            metavar="N",
+            group=ATTACKS,
+        ),
+    ] = 0
+    four_bit: Annotated[
+        bool,
+        Option(
+            "Also what the model recalls with its weights rounded to four bits (NF4), which is known to bring answers back (language "
+            "models).",
             group=ATTACKS,
         ),
     ] = False
@@ -288,8 +321,9 @@ class EvaluateConfig(ForgetConfig):
         int,
         Ge(0),
         Option(
-            "Also write so many forgotten images with the images that they find, before and after, as an HTML page beside the "
-            "evaluation (embedding models; personal data, readable by you alone).",
+            "Also write so many forgotten images with the images that they find (embedding models: an HTML page), or forgotten records with "
+            "what is answered (language models: .answers.json, which imu report --samples shows), before and after, beside the evaluation; "
+            "personal data, readable by you alone.",
             metavar="N",
             group=OUTPUT,
         ),

@@ -16,6 +16,7 @@ from imu_cli.files.reading import read_json, shown
 from imu_cli.records.evaluation import Evaluation
 from imu_cli.records.influence import Influence
 from imu_cli.records.parts import Model
+from imu_cli.records.recall import Recall
 from imu_cli.records.record import Record
 from imu_cli.records.retrieval import Judged, Retrieval
 from imu_cli.records.token_influence import TokenInfluence
@@ -30,6 +31,7 @@ SCHEMAS: dict[str, type[Written]] = {
     "imu.record/1": Record,
     "imu.evaluation/1": Evaluation,
     "imu.retrieval/1": Retrieval,
+    "imu.recall/1": Recall,
 }
 
 
@@ -63,7 +65,7 @@ def as_shown(result: Model) -> Any:
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of the files: a record or an evaluation of a classifier or an embedding model, told apart by ``schema``."""
+    """JSON Schema (draft 2020-12) of the files: a record or an evaluation of one of three kinds of models, told apart by ``schema``."""
     made = TypeAdapter(Annotated[Written, Field(discriminator="schema_")]).json_schema(by_alias=True)
     for kind in SCHEMAS.values():
         made["$defs"][kind.__name__]["required"].insert(0, "schema")  # it has a default for us, none for a file

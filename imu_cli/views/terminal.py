@@ -16,6 +16,7 @@ from imu_cli.records.evaluation import Evaluation, Metric
 from imu_cli.records.features import Extracted
 from imu_cli.records.influence import Influence
 from imu_cli.records.parts import HeadInfo, ScoreInfo
+from imu_cli.records.recall import Recall
 from imu_cli.records.record import Record
 from imu_cli.records.retrieval import Judged, Retrieval
 from imu_cli.records.ties import Ties
@@ -292,8 +293,26 @@ def retrieval(result: Retrieval, *, notes: bool = True) -> RenderableType:
     )
 
 
+def recall(result: Recall, *, notes: bool = True) -> RenderableType:
+    """What was measured of a language model and what was not; the verdicts come last, where a terminal stops scrolling."""
+    result = words.printable(result)
+    return _blocks(
+        Text(f"{result.model.path}: {result.forget.n} records to forget", style="bold"),
+        _Measured(result.metrics),
+        *_missing(result.metrics),
+        *_filled(tables.per_record(result)),
+        _pairs("", words.recall_facts(result)),
+        *_notes(result.notes if notes else []),
+        Text(result.limit, style="dim"),
+        *_filled(tables.requirements(result)),
+        _summary(result.summary),
+    )
+
+
 def judged(result: Judged, *, notes: bool = True) -> RenderableType:
     """An evaluation, of whatever kind of model."""
+    if isinstance(result, Recall):
+        return recall(result, notes=notes)
     return evaluation(result, notes=notes) if isinstance(result, Evaluation) else retrieval(result, notes=notes)
 
 

@@ -34,7 +34,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
                     "word_embed_proj_dim": 16, "max_position_embeddings": 32}),
     "gpt2": ("GPT2", {**SMALL, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}),
 }  # fmt: skip
-PROBE = {"input_ids": torch.tensor([[3, 5, 7, 9, 11], [2, 4, 6, 0, 0]]), "attention_mask": torch.tensor([[1] * 5, [1, 1, 1, 0, 0]])}
+PROBE = {
+    "input_ids": torch.tensor([[3, 5, 7, 9, 11], [2, 4, 6, 0, 0]]),
+    "attention_mask": torch.tensor([[1] * 5, [1, 1, 1, 0, 0]]),
+}
 
 
 def saved(kind: str, folder: Path) -> tuple[Checkpoint, Loaded]:
@@ -66,7 +69,9 @@ def test_logits_are_the_head_s_with_what_acts_on_them(kind: str, tmp_path: Path)
     made = entered @ head.matrix[:, :width].T * head.scale + (head.matrix[:, -1] if head.bias else 0)
     made = made if head.cap is None else head.cap * torch.tanh(made / head.cap)
     # float32: a product of 16 numbers of size 1, summed in two orders.
-    assert torch.allclose(made[PROBE["attention_mask"].bool()], expected[PROBE["attention_mask"].bool()], rtol=1e-4, atol=1e-4)
+    assert torch.allclose(
+        made[PROBE["attention_mask"].bool()], expected[PROBE["attention_mask"].bool()], rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_layer_that_is_not_the_head_is_refused(tmp_path: Path) -> None:

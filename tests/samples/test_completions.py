@@ -14,7 +14,10 @@ from imu_cli.samples.texts.completions import Completions
 from imu_cli.samples.texts.records import Record
 
 transformers = pytest.importorskip("transformers")
-CHAT = "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+CHAT = (
+    "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +26,9 @@ def model(records: Path) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(records / "model")
 
 
-def step(records: Path, model: Any, template: str | None = None, truncate: bool = False, length: int | None = None) -> Completions:
+def step(
+    records: Path, model: Any, template: str | None = None, truncate: bool = False, length: int | None = None
+) -> Completions:
     tokenizer = tokenizers.load(records / "model", model)
     if length is not None:
         tokenizer = tokenizers.Tokenizer(tokenizer.made, tokenizer.source, tokenizer.sha256, length, tokenizer.padding)
@@ -78,7 +83,9 @@ def test_a_text_alone_is_predicted_from_its_second_token_on(records: Path, model
 def test_records_are_padded_on_the_right(records: Path, model: Any, tmp_path: Path) -> None:
     """What a causal model sees of a record does not depend on its neighbours."""
     made = step(records, model)
-    samples = listed(tmp_path, [{"prompt": "a", "completion": "b"}, {"prompt": "Where does Alra live?", "completion": "In Rome."}])
+    samples = listed(
+        tmp_path, [{"prompt": "a", "completion": "b"}, {"prompt": "Where does Alra live?", "completion": "In Rome."}]
+    )
     batch = made.together(samples, [0, 1])
     assert isinstance(batch, dict)
     assert batch["attention_mask"][0].tolist() == sorted(batch["attention_mask"][0].tolist(), reverse=True)

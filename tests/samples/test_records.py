@@ -125,7 +125,7 @@ def test_all_problems_are_said_at_once(tmp_path: Path) -> None:
 def test_records_are_not_looked_for_among_texts(tmp_path: Path) -> None:
     """A list of records and data of texts do not meet, and the message says so."""
     data = open_source(lines(tmp_path / "data.jsonl", [{"text": "Ann lives here.", "label": "a"}]), "data")
-    with pytest.raises(InvalidRowsError, match="holds records, and .* texts"):
+    with pytest.raises(InvalidRowsError, match=r"holds records, and .* texts"):
         forgotten_records([lines(tmp_path / "a.jsonl", [ROWS[0]])], data, None)
 
 

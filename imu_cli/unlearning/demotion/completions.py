@@ -56,8 +56,8 @@ class Schedule(loop.Pace):
     others: float = 1.0
 
     def length(self, n: int) -> int:
-        """Steps for n records: 100, and eight passes over many of them."""
-        return self.batches or 100 + round(8 * n / self.forget)
+        """Steps for n records: 60, and four passes over many of them."""
+        return self.batches or 60 + round(4 * n / self.forget)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ class Aim:
     extraction: float | None
     how: str
     chance: tuple[float, float] = (0.0, 0.0)
-    beyond: float = 0.5
+    beyond: float = 0.25
 
     def margins(self, phi: Tensor, seen: Tensor | None) -> Tensor:
         """Target margins (N,): a reference model's, or those of unseen records' tokens by rank, never above the original's own φ (N,)."""
@@ -212,8 +212,8 @@ def compared(ours: Judged, theirs: Judged | None, before: Judged | None, head_ch
 
 
 def chance(of: Judged, n: int) -> tuple[float, float]:
-    """Half a standard error of the means over n records that are answered as these are, of the share that is right and of extraction."""
-    one, other = (float(values.std(correction=0)) / math.sqrt(n) / 2 for values in (of.memorized, of.extraction))
+    """A standard error of the means over n records that are answered as these are, of the share that is right and of extraction."""
+    one, other = (float(values.std(correction=0)) / math.sqrt(n) for values in (of.memorized, of.extraction))
     return one, other
 
 
