@@ -14,13 +14,14 @@ from torch import Tensor
 from imu_cli.commands import held_out, opening, people, processes, provenance, scope
 from imu_cli.commands.processes import Ranks
 from imu_cli.commands.resuming import Progress
-from imu_cli.config.commands import UnlearnConfig
+from imu_cli.config.commands import PRESETS, UnlearnConfig
 from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError
 from imu_cli.features import allocation, tokens
 from imu_cli.features.cut import Kept, Upper
 from imu_cli.features.session import Session, Taken
 from imu_cli.files import paths
+from imu_cli.influence.closed_form import Damping
 from imu_cli.linear import vocabulary
 from imu_cli.linear.vocabulary import Words
 from imu_cli.models import architecture, checkpoint, destination, language, scopes
@@ -33,6 +34,7 @@ from imu_cli.records.record import LookInfo, Record, ScopeInfo, Target
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.unlearning.demotion import completions, loop
 from imu_cli.unlearning.demotion.completions import Aim, Completed, CompletionTraining, Look, Schedule
+from imu_cli.unlearning.demotion.published import Published, PublishedUpdate
 
 LEARNING_RATE = 0.004
 """Share of a layer's size that a step may move it by (benchmarks/language.py)."""
@@ -46,6 +48,7 @@ CLASSIFIER_ONLY = (
     "cache_features", "label",
 )  # fmt: skip
 """Options of ``imu unlearn`` that mean nothing for a language model."""
+REACHED = {True: "reached", False: "NOT reached", None: "done"}
 UNTIL = re.compile(r"\s*forget\.(exact_memorization|extraction_strength)\s*<=\s*(\S+)\s*")
 
 
@@ -81,8 +84,12 @@ def run(
         RefusedError: a moving weight does not stand in the file as it is.
         HelpedError: another process writes.
     """
-    refuse_options(CLASSIFIER_ONLY, origins)
+    refuse_options(
+        [name for name in CLASSIFIER_ONLY if config.preset is None or name not in PRESETS[config.preset]], origins
+    )
     until = None if config.until is None else parse_until(config.until)
+    if config.preset is not None and ranks.count > 1:
+        raise ImuError("torchrun: --preset paper-llm needs one process; start imu without it")
     if config.method in ("imu", "matched"):
         raise ImuError(
             f"--method {config.method}: is for heads, and layers below the head move here; leave it out, or --scope head"
@@ -93,7 +100,8 @@ def run(
     names = scope.names_in_file(opened, moving)
     unseen, info = unseen_of(opened, config)
     anchored, apart = _parts(opened, config, unseen)
-    refuse_without_aim(config, unseen, until)
+    if config.preset is None:
+        refuse_without_aim(config, unseen, until)
     on_cpu = opened.device.type == "cpu"
     with language.without_cache(network.model), allocation.kept() if on_cpu else contextlib.nullcontext():
         upper = scope.upper_part(opened, network, moving, partial(_entering, layer=head.module))
@@ -122,7 +130,7 @@ def run(
             fraction=trained.fraction, weighting=config.weights, feature_term=False, tensors=changed,
             passes=scope.passes(upper, work, n, before=1),
         )  # fmt: skip
-        _tell_end(opened, trajectory, trained.reached is True, scope_info)
+        _tell_end(opened, trajectory, trained.reached, scope_info)
         record = _record(opened, config, origins, place, trained, trajectory, work, info, scope_info)
         return Forgotten(record, tensors, said_now(opened), state)
 
@@ -187,6 +195,8 @@ def _parts(
     opened: Session, config: UnlearnConfig, unseen: SampleSet | None
 ) -> tuple[SampleSet | None, SampleSet | None]:
     """Records that are anchored, and records that are compared with: two parts of the unseen ones, or all of them twice where they are few."""
+    if config.preset is not None:
+        return None, unseen
     if config.anchor is not None:
         judges = None
         if config.test is not None and config.reference is None:
@@ -254,6 +264,22 @@ def _training(
     )  # fmt: skip
     given = opened.forget.weights
     weights = torch.ones(forgotten.n) if given is None else torch.tensor(given, dtype=torch.float64)
+    if config.preset is not None:
+        if moving_head:
+            raise ImuError(f"--preset paper-llm: {head.module} is in --scope {config.scope}; name layers below it")
+        made = Published(
+            config.epochs or 1,
+            config.weight_decay,
+            config.l1,
+            config.keep,
+            config.clip_quantile,
+            Damping.parse(config.damping),
+        )
+        nothing = Aim(None, None, None, "none")
+        return PublishedUpdate(
+            moving.parameters, words, "", forgotten, None, unseen, nothing, config.max_drop, schedule, weights, published=made,
+            told=opened.note,
+        )  # fmt: skip
     aim = aim_of(opened, config, forgotten, unseen, words, until)
     work = CompletionTraining(
         moving.parameters,
@@ -362,12 +388,12 @@ def told(look: Look) -> str:
     return ", ".join(shown)
 
 
-def _tell_end(opened: Session, trajectory: Sequence[LookInfo], reached: bool, info: ScopeInfo) -> None:
+def _tell_end(opened: Session, trajectory: Sequence[LookInfo], reached: bool | None, info: ScopeInfo) -> None:
     start, end = trajectory[0], trajectory[-1]
     lost = "" if end.test_drop is None else f"; unseen records' tokens right: down by {end.test_drop:.4f}"
     auc = "" if end.auc is None or start.auc is None else f", membership AUC from {start.auc:.3f} to {end.auc:.3f}"
     opened.note(
-        f"{'reached' if reached else 'NOT reached'}: exact memorisation from {start.forget:.3f} to {end.forget:.3f}, extraction strength from "
+        f"{REACHED[reached]}: exact memorisation from {start.forget:.3f} to {end.forget:.3f}, extraction strength from "
         f"{start.extraction:.3f} to {end.extraction:.3f}{auc}{lost}; {len(info.tensors)} tensors changed, by {end.head_change:.2%} of the "
         f"weights that move; {info.passes:.0f} forward passes' worth over forget and anchor records"
     )
@@ -426,8 +452,14 @@ def _record(
         changed=changed,
         unchanged=len(opened.checkpoint.entries) - len(changed),
         outside_sha256=opened.outside_sha256,
-        method="demoted",
-        method_source="--method" if config.method == "demoted" else "auto: a language model",
+        method="demoted" if config.preset is None else "imu",
+        method_source=(
+            f"--preset {config.preset}"
+            if config.preset is not None
+            else "--method"
+            if config.method == "demoted"
+            else "auto: a language model"
+        ),
         rows=None,
         target=Target(value=work.aim.memorized, source=work.aim.how, follows=work.aim.memorized is None),
         scores=None,

@@ -23,7 +23,7 @@ from imu_cli.commands import (
 )
 from imu_cli.commands.processes import Ranks
 from imu_cli.commands.provenance import common
-from imu_cli.config.commands import PAPER, UnlearnConfig
+from imu_cli.config.commands import PRESETS, UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.events import Events, Silent
 from imu_cli.features.session import Session
@@ -54,11 +54,13 @@ class Unlearned:
 
 
 def with_preset(config: UnlearnConfig, origins: Mapping[str, str]) -> tuple[UnlearnConfig, dict[str, str]]:
-    """The config with ``--preset paper`` spread out; options given beside it win."""
+    """The config with ``--preset`` spread out; options given beside it win."""
     changed = dict(origins)
     if config.preset is None:
         return config, changed
-    values = {name: value for name, value in PAPER.items() if origins.get(name, "default") == "default"}
+    values = {
+        name: value for name, value in PRESETS[config.preset].items() if origins.get(name, "default") == "default"
+    }
     changed.update(dict.fromkeys(values, "preset"))
     return replace(config, **values), changed  # type: ignore[arg-type]
 
@@ -66,10 +68,48 @@ def with_preset(config: UnlearnConfig, origins: Mapping[str, str]) -> tuple[Unle
 def _refuse_contradictions(config: UnlearnConfig) -> None:
     if config.weights == "uniform" and config.reweight != "once":
         raise ImuError("--reweight: uniform weights do not change as the head moves; leave it out")
-    if config.scope != scopes.HEAD:
+    if config.preset == "paper-llm":
+        refuse_for_preset(config)
+    elif config.scope != scopes.HEAD:
         scope.refuse(config)
     if config.until is not None and not forgotten_records.UNTIL.fullmatch(config.until):
         targets.parse_until(config.until)
+
+
+def refuse_for_preset(config: UnlearnConfig) -> None:
+    """Refuse what the published update of a language model has no use for.
+
+    Raises:
+        ImuError: names the first.
+    """
+    if config.scope == scopes.HEAD:
+        raise ImuError("--preset paper-llm: moves layers below the head; name them with --scope, or leave it out")
+    for name in ("until", "reference_model", "resume", "batches", "momentum", "anchor"):
+        if getattr(config, name) != getattr(UnlearnConfig(), name):
+            option = "--" + name.replace("_", "-")
+            raise ImuError(
+                f"{option}: --preset paper-llm runs for a fixed number of --epochs and aims at nothing; leave it out"
+            )
+
+
+def _refuse_other_kind(opened: Session, config: UnlearnConfig) -> None:
+    """Refuse options that are for another kind of model.
+
+    Raises:
+        ImuError: names the first.
+    """
+    head = opened.head
+    if config.preset is not None and (config.preset == "paper-llm") != head.writes:
+        fits = "use --preset paper-llm" if head.writes else "use --preset paper"
+        raise ImuError(f"--preset {config.preset}: is for another kind of model than this one; {fits}, or leave it out")
+    if head.writes or head.embeds:
+        return
+    if config.reference_model is not None:
+        raise ImuError(
+            "--reference-model: is for embedding and language models, and this is a classifier; leave it out"
+        )
+    if config.untie:
+        raise ImuError("--untie: is for language models, and this is a classifier; leave it out")
 
 
 def _refuse_for_head(config: UnlearnConfig) -> None:
@@ -110,14 +150,9 @@ def _unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], eve
     if config.scope != scopes.HEAD and config.weights == "influence" and origins.get("weights", "default") == "default":
         config = replace(config, weights="uniform")
     opened = opening.open_all(model, config, events)
+    _refuse_other_kind(opened, config)
     if opened.head.writes or opened.head.embeds:
         return _without_classes(opened, config, origins, place, ranks)
-    if config.reference_model is not None:
-        raise ImuError(
-            "--reference-model: is for embedding and language models, and this is a classifier; leave it out"
-        )
-    if config.untie:
-        raise ImuError("--untie: is for language models, and this is a classifier; leave it out")
     moving = None
     if config.scope == scopes.HEAD:
         _refuse_for_head(config)

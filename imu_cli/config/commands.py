@@ -190,9 +190,10 @@ class UnlearnConfig(TargetConfig):
         float, Gt(0), Lt(1), Option("Length of a step, as a fraction of the head's norm.", group=ASCENT)
     ] = 0.005
     preset: Annotated[
-        Literal["paper"] | None,
+        Literal["paper", "paper-llm"] | None,
         Option(
-            "paper: the published loop on cached features, fixed epochs and no stop rule (see docs/method.md).",
+            "paper: the published loop on cached features, fixed epochs and no stop rule; paper-llm: the same of a language model, on "
+            "the attention of three blocks or on --scope (see docs/method.md).",
             group=ASCENT,
         ),
     ] = None
@@ -374,3 +375,17 @@ PAPER = {
     "reweight": "once",
 }
 """What ``--preset paper`` sets: the defaults of the published code (arXiv 2508.01620, goodluckisallyouneed/IMU)."""
+PAPER_LLM = {
+    "scope": "model.layers.[19-21].self_attn.*",
+    "learning_rate": 1e-5,
+    "minibatch": 16,
+    "epochs": 5,
+    "weight_decay": 0.01,
+    "l1": 0.02,
+    "keep": 1.0,
+    "clip_quantile": 0.93,
+    "damping": "0.01",
+    "weights": "influence",
+}
+"""What ``--preset paper-llm`` sets: scope, L1 and clip are the paper's; rate, epochs and decay are those that TOFU's own code trains with."""
+PRESETS: dict[str, dict[str, object]] = {"paper": dict(PAPER), "paper-llm": dict(PAPER_LLM)}

@@ -228,6 +228,8 @@ def _how(result: Record) -> str:
         return f"{how}; rows of the head that moved: {rows}"
     given = result.scope
     term = "; with the feature term" if given.feature_term else ""
+    if result.method == "imu":
+        return f"{how} of {given.batches}, AdamW with learning rate {given.learning_rate:g}, {given.minibatch} samples a batch"
     return (
         f"{how} of {given.batches}, learning rate {given.learning_rate:g} of a layer's size, {given.anchor} anchored samples (β "
         f"{given.beta:g}), {given.weighting} weights{term}; about {given.passes:.3g} forward passes over forget and anchor samples"

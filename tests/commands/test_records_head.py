@@ -183,3 +183,44 @@ def test_a_file_says_nothing_of_the_tie(known: Path, capsys: pytest.CaptureFixtu
     command = [*HEAD, "--test", "unseen.jsonl"]
     command[1], command[command.index("out")] = "model/model.safetensors", "out.safetensors"
     assert "name the folder as MODEL" in told(capsys, command)
+
+
+# --- the published update
+
+
+def test_the_published_update_runs_at_its_scope(known: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At a named scope it runs its epochs without a target; where its own scope has no layers, what there is is told."""
+    command = [*UNLEARN, "--preset", "paper-llm", "--test", "unseen.jsonl"]
+    said = told(capsys, command)
+    assert "model.layers.[19-21].self_attn.*" in said
+    assert not (known / "out").exists()
+    named = [*command, "--scope", "model.layers.1.self_attn.*", "--epochs", "2", "--learning-rate", "0.001", "--quiet"]
+    assert main(named) == 0, capsys.readouterr().err
+    record = json_files.read(known / "out/model.record.json")
+    assert isinstance(record, Record)
+    assert (record.method, record.method_source, record.reason, record.reached) == (
+        "imu",
+        "--preset paper-llm",
+        "epochs",
+        None,
+    )
+    assert all(name.startswith("model.layers.1.self_attn.") for name in record.changed)
+    assert (record.options["l1"].value, record.options["clip_quantile"].value) == (0.02, 0.93)
+    assert record.start.loss is not None
+    assert record.end.loss is not None
+    assert record.end.loss > record.start.loss
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--preset", "paper-llm", "--until", "forget.exact_memorization<=0.5"], "--until: --preset paper-llm runs"),
+        (["--preset", "paper"], "--preset paper: is for another kind of model"),
+        (["--preset", "paper-llm", "--scope", "all"], "--preset paper-llm: lm_head"),
+    ],
+)
+def test_the_preset_says_what_it_is_not_for(
+    known: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    """Targets, other kinds of models, and the head among what moves."""
+    assert said in told(capsys, [*UNLEARN, "--test", "unseen.jsonl", *options])
