@@ -48,15 +48,17 @@ def utility(parts: Mapping[str, Sequence[Tensor]], seed: int = 0) -> Estimate:
     """The harmonic mean of the means of several numbers a set; 0 where one of them is.
 
     Args:
-        parts: by set, its numbers, each with a value (n,) between 0 and 1 for every record. A set's records are drawn together.
+        parts: by set, its numbers, each with a value (n,) between 0 and 1 for every record, or for some of them. Numbers
+            of as many records are drawn together.
         seed: of the draws.
     """
-    n = min(len(numbers[0]) for numbers in parts.values())
+    n = min(len(values) for numbers in parts.values() for values in numbers)
     value = _harmonic(torch.stack([values.double().mean() for numbers in parts.values() for values in numbers])[None])
     drawn = []
     for at, numbers in enumerate(parts.values()):
-        values = torch.stack([column.double().cpu() for column in numbers], dim=1)
-        drawn.append(torch.cat([weights @ values / len(values) for weights in bootstrap.draws(len(values), seed + at)]))
+        for size in dict.fromkeys(map(len, numbers)):
+            alike = torch.stack([column.double().cpu() for column in numbers if len(column) == size], dim=1)
+            drawn.append(torch.cat([weights @ alike / size for weights in bootstrap.draws(size, seed + at)]))
     ends = bootstrap.limits(_harmonic(torch.cat(drawn, dim=1)), n)
     sizes = ", ".join(f"{len(numbers[0])} {name}" for name, numbers in parts.items())
     method = f"bootstrap over records ({sizes}), {bootstrap.DRAWS} draws, {100 * bootstrap.CONFIDENCE:g} %"

@@ -152,6 +152,10 @@ def test_utility_is_a_harmonic_mean_of_nine() -> None:
     assert found.low is not None
     assert found.high is not None
     assert found.low < found.value < found.high
+    parts["c"][2] = parts["c"][2][:7]  # fewer records were written than were read
+    few = truth.utility(parts)
+    means[8] = float(parts["c"][2].double().mean())
+    assert few.value == pytest.approx(harmonic_mean(means), rel=1e-9)
     parts["b"][1] = torch.zeros(20)
     assert truth.utility(parts).value == 0
 
