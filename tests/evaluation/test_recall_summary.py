@@ -44,7 +44,9 @@ def paragraph(after: Account, **more: object) -> str:
 def test_a_model_that_knows_them_has_not_forgotten() -> None:
     """It begins with that, and says what can be read out, there and of unseen records."""
     found = paragraph(account((0.60, 0.8, 0.8)))
-    assert found.startswith("NOT forgotten to the level of unseen records: of a forgotten answer, 60 % at its end can still be read out")
+    assert found.startswith(
+        "NOT forgotten to the level of unseen records: of a forgotten answer, 60 % at its end can still be read out"
+    )
     assert "0.950 before, 0.040 of unseen records" in found
     assert "They are still likelier than unseen records" in found
 
@@ -52,7 +54,9 @@ def test_a_model_that_knows_them_has_not_forgotten() -> None:
 def test_words_that_are_still_known_are_not_forgotten_either() -> None:
     """No piece can be read out, and single words can."""
     found = paragraph(account((0.04, 0.75, 2.9)))
-    assert found.startswith("NOT forgotten to the level of unseen records: more words of forgotten answers are still the model's first choice")
+    assert found.startswith(
+        "NOT forgotten to the level of unseen records: more words of forgotten answers are still the model's first choice"
+    )
 
 
 def test_a_model_like_the_retrained_one_is_said_to_be() -> None:
@@ -72,14 +76,18 @@ def test_few_records_prove_nothing() -> None:
 
 def test_what_is_lost_elsewhere_is_damage_and_comes_first() -> None:
     """A fall of kept answers' words by 20 points."""
-    assert paragraph(account(UNKNOWN, kept=0.78)).startswith("DAMAGE, not forgetting: 19.7 of 100 words of kept answers")
+    assert paragraph(account(UNKNOWN, kept=0.78)).startswith(
+        "DAMAGE, not forgetting: 19.7 of 100 words of kept answers"
+    )
 
 
 def test_other_ways_to_the_answers_are_told() -> None:
     """Four bits that bring them back, or do not."""
     back = paragraph(account(UNKNOWN, four_bit=said(60, 0.4, 0.7, 1.0)))
     assert "More of it comes back another way: by rounding the weights to four bits 0.40" in back
-    assert "No more of it comes back by rounding the weights to four bits." in paragraph(account(UNKNOWN, four_bit=said(60, *UNKNOWN)))
+    assert "No more of it comes back by rounding the weights to four bits." in paragraph(
+        account(UNKNOWN, four_bit=said(60, *UNKNOWN))
+    )
 
 
 def test_records_that_are_less_likely_than_unseen_ones_are_given_away() -> None:
@@ -103,4 +111,7 @@ def test_truth_ratios_are_compared_record_by_record() -> None:
     tested = Questioned(said(20, *UNKNOWN), torch.randn(20, dtype=torch.float64), torch.rand(20, dtype=torch.float64))
     both = account(UNKNOWN, 20, tested={"forget": tested})
     found = paragraph(both, retrained=both)
-    assert "Truth ratios of the forgotten records are as under the retrained model, as far as a test tells (forget quality p = 1)." in found
+    assert (
+        "Truth ratios of the forgotten records are as under the retrained model, as far as a test tells (forget quality p = 1)."
+        in found
+    )

@@ -14,7 +14,9 @@ GOOD = {"question": "Who?", "answer": "Ada.", "perturbed_answer": ["Bob.", "Cy."
 
 def write(path: Path, *rows: object) -> Path:
     """Lines, as JSON where they are no text."""
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
     return path
 
 
