@@ -62,6 +62,13 @@ def retrieval_metrics() -> str:
     return _metrics(RETRIEVAL)
 
 
+def recall_metrics() -> str:
+    """The table of metrics of language models."""
+    from imu_cli.records.recall_metrics import RECALL
+
+    return _metrics(RECALL)
+
+
 def _metrics(definitions: "Mapping[str, Definition]") -> str:
     from imu_cli.records.metric_definitions import NUMBERS
 
@@ -619,6 +626,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     },
     "evaluation.md": {
         "metrics": metrics,
+        "recall metrics": recall_metrics,
         "worked class": worked_class,
         "worked samples": worked_samples,
         "worked said": worked_said,
