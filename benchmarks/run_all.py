@@ -22,6 +22,7 @@ SCRIPTS = (
     "quality_mislabelled.py",
     "sequences.py",
     "matched_cost.py",
+    "compare.py",
     "worked_example.py",
 )
 

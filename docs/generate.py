@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import comparison_tables as comparison
+
 if TYPE_CHECKING:
     from imu_cli.records.definition import Definition
 
@@ -601,7 +603,20 @@ def with_block(text: str, name: str, body: str) -> str:
     return f"{head}{start}\n{body}\n{end}{tail}"
 
 
+def compared(part: str) -> str:
+    """Every method of a scenario, and who comes nearest."""
+    return f"{comparison.table(part)}\n\n{comparison.smallest(part)}".strip()
+
+
+COMPARED = ("airplanes", "random5000", "random500", "random37")
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"comparison": comparison.readme},
+    "comparison.md": {
+        **{part: functools.partial(compared, part) for part in (*COMPARED, "wrong_labels")},
+        "nine": comparison.nine,
+        "repeated": comparison.repeated,
+        "settings": comparison.settings,
+    },
     "evaluation.md": {
         "metrics": metrics,
         "worked class": worked_class,
@@ -643,7 +658,8 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
 def made() -> dict[Path, str]:
     """Every generated file with what it should hold."""
     pages: dict[Path, str] = {DOCS / "cli.md": reference()}
-    for path in sorted(DOCS.glob("*.md")):
+    pages |= {DOCS / "comparison" / f"{part}.svg": comparison.picture(part) for part in COMPARED}
+    for path in [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]:
         page, blocks = path.name, BLOCKS.get(path.name, {})
         text = path.read_text(encoding="utf-8")
         marked = re.findall("<!-- begin (.*) -->", text)
@@ -665,6 +681,7 @@ def main() -> int:
             print(f"{path.relative_to(DOCS.parent)}: not what the code says; run make docs")
         return 1 if stale else 0
     for path in stale:
+        path.parent.mkdir(exist_ok=True)
         path.write_text(made()[path], encoding="utf-8")
         print(f"wrote {path.relative_to(DOCS.parent)}")
     return 0

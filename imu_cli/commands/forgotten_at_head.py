@@ -101,7 +101,7 @@ def run(
     ours = _completed(opened, opened.forget.samples, "forget")
     theirs = None if unseen is None else _completed(opened, unseen, "unseen records")
     opened.taken = Taken("model", streamed=False, bytes=4 * ours.features.numel())
-    aim = forgotten_records.aim_of(opened, config, ours, theirs, words, until)
+    aim = forgotten_records.aim_of(opened, config, ours, theirs, words, until, unseen)
     with opened.log.timed("matching"), opened.log.track("matched, along ρ", None) as advance:
         problem, sides = records.problem_of(ours, theirs, words, aim, config.sigma_damping)
         opened.note(

@@ -32,6 +32,7 @@ from imu_cli.records import parts
 from imu_cli.records.parts import HeldOutInfo
 from imu_cli.records.record import LookInfo, Record, ScopeInfo, Target
 from imu_cli.samples.dataset import SampleSet
+from imu_cli.statistics.quantiles import rank_map
 from imu_cli.unlearning.demotion import completions, loop
 from imu_cli.unlearning.demotion.completions import Aim, Completed, CompletionTraining, Look, Schedule
 from imu_cli.unlearning.demotion.published import Published, PublishedUpdate
@@ -113,7 +114,7 @@ def run(
                     None if held is None or samples is None else completed(opened, upper, held, samples)
                     for held, samples in zip(kept, sets, strict=True)
                 ]
-                work = _training(opened, config, moving, made, until)
+                work = _training(opened, config, moving, made, until, apart)
                 work.share, work.join, work.to_file = ranks.share, ranks.add_up, scope.rounding(opened, names)
                 trained, state = scope.resumed(opened, config, moving, work, ranks, info, anchored, told)
         opened.taken = Taken("model", streamed=False, bytes=4 * work.forgotten.features.numel())
@@ -246,6 +247,7 @@ def _training(
     moving: Scope,
     sets: Sequence[Completed | None],
     until: Mapping[str, float] | None,
+    apart: SampleSet | None,
 ) -> CompletionTraining:
     forgotten, anchor, unseen = sets
     assert forgotten is not None
@@ -280,7 +282,7 @@ def _training(
             moving.parameters, words, "", forgotten, None, unseen, nothing, config.max_drop, schedule, weights, published=made,
             told=opened.note,
         )  # fmt: skip
-    aim = aim_of(opened, config, forgotten, unseen, words, until)
+    aim = aim_of(opened, config, forgotten, unseen, words, until, apart)
     work = CompletionTraining(
         moving.parameters,
         words,
@@ -311,16 +313,27 @@ def aim_of(
     unseen: Completed | None,
     head: Words,
     until: Mapping[str, float] | None,
+    apart: SampleSet | None,
 ) -> Aim:
-    """Targets from the reference model where it is given, else from the unseen records by rank; and where the run ends."""
+    """Targets from the reference model where it is given, else from the unseen records by rank; and where the run ends.
+
+    ``apart`` are the unseen records themselves.
+    """
     fixed, memorized, extraction, how, chance = None, None, None, "targets from unseen records by rank", (0.0, 0.0)
     if unseen is not None:
         chance = completions.chance(completions.judged(unseen.features, unseen, head), forgotten.n)
     if config.reference_model is not None:
-        given = reference_margins(opened, Path(config.reference_model), config)
+        given, theirs = reference_answers(opened, Path(config.reference_model), config, apart)
         fixed, how = given.margins.to(forgotten.features.device), "targets from the reference model, token by token"
         memorized, extraction = float(given.memorized.mean()), float(given.extraction.mean())
         chance = completions.chance(given, forgotten.n)
+        if theirs is not None and unseen is not None:
+            # What fine-tuning did to records that neither model saw, it would have done to these.
+            own = completions.judged(unseen.features, unseen, head)
+            fixed = rank_map(theirs.margins, own.margins)(fixed).to(fixed)
+            memorized = min(1.0, max(0.0, memorized + float(own.memorized.mean() - theirs.memorized.mean())))
+            extraction = min(1.0, max(0.0, extraction + float(own.extraction.mean() - theirs.extraction.mean())))
+            how += ", with the spread that unseen records have under the model itself"
     elif unseen is None:
         phi = completions.judged(forgotten.features, forgotten, head).margins
         fixed, how = phi.clamp(max=BARELY), f"every token at log-odds of {BARELY} at most"
@@ -330,17 +343,23 @@ def aim_of(
     return Aim(fixed, memorized, extraction, how, chance)
 
 
-def reference_margins(opened: Session, path: Path, config: ModelConfig) -> completions.Judged:
-    """How a model that never saw the forgotten records answers them.
+def reference_answers(
+    opened: Session, path: Path, config: ModelConfig, unseen: SampleSet | None
+) -> tuple[completions.Judged, completions.Judged | None]:
+    """How a model that never saw the forgotten records answers them, and the unseen ones.
 
     Raises:
         ImuError: it cannot be read, or has other words.
     """
     beside = open_beside(opened, path, config)
-    rows = beside.tokens_of(opened.forget.samples, "forgotten records, reference model")
-    head = beside.head
-    of = Completed(lambda rows: rows, rows.features, rows.targets, rows.records, rows.ends, lambda rows: rows)
-    return completions.judged(rows.features, of, Words(head.matrix, head.bias, head.scale, head.cap))
+    head = Words(beside.head.matrix, beside.head.bias, beside.head.scale, beside.head.cap)
+
+    def judged(samples: SampleSet, what: str) -> completions.Judged:
+        rows = beside.tokens_of(samples, f"{what} records, reference model")
+        of = Completed(lambda rows: rows, rows.features, rows.targets, rows.records, rows.ends, lambda rows: rows)
+        return completions.judged(rows.features, of, head)
+
+    return judged(opened.forget.samples, "forgotten"), None if unseen is None else judged(unseen, "unseen")
 
 
 def open_beside(opened: Session, path: Path, config: ModelConfig) -> Session:

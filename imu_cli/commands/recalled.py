@@ -15,7 +15,7 @@ from imu_cli.config.commands import EvaluateConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import recall as measuring
 from imu_cli.evaluation import recall_summary
-from imu_cli.evaluation.recall import Account, Evidence, Tested
+from imu_cli.evaluation.recall import Account, Evidence, Questioned
 from imu_cli.features import generation, tokens
 from imu_cli.features.session import Session, Taken
 from imu_cli.files import paths
@@ -202,12 +202,12 @@ def account_of(
     return made
 
 
-def _tested(session: Session, questions: Questions, what: str) -> Tested:
+def _tested(session: Session, questions: Questions, what: str) -> Questioned:
     own, wrong = said(session, questions.own(), what), said(session, questions.wrong(), f"{what}, wrong answers")
     reworded = any(one.other_answer for one in questions.asked)
     other = said(session, questions.other(), f"{what}, in other words") if reworded else own
     ratio = truth.ratio(other.loss, wrong.loss, questions.counts)
-    return Tested(own, ratio, truth.chosen(own.loss, wrong.loss, questions.counts))
+    return Questioned(own, ratio, truth.chosen(own.loss, wrong.loss, questions.counts))
 
 
 def _rouge(session: Session, sets: Sets, config: EvaluateConfig, whose: str) -> dict[str, Tensor]:

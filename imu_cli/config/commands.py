@@ -144,7 +144,8 @@ class UnlearnConfig(TargetConfig):
         Gt(0),
         Option(
             "Training steps.",
-            default="200 + 0.08 per forget sample, 0.16 with the feature term; 100 of an embedding model; 60 and four passes of a language model",
+            default="200 + 0.08 per forget sample, 0.16 with the feature term; 100 of an embedding model; 60 and four passes of a "
+            "language model",
             group=DEEPER,
         ),
     ] = None

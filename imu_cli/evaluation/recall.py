@@ -36,7 +36,7 @@ Measured = Estimate | NotMeasured
 
 
 @dataclass(frozen=True, eq=False)
-class Tested:
+class Questioned:
     """What a model says of the questions of a suite's set.
 
     Attributes:
@@ -63,7 +63,7 @@ class Account:
     """
 
     said: Mapping[str, Recalled]
-    tested: Mapping[str, Tested] = field(default_factory=dict)
+    tested: Mapping[str, Questioned] = field(default_factory=dict)
     rouge: Mapping[str, Tensor] = field(default_factory=dict)
     four_bit: Recalled | None = None
     relearned: Mapping[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)

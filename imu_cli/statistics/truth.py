@@ -37,7 +37,7 @@ def truthful(log_ratio: Tensor) -> Tensor:
 
 
 def chosen(right: Tensor, wrong: Tensor, counts: Sequence[int]) -> Tensor:
-    """P / (p + Σ p_wrong) (n,), p = exp(−ℓ): the share of the true answer among those that are offered."""
+    """Share p / (p + Σ p_wrong) (n,), p = exp(−ℓ), of the true answer among those that are offered."""
     parts = wrong.split(list(counts))
     return torch.stack(
         [torch.softmax(-torch.cat([own[None], others]), 0)[0] for own, others in zip(right, parts, strict=True)]

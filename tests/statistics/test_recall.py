@@ -131,7 +131,7 @@ def test_truth_ratio_is_a_quotient_of_probabilities() -> None:
 
 
 def test_the_chosen_answer_is_weighed_against_the_wrong_ones() -> None:
-    """P / (p + Σ p_wrong)."""
+    """Its share is p / (p + Σ p_wrong)."""
     right, wrong = torch.tensor([1.0, 4.0], dtype=torch.float64), torch.tensor([2, 3, 0.1], dtype=torch.float64)
     want = [math.exp(-1) / (math.exp(-1) + math.exp(-2) + math.exp(-3)), math.exp(-4) / (math.exp(-4) + math.exp(-0.1))]
     assert truth.chosen(right, wrong, [2, 1]).tolist() == pytest.approx(want, rel=1e-12)
