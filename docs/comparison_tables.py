@@ -85,6 +85,15 @@ def gap(of: Rows) -> float | None:
     return statistics.mean(values) if values else None
 
 
+def undone(part: str, seed: int) -> float | None:
+    """The original's own gap: what doing nothing comes to."""
+    there = {row["method"]: row["figures"] for row in rows() if (row["part"], row["seed"]) == (part, seed)}
+    before = there["original"]
+    aim = there.get("retrained") or ({**before, "forget": before["unseen"], "auc": 0.5} if "unseen" in before else None)
+    over = COLUMNS.get(part, ("forget", "retain", "test", "auc"))
+    return None if aim is None else 100 * statistics.mean(abs(before[name] - aim[name]) for name in over)
+
+
 def spread(values: Sequence[float], digits: int = 2) -> str:
     """Mean, and standard deviation where there are several."""
     around = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
@@ -112,11 +121,13 @@ def table(part: str) -> str:
             scale, digits = (1, 3) if column == "auc_two_sided" else (100, 2)
             known = [scale * row["figures"][column] for row in of if column in row["figures"]]
             cells.append(spread(known, digits) if known else "")
-        own = [row["gap"] for row in of if row["gap"] is not None]
+        own = [undone(part, row["seed"]) if name == "original" else row["gap"] for row in of]
+        own = [value for value in own if value is not None]
         cost = [row["seconds"] for row in of if "seconds" in row]
         passes = [max(row["below"], row["above"]) for row in of if "below" in row]
         lines.append(
-            f"| {TITLES[name]}{' (`quality_depth.py`)' * ('elsewhere' in of[0])} | {'' if name in FIXED else spread(own)} | {' | '.join(cells)} | "
+            f"| {TITLES[name]}{' (`quality_depth.py`)' * ('elsewhere' in of[0])} | {spread(own) if own else ''} "
+            f"| {' | '.join(cells)} | "
             f"{'' if name == 'original' else needs(of[0])} | {f'{statistics.mean(cost):.0f}' if cost else ''} | "
             f"{f'{statistics.mean(passes):,.0f}' if passes else ''} | {len(of)} |"
         )
@@ -144,9 +155,9 @@ def smallest(part: str) -> str:
         said += f". With retain data {TITLES[every]} comes nearer: {known[every]:.2f}"
     beaten = [name for name in known if name not in OURS and known[name] < known[ours]]
     named = ", ".join(f"{TITLES[name]} ({known[name]:.2f})" for name in beaten)
-    return f"{said}. " + (
-        f"Nearer than ours: {named}." if beaten else "No method that was tried comes nearer than ours."
-    )
+    if set(known) <= set(OURS):
+        return f"{said}. Nothing else has been run here."
+    return f"{said}. " + (f"Nearer than ours: {named}." if beaten else "No method that was run comes nearer than ours.")
 
 
 def missing(part: str) -> str:
