@@ -62,14 +62,36 @@ def by_method(part: str) -> dict[str, list[dict[str, Any]]]:
     for row in rows():
         if row["part"] == part:
             found.setdefault(row["method"], []).append(row)
+    if part == "random5000" and "imu_last_block" not in found:
+        found |= measured_before()
     order = sorted(found, key=lambda name: (FIXED.index(name) if name in FIXED else 2, gap(found[name]) or 0.0))
     return {name: found[name] for name in order}
+
+
+def measured_before() -> dict[str, list[dict[str, Any]]]:
+    """The deeper scope on the random 5,000 as ``quality_depth.py`` has it: the same training, halves and gap, every fifth retained image."""
+    runs = (_json("quality_depth_many") or {}).get("random5000", {}).get("runs", [])
+    made = [
+        {"gap": run["gap"], "seed": run["seed"], "needs": ["unseen"], "elsewhere": True,
+         "figures": run["after"] | {"auc_two_sided": max(run["after"]["auc"], 1 - run["after"]["auc"])}}
+        for run in runs
+    ]  # fmt: skip
+    return {"imu_last_block": made} if made else {}
 
 
 def gap(of: Rows) -> float | None:
     """Mean gap over the seeds."""
     values = [row["gap"] for row in of if row["gap"] is not None]
     return statistics.mean(values) if values else None
+
+
+def undone(part: str, seed: int) -> float | None:
+    """The original's own gap: what doing nothing comes to."""
+    there = {row["method"]: row["figures"] for row in rows() if (row["part"], row["seed"]) == (part, seed)}
+    before = there["original"]
+    aim = there.get("retrained") or ({**before, "forget": before["unseen"], "auc": 0.5} if "unseen" in before else None)
+    over = COLUMNS.get(part, ("forget", "retain", "test", "auc"))
+    return None if aim is None else 100 * statistics.mean(abs(before[name] - aim[name]) for name in over)
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
@@ -97,12 +119,15 @@ def table(part: str) -> str:
         cells = []
         for column in columns:
             scale, digits = (1, 3) if column == "auc_two_sided" else (100, 2)
-            cells.append(spread([scale * row["figures"][column] for row in of], digits))
-        own = [row["gap"] for row in of if row["gap"] is not None]
+            known = [scale * row["figures"][column] for row in of if column in row["figures"]]
+            cells.append(spread(known, digits) if known else "")
+        own = [undone(part, row["seed"]) if name == "original" else row["gap"] for row in of]
+        own = [value for value in own if value is not None]
         cost = [row["seconds"] for row in of if "seconds" in row]
         passes = [max(row["below"], row["above"]) for row in of if "below" in row]
         lines.append(
-            f"| {TITLES[name]} | {'' if name in FIXED else spread(own)} | {' | '.join(cells)} | "
+            f"| {TITLES[name]}{' (`quality_depth.py`)' * ('elsewhere' in of[0])} | {spread(own) if own else ''} "
+            f"| {' | '.join(cells)} | "
             f"{'' if name == 'original' else needs(of[0])} | {f'{statistics.mean(cost):.0f}' if cost else ''} | "
             f"{f'{statistics.mean(passes):,.0f}' if passes else ''} | {len(of)} |"
         )
@@ -130,9 +155,19 @@ def smallest(part: str) -> str:
         said += f". With retain data {TITLES[every]} comes nearer: {known[every]:.2f}"
     beaten = [name for name in known if name not in OURS and known[name] < known[ours]]
     named = ", ".join(f"{TITLES[name]} ({known[name]:.2f})" for name in beaten)
-    return f"{said}. " + (
-        f"Nearer than ours: {named}." if beaten else "No method that was tried comes nearer than ours."
-    )
+    if set(known) <= set(OURS):
+        return f"{said}. Nothing else has been run here."
+    return f"{said}. " + (f"Nearer than ours: {named}." if beaten else "No method that was run comes nearer than ours.")
+
+
+def missing(part: str) -> str:
+    """Methods without a row in this part, and the command that makes them."""
+    found = by_method(part)
+    names = [name for name in TITLES if name not in found and name not in FIXED]
+    if not found or not names:
+        return ""
+    titles = ", ".join(TITLES[name].replace("**", "") for name in names)
+    return f"Not run yet: {titles} (`python benchmarks/compare.py --parts {part}` goes on where it stopped)."
 
 
 def settings() -> str:

@@ -611,8 +611,9 @@ def with_block(text: str, name: str, body: str) -> str:
 
 
 def compared(part: str) -> str:
-    """Every method of a scenario, and who comes nearest."""
-    return f"{comparison.table(part)}\n\n{comparison.smallest(part)}".strip()
+    """Every method of a scenario, who comes nearest, and what is not there."""
+    said = (comparison.table(part), comparison.smallest(part), comparison.missing(part))
+    return "\n\n".join(one for one in said if one)
 
 
 COMPARED = ("airplanes", "random5000", "random500", "random37")

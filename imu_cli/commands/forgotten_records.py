@@ -277,7 +277,7 @@ def _training(
             config.clip_quantile,
             Damping.parse(config.damping),
         )
-        nothing = Aim(None, None, None, "none")
+        nothing = Aim(None, None, None, f"--preset {config.preset} runs a fixed number of epochs")
         return PublishedUpdate(
             moving.parameters, words, "", forgotten, None, unseen, nothing, config.max_drop, schedule, weights, published=made,
             told=opened.note,

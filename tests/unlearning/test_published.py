@@ -74,13 +74,13 @@ def test_gradients_scores_and_step_are_autograds() -> None:
 def test_it_runs_its_epochs_and_aims_at_nothing() -> None:
     """Two epochs of two batches, a look after each; the losses of the records rise, and no target is claimed."""
     work, _, losses = made(l1=0.0)
-    before = float(losses().mean())
+    before = float(losses().detach().mean())
     *looks, ended = list(work.train())
     assert isinstance(ended, loop.Trained)
     assert [step for step, _ in looks] == [0, 2, 4]  # type: ignore[misc]
     assert (ended.reason, ended.reached, ended.steps) == ("epochs", None, work.length())
-    assert float(losses().mean()) > before
-    assert math.isclose(ended.looks[-1][1].loss, float(losses().mean()), rel_tol=1e-5)
+    assert float(losses().detach().mean()) > before
+    assert math.isclose(ended.looks[-1][1].loss, float(losses().detach().mean()), rel_tol=1e-5)
 
 
 def test_a_batch_without_negative_scores_moves_by_l1_alone() -> None:
