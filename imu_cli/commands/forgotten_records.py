@@ -371,9 +371,11 @@ def open_beside(opened: Session, path: Path, config: ModelConfig) -> Session:
     """
     network = opened.network
     assert network is not None, "a language model is opened on records"
-    built = network.loaded.architecture
-    known = None if built.runs_code else Said("the model that is unlearned", built.name, built.arguments)
-    found, loaded = opening.load_model(path, config, known)
+    built, found = network.loaded.architecture, checkpoint.open_checkpoint(path)
+    # What its own files say comes first: heads of one architecture may be tied in one model and not in another.
+    own = any(item.arch is not None for item in architecture.read_said(found))
+    known = None if built.runs_code or own else Said("the model that is unlearned", built.name, built.arguments)
+    _, loaded = opening.load_model(path, config, known, found)
     model = loaded.model.to(opened.device)
     head = language.find_head(model, network.probe, found, loaded, config.head)
     if len(head.matrix) != len(opened.head.matrix):

@@ -48,10 +48,14 @@ def from_record(
     merged.update(dict.fromkeys(values, "record"))
     name = str(found.architecture["name"])
     is_registry = not Architecture(name, "record").runs_code
+    arguments = dict(found.architecture["arguments"]) if is_registry else {}
+    if found.details.get("untied") and isinstance(arguments.get("config"), dict):
+        # The record tells the model that was unlearned; in the one that was written the head is a tensor of its own.
+        arguments["config"] = {**arguments["config"], "tie_word_embeddings": False}
     known_of = Said(
         source=file.name,
         arch=name if is_registry else None,
-        arguments=found.architecture["arguments"] if is_registry else {},
+        arguments=arguments,
         preprocess=found.preprocess,
         classes=tuple(found.classes) if found.classes else None,
     )

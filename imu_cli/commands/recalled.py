@@ -22,6 +22,7 @@ from imu_cli.files import paths
 from imu_cli.linear import four_bit, vocabulary
 from imu_cli.linear.vocabulary import Words
 from imu_cli.models import checkpoint as checkpoints
+from imu_cli.models import language
 from imu_cli.records.evaluation import Metric, Requirement
 from imu_cli.records.parts import FileHash, Interval
 from imu_cli.records.recall import Recall, RecordRow
@@ -156,12 +157,7 @@ def words_of(session: Session) -> Words:
     """The head of an opened language model, as its weights are now."""
     head = session.head
     assert session.network is not None
-    layer = session.network.model.get_submodule(head.module)
-    weight, bias = layer.weight, getattr(layer, "bias", None)
-    assert isinstance(weight, Tensor)
-    weight = weight.detach()
-    matrix = torch.cat([weight, bias.detach()[:, None]], dim=1) if isinstance(bias, Tensor) and head.bias else weight
-    return Words(matrix, head.bias, head.scale, head.cap)
+    return Words(language.matrix_of(session.network.model, head.module), head.bias, head.scale, head.cap)
 
 
 def said(session: Session, samples: SampleSet, what: str) -> Recalled:

@@ -142,7 +142,7 @@ def _rouge(e: Evidence, side: str) -> Measure:
         if values is not None:
             return recall.mean(values, e.seed)
         lacks = side.removeprefix("suite.")
-        there = lacks in account.said or lacks in account.tested
+        there = lacks in (account.tested if side.startswith("suite.") else account.said)
         return e.lacks("generate", NO_GENERATE) if there else e.lacks(lacks, NEEDS.get(lacks, NO_SUITE))
 
     return found

@@ -16,6 +16,8 @@ NEAR = {"extraction_strength": 0.01, "exact_memorization": 0.05}
 """What these may lie above that level, and be called as low: a hundredth of an answer, and a word in twenty."""
 ENOUGH = 0.15
 """How far above it the interval may reach, where it is still said that they are as low: a wider one knows nothing."""
+UNKNOWN = 0.5
+"""The AUC of records that nothing tells apart."""
 BACK = 0.05
 """How far above its target an extraction strength lies that is said to come back, or to be had by other questions."""
 
@@ -162,11 +164,15 @@ def _told_apart(m: Mapping[str, Metric]) -> str:
         return ""
     before = "" if auc.before is None else f", {auc.before:.3f} before"
     shown = f"AUC {auc.value:.3f}{before}, 95 % interval {auc.interval.low:.3f} to {auc.interval.high:.3f}, target {auc.target:.3f}"
+    beside = "beside unseen records, than under the retrained model" if auc.target != UNKNOWN else "than unseen records"
     if auc.interval.low > auc.target:
-        return f"They are still likelier than unseen records, which tells them apart ({shown})."
+        return f"They are still likelier {beside}, which tells them apart ({shown})."
     if auc.interval.high < auc.target:
-        return f"They are less likely than unseen records, which gives them away ({shown})."
-    return f"Their likelihood does not tell them apart ({shown})."
+        away = ", which gives them away" if auc.interval.high < UNKNOWN else ""
+        return f"They are less likely {beside}{away} ({shown})."
+    return (
+        f"Their likelihood does not tell them apart {'any more than there ' if auc.target != UNKNOWN else ''}({shown})."
+    )
 
 
 def _said_drop(drop: Metric, whose: str, allowed: float | None) -> str:
@@ -196,4 +202,4 @@ def _said_changed(changed: Sequence[str] | None) -> str:
         return "Without the original it is not known what changed."
     if not changed:
         return "Nothing differs from the original: this model was not unlearned."
-    return f"{len(changed)} tensors differ from the original."
+    return f"{len(changed)} tensor{'s differ' if len(changed) > 1 else ' differs'} from the original."

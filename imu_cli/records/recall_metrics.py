@@ -30,7 +30,8 @@ MEMBERSHIP: Mapping[str, tuple[str, str]] = {
 }
 """Scores of an attacker, and what each needs."""
 SHOTS = (5, 10, 25)
-PARTS = ("probability", "rouge_l", "truth_ratio")
+PART_TITLES = {"probability": "probability", "rouge_l": "ROUGE-L", "truth_ratio": "truth ratio"}
+PARTS = tuple(PART_TITLES)
 UTILITY_SETS = {"retain": "retained records", "real_authors": "real authors", "world_facts": "world facts"}
 _FORGOTTEN, _OTHER = "the forgotten records", "paraphrased questions (a column of the list, or --suite)"
 _GENERATE = "--generate"
@@ -98,7 +99,7 @@ def _utility() -> dict[str, Definition]:
             if part == "probability" and name != "retain":
                 text = "mean p / (p + Σ p of the wrong answers), p = exp(−ℓ)"
             needs = "--suite" + (f" and {_GENERATE}" if part == "rouge_l" else "")
-            made[f"utility.{name}.{part}"] = Definition(f"{part.replace('_', ' ')}, {whose}", text, "higher", needs)
+            made[f"utility.{name}.{part}"] = Definition(f"{PART_TITLES[part]}, {whose}", text, "higher", needs)
     return made
 
 
