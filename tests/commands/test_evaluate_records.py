@@ -292,7 +292,20 @@ def relearned(k: int) -> float:
 
 def test_a_head_that_was_untied_is_evaluated_as_it_was_written(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The record tells the tied model; the one that was written has a head of its own, the original and others may have none."""
-    unlearn = ["unlearn", "model", "--forget", "forget.jsonl", "--test", "unseen.jsonl", "--scope", "head", "--untie", "-o", "out", "-q"]
+    unlearn = [
+        "unlearn",
+        "model",
+        "--forget",
+        "forget.jsonl",
+        "--test",
+        "unseen.jsonl",
+        "--scope",
+        "head",
+        "--untie",
+        "-o",
+        "out",
+        "-q",
+    ]
     assert main([*unlearn, "--max-drop", "1"]) in (0, 3)
     assert main(["evaluate", "out", "--relearn", "--test", "unseen.jsonl", "--retrained", "worse", "-q"]) == 0
     found = json.loads(Path("out/model.evaluation.json").read_text(encoding="utf-8"))
@@ -304,7 +317,9 @@ def test_a_head_that_was_untied_is_evaluated_as_it_was_written(job: Path, capsys
     for name, value in Bare("model").said(rows).items():
         assert metrics[f"forget.{name}"]["before"] == pytest.approx(value, abs=1e-5), name
     gap = metrics["retrained.probability_gap"]["value"]
-    assert gap == pytest.approx(Bare("out").said(rows)["probability"] - Bare("worse").said(rows)["probability"], abs=1e-5)
+    assert gap == pytest.approx(
+        Bare("out").said(rows)["probability"] - Bare("worse").said(rows)["probability"], abs=1e-5
+    )
 
 
 def test_requirements_are_judged_and_those_of_other_models_refused(
