@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from imu_cli.errors import ImuError
 
@@ -17,6 +18,10 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 
 sys.path[:0] = [str(folder) for folder in (Path(__file__).parent, *Path(__file__).parent.iterdir()) if folder.is_dir()]
+
+
+settings.register_profile("imu", deadline=None)  # what takes long on a busy machine is not wrong
+settings.load_profile("imu")
 
 
 def refusal(attempt: Callable[[], object]) -> str:

@@ -22,6 +22,8 @@ from imu_cli.unlearning.matched.words import WordProblem, WordSolution
 RHOS = tuple(10.0**-power for power in range(-1, 7))
 """10 down to 1e-6 by decades."""
 BISECTIONS = 3
+STILL = 0.002
+"""Change of both shares over three values of ρ below which they have come to their end, where margins came half of their way."""
 Reason = Literal["target", "max_drop", "path", "rho"]
 
 
@@ -133,12 +135,15 @@ def run(
         return words.solve(problem, value, start=larger, retarget=follows)
 
     rhos, bisections = (RHOS, BISECTIONS) if rho is None else ((rho,), 0)
+    missed = float((problem.original.margins - problem.targets).square().mean().sqrt())
     best: path.Step[WordSolution] | None = None
     spent = False
     for step in path.along(solve_at, judge, rhos=rhos, bisections=bisections):
         best = path.chosen([item for item in (best, step) if item is not None])
         spent = spent or step.verdict == "spent"
         yield points[-1]
+        if step.verdict == "more" and _ended(points, missed):
+            break
     if best is None and rho is None:
         raise ImuError(
             "matched: even the smallest change on the path costs unseen records more than --max-drop; raise it, give more unseen records, "
@@ -152,6 +157,15 @@ def run(
         to_file(solution.change), point, start, tuple(sorted(points, key=lambda item: -item.rho)), reason, reached,
         solution.targets,
     )  # fmt: skip
+
+
+def _ended(points: list[Point], missed: float) -> bool:
+    """Whether less ρ brings nothing more; ``missed`` is by how much the original's margins miss their targets."""
+    last = points[-3:]
+    if len(last) < 3 or last[-1].missed > missed / 2:
+        return False
+    shares = ([point.look.forget for point in last], [point.look.extraction for point in last])
+    return all(max(each) - min(each) <= STILL for each in shares)
 
 
 def _unseen(sides: Sides, change: Tensor | None) -> Judged | None:
