@@ -20,6 +20,7 @@ SCRIPTS = (
     "quality_samples.py",
     "quality_wide.py",
     "quality_mislabelled.py",
+    "sequences.py",
     "matched_cost.py",
     "compare.py",
     "worked_example.py",

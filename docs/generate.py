@@ -62,6 +62,13 @@ def retrieval_metrics() -> str:
     return _metrics(RETRIEVAL)
 
 
+def recall_metrics() -> str:
+    """The table of metrics of language models."""
+    from imu_cli.records.recall_metrics import RECALL
+
+    return _metrics(RECALL)
+
+
 def _metrics(definitions: "Mapping[str, Definition]") -> str:
     from imu_cli.records.metric_definitions import NUMBERS
 
@@ -552,6 +559,21 @@ def depth_table() -> str:
     return "\n".join(lines)
 
 
+def sequences_table() -> str:
+    """Two Markov chains, one of them forgotten: cross-entropy and KL to the retrained model by chain, from the raw results."""
+    runs = _results("sequences")["runs"]
+    chains = list(runs[0]["figures"])
+    lines = ["| model | seeds | " + " | ".join(chains) + " |", "|---" * (2 + len(chains)) + "|"]
+    for row in dict.fromkeys(run["row"] for run in runs):
+        those = [run["figures"] for run in runs if run["row"] == row]
+        cells = (
+            f"{_spread([run[chain] for run in those], 'loss', 1)} ({_spread([run[chain] for run in those], 'kl', 1, 3)})"
+            for chain in chains
+        )
+        lines.append(f"| {row} | {len(those)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def mislabelled_table() -> str:
     """Wrong labels by method, means over the seeds, from the raw results."""
     runs = _results("quality_mislabelled")["runs"]
@@ -605,6 +627,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     },
     "evaluation.md": {
         "metrics": metrics,
+        "recall metrics": recall_metrics,
         "worked class": worked_class,
         "worked samples": worked_samples,
         "worked said": worked_said,
@@ -635,6 +658,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "wide": functools.partial(samples_table, "quality_wide", "to_held_out_level"),
         "matched cost": matched_cost_table,
         "mislabelled": mislabelled_table,
+        "sequences": sequences_table,
     },
 }
 """Generated blocks of each page."""

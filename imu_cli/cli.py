@@ -87,7 +87,9 @@ def influence(
     if form == "table":
         console.show(terminal.scored(result, config.show))
     else:
-        streams.to_stdout(machine.as_json([result]) if form == "json" else machine.influence_csv(result))
+        streams.to_stdout(
+            machine.as_json([result]) if form == "json" else machine.influence_csv(result, tokens=config.tokens)
+        )
     if config.images and not quiet:
         tell(f"wrote {config.images}: it holds samples from the forget list, delete it when you have seen it")
 
@@ -241,15 +243,15 @@ def demo(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier demo in DIR.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the training and of every other random choice.")] = 0,
     task: Annotated[
-        Literal["image", "text", "embedding"],
+        Literal["image", "text", "embedding", "language"],
         typer.Option(
             "--task",
             help="image: scikit-learn's digits; text: sentences of documentation, which needs transformers; embedding: places in "
-            "photographs that a model finds again.",
+            "photographs that a model finds again; language: questions that a small language model knows the answers to.",
         ),
     ] = "image",
 ) -> None:
-    """The four commands on a small real model that is trained in seconds: a convolutional network, a BERT, or an embedding."""
+    """The four commands on a small real model that is trained in seconds: a convolutional network, a BERT, an embedding, or a Llama."""
     from imu_cli.commands import demo as job
 
     job.run(folder, force, seed, main, task)

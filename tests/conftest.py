@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from imu_cli.errors import ImuError
 
@@ -17,6 +18,10 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 
 sys.path[:0] = [str(folder) for folder in (Path(__file__).parent, *Path(__file__).parent.iterdir()) if folder.is_dir()]
+
+
+settings.register_profile("imu", deadline=None)  # what takes long on a busy machine is not wrong
+settings.load_profile("imu")
 
 
 def refusal(attempt: Callable[[], object]) -> str:
@@ -87,6 +92,17 @@ def job(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small language model that knows answers by heart, its folder and lists (``small_records``). Copy it before changing it."""
+    pytest.importorskip("transformers")
+    import small_records
+
+    folder = tmp_path_factory.mktemp("records")
+    small_records.make(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,8 @@ def _called(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         return DEVICE if isinstance(args[0], There) else _plainly(func, args, kwargs)
     if func in (Tensor.is_cuda.__get__, Tensor.is_cpu.__get__):  # type: ignore[attr-defined]
         return isinstance(args[0], There) == (func == Tensor.is_cuda.__get__)  # type: ignore[attr-defined]
-    seen = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, Tensor)]
+    given = _flat(args, kwargs)
+    seen = [item for item in given if isinstance(item, Tensor)]
     if func in (Tensor.numpy, Tensor.__array__) and isinstance(args[0], There):
         raise TypeError("cannot convert the second device's tensor to numpy; use Tensor.cpu() first")
     if func not in COPIES and not _may_mix(func, args):
@@ -44,14 +45,23 @@ def _called(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
     place = _place(func, args, kwargs, seen)
     if place == DEVICE and kwargs.get("generator") is not None:
         raise RuntimeError(f"{name}: a generator of the CPU for the second device")
-    args, kwargs = tree_map(lambda item: CPU if isinstance(item, torch.device) else item, (args, kwargs))
+    if any(isinstance(item, torch.device) for item in given):
+        args, kwargs = tree_map(lambda item: CPU if isinstance(item, torch.device) else item, (args, kwargs))
     moves = func in COPIES and any(isinstance(item, There) for item in seen) != (place == DEVICE)
     made = _plainly(func, args, kwargs)
     if moves and func is not Tensor.copy_:
         made = _plainly(Tensor.clone, (made,), {})  # what moves is a copy
-    if isinstance(made, torch.Size):
+    if isinstance(made, Tensor):
+        return _on(place, made)
+    if isinstance(made, torch.Size | bool | int | float):
         return made
     return tree_map(lambda item: _on(place, item) if isinstance(item, Tensor) else item, made)
+
+
+def _flat(args: Any, kwargs: dict[str, Any]) -> list[Any]:
+    """All that a call is given; most calls hold no lists, and there are a hundred thousand."""
+    given = [*args, *kwargs.values()]
+    return tree_flatten(given)[0] if any(isinstance(item, list | tuple | dict) for item in given) else given
 
 
 def _plainly(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:

@@ -282,12 +282,10 @@ def test_select_writes_a_manifest_that_forget_reads(
     assert Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
 
 
-def test_forget_list_on_standard_input(job: Path, digits: Path) -> None:
-    """``--forget -`` reads the list from a pipe."""
-    listed = subprocess.run(
-        [sys.executable, "-m", "imu_cli", "select", "class=3", "--data", str(digits / "data/train")],
-        capture_output=True, check=True,
-    ).stdout  # fmt: skip
+def test_forget_list_on_standard_input(job: Path, digits: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    """``--forget -`` reads from a pipe the list that ``imu select`` prints."""
+    assert main(["select", "class=3", "--data", str(digits / "data/train")]) == 0
+    listed = capsysbinary.readouterr().out
     command = [sys.executable, "-m", "imu_cli", *UNLEARN, "--forget", "-", "-q", "--format", "json"]
     done = subprocess.run(command, input=listed, capture_output=True, check=True)
     assert json.loads(done.stdout)["scenario"] == "class"

@@ -18,27 +18,23 @@ HEAVY = ("torchvision", "torch._dynamo", "sympy", "scipy", "sklearn", "jinja2", 
 COMMAND = ["model.safetensors", "--config", "imu.yaml", "--forget", "class=3"]
 
 
-def imported(*command: str) -> tuple[int, set[str]]:
-    """Exit code of a command line in a process of its own, and which of the heavy packages it imported beyond torch's own."""
+def imported(*commands: list[str]) -> tuple[list[int], set[str]]:
+    """Exit codes of command lines in one process of their own, and the heavy packages it imported beyond torch's own."""
     code = (
         "import sys, json, torch\nbefore = set(sys.modules)\nfrom imu_cli.cli import main\n"
-        "code = main(sys.argv[1:])\n"
+        "code = [main(command) for command in json.loads(sys.argv[1])]\n"
         f"print(json.dumps([code, [name for name in {HEAVY!r} if name in set(sys.modules) - before]]), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
-    exit_code, names = json.loads(done.stderr.splitlines()[-1])
-    return exit_code, set(names)
+    command = [sys.executable, "-c", code, json.dumps(commands)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    codes, names = json.loads(done.stderr.splitlines()[-1])
+    return codes, set(names)
 
 
-@pytest.mark.parametrize("command", ["influence", "unlearn"])
-def test_a_model_of_ones_own_needs_only_torch(job: Path, command: str) -> None:
-    """Neither torchvision nor scipy on the way from a plain checkpoint to scores and to an unlearned checkpoint."""
-    assert imported(command, *COMMAND, "--no-cache") == (0, set())
-
-
-def test_inspect_needs_only_torch(job: Path) -> None:
-    """The model is built, its head found and replayed, without torchvision."""
-    assert imported("inspect", "model.safetensors", "--config", "imu.yaml") == (0, set())
+def test_a_model_of_ones_own_needs_only_torch(job: Path) -> None:
+    """Neither torchvision nor scipy on the way from a plain checkpoint to its head, scores and an unlearned checkpoint."""
+    inspect = ["inspect", "model.safetensors", "--config", "imu.yaml"]
+    assert imported(inspect, *([name, *COMMAND, "--no-cache"] for name in ("influence", "unlearn"))) == ([0] * 3, set())
 
 
 def test_listing_the_cache_needs_no_torch(job: Path) -> None:
@@ -51,7 +47,7 @@ def test_listing_the_cache_needs_no_torch(job: Path) -> None:
 def test_held_out_data_need_an_interval_and_no_torchvision(job: Path, digits: Path) -> None:
     """Even sample unlearning to a held-out target imports no torchvision, no sklearn, and no scipy.stats."""
     given = [*COMMAND[:-1], "index=0:30", "--test", str(digits / "data/test"), "--until", "forget.accuracy<=0.9"]
-    code, names = imported("unlearn", *given)
+    (code,), names = imported(["unlearn", *given])
     assert code in (0, 3)
     assert names <= {"scipy"}
 
@@ -61,8 +57,8 @@ def test_resizing_is_what_imports_torchvision(job: Path) -> None:
     config = Path("imu.yaml").read_text()
     assert "{mode: L," in config
     Path("imu.yaml").write_text(config.replace("{mode: L,", "{mode: L, size: 8, crop: 8,"))
-    code, names = imported("influence", *COMMAND, "--no-cache")
-    assert code == 0
+    codes, names = imported(["influence", *COMMAND, "--no-cache"])
+    assert codes == [0]
     assert "torchvision" in names
     assert not names & {"scipy", "sklearn"}
 

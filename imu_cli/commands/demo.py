@@ -1,4 +1,4 @@
-"""``imu demo``: the whole job on scikit-learn's digits, 1,797 real images that come with the tool's dependencies; on texts; on places."""
+"""``imu demo``: the whole job on scikit-learn's digits, 1,797 real images that come with the tool's dependencies; on texts, places, records."""
 
 import contextlib
 import os
@@ -18,14 +18,14 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from imu_cli import signals
-from imu_cli.commands import demo_places, demo_texts
+from imu_cli.commands import demo_places, demo_records, demo_texts
 from imu_cli.errors import ImuError
 from imu_cli.files import locks, outputs, staging, streams, writing
 from imu_cli.files.reading import cut
 from imu_cli.models import digits as demo_model
 from imu_cli.models import libraries
 
-Task = Literal["image", "text", "embedding"]
+Task = Literal["image", "text", "embedding", "language"]
 
 MARKER = ".imu-demo"
 IMAGE = re.compile(rf"(train|test)/[0-9]/[0-9]{{4}}\.png|{demo_places.IMAGE}")
@@ -101,7 +101,7 @@ RUNNING = "unfinished\n"
 FILES = {MARKER, "model.safetensors", "model.py", "imu.yaml", "forget.csv", "__pycache__", "data"} | {
     f"unlearned.{ending}" for ending in ("safetensors", "record.json", "evaluation.json")
 }
-FILES |= demo_texts.FILES | demo_places.FILES
+FILES |= demo_texts.FILES | demo_places.FILES | demo_records.FILES
 
 
 def _strange(folder: Path) -> str | None:
@@ -158,9 +158,9 @@ def make(folder: Path, seed: int, task: Task = "image") -> None:
     """Write data, model and config into a folder; of images the factory besides."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).touch()
-    if task == "text":
+    if task in ("text", "language"):
         with torch.random.fork_rng(devices=[]), _one_thread():
-            demo_texts.make(folder, seed)
+            (demo_texts if task == "text" else demo_records).make(folder, seed)
         return
     if task == "embedding":
         with _one_thread():
@@ -186,9 +186,10 @@ def run(folder: Path, force: bool, seed: int, main: Callable[[Sequence[str]], in
     with contextlib.suppress(OSError):  # what follows says it
         folder.parent.mkdir(parents=True, exist_ok=True)
     _refuse(folder, force)
-    if task == "text":
-        libraries.transformers("imu demo --task text")
-    about: dict[Task, str] = {"text": demo_texts.ABOUT, "embedding": demo_places.ABOUT}
+    if task in ("text", "language"):
+        libraries.transformers(f"imu demo --task {task}")
+    others = {"text": demo_texts, "embedding": demo_places, "language": demo_records}
+    about: dict[str, str] = {name: module.ABOUT for name, module in others.items()}
     what = about.get(task, "scikit-learn's digits as class folders")
     streams.to_stdout(f"# {what} in {folder}, and a network trained on them (seed {seed})\n")
     with contextlib.ExitStack() as held:
@@ -198,7 +199,7 @@ def run(folder: Path, force: bool, seed: int, main: Callable[[Sequence[str]], in
             descriptor = locks.take(made / MARKER)
             if descriptor is not None:
                 held.callback(locks.release, descriptor)
-        commands: dict[Task, Sequence[Sequence[str]]] = {"text": demo_texts.COMMANDS, "embedding": demo_places.COMMANDS}
+        commands: dict[str, Sequence[Sequence[str]]] = {name: module.COMMANDS for name, module in others.items()}
         _run_commands(folder, main, commands.get(task, COMMANDS))
         (folder / MARKER).write_text("", encoding="utf-8")
 

@@ -52,7 +52,7 @@ COMMANDS = (
 )  # fmt: skip
 FILES = {"train.csv", "test.csv", "model", "unlearned"}
 MODEL = re.compile(
-    r"(model|unlearned)/(model\.(safetensors|record\.json|evaluation\.json)|config\.json|tokenizer(_config)?\.json)"
+    r"(model|unlearned)/(model\.(safetensors|record\.json|evaluation\.json)|config\.json|generation_config\.json|tokenizer(_config)?\.json)"
 )
 ABOUT = "some two thousand sentences of its libraries' documentation"
 
@@ -60,16 +60,22 @@ Texts = list[tuple[str, int]]
 """Texts with the ids of their classes."""
 
 
-def _paragraphs(package: str, folders: Iterable[str]) -> Iterator[str]:
-    """First paragraphs of the docstrings in a package's files, on one line each."""
+def sources(package: str, folders: Iterable[str]) -> Iterator[ast.Module]:
+    """What a package's files say, read and not run."""
     found = importlib.util.find_spec(package)
     for root in [] if found is None else list(found.submodule_search_locations or ()):
         for folder in folders:
             for file in sorted(Path(root, folder).glob("*.py")):
                 signals.check()
-                for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-                    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                        yield " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+                yield ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _paragraphs(package: str, folders: Iterable[str]) -> Iterator[str]:
+    """First paragraphs of the docstrings in a package's files, on one line each."""
+    for tree in sources(package, folders):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                yield " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
 
 
 def texts(seed: int) -> dict[str, Texts]:

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 
 from imu_cli.commands import (
+    answers,
     galleries,
     held_out,
+    known,
     opening,
     other_models,
     people,
     preparation,
     provenance,
+    recalled,
     relearning,
     requirements,
 )
@@ -30,24 +33,18 @@ from imu_cli.linear import objective
 from imu_cli.linear.objective import Members
 from imu_cli.linear.rows import Logits
 from imu_cli.models import destination, layout
-from imu_cli.models.architecture import Architecture
 from imu_cli.models.checkpoint import open_checkpoint
-from imu_cli.models.sidecar import Said
 from imu_cli.records import json_files
-from imu_cli.records.evaluation import Evaluation, Metric
+from imu_cli.records.evaluation import Evaluation, Metric, Requirement
 from imu_cli.records.record import Record
-from imu_cli.records.retrieval import Judged, Retrieval
+from imu_cli.records.retrieval import Judged
 from imu_cli.samples.dataset import TEXTS, SampleSet
-from imu_cli.samples.vectors import is_features
 from imu_cli.statistics import metrics
 from imu_cli.unlearning import scenario
 from imu_cli.unlearning.messages import warn_if_at_chance
 from imu_cli.unlearning.procedure import Method
 from imu_cli.unlearning.targets import HeldOut
 from imu_cli.views import junit
-
-NAMING = ("strip_prefix", "leave_out", "columns")
-"""Options of the record by which the file's tensors are the model's, and the columns of lists what they are."""
 
 
 @dataclass(frozen=True)
@@ -56,79 +53,6 @@ class Evaluated:
 
     evaluation: Judged
     path: Path
-
-
-def _from_record(
-    config: EvaluateConfig, origins: Mapping[str, str], found: Record | None, file: Path
-) -> tuple[EvaluateConfig, dict[str, str], Said | None]:
-    """The config with what the record beside the model knows, where no option says otherwise; never code."""
-    merged = dict(origins)
-    if found is None:
-        return config, merged, None
-    folder = file.parent
-    known: dict[str, Any] = {"original": paths.placed(found.before.path, "file", folder), "head": found.head.module}
-    if not config.forget and config.features is None:
-        known |= {
-            "forget": paths.placed(found.forget.given, "forget", folder),
-            "label": found.forget.label,
-            "data": paths.placed(found.forget.data, "data", folder) if config.data is None else config.data,
-        }
-    if found.embedding is not None:
-        known |= _of_embedding(found, folder, config)
-    known |= {name: found.options[name].value for name in NAMING if name in found.options and found.options[name].value}
-    if config.scenario == "auto" and found.embedding is None:
-        known["scenario"] = found.scenario
-    values = {
-        name: value
-        for name, value in known.items()
-        if value is not None and (name == "scenario" or getattr(config, name) in (None, [], "auto"))
-    }
-    merged.update(dict.fromkeys(values, "record"))
-    name = str(found.architecture["name"])
-    is_registry = not Architecture(name, "record").runs_code
-    known_of = Said(
-        source=file.name,
-        arch=name if is_registry else None,
-        arguments=found.architecture["arguments"] if is_registry else {},
-        preprocess=found.preprocess,
-        classes=tuple(found.classes) if found.classes else None,
-    )
-    on_features = config.features is not None or is_features(str(values.get("data", config.data)))
-    if config.arch is None and not is_registry and not on_features:
-        raise ImuError(
-            f"--arch: the record names {name!r}, which is code, and code runs only where you name it; add --arch {name} "
-            "or a --config that does"
-        )
-    return replace(config, **values), merged, known_of
-
-
-def _of_embedding(found: Record, folder: Path, config: EvaluateConfig) -> dict[str, Any]:
-    """What the record of an embedding model knows: no head, nobody's name, and the weights from before the people were seen.
-
-    Raises:
-        ImuError: whom it was to forget is left out of it, and was not given again.
-    """
-    assert found.embedding is not None
-    given = found.forget.given
-    if not config.forget and any("=…" in text for text in given):
-        raise ImuError(
-            "--forget: the record leaves out whom the model was to forget, since it names nobody; give them again with --forget"
-        )
-    before = found.options.get("reference_model")
-    return {
-        "head": None,
-        "label": None,
-        "task": "embedding",
-        "embedding": found.embedding.module or None,
-        "reference_model": None if before is None else paths.placed(before.value, "file", folder),
-    }
-
-
-def _stdin_again(config: EvaluateConfig, found: Record | None) -> None:
-    if found is not None and config.forget == ["-"] and found.forget.given == ["-"] and found.forget.manifest is None:
-        raise ImuError(
-            "--forget: the record's forget list came from standard input and is gone; give it again with --forget"
-        )
 
 
 def _parts(opened: Session, by: str | None) -> dict[str, Tensor] | None:
@@ -153,7 +77,7 @@ def _refuse_foreign(path: Path) -> None:
 
     def ours(file: Path) -> bool:
         try:
-            return isinstance(json_files.read(file), Evaluation | Retrieval)
+            return isinstance(json_files.read(file), Judged)
         except ImuError:
             return False
 
@@ -179,21 +103,16 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     found = None if checkpoint is None else provenance.read_record(beside, checkpoint.sha256)
     if found is None and checkpoint is not None:
         events.note(f"{beside}: describes another file than {model}; it is not used")
-    config, merged, known = _from_record(config, origins, found, beside)
-    _stdin_again(config, found)
+    config, merged, said = known.from_record(config, origins, found, beside)
+    known.stdin_again(config, found)
     effective = opening.with_features(config)
-    opened = opening.open_all(model, effective, events, known, checkpoint)
-    requirements.refuse_other_task(wanted, opened.head.embeds, report)
-    if opened.head.embeds:
-        people.refuse_options(people.CLASSIFIER_ONLY, merged)
-        return _of_people(opened, effective, merged, wanted, (output, report), found)
-    people_only = {"--reference-model": config.reference_model is not None, "--samples": config.samples > 0}
-    for option in (name for name, given in people_only.items() if given):
-        texts = option == "--samples" and opened.forget.samples.kind is TEXTS
-        raise ImuError(
-            f"{option}: is for embedding models, and this is a classifier; leave it out"
-            + (" (imu report --samples shows forgotten texts)" if texts else "")
-        )
+    opened = opening.open_all(model, effective, events, said, checkpoint)
+    requirements.refuse_other_task(wanted, opened.head, report)
+    if opened.head.embeds or opened.head.writes:
+        judge = _of_records if opened.head.writes else _of_people
+        return judge(opened, effective, merged, wanted, (output, report), found)
+    recalled.refuse_language_options(merged)
+    _refuse_others(opened, config)
     if merged.get("head") == "record":
         opened = replace(opened, head=replace(opened.head, source=beside.name))
     if found is not None and opened.forget.sha256 != found.forget.sha256:
@@ -243,6 +162,21 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
     return _write(made, config, output, report)
 
 
+def _refuse_others(opened: Session, config: EvaluateConfig) -> None:
+    """Refuse options of other kinds of models that were given for a classifier.
+
+    Raises:
+        ImuError: naming the first.
+    """
+    others = {"--reference-model": config.reference_model is not None, "--samples": config.samples > 0}
+    for option in (name for name, given in others.items() if given):
+        texts = option == "--samples" and opened.forget.samples.kind is TEXTS
+        raise ImuError(
+            f"{option}: is for embedding and language models, and this is a classifier; leave it out"
+            + (" (imu report --samples shows forgotten texts)" if texts else "")
+        )
+
+
 def _write(made: Judged, config: EvaluateConfig, output: Path, report: Path | None) -> Evaluated:
     """The evaluation and its JUnit file, both or neither."""
     texts = {output: json_files.dump(made)} | ({} if report is None else {report: junit.junit(made)})
@@ -265,20 +199,61 @@ def _of_people(
     found: Record | None,
 ) -> Evaluated:
     """The evaluation of an embedding model, written to the first of the places, its verdicts to the second."""
+    people.refuse_options(people.CLASSIFIER_ONLY, origins)
+    recalled.refuse_language_options(origins)
     if found is not None and opened.forget.sha256 != found.forget.sha256:
         opened.note("the forget set is not the one that the record was made with (names, ids or contents differ)")
     page = galleries.place(places[0], config.samples)
     outcome = people.measured(opened, config, _parts(opened, config.by), None if found is None else found.held_out)
-    verdicts = gates.judge_all(wanted, {item.name: item for item in outcome.metrics}, config.require_on == "value")
-    for verdict in verdicts:
-        if verdict.warning:
-            opened.note(f"{verdict.text}: {verdict.warning}")
+    verdicts = _judged(opened, config, wanted, outcome.metrics)
     made = people.written(opened, config, origins, outcome, verdicts, places[0].parent)
     if found is not None:
         made.record = provenance.file_hash_of(destination.beside(opened.checkpoint.path, "record"), places[0].parent)
     if page is not None:
         galleries.write(page, outcome, config.samples, made.model.path)
     return _write(made, config, *places)
+
+
+def _of_records(
+    opened: Session,
+    config: EvaluateConfig,
+    origins: Mapping[str, str],
+    wanted: Sequence[gates.Gate],
+    places: tuple[Path, Path | None],
+    found: Record | None,
+) -> Evaluated:
+    """The evaluation of a language model, written to the first of the places, its verdicts to the second, what it answers beside it."""
+    people.refuse_options(recalled.CLASSIFIER_ONLY, origins, "a language model")
+    if found is not None and opened.forget.sha256 != found.forget.sha256:
+        opened.note("the forget set is not the one that the record was made with (names or contents differ)")
+    beside = answers.place(places[0], config.samples)
+    outcome = recalled.measured(
+        opened, config, _parts(opened, config.by), lambda samples: _unused(opened, samples, found),
+        _allowed(found).get("max_drop"), other_models.original_path(opened, config, found),
+    )  # fmt: skip
+    verdicts = _judged(opened, config, wanted, outcome.metrics)
+    folder = places[0].parent
+    made = recalled.written(opened, config, origins, outcome, verdicts, folder)
+    if found is not None:
+        made.record = provenance.file_hash_of(destination.beside(opened.checkpoint.path, "record"), folder)
+    if beside is not None and outcome.answered:
+        made.answers = answers.write(beside, outcome.answered, folder)
+        opened.note(
+            f"{beside}: holds forgotten records and what is answered; delete it when you have seen it (imu report --samples)"
+        )
+        made.notes = opened.log.notes
+    return _write(made, config, *places)
+
+
+def _judged(
+    opened: Session, config: EvaluateConfig, wanted: Sequence[gates.Gate], measured: Sequence[Metric]
+) -> list[Requirement]:
+    """The verdicts, with what they let pass told."""
+    verdicts = gates.judge_all(wanted, {item.name: item for item in measured}, config.require_on == "value")
+    for verdict in verdicts:
+        if verdict.warning:
+            opened.note(f"{verdict.text}: {verdict.warning}")
+    return verdicts
 
 
 def _tell_edge(opened: Session, e: Evidence, measured: list[Metric]) -> None:

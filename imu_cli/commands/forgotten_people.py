@@ -27,6 +27,7 @@ from imu_cli.samples import people as samples_people
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.people import Register
 from imu_cli.statistics import retrieval, same_person
+from imu_cli.statistics.quantiles import rank_map
 from imu_cli.statistics.retrieval import DISTRACTOR, JUNK, NO_CAMERA, Sightings
 from imu_cli.unlearning.demotion import loop, pairs
 from imu_cli.unlearning.demotion.pairs import Aim, Images, Look, PairTraining, Schedule
@@ -65,7 +66,7 @@ class Forgotten:
 
     record: Record
     tensors: Mapping[str, Tensor]
-    embeddings: Tensor
+    expected: Tensor
     state: Progress
 
 
@@ -337,7 +338,7 @@ def _aim(
             "no --reference-model: forgotten people are brought to where unseen people are; some people are easier than others for any model, "
             "and this may go too far"
         )
-        by_rank = same_person.rank_map(similar, own)
+        by_rank = rank_map(similar, own)
         return Aim(
             forgotten.directions, by_rank, 0.5 + SLACK, f"targets from unseen people by rank; 0.5 and {SLACK}"
         ), before
@@ -346,7 +347,7 @@ def _aim(
     theirs = scale.similar(people.directions_of(beside, unseen.every, "unseen people, reference model"))
     auc = same_person.plain_auc(ours.similar(given), theirs)
     how = f"targets from the reference model by rank; its AUC of {auc:.3f} and {SLACK}"
-    return Aim(given, same_person.rank_map(theirs, own), auc + SLACK, how), before
+    return Aim(given, rank_map(theirs, own), auc + SLACK, how), before
 
 
 # --- what is told and written

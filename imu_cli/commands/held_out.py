@@ -5,9 +5,11 @@ from typing import Literal
 
 import torch
 
+from imu_cli.commands import preparing
 from imu_cli.errors import ImuError, InvalidRowsError
 from imu_cli.features.session import Session
 from imu_cli.records.parts import HeldOutInfo
+from imu_cli.samples import asked
 from imu_cli.samples.classes import in_model_ids
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.manifest import open_source
@@ -83,7 +85,7 @@ def held_out(opened: Session, spec: str, option: str = "--test") -> SampleSet:
     Raises:
         ImuError: a class the model does not have, forget samples stand in it, or nothing but twins of them.
     """
-    samples = in_model_ids(open_source(spec, "test", opened.data, names=opened.columns), opened.classes)
+    samples = _labelled(opened, open_source(spec, "test", opened.data, names=opened.columns))
     shared = overlap(opened.forget.samples, samples)
     if shared.same:
         raise InvalidRowsError(
@@ -104,9 +106,22 @@ def held_out(opened: Session, spec: str, option: str = "--test") -> SampleSet:
     return without(samples, twins)
 
 
+def _labelled(opened: Session, samples: SampleSet) -> SampleSet:
+    """The samples in the model's ids; records of a language model have no labels, and have to be records.
+
+    Raises:
+        ImuError: other samples for a language model.
+        InvalidRowsError: labels that the model does not have.
+    """
+    if not opened.head.writes:
+        return in_model_ids(samples, opened.classes)
+    preparing.refuse_other_kind("record", samples, opened.checkpoint.path)
+    return asked.unlabelled(samples)
+
+
 def retained(opened: Session, spec: str) -> SampleSet:
     """The ``--retain`` set in the model's ids, without the forget samples in it and their twins."""
-    samples = in_model_ids(open_source(spec, "retain", opened.data, names=opened.columns), opened.classes)
+    samples = _labelled(opened, open_source(spec, "retain", opened.data, names=opened.columns))
     shared, whole = overlap(opened.forget.samples, samples), len(samples)
     inside = {theirs for _, theirs in shared.same}
     twins = {theirs for _, theirs in shared.twins} - inside

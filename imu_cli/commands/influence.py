@@ -8,9 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from imu_cli.commands import opening, preparation, provenance, reuse, ties
+from imu_cli.commands import opening, preparation, provenance, reuse, ties, token_influence
 from imu_cli.config.commands import InfluenceConfig, UnlearnConfig
 from imu_cli.config.shared import TargetConfig
+from imu_cli.errors import ImuError
 from imu_cli.events import Events
 from imu_cli.features.session import Session
 from imu_cli.files import outputs, writing
@@ -20,6 +21,7 @@ from imu_cli.linear.rows import Rows
 from imu_cli.linear.rows import logits as logits_by_rows
 from imu_cli.records import influence
 from imu_cli.records.ties import Ties
+from imu_cli.records.token_influence import TokenInfluence
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import thumbnails
 from imu_cli.samples.packing import reals
@@ -33,14 +35,24 @@ MOVERS = 3
 
 def run_influence(
     model: Path, config: InfluenceConfig, origins: Mapping[str, str], events: Events
-) -> influence.Influence | Ties:
-    """Score every forget sample; only the cache is written, and the page of ``--images``. Of an embedding model, what ties its people."""
+) -> influence.Influence | Ties | TokenInfluence:
+    """Score every forget sample; only the cache is written, and the page of ``--images``.
+
+    Of a language model every token is scored, of an embedding model what ties its people.
+
+    Raises:
+        ImuError: bad input, or options of another kind of model.
+    """
     if config.images is not None:
         outputs.refuse_foreign(Path(config.images), page.MARK, "--images")
     config = opening.with_features(config)
     opened = opening.open_all(model, config, events)
     if opened.head.embeds:
         return ties.run(opened, config, origins)
+    if opened.head.writes:
+        return token_influence.run(opened, config, origins)
+    if config.tokens:
+        raise ImuError("--tokens: shows what a language model writes, and this is a classifier; leave it out")
     scored, h = reuse.cached_scores(opened, config), None
     if scored is None or config.kernel:
         h = reuse.forget_features(opened, config)

@@ -17,7 +17,7 @@ from imu_cli.features.session import Network, Run, Session
 from imu_cli.files import memory, streams
 from imu_cli.files.reading import environment_number
 from imu_cli.influence import closed_form
-from imu_cli.models import architecture, embedding, sidecar
+from imu_cli.models import architecture, embedding, language, sidecar
 from imu_cli.models.architecture import Loaded
 from imu_cli.models.checkpoint import Checkpoint, open_checkpoint
 from imu_cli.models.head_search import find_head, named_head
@@ -25,7 +25,7 @@ from imu_cli.models.sidecar import Said
 from imu_cli.samples import asked, vectors
 from imu_cli.samples.classes import ClassNames, class_names
 from imu_cli.samples.column_names import ColumnNames
-from imu_cli.samples.dataset import TEXTS, SampleSet
+from imu_cli.samples.dataset import RECORDS, TEXTS, SampleSet
 from imu_cli.samples.manifest import load_forget, open_source, peek
 from imu_cli.samples.vectors import Vectors
 
@@ -123,7 +123,7 @@ def _open_on_samples(
     embeds = is_embedding(config, loaded)
     said = [*([] if known is None else [known]), *loaded.said]
     given = None if loaded.takes == "image" else _read_data(config)
-    takes = loaded.takes or ("text" if given is not None and given.few.kind is TEXTS else "image")
+    takes = takes_of(config, loaded, given.few if given is not None else None)
     step = preparing.find(takes, config, loaded, checkpoint.folder, said, run.max_memory)
     device = engine_module.pick_device(config.device, environment_number("LOCAL_RANK", 0, 0, 4095, TORCHRUN))
     engine_module.refuse_precision(config.precision, device)
@@ -139,6 +139,14 @@ def _open_on_samples(
         return Session(
             run, checkpoint, network, None, device, head, checkpoint.outside_hash(set()), people, forget, data, log
         )
+    if takes == "record":
+        engine_module.refuse_if_random(model, probe, language.logits)
+        head = language.find_head(model, probe, checkpoint, loaded, config.head)
+        forget = asked.forgotten_records(config.forget, given.data, config.label, given.stdin, given.names)
+        network = Network(loaded, model, step.made, step.source, probe)
+        outside = checkpoint.outside_hash(set(head.tensors) & set(checkpoint.entries))
+        data = None if given.data is None else asked.unlabelled(given.data)
+        return Session(run, checkpoint, network, None, device, head, outside, asked.NO_CLASSES, forget, data, log)
     engine_module.refuse_if_random(model, probe)
     engine_module.refuse_if_padding_counts(model, probe, step.made)
     try:
@@ -155,6 +163,25 @@ def _open_on_samples(
     network = Network(loaded, model, step.made, step.source, probe)
     outside = checkpoint.outside_hash(set(head.tensors))
     return Session(run, checkpoint, network, None, device, head, outside, classes, forget, given.data, log)
+
+
+def takes_of(config: ModelConfig, loaded: Loaded, few: SampleSet | None) -> preparing.Takes:
+    """What a model takes: as its library says, else by ``--task``, else by the samples that are given.
+
+    Raises:
+        ImuError: ``--task`` contradicts the library.
+    """
+    if config.task == "language":
+        if loaded.takes not in (None, "record"):
+            raise ImuError(
+                f"--task language: {loaded.architecture.name} is {type(loaded.model).__name__}, which writes no text; leave the option out"
+            )
+        return "record"
+    if loaded.takes is not None:
+        return loaded.takes
+    if few is not None and few.kind is RECORDS:
+        return "record"
+    return "text" if few is not None and few.kind is TEXTS else "image"
 
 
 def _open_on_features(
@@ -216,7 +243,9 @@ def is_embedding(config: ModelConfig, loaded: Loaded) -> bool:
     """
     if config.task == "classification" and config.embedding is not None:
         raise ImuError(f"--embedding {config.embedding}: is for --task embedding; leave one of them out")
-    if config.task == "classification" or (config.task == "auto" and config.embedding is None):
+    if config.task == "language" and config.embedding is not None:
+        raise ImuError(f"--embedding {config.embedding}: is for --task embedding; leave one of them out")
+    if config.task in ("classification", "language") or (config.task == "auto" and config.embedding is None):
         embeds = config.task == "auto" and embedding.is_said(loaded)
     else:
         embeds = True

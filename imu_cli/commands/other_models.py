@@ -63,12 +63,8 @@ def _load_other(opened: Session, path: Path, config: EvaluateConfig) -> tuple[ch
     return opening.load_model(path, config, known)
 
 
-def open_original(opened: Session, config: EvaluateConfig, found: Record | None) -> Other | None:
-    """The model before unlearning, by --original or by the record; None, with a note, where the record's is gone.
-
-    Raises:
-        ImuError: it is not the model that the record says was unlearned.
-    """
+def original_path(opened: Session, config: EvaluateConfig, found: Record | None) -> Path | None:
+    """Where the model before unlearning is, by --original or by the record; None, with a note, where the record's is gone."""
     if config.original is None:
         return None
     path = Path(config.original)
@@ -76,6 +72,18 @@ def open_original(opened: Session, config: EvaluateConfig, found: Record | None)
         opened.note(
             f"the original {path} named by the record is not there; nothing is compared with it (give --original)"
         )
+        return None
+    return path
+
+
+def open_original(opened: Session, config: EvaluateConfig, found: Record | None) -> Other | None:
+    """The model before unlearning, by --original or by the record; None, with a note, where the record's is gone.
+
+    Raises:
+        ImuError: it is not the model that the record says was unlearned.
+    """
+    path = original_path(opened, config, found)
+    if path is None:
         return None
     other = open_other(opened, path, config)
     if found is not None and other.opened.checkpoint.sha256 != found.before.sha256:

@@ -53,8 +53,8 @@ class Sets:
         return {name: samples for name, samples in found.items() if samples is not None}
 
 
-def refuse_options(names: Sequence[str], origins: Mapping[str, str]) -> None:
-    """Refuse options of classifiers that were given for an embedding model.
+def refuse_options(names: Sequence[str], origins: Mapping[str, str], kind: str = "an embedding model") -> None:
+    """Refuse options of classifiers that were given for a model of another kind.
 
     Raises:
         ImuError: naming the first.
@@ -62,7 +62,7 @@ def refuse_options(names: Sequence[str], origins: Mapping[str, str]) -> None:
     for name in names:
         if origins.get(name) in ("flag", "environment"):
             option = "--" + name.replace("_", "-")
-            raise ImuError(f"{option}: is for classifiers, and this is an embedding model; leave it out")
+            raise ImuError(f"{option}: is for classifiers, and this is {kind}; leave it out")
 
 
 def refuse_strangers(opened: Session) -> None:

@@ -11,12 +11,12 @@ from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError
 from imu_cli.models.architecture import Loaded
 from imu_cli.models.sidecar import Said
-from imu_cli.samples.dataset import FEATURES, TEXTS, SampleSet
+from imu_cli.samples.dataset import FEATURES, TEXTS, WORDS, SampleSet
 from imu_cli.samples.images import preprocessing
 from imu_cli.samples.inputs import InputStep
-from imu_cli.samples.texts import tokenizers, tokens
+from imu_cli.samples.texts import completions, tokenizers, tokens
 
-Takes = Literal["image", "text"]
+Takes = Literal["image", "text", "record"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ def find(
     if takes == "image":
         if config.truncate:
             raise ImuError("--truncate: cuts texts, and this model takes images; leave it out")
+        if config.template is not None:
+            raise ImuError("--template: is for language models, and this model takes images; leave it out")
         images = [(item.steps, item.source) for item in said if not tokens.is_described(item.steps)]
         return Step(*preprocessing.find(config.preprocess, images, max_memory))
     if config.preprocess is not None:
@@ -58,6 +60,13 @@ def find(
     if known is not None:
         tokens.refuse_other(known.steps, tokenizer, known.source)
     truncate = config.truncate or (known is not None and bool(known.steps["truncate"]))
+    if takes == "record":
+        made = completions.of(
+            tokenizer, loaded.model, config.template, truncate, None if known is None else known.steps
+        )
+        return Step(made, tokenizer.source)
+    if config.template is not None:
+        raise ImuError("--template: is for language models, and this is a classifier of texts; leave it out")
     return Step(tokens.of(tokenizer, loaded.model, truncate), tokenizer.source)
 
 
@@ -82,8 +91,14 @@ def refuse_other_kind(takes: Takes, samples: SampleSet, model: Path) -> None:
     Raises:
         ImuError: images for a model of texts, or the other way round.
     """
-    if samples.kind is FEATURES or (samples.kind is TEXTS) == (takes == "text"):
+    fits = {"image": samples.kind not in WORDS, "text": samples.kind is TEXTS, "record": samples.kind in WORDS}
+    if samples.kind is FEATURES or fits[takes]:
         return
+    if takes == "record":
+        raise ImuError(
+            f"{samples.source}: holds {samples.kind.many}, and {model.name or model} is a language model; give records: prompt and "
+            "completion, question and answer, messages, or text"
+        )
     raise ImuError(
         f"{samples.source}: holds {samples.kind.many}, and {model.name or model} is a classifier of {takes}s; name a data set of those"
     )

@@ -40,7 +40,9 @@ def forget_info(opened: Session, config: SamplesConfig, folder: Path) -> ForgetI
     """The forget set without naming a sample; paths relative to ``folder``."""
     forget = opened.forget
     counts: dict[str, int] = {}
-    for label in () if opened.head.embeds else forget.samples.labels:  # names of people stand in no record
+    for label in (
+        () if opened.head.embeds or opened.head.writes else forget.samples.labels
+    ):  # names of people stand in no record
         name = opened.classes.name(label)
         counts[name] = counts.get(name, 0) + 1
     listed = not is_selector(config.forget[0])

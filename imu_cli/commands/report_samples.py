@@ -7,9 +7,11 @@ No record and no other report holds a text: they are personal data, shown to who
 from collections.abc import Sequence
 from pathlib import Path
 
+from imu_cli.commands import answers
 from imu_cli.errors import ImuError
 from imu_cli.files import paths, streams
 from imu_cli.records.evaluation import Evaluation
+from imu_cli.records.recall import Recall
 from imu_cli.records.record import Record
 from imu_cli.records.retrieval import Judged, Retrieval
 from imu_cli.samples.classes import ClassNames
@@ -32,6 +34,9 @@ def tables_of(results: Sequence[Record | Judged], folders: Sequence[Path], count
     """
     found: dict[str, Table] = {}
     for result, folder in zip(results, folders, strict=True):
+        if isinstance(result, Recall):
+            found[result.forget.sha256] = _answers(result, folder, count)
+            continue
         if isinstance(result, Retrieval):
             raise ImuError("--samples: shows texts; of people, imu evaluate --samples makes a page")
         if result.forget.sha256 not in found:
@@ -59,6 +64,27 @@ def _listed(result: Record | Evaluation, folder: Path) -> ForgetSet:
             "--samples: the forget list or its data are not those that the record was made with (names, labels or contents differ)"
         )
     return made
+
+
+def _answers(result: Recall, folder: Path, count: int) -> Table:
+    """Forgotten records with what was answered before and after, side by side, as imu evaluate --samples wrote them."""
+    if result.answers is None:
+        raise ImuError(
+            "--samples: this evaluation has no answers beside it; run imu evaluate --samples N, and then this again"
+        )
+    path = Path(paths.placed(result.answers.path, "file", folder))
+    if not path.is_file():
+        raise ImuError(f"--samples: {path} is gone; run imu evaluate --samples N again")
+    given = answers.read(path)
+    models = [name for name in answers.MODELS.values() if any(name in one.answers for one in given)]
+    rows = [
+        tuple(
+            streams.plain(text if len(text) <= LONGEST else f"{text[:LONGEST]}…")
+            for text in (one.sample, one.asked, one.truth, *(one.answers.get(name, "") for name in models))
+        )
+        for one in given[:count]
+    ]
+    return Table(f"{TITLE} ({len(rows)} of {result.forget.n})", ("sample", "asked", "true answer", *models), rows)
 
 
 def _table(forget: ForgetSet, result: Record | Evaluation, count: int) -> Table:

@@ -8,7 +8,9 @@ from imu_cli.config.commands import EvaluateConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import gates
 from imu_cli.files import outputs, writing
+from imu_cli.models.head import Head
 from imu_cli.records.metric_definitions import DEFINITIONS
+from imu_cli.records.recall_metrics import RECALL
 from imu_cli.records.retrieval_metrics import RETRIEVAL
 from imu_cli.views import junit
 
@@ -44,13 +46,15 @@ def _refuse(problems: Mapping[str, str], report: Path | None) -> None:
         raise ImuError("\n".join(problems.values()))
 
 
-def refuse_other_task(wanted: Sequence[gates.Gate], embeds: bool, report: Path | None) -> None:
-    """Refuse requirements on metrics of the other kind of model.
+def refuse_other_task(wanted: Sequence[gates.Gate], head: Head, report: Path | None) -> None:
+    """Refuse requirements on metrics of other kinds of models.
 
     Raises:
         ImuError: all of them, in the JUnit file too.
     """
-    known, kind = (RETRIEVAL, "an embedding model") if embeds else (DEFINITIONS, "a classifier")
+    kinds = {"embedding": (RETRIEVAL, "an embedding model"), "language": (RECALL, "a language model")}
+    which = "embedding" if head.embeds else "language" if head.writes else ""
+    known, kind = kinds.get(which, (DEFINITIONS, "a classifier"))
     foreign = [gate for gate in wanted if gate.metric not in known]
     said = f"is no metric of {kind}, which this is; its metrics are {', '.join(known)}"
     _refuse({gate.text: f"{gate.text!r}: {gate.metric} {said}" for gate in foreign}, report)

@@ -36,7 +36,8 @@ def _cache_fields(opened: Session) -> dict[str, Any]:
     }
 
 
-def _samples(opened: Session) -> Iterator[dict[str, Any]]:
+def sample_lines(opened: Session) -> Iterator[dict[str, Any]]:
+    """The forget samples as a cache entry lists them."""
     samples = opened.forget.samples
     for row, (name, label) in enumerate(zip(samples.names, samples.labels, strict=True)):
         yield {"name": name, "label": opened.classes.name(label), "digest": samples.digest(row)}
@@ -80,7 +81,7 @@ def _keep(opened: Session, h: Rows, fields: dict[str, Any]) -> None:
     width = opened.head.matrix.shape[1] - opened.head.bias
     parts = (h[rows][:, :width] for rows in blocks(len(h), h.shape[1]))
     with opened.log.timed("cache"):
-        cache.write("features", fields, _samples(opened), lambda path: vectors.write(path, (len(h), width), parts))
+        cache.write("features", fields, sample_lines(opened), lambda path: vectors.write(path, (len(h), width), parts))
     opened.note(
         "features of the forget samples, which are personal data, were cached; imu cache rm --forget removes them"
     )
@@ -102,7 +103,8 @@ def run_info(opened: Session) -> RunInfo:
     )
 
 
-def _score_fields(opened: Session, damping: str) -> dict[str, Any]:
+def score_fields(opened: Session, damping: str) -> dict[str, Any]:
+    """What cached scores depend on."""
     return {**_cache_fields(opened), "head": origin.head_hash(opened.head), "damping": damping}
 
 
@@ -110,7 +112,7 @@ def cached_scores(opened: Session, config: ForgetConfig) -> Scored | None:
     """Scores from the cache, if it is to be used and holds exactly these."""
     if not config.cache:
         return None
-    fields = _score_fields(opened, config.damping)
+    fields = score_fields(opened, config.damping)
     found = cache.find("scores", fields)
     if found.tensors is None:
         if found.why:
@@ -156,7 +158,7 @@ def _write_scores(opened: Session, damping: str, found: closed_form.Influence, e
         on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         return str(
             cache.write(
-                "scores", _score_fields(opened, damping), _samples(opened), lambda path: save_file(on_cpu, path)
+                "scores", score_fields(opened, damping), sample_lines(opened), lambda path: save_file(on_cpu, path)
             )
         )
 

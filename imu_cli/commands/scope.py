@@ -117,8 +117,8 @@ def refuse_vectors(opened: Session, given: str) -> None:
         )
 
 
-def find(opened: Session, given: str, answers: Answers = scopes.logits) -> Scope:
-    """The layers that move, told before the first step; ``answers`` is what they are for.
+def find(opened: Session, given: str, answers: Answers = scopes.logits, without: str | None = None) -> Scope:
+    """The layers that move, told before the first step; ``answers`` is what they are for, and the layer ``without`` stays.
 
     Raises:
         ImuError: the scope means nothing in this model.
@@ -129,7 +129,7 @@ def find(opened: Session, given: str, answers: Answers = scopes.logits) -> Scope
         )
     network = opened.network
     assert network is not None
-    found = scopes.find(network.model, network.probe, given, opened.head.module, answers)
+    found = scopes.find(network.model, network.probe, given, opened.head.module, answers, without)
     opened.note(f"scope {given}: {found.described()} move; buffers, and everything else, stay as they are")
     return found
 

@@ -10,10 +10,20 @@ import torch
 from torch import Tensor
 
 from imu_cli import flags
-from imu_cli.commands import forgotten_people, opening, preparation, processes, provenance, reuse, scope
+from imu_cli.commands import (
+    forgotten_at_head,
+    forgotten_people,
+    forgotten_records,
+    opening,
+    preparation,
+    processes,
+    provenance,
+    reuse,
+    scope,
+)
 from imu_cli.commands.processes import Ranks
 from imu_cli.commands.provenance import common
-from imu_cli.config.commands import PAPER, UnlearnConfig
+from imu_cli.config.commands import PRESETS, UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.events import Events, Silent
 from imu_cli.features.session import Session
@@ -44,11 +54,13 @@ class Unlearned:
 
 
 def with_preset(config: UnlearnConfig, origins: Mapping[str, str]) -> tuple[UnlearnConfig, dict[str, str]]:
-    """The config with ``--preset paper`` spread out; options given beside it win."""
+    """The config with ``--preset`` spread out; options given beside it win."""
     changed = dict(origins)
     if config.preset is None:
         return config, changed
-    values = {name: value for name, value in PAPER.items() if origins.get(name, "default") == "default"}
+    values = {
+        name: value for name, value in PRESETS[config.preset].items() if origins.get(name, "default") == "default"
+    }
     changed.update(dict.fromkeys(values, "preset"))
     return replace(config, **values), changed  # type: ignore[arg-type]
 
@@ -56,10 +68,48 @@ def with_preset(config: UnlearnConfig, origins: Mapping[str, str]) -> tuple[Unle
 def _refuse_contradictions(config: UnlearnConfig) -> None:
     if config.weights == "uniform" and config.reweight != "once":
         raise ImuError("--reweight: uniform weights do not change as the head moves; leave it out")
-    if config.scope != scopes.HEAD:
+    if config.preset == "paper-llm":
+        refuse_for_preset(config)
+    elif config.scope != scopes.HEAD:
         scope.refuse(config)
-    if config.until is not None:
+    if config.until is not None and not forgotten_records.UNTIL.fullmatch(config.until):
         targets.parse_until(config.until)
+
+
+def refuse_for_preset(config: UnlearnConfig) -> None:
+    """Refuse what the published update of a language model has no use for.
+
+    Raises:
+        ImuError: names the first.
+    """
+    if config.scope == scopes.HEAD:
+        raise ImuError("--preset paper-llm: moves layers below the head; name them with --scope, or leave it out")
+    for name in ("until", "reference_model", "resume", "batches", "momentum", "anchor"):
+        if getattr(config, name) != getattr(UnlearnConfig(), name):
+            option = "--" + name.replace("_", "-")
+            raise ImuError(
+                f"{option}: --preset paper-llm runs for a fixed number of --epochs and aims at nothing; leave it out"
+            )
+
+
+def _refuse_other_kind(opened: Session, config: UnlearnConfig) -> None:
+    """Refuse options that are for another kind of model.
+
+    Raises:
+        ImuError: names the first.
+    """
+    head = opened.head
+    if config.preset is not None and (config.preset == "paper-llm") != head.writes:
+        fits = "use --preset paper-llm" if head.writes else "use --preset paper"
+        raise ImuError(f"--preset {config.preset}: is for another kind of model than this one; {fits}, or leave it out")
+    if head.writes or head.embeds:
+        return
+    if config.reference_model is not None:
+        raise ImuError(
+            "--reference-model: is for embedding and language models, and this is a classifier; leave it out"
+        )
+    if config.untie:
+        raise ImuError("--untie: is for language models, and this is a classifier; leave it out")
 
 
 def _refuse_for_head(config: UnlearnConfig) -> None:
@@ -100,15 +150,9 @@ def _unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], eve
     if config.scope != scopes.HEAD and config.weights == "influence" and origins.get("weights", "default") == "default":
         config = replace(config, weights="uniform")
     opened = opening.open_all(model, config, events)
-    if opened.head.embeds:
-        gone = forgotten_people.run(opened, config, origins, place, ranks)
-        gone.record.previous = _previous(opened, place.record.parent)
-        replayed = partial(forgotten_people.replay, opened, expected=gone.embeddings)
-        unlearned = _write(opened, config, place, gone.record, gone.tensors, replayed)
-        gone.state.done()
-        return unlearned
-    if config.reference_model is not None:
-        raise ImuError("--reference-model: is for embedding models, and this is a classifier; leave it out")
+    _refuse_other_kind(opened, config)
+    if opened.head.writes or opened.head.embeds:
+        return _without_classes(opened, config, origins, place, ranks)
     moving = None
     if config.scope == scopes.HEAD:
         _refuse_for_head(config)
@@ -153,20 +197,54 @@ def _unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], eve
     )  # fmt: skip
 
 
+def _without_classes(
+    opened: Session,
+    config: UnlearnConfig,
+    origins: Mapping[str, str],
+    place: destination.Destination,
+    ranks: Ranks,
+) -> Unlearned:
+    """Unlearn people of an embedding model, or records of a language model."""
+    if opened.head.writes and forgotten_at_head.is_asked_for(config, origins):
+        at_head = forgotten_at_head.run(opened, config, origins, place, ranks)
+        at_head.record.previous = _previous(opened, place.record.parent)
+        return _write(opened, config, place, at_head.record, at_head.write, at_head.replay)
+    if config.untie:
+        raise ImuError(
+            "--untie: is for --scope head of a language model; deeper scopes leave the tie alone, leave it out"
+        )
+    if opened.head.writes and config.scope == scopes.HEAD:
+        config = replace(config, scope=scopes.LAST_BLOCK)
+    module = forgotten_records if opened.head.writes else forgotten_people
+    gone = module.run(opened, config, origins, place, ranks)
+    gone.record.previous = _previous(opened, place.record.parent)
+    unlearned = _write(
+        opened, config, place, gone.record, gone.tensors, partial(module.replay, opened, expected=gone.expected)
+    )
+    gone.state.done()
+    return unlearned
+
+
 def _write(
     opened: Session,
     config: UnlearnConfig,
     place: destination.Destination,
     made: Record,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor] | Callable[[Path], None],
     replay: Callable[[Path], str],
 ) -> Unlearned:
-    """Write checkpoint and record, both or neither, once the written model has computed what was promised."""
+    """Write checkpoint and record, both or neither, once the written model has computed what was promised.
+
+    ``tensors`` are those that differ, or what writes the files itself.
+    """
     for note in place.notes():
         opened.note(note)
     files = opened.checkpoint.layout
     with opened.log.timed("writing"), destination.opened(place, files, config.force) as (weights, record_file):
-        checkpoint.patch(opened.checkpoint, tensors, weights)
+        if callable(tensors):
+            tensors(weights)
+        else:
+            checkpoint.patch(opened.checkpoint, tensors, weights)
         made.after.sha256 = replay(weights)
         made.seconds, made.notes = opened.log.clock.seconds, opened.log.notes
         record_file.write_text(json_files.dump(made), encoding="utf-8")

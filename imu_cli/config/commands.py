@@ -65,6 +65,14 @@ class InfluenceConfig(TargetConfig):
             group=SCORES,
         ),
     ] = False
+    tokens: Annotated[
+        bool,
+        Option(
+            "Print the records of the table with each token of their completions shaded by its influence (personal data); CSV then has a "
+            "line a token, without its text (language models).",
+            group=OUTPUT,
+        ),
+    ] = False
     images: Annotated[
         str | None,
         Option(
@@ -108,10 +116,18 @@ class UnlearnConfig(TargetConfig):
             "What moves: head; last-block (the last stage, or the last third of a stack of equal blocks, and what follows); all; or "
             "patterns of module paths, such as 'layer3.*,fc' or 'blocks.[8-11].*'.",
             metavar="SCOPE",
-            default="head; last-block of an embedding model",
+            default="head; last-block of an embedding or language model",
             group=DEEPER,
         ),
     ] = "head"
+    untie: Annotated[
+        bool,
+        Option(
+            "With --scope head of a language model whose head is tied to its embedding: write it as a tensor of its own beside the "
+            "embedding, and say so in config.json.",
+            group=DEEPER,
+        ),
+    ] = False
     anchor: Annotated[
         str | None,
         Option(
@@ -128,7 +144,8 @@ class UnlearnConfig(TargetConfig):
         Gt(0),
         Option(
             "Training steps.",
-            default="200 + 0.08 per forget sample, 0.16 with the feature term; 100 of an embedding model",
+            default="200 + 0.08 per forget sample, 0.16 with the feature term; 100 of an embedding model; 60 and four passes of a "
+            "language model",
             group=DEEPER,
         ),
     ] = None
@@ -173,9 +190,10 @@ class UnlearnConfig(TargetConfig):
         float, Gt(0), Lt(1), Option("Length of a step, as a fraction of the head's norm.", group=ASCENT)
     ] = 0.005
     preset: Annotated[
-        Literal["paper"] | None,
+        Literal["paper", "paper-llm"] | None,
         Option(
-            "paper: the published loop on cached features, fixed epochs and no stop rule (see docs/method.md).",
+            "paper: the published loop on cached features, fixed epochs and no stop rule; paper-llm: the same of a language model, on "
+            "the attention of three blocks or on --scope (see docs/method.md).",
             group=ASCENT,
         ),
     ] = None
@@ -197,7 +215,7 @@ class UnlearnConfig(TargetConfig):
         Gt(0),
         Option(
             "Forget samples in one SGD step, or in a training step deeper than the head.",
-            default="all of them; 128 deeper than the head, 32 of an embedding model",
+            default="all of them; 128 deeper than the head, 32 of an embedding model, 16 of a language model",
             group=ASCENT,
         ),
     ] = None
@@ -247,8 +265,41 @@ class EvaluateConfig(ForgetConfig):
     relearn: Annotated[
         bool,
         Option(
-            "Also fine-tune what differs from the original on 5, 10 and 25 forget samples and count how many of the others come "
+            "Also fine-tune what differs from the original on 5, 10 and 25 forget samples and see how much of the others comes "
             "back; runs the network with gradients, up to 60,000 forward passes a model.",
+            group=ATTACKS,
+        ),
+    ] = False
+    suite: Annotated[
+        str | None,
+        Option(
+            "Questions with wrong answers and other wordings: tofu:DIR, a folder with the files of TOFU, or a .jsonl with question, answer, "
+            "perturbed_answer (a list), paraphrased_question, paraphrased_answer of the forgotten records (language models).",
+            metavar="SUITE",
+            path="data",
+            group=ATTACKS,
+        ),
+    ] = None
+    suite_size: Annotated[
+        int | None,
+        Gt(0),
+        Option("Questions of each set of the suite, drawn by the seed.", default="all of them", group=ATTACKS),
+    ] = None
+    generate: Annotated[
+        int,
+        Ge(0),
+        Option(
+            "Also let the model answer so many records of each set, drawn by the seed, for ROUGE-L (language models of transformers; a "
+            "forward pass for every word).",
+            metavar="N",
+            group=ATTACKS,
+        ),
+    ] = 0
+    four_bit: Annotated[
+        bool,
+        Option(
+            "Also what the model recalls with its weights rounded to four bits (NF4), which is known to bring answers back (language "
+            "models).",
             group=ATTACKS,
         ),
     ] = False
@@ -271,8 +322,9 @@ class EvaluateConfig(ForgetConfig):
         int,
         Ge(0),
         Option(
-            "Also write so many forgotten images with the images that they find, before and after, as an HTML page beside the "
-            "evaluation (embedding models; personal data, readable by you alone).",
+            "Also write so many forgotten images with the images that they find (embedding models: an HTML page), or forgotten records with "
+            "what is answered (language models: .answers.json, which imu report --samples shows), before and after, beside the evaluation; "
+            "personal data, readable by you alone.",
             metavar="N",
             group=OUTPUT,
         ),
@@ -323,3 +375,17 @@ PAPER = {
     "reweight": "once",
 }
 """What ``--preset paper`` sets: the defaults of the published code (arXiv 2508.01620, goodluckisallyouneed/IMU)."""
+PAPER_LLM = {
+    "scope": "model.layers.[19-21].self_attn.*",
+    "learning_rate": 1e-5,
+    "minibatch": 16,
+    "epochs": 5,
+    "weight_decay": 0.01,
+    "l1": 0.02,
+    "keep": 1.0,
+    "clip_quantile": 0.93,
+    "damping": "0.01",
+    "weights": "influence",
+}
+"""What ``--preset paper-llm`` sets: scope, L1 and clip are the paper's; rate, epochs and decay are those that TOFU's own code trains with."""
+PRESETS: dict[str, dict[str, object]] = {"paper": dict(PAPER), "paper-llm": dict(PAPER_LLM)}

@@ -31,7 +31,7 @@ Reweight = Literal["once", "epoch", "step"]
 RequireOn = Literal["interval", "value"]
 Attack = Literal["shadow-heads"]
 By = Literal["id", "group"]
-Task = Literal["auto", "classification", "embedding"]
+Task = Literal["auto", "classification", "embedding", "language"]
 
 MODEL, DATA, SCORES, STOP, ASCENT, MATCHED, DEEPER, ATTACKS, OUTPUT = (
     "Model",

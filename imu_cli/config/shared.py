@@ -55,8 +55,8 @@ class ModelConfig:
     task: Annotated[
         Task,
         Option(
-            "What the model's output is: scores of classes, or an embedding, by whose angle people are found; auto: an embedding where "
-            "the model's files say that it has no classes, or --embedding is given.",
+            "What the model's output is: scores of classes; an embedding, by whose angle people are found; the next token of a text "
+            "(language); auto: as the model's files say, an embedding where --embedding is given.",
             group=MODEL,
         ),
     ] = "auto"
@@ -83,6 +83,16 @@ class ModelConfig:
         bool,
         Option("Cut texts that are longer than the model takes; without it such a text is an error.", group=MODEL),
     ] = False
+    template: Annotated[
+        str | None,
+        Option(
+            "How the prompt and the completion of a record become one text; conversations (messages) have the tokenizer's own "
+            "(language models).",
+            metavar="TEMPLATE",
+            default="'Question: {prompt}\\nAnswer: {completion}'",
+            group=MODEL,
+        ),
+    ] = None
     classes: Annotated[
         str | None,
         Option(

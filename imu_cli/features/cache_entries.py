@@ -151,4 +151,17 @@ def _fits(entry: Entry, tensors: "Mapping[str, Tensor]") -> bool:
         all(item is not None and item.shape == (entry.count,) and not item.is_complex() for item in each)
         and all(item is not None and item.numel() == 1 for item in single)
         and (four is None or four.numel() == 4)
+        and _fits_tokens(entry, tensors)
     )
+
+
+def _fits_tokens(entry: Entry, tensors: "Mapping[str, Tensor]") -> bool:
+    """Whether the tokens of records, where an entry has them, are as many as it says."""
+    counts = tensors.get("counts")
+    each = [tensors.get(name) for name in ("token_scores", "token_confidence", "token_right")]
+    if counts is None:
+        return all(item is None for item in each)
+    if counts.shape != (entry.count,) or counts.is_floating_point() or bool((counts < 1).any()):
+        return False
+    total = int(counts.sum())
+    return all(item is not None and item.shape == (total,) and not item.is_complex() for item in each)

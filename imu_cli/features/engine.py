@@ -16,6 +16,7 @@ from imu_cli.models.arithmetic import Kind, float32_as
 from imu_cli.models.batches import Batch, call, count, each, first, tensors, word
 from imu_cli.models.embedding import embed
 from imu_cli.models.head import PRECISIONS, hooked, logits_of, tapped
+from imu_cli.models.language import Body
 from imu_cli.models.replay import REPLAY_TOLERANCE
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.inputs import InputStep
@@ -259,6 +260,16 @@ def engine(
     if count and not _alike(plain, chosen, probe):
         chosen = plain
     return replace(chosen, precision=precision)
+
+
+def engine_of_body(
+    model: nn.Module, layer: str, probe: Batch, batch_size: int | None, precision: Precision, full: float
+) -> Engine:
+    """A language model as it runs over many records, up to what enters its head; arguments as for ``engine``."""
+    probe = first(probe, FEW)
+    body = Body(model, layer)
+    size = batch_size or _batch_size(body, probe, full)
+    return Engine(body, layer, tensors(probe)[0].device, size, precision)
 
 
 def _alike(one: Engine, other: Engine, probe: Batch) -> bool:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from imu_cli.errors import ImuError
 from imu_cli.events import Log
-from imu_cli.features import cache, extraction, origin
+from imu_cli.features import cache, extraction, origin, tokens
 from imu_cli.features import engine as engine_module
 from imu_cli.features.engine import Engine
 from imu_cli.features.extraction import Seen
 from imu_cli.features.precision import Precision
+from imu_cli.features.tokens import TokenRows
 from imu_cli.files import memory
 from imu_cli.linear.rows import Mapped, Rows, refuse_not_finite
 from imu_cli.models.architecture import Loaded
@@ -101,6 +102,11 @@ class Session:
     def engine(self) -> Engine:
         """The model as it runs over many samples."""
         assert self.network is not None, "features from a file need no engine"
+        if self.head.writes:
+            return engine_module.engine_of_body(
+                self.network.model, self.head.module, self.network.probe, self.run.batch_size, self.run.precision,
+                self.network.preprocess.full(self.network.probe),
+            )  # fmt: skip
         return engine_module.engine(
             self.network.model, self.head.module, self.network.probe,
             batch_size=self.run.batch_size, precision=self.run.precision,
@@ -178,6 +184,18 @@ class Session:
             vectors.write(path, shape, extraction.in_order(self.stream(samples, what)))
             # The mapping holds on to the file when its name is gone: nothing of it is left behind.
             return Mapped(load_file(path)["features"], self.head.bias, self.math_device)
+
+    def tokens_of(self, samples: SampleSet, what: str) -> TokenRows:
+        """The completion tokens of records and what enters the head where it predicts each, by one pass of the model's body.
+
+        Raises:
+            ImuError: features are not finite.
+            InvalidRowsError: records that cannot be had, all of them.
+        """
+        network = self.network
+        assert network is not None
+        with self.log.timed(f"features of {what}"), self.log.track(f"features, {what}", len(samples)) as advance:
+            return tokens.gather(self.engine, samples, network.preprocess, advance)
 
     def stream(
         self, samples: SampleSet, what: str, rows: Sequence[int] | None = None, window: int | None = None

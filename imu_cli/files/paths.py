@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 PathKind = Literal["file", "data", "forget", "arch", "preprocess"]
 """What kind of path an option holds: how a relative one in a YAML file is resolved against that file's folder."""
-SCHEMES = ("imagefolder", "cifar10", "cifar100", "mnist", "fashion-mnist", "svhn", "market1501", "mars")
+SCHEMES = ("imagefolder", "cifar10", "cifar100", "mnist", "fashion-mnist", "svhn", "market1501", "mars", "tofu")
 SPLITS = ("train", "test", "extra", "query", "bounding_box_train", "bounding_box_test", "bbox_train", "bbox_test")
 """What may stand after ``#`` in the name of a data set."""
 SELECTORS = ("class", "index", "id", "group", "camera", "coarse")

@@ -20,10 +20,20 @@ from imu_cli.models.layout import Layout, inside, main_file, stem
 from imu_cli.models.sidecar import CONFIG
 from imu_cli.records import json_files, record
 
-CARRIED = (".json", ".txt", ".md", ".yaml", ".yml")
+CARRIED = (".json", ".jinja", ".txt", ".md", ".yaml", ".yml")
 CARRIED_NAMES = ("LICENSE", "LICENCE", "NOTICE", "README")
 MAX_CARRIED = 10_000_000
 """Bytes of a config, a list of labels, a tokenizer or a model card; weights in text form are larger."""
+TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "merges.txt",
+)
+MAX_TOKENIZER = 100_000_000
+"""Bytes of a tokenizer of 256,000 words, which is larger than any other file that describes a model."""
 OWN = (".record.json", ".evaluation.json")
 """Endings of what the tool wrote about the model that it read; the new model gets its own."""
 
@@ -153,11 +163,12 @@ def _sidecars(layout: Layout) -> tuple[list[Path], list[str]]:
 
 
 def _describes(folder: Path, path: Path) -> bool:
+    tokenizer = path.name in TOKENIZERS
     small_text = path.suffix.lower() in CARRIED or path.name.upper().startswith(CARRIED_NAMES)
-    if not small_text or path.name.endswith(".index.json"):  # an index of weights that are not carried
+    if not (small_text or tokenizer) or path.name.endswith(".index.json"):  # an index of weights that are not carried
         return False
     try:
-        return inside(folder, path.name).stat().st_size <= MAX_CARRIED
+        return inside(folder, path.name).stat().st_size <= (MAX_TOKENIZER if tokenizer else MAX_CARRIED)
     except ImuError:
         return False
 

@@ -28,7 +28,7 @@ def is_said(loaded: Loaded) -> bool:
     built = loaded.architecture
     if built.name.startswith("timm:"):
         return built.arguments.get("num_classes") == 0
-    return built.name.startswith("hf:") and "For" not in type(loaded.model).__name__
+    return built.name.startswith("hf:") and "For" not in type(loaded.model).__name__ and loaded.takes != "record"
 
 
 def vector_of(output: Any) -> Tensor | None:

@@ -130,12 +130,13 @@ def _hf(model: str) -> Factory:
     return build
 
 
-TASKS = ("ImageClassification", "SequenceClassification")
-"""What the names of transformers' classifiers end in, each with an ``AutoModelFor…`` of its own."""
+TASKS = {"ImageClassification": "ImageClassification", "SequenceClassification": "SequenceClassification",
+         "ForCausalLM": "CausalLM", "LMHeadModel": "CausalLM"}  # fmt: skip
+"""What the names of transformers' models end in that imu changes, each with an ``AutoModelFor…`` of its own."""
 
 
 def _model(transformers: Any, config: Mapping[str, Any]) -> nn.Module:
-    """The library's own classifier or vision backbone of this config, in float32; never code that came with the config.
+    """The library's own classifier, language model or vision backbone of this config, in float32; never code that came with the config.
 
     Raises:
         RefusedError: the config names code of its own, is quantised, or is of neither.
@@ -153,9 +154,9 @@ def _model(transformers: Any, config: Mapping[str, Any]) -> nn.Module:
     if backbone is not None:
         embedder: nn.Module = backbone(made)
         return embedder.float()
-    for task in TASKS:
+    for words, task in TASKS.items():
         auto = getattr(transformers, f"AutoModelFor{task}")
-        if type(made) in auto._model_mapping and all(task in name for name in named):
+        if type(made) in auto._model_mapping and all(words in name for name in named) and (named or task != "CausalLM"):
             model: nn.Module = auto.from_config(made, trust_remote_code=False)
             return model.float()
     what = ", ".join(named) or kind
@@ -166,7 +167,8 @@ def _model(transformers: Any, config: Mapping[str, Any]) -> nn.Module:
         )
     raise RefusedError(
         f"config.json: {what} is neither an image classifier nor a text classifier (…ForImageClassification, "
-        "…ForSequenceClassification), nor an embedding model of images (such as ViTModel), and those are what imu changes"
+        "…ForSequenceClassification), nor a causal language model (…ForCausalLM), nor an embedding model of images (such as ViTModel), and "
+        "those are what imu changes"
     )
 
 

@@ -40,6 +40,9 @@ class Head:
         source: where the choice came from.
         replay_error: largest |h Wᵀ + b − logits| relative to the largest |logit| seen so far.
         trailing: dimensions of one element that the weight has in the file after (c, d): (1, 1) for a convolution.
+        writes: whether it is a language model's, with a row for every word; ``matrix`` is then float32 and the model's own memory.
+        tied: the model's other name of its weight, such as the embedding's; empty where it is its own.
+        scale, cap: logits are cap · tanh(scale · W h / cap), or scale · W h without a cap; only a language model's have them.
     """
 
     module: str
@@ -50,6 +53,10 @@ class Head:
     source: str
     replay_error: float
     trailing: tuple[int, ...] = ()
+    writes: bool = False
+    tied: str = ""
+    scale: float = 1.0
+    cap: float | None = None
 
     @property
     def embeds(self) -> bool:

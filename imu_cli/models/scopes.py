@@ -94,7 +94,9 @@ def logits(model: nn.Module, batch: Batch) -> torch.Tensor:
     return logits_of(call(model, batch))
 
 
-def find(model: nn.Module, probe: Batch, given: str, head: str, answers: Answers = logits) -> Scope:
+def find(
+    model: nn.Module, probe: Batch, given: str, head: str, answers: Answers = logits, without: str | None = None
+) -> Scope:
     """The layers that a scope means.
 
     Args:
@@ -104,12 +106,13 @@ def find(model: nn.Module, probe: Batch, given: str, head: str, answers: Answers
             that matches a module means everything inside it.
         head: path of the head.
         answers: what depends on the weights that may move.
+        without: path of a layer that stays whatever is given.
 
     Raises:
         ImuError: a pattern matches nothing that moves; the message lists what there is.
     """
     order = list(dict.fromkeys(event.path for event in events(model, first(probe, 1)) if event.entered))
-    movable = _movable(model, first(probe, 1), order, answers)
+    movable = [path for path in _movable(model, first(probe, 1), order, answers) if path != without]
     if given == ALL:
         return _scope(model, given, movable, "all layers")
     if given == LAST_BLOCK:

@@ -16,8 +16,10 @@ from imu_cli.files.reading import read_json, shown
 from imu_cli.records.evaluation import Evaluation
 from imu_cli.records.influence import Influence
 from imu_cli.records.parts import Model
+from imu_cli.records.recall import Recall
 from imu_cli.records.record import Record
 from imu_cli.records.retrieval import Judged, Retrieval
+from imu_cli.records.token_influence import TokenInfluence
 
 DEEPEST = 40
 """Levels of nesting in a record; what the tool writes has fewer than ten."""
@@ -29,6 +31,7 @@ SCHEMAS: dict[str, type[Written]] = {
     "imu.record/1": Record,
     "imu.evaluation/1": Evaluation,
     "imu.retrieval/1": Retrieval,
+    "imu.recall/1": Recall,
 }
 
 
@@ -42,7 +45,7 @@ def dumped(record: Model) -> Iterator[str]:
     plain = record.model_dump(mode="json", by_alias=True)
     ordered = {"schema": plain.pop("schema"), **plain} if "schema" in plain else plain
     text = _json(ordered, indent=1)
-    if not isinstance(record, Influence):
+    if not isinstance(record, Influence | TokenInfluence):
         yield text + "\n"
         return
     yield text.removesuffix("\n}") + ',\n "rows": ['
@@ -62,7 +65,7 @@ def as_shown(result: Model) -> Any:
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of the files: a record or an evaluation of a classifier or an embedding model, told apart by ``schema``."""
+    """JSON Schema (draft 2020-12) of the files: a record or an evaluation of one of three kinds of models, told apart by ``schema``."""
     made = TypeAdapter(Annotated[Written, Field(discriminator="schema_")]).json_schema(by_alias=True)
     for kind in SCHEMAS.values():
         made["$defs"][kind.__name__]["required"].insert(0, "schema")  # it has a default for us, none for a file

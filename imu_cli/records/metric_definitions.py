@@ -3,6 +3,7 @@
 import math
 
 from imu_cli.records.definition import Definition
+from imu_cli.records.recall_metrics import HARMLESS, RECALL, TWO_SIDED, range_of_recall
 from imu_cli.records.retrieval_metrics import RETRIEVAL, RETRIEVAL_NUMBERS
 
 DEFINITIONS: dict[str, Definition] = {
@@ -394,12 +395,12 @@ DEFINITIONS: dict[str, Definition] = {
     ),
 }
 
-EVERY: dict[str, Definition] = {**DEFINITIONS, **RETRIEVAL}
-"""Of classifiers and of embedding models."""
+EVERY: dict[str, Definition] = {**DEFINITIONS, **RETRIEVAL, **RECALL}
+"""Of classifiers, of embedding models and of language models."""
 
 NUMBERS = {
     "forget.entropy", "features.drift", "mia.ks", "retrained.kl", "retrained.js", "retrained.idi", "compat.w1_class_index",
-    *RETRIEVAL_NUMBERS, *(name for name in DEFINITIONS if ".auc" in name or "cka." in name),
+    *RETRIEVAL_NUMBERS, *RECALL, *(name for name in DEFINITIONS if ".auc" in name or "cka." in name),
 }  # fmt: skip
 """Metrics shown as plain numbers; the others are shares, shown in percent and gated as fractions."""
 
@@ -411,19 +412,22 @@ BOTH_SIDES = {
     "retrained.accuracy_gap.test": "retrained.average_gap",
     "retrained.accuracy_gap.retain": "retrained.average_gap",
     "people.auc": "people.auc_two_sided",
+    **TWO_SIDED,
 }
 """Metrics that should be near a target, and the one that counts a deviation on either side."""
 
 SIDE_IS_HARMLESS = {
     "forget.over_unlearned", "feature_mia.auc", "feature_mia.auc_nearest", "mia.auc_two_sided", "people.auc_two_sided",
     "mia.tpr_at_1pct_fpr", "shadow.tpr_at_1pct_fpr",
-    *(name for name in DEFINITIONS if name.startswith("compat.")),
+    *(name for name in DEFINITIONS if name.startswith("compat.")), *HARMLESS,
 }  # fmt: skip
 """Metrics with a target that nobody minds being missed on one side, or that are not to be gated on."""
 
 
 def range_of(name: str) -> tuple[float, float]:
     """The least and the largest value that a metric can have."""
+    if name in RECALL:
+        return range_of_recall(name)
     if name in ("mia.auc_two_sided", "feature_mia.auc_nearest", "people.auc_two_sided"):
         return 0.5, 1.0
     if name == "retrained.idi":

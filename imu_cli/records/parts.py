@@ -25,6 +25,7 @@ WHAT = {
     "sample": "forget samples predicted as their label",
     "mislabelled": "forget samples predicted as their wrong label",
     "person": "forgotten people",
+    "record": "tokens of forgotten records predicted right",
 }
 """The share that each scenario is about."""
 
@@ -210,5 +211,5 @@ class _Written(Made):
     classes_source: str
     head: HeadInfo
     forget: ForgetInfo
-    scenario: Literal["class", "sample", "mislabelled", "person"]
+    scenario: Literal["class", "sample", "mislabelled", "person", "record"]
     scenario_source: str

@@ -37,7 +37,9 @@ class LookInfo(Model):
     member, but by less than ``Target.margin``; ``unseen`` what ``forget`` is for unseen samples under this head, where the target
     follows it; ``class_drop`` the largest fall of a kept class. Of an embedding model there is no ``forget``: ``similarity`` is the mean
     of pairs of one forgotten person, ``unseen_similarity`` of one unseen person, ``auc`` of the former against the latter, ``map`` the mean
-    average precision of forgotten people among both, ``test_drop`` the fall of unseen people's.
+    average precision of forgotten people among both, ``test_drop`` the fall of unseen people's. Of a language model ``forget`` and ``unseen``
+    are shares of a completion's tokens that are predicted right, ``extraction`` and ``unseen_extraction`` extraction strengths, ``loss`` the
+    mean cross-entropy of forgotten completions.
     """
 
     step: int
@@ -55,6 +57,9 @@ class LookInfo(Model):
     similarity: float | None = None
     unseen_similarity: float | None = None
     map: float | None = None
+    extraction: float | None = None
+    unseen_extraction: float | None = None
+    test_drop_error: float | None = None
 
 
 class TensorChange(Model):

@@ -7,6 +7,7 @@ from pydantic import Field
 from imu_cli.files.checking import FileName
 from imu_cli.records.evaluation import Evaluation, Histogram, Metric, Requirement
 from imu_cli.records.parts import EmbeddingInfo, FileHash, Made, Model
+from imu_cli.records.recall import Recall
 
 
 class PeopleInfo(Model):
@@ -56,5 +57,5 @@ class Retrieval(Made):
     similarity: Histogram | None = None
 
 
-Judged = Evaluation | Retrieval
+Judged = Evaluation | Retrieval | Recall
 """What ``imu evaluate`` writes."""

@@ -12,8 +12,24 @@ FILE_COLUMNS = ("file_name", "path", "filepath", "image")
 ABOUT_COLUMNS = ("id", "camera", "group", "reason")
 TEXT, PAIR = "text", "text_pair"
 SAMPLE_TEXTS = (TEXT, PAIR)
-KNOWN_COLUMNS = (*FILE_COLUMNS, "index", "label", *ABOUT_COLUMNS, "weight", "true_label", *SAMPLE_TEXTS)
-LISTED = ("file_name", "index", "label", *ABOUT_COLUMNS, "weight", "true_label", *SAMPLE_TEXTS)
+PROMPT, COMPLETION, MESSAGES = "prompt", "completion", "messages"
+RECORD_COLUMNS = (PROMPT, COMPLETION, MESSAGES)
+"""What a record of a language model is written in."""
+ALIASES = {"question": PROMPT, "answer": COMPLETION}
+"""What data sets of questions call them; so read only where a file has both."""
+PARAPHRASES = ("paraphrased_question", "paraphrased_answer")
+"""Other words for a record's own, which an evaluation asks by."""
+KNOWN_COLUMNS = (
+    *FILE_COLUMNS,
+    "index",
+    "label",
+    *ABOUT_COLUMNS,
+    "weight",
+    "true_label",
+    *SAMPLE_TEXTS,
+    *RECORD_COLUMNS,
+)
+LISTED = ("file_name", "index", "label", *ABOUT_COLUMNS, "weight", "true_label", *SAMPLE_TEXTS, *RECORD_COLUMNS)
 """What ``--columns`` can say: one name a meaning."""
 LONGEST_NAME, WORDS = 40, 3
 """Characters of the longest name of a column, and spaces that none has."""

@@ -15,10 +15,10 @@ from imu_cli.errors import ImuError
 from imu_cli.files import outputs, streams, writing
 from imu_cli.files.reading import MAX_LIST, content, cut
 from imu_cli.samples import encodings
-from imu_cli.samples.column_names import NO_NAMES, TEXT, ColumnNames
+from imu_cli.samples.column_names import COMPLETION, NO_NAMES, TEXT, ColumnNames
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.json_lines import json_rows
-from imu_cli.samples.tables import Problems, Rows, Table
+from imu_cli.samples.tables import Problems, Rows, Table, aliased
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 """What lists are written as."""
@@ -63,7 +63,7 @@ def read_table(path: Path | None, stdin: BinaryIO | None, problems: Problems, na
     rows = json_rows(data, names, problems) if kind == ".jsonl" else _csv_rows(data, kind, names, problems)
     if not rows.lines and not problems.found:
         problems.add(0, "holds no rows; list at least one sample" + (" below the header" if kind != ".jsonl" else ""))
-    return rows.table(problems.name, path, hashlib.sha256(data).hexdigest())
+    return aliased(rows.table(problems.name, path, hashlib.sha256(data).hexdigest()))
 
 
 def _opened(data: bytes) -> io.TextIOWrapper:
@@ -113,7 +113,11 @@ def _separated_rows(data: bytes, delimiter: str, quoting: Any, names: ColumnName
             return rows
         if not "".join(cells).strip():
             # Empty rows between texts count as rows everywhere else, so an index would shift if they did not here.
-            blank += [line] if TEXT in rows.columns and (len(cells) > 1 or len(cells) == len(rows.columns)) else []
+            blank += (
+                [line]
+                if {TEXT, COMPLETION} & set(rows.columns) and (len(cells) > 1 or len(cells) == len(rows.columns))
+                else []
+            )
             continue
         if not rows.own:
             heads = [cell.strip().lower() for cell in cells]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from imu_cli.errors import ImuError
 from imu_cli.samples.classes import ClassNames, mapped
-from imu_cli.samples.dataset import UNKNOWN, SampleSet
+from imu_cli.samples.dataset import RECORDS, UNKNOWN, SampleSet
 from imu_cli.samples.overlap import overlap
 from imu_cli.samples.packing import alike, members, numbers, take
 from imu_cli.samples.tables import Problems
@@ -174,7 +174,7 @@ def _note_copies(draft: Draft, problems: Problems) -> list[str]:
         earlier = first_at.setdefault(_spot(samples, row), row)
         earlier = earlier if earlier != row else first_like.get(digest, row)
         first_like.setdefault(digest, row)
-        if earlier == row or min(samples.labels[row], samples.labels[earlier]) < 0:
+        if earlier == row or (samples.kind is not RECORDS and min(samples.labels[row], samples.labels[earlier]) < 0):
             continue
         if samples.labels[row] == samples.labels[earlier]:
             repeated.append(f"{samples.where(row)}: the same {noun} as {samples.where(earlier)}")
@@ -199,9 +199,8 @@ def _summary(draft: Draft, repeated: list[str], relabelled: int) -> list[str]:
     noun = draft.samples.kind.one
     article = "an" if noun[0] in "aeiou" else "a"
     if repeated:
-        found.append(
-            f"{draft.description}: {len(repeated)} rows repeat {article} {noun} and its label; each counts ({repeated[0]})"
-        )
+        what = noun if draft.samples.kind is RECORDS else f"{noun} and its label"
+        found.append(f"{draft.description}: {len(repeated)} rows repeat {article} {what}; each counts ({repeated[0]})")
     if relabelled:
         found.append(f"{draft.description}: {relabelled} labels differ from those of --data; the list's are used")
     return found

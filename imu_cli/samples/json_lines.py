@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from imu_cli.files.reading import MAX_JSON, cut, json_value, refuse_texts, shown
-from imu_cli.samples.column_names import KNOWN_COLUMNS, SAMPLE_TEXTS, ColumnNames
+from imu_cli.samples.column_names import ALIASES, KNOWN_COLUMNS, MESSAGES, RECORD_COLUMNS, SAMPLE_TEXTS, ColumnNames
 from imu_cli.samples.tables import Problems, Rows
 
 
@@ -31,7 +31,7 @@ def json_rows(data: bytes, names: ColumnNames, problems: Problems) -> Rows:
         columns |= dict.fromkeys(row)
         renamed = {name: new for name, new in zip(row, names.renamed(row), strict=True) if new}
         rows.odd += [(line, new, kind) for name, new in renamed.items() if (kind := _not_text(new, row[name]))]
-        rows.add(line, {new: _plain(row[name]) for name, new in renamed.items()})
+        rows.add(line, {new: _plain(new, row[name]) for name, new in renamed.items()})
     rows.own = list(columns)
     rows.columns = names.renamed(columns)
     return rows
@@ -79,7 +79,11 @@ def _json_row(source: str, meanings: Mapping[str, str]) -> dict[str, Any]:
     for key, value in found.items():
         name = key.strip().lower()
         known = meanings.get(name, name)
-        if isinstance(value, bool | list | dict) and known in KNOWN_COLUMNS and known not in SAMPLE_TEXTS:
+        if (
+            isinstance(value, bool | list | dict)
+            and known in KNOWN_COLUMNS
+            and known not in (*SAMPLE_TEXTS, *RECORD_COLUMNS)
+        ):
             raise ValueError(f"'{cut(key)}' is a {type(value).__name__}")
         if name in row:
             raise ValueError(f"the key '{cut(name)}' stands twice")
@@ -100,11 +104,15 @@ def _refuse_characters(key: str, text: str) -> None:
 
 def _not_text(column: str, value: Any) -> str:
     """What a cell holds in place of the text that its column is for; empty where it is one."""
-    if column not in SAMPLE_TEXTS or isinstance(value, str):
+    if column not in (*SAMPLE_TEXTS, *RECORD_COLUMNS, *ALIASES) or isinstance(value, str):
+        return ""
+    if column == MESSAGES and isinstance(value, list):
         return ""
     kinds = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return "null" if value is None else kinds.get(type(value), type(value).__name__)
 
 
-def _plain(value: Any) -> str:
+def _plain(column: str, value: Any) -> str:
+    if column == MESSAGES and isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
     return "" if value is None or isinstance(value, list | dict) else str(value)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imu_cli.errors import ImuError, nearest
-from imu_cli.samples.column_names import ABOUT_COLUMNS, FILE_COLUMNS, KNOWN_COLUMNS, TEXT
+from imu_cli.samples.column_names import ABOUT_COLUMNS, COMPLETION, FILE_COLUMNS, KNOWN_COLUMNS, TEXT
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.images.folders import inside
 from imu_cli.samples.images.stores import Files
@@ -135,7 +135,7 @@ def _placer(table: Table, data: SampleSet | None, problems: Problems) -> tuple[s
     if located and located[0] in FILE_COLUMNS and data is not None and isinstance(data.store, Texts):
         problems.add(0, f"names files, and {data.source} holds texts; name its rows by index, id or text")
         return None
-    if TEXT in table.columns and not located and data is not None:
+    if {TEXT, COMPLETION} & set(table.columns) and not located and data is not None:
         problems.add(0, f"holds texts, and {data.source} does not; give the texts' own --data, or leave it out")
         return None
     if len(located) > 1:

@@ -17,7 +17,7 @@ from imu_cli.files.reading import cut
 from imu_cli.samples.classes import ClassNames, in_model_ids
 from imu_cli.samples.column_names import NO_NAMES, TEXT, ColumnNames
 from imu_cli.samples.csv_lines import READ_SUFFIXES, read_table
-from imu_cli.samples.dataset import TEXTS, UNKNOWN, SampleSet
+from imu_cli.samples.dataset import UNKNOWN, WORDS, SampleSet
 from imu_cli.samples.encodings import refuse_suffix
 from imu_cli.samples.forget import Draft, ForgetSet, settle
 from imu_cli.samples.images.folders import open_flat
@@ -28,7 +28,14 @@ from imu_cli.samples.selectors import is_selector, select_rows
 from imu_cli.samples.sources import Role, open_named
 from imu_cli.samples.tables import Problems, Table, unknown_columns
 from imu_cli.samples.texts import proposals
-from imu_cli.samples.texts.reading import holds_texts, refuse_columns, repeats, texts_of, wrong_rows
+from imu_cli.samples.texts.reading import (
+    holds_own,
+    is_record,
+    refuse_columns,
+    repeats,
+    texts_of,
+    wrong_rows,
+)
 from imu_cli.samples.vectors import is_features
 
 
@@ -55,11 +62,11 @@ def open_source(
         return open_named(spec, role)
     path, problems = _list_path(spec)
     table = read_table(path, stdin, problems, names)
-    if holds_texts(table, names):
+    if holds_own(table, names):
         return _texts(table, names, role, problems)
     by_row = "index" in table.columns or by_id_alone(table)
     base = data if by_row or points_into(table, data) else None
-    if base is not None and base.kind is TEXTS and by_id_alone(table):
+    if base is not None and base.kind in WORDS and by_id_alone(table):
         _refuse_own_texts(table, base, problems)
     if role != "data":  # which points into nothing: its ids are its own
         table = pointed(table, base, problems)
@@ -160,7 +167,7 @@ def peek(
         return samples.subset(range(min(count, len(samples))))
     path, problems = _list_path(specs[0])
     table = read_table(path, stdin, problems, names)
-    if holds_texts(table, names):
+    if holds_own(table, names):
         wrong = wrong_rows(table, problems)
         whole = numbers(row for row in range(len(table)) if row not in wrong)
         if not whole:
@@ -244,8 +251,8 @@ def _from_table(
 ) -> ForgetSet:
     path, problems = _list_path(spec)
     table = read_table(path, stdin, problems, names)
-    alone = data is None and holds_texts(table, names)
-    if TEXT in table.columns:
+    alone = data is None and holds_own(table, names)
+    if TEXT in table.columns or is_record(table):
         refuse_columns(table, names, problems, labels=False)
     table = pointed(table, data, problems)
     places = [] if alone else places_of(table, data, problems)

@@ -8,11 +8,12 @@ import numpy as np
 
 from imu_cli.errors import nearest
 from imu_cli.files.reading import cut
-from imu_cli.samples.column_names import FILE_COLUMNS, PAIR, TEXT
+from imu_cli.samples.column_names import COMPLETION, FILE_COLUMNS, MESSAGES, PAIR, TEXT
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.packing import as_array, numbers
 from imu_cli.samples.tables import Problems, Table
-from imu_cli.samples.texts.reading import store_of, wrong_rows
+from imu_cli.samples.texts.reading import is_record, store_of, wrong_rows
+from imu_cli.samples.texts.records import Records
 from imu_cli.samples.texts.stores import Texts
 
 SEARCHED = 200_000
@@ -25,7 +26,7 @@ COMPARED, HINTS = 20_000, 20
 
 def by_id_alone(table: Table) -> bool:
     """Whether a list has nothing but ids to say which rows it means."""
-    return "id" in table.columns and not {*FILE_COLUMNS, "index", TEXT} & set(table.columns)
+    return "id" in table.columns and not {*FILE_COLUMNS, "index", TEXT, COMPLETION, MESSAGES} & set(table.columns)
 
 
 def pointed(table: Table, data: SampleSet | None, problems: Problems) -> Table:
@@ -40,7 +41,8 @@ def pointed(table: Table, data: SampleSet | None, problems: Problems) -> Table:
         return table
     if by_id_alone(table):
         return _by_id(table, data, problems)
-    if TEXT in table.columns and isinstance(data.store, Texts) and not set(FILE_COLUMNS) & set(table.columns):
+    own = TEXT in table.columns or is_record(table)
+    if own and isinstance(data.store, Texts) and not set(FILE_COLUMNS) & set(table.columns):
         if "index" in table.columns:
             _compare(table, data, data.store, problems)
             return table
@@ -81,8 +83,18 @@ def _by_id(table: Table, data: SampleSet, problems: Problems) -> Table:
 
 
 def _same_shape(table: Table, store: Texts, problems: Problems) -> bool:
-    if (PAIR in table.columns) == (store.pairs is not None):
+    if is_record(table) != isinstance(store, Records):
+        mine, theirs = ("records", "texts") if is_record(table) else ("texts", "records")
+        problems.add(0, f"holds {mine}, and {store.shown} {theirs}; give both with the same columns")
+        return False
+    if ((PAIR if not is_record(table) else COMPLETION) in table.columns) == (store.pairs is not None):
         return True
+    if is_record(table):
+        problems.add(
+            0,
+            f"and {store.shown}: one holds conversations, the other prompts and completions; give both with the same columns",
+        )
+        return False
     theirs, mine = ("pairs of texts", "single ones") if store.pairs is not None else ("single texts", "pairs")
     problems.add(
         0, f"holds {mine}, and {store.shown} {theirs}; name its rows by index, or give both with the same columns"

@@ -8,7 +8,15 @@ from typing import Any, TypeVar
 from imu_cli import signals
 from imu_cli.errors import ImuError, InvalidRowsError, nearest
 from imu_cli.files.reading import cut
-from imu_cli.samples.column_names import KNOWN_COLUMNS
+from imu_cli.samples.column_names import (
+    ALIASES,
+    COMPLETION,
+    KNOWN_COLUMNS,
+    MESSAGES,
+    PARAPHRASES,
+    RECORD_COLUMNS,
+    TEXT,
+)
 from imu_cli.samples.packing import A_BLOCK, Packer, Texts, numbers, take
 
 Given = TypeVar("Given")
@@ -138,8 +146,20 @@ class Rows:
         return Table(name, path, tuple(self.columns), tuple(self.own), cells, self.lines, sha256, *told)
 
 
+def aliased(table: Table) -> Table:
+    """A list of questions and answers as prompts and completions: where it has both columns, and neither those nor texts."""
+    known = {TEXT, *RECORD_COLUMNS} & set(table.columns)
+    if known or not set(ALIASES) <= set(table.columns):
+        return replace(table, odd=tuple(item for item in table.odd if item[1] not in ALIASES))
+    columns = tuple(ALIASES.get(name, name) for name in table.columns)
+    cells = {ALIASES.get(name, name): packed for name, packed in table.cells.items()}
+    odd = tuple((line, ALIASES.get(name, name), what) for line, name, what in table.odd)
+    return replace(table, columns=columns, cells=cells, odd=odd)
+
+
 def unknown_columns(table: Table) -> list[str]:
     """A note for the columns that have no meaning here, with the nearest name that has one."""
-    unknown = [name for name in table.columns if name and name not in KNOWN_COLUMNS]
+    known = (*KNOWN_COLUMNS, *(PARAPHRASES if {COMPLETION, MESSAGES} & set(table.columns) else ()))
+    unknown = [name for name in table.columns if name and name not in known]
     named = ", ".join(f"'{cut(name)}'{nearest(name, KNOWN_COLUMNS)}" for name in unknown)
     return [f"{table.name}: ignored columns that have no meaning here: {named}"] if unknown else []

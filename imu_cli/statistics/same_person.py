@@ -12,6 +12,7 @@ from torch import Tensor
 from imu_cli import signals
 from imu_cli.statistics import bootstrap
 from imu_cli.statistics.intervals import Estimate, census
+from imu_cli.statistics.quantiles import quantiles
 from imu_cli.statistics.retrieval import NO_CAMERA, Sightings
 
 MOST_IMAGES, MOST_PAIRS = 1000, 4000
@@ -85,47 +86,7 @@ def by_rank(similar: Tensor, unseen: Tensor) -> Tensor:
     order = similar.argsort(stable=True)
     ranks = torch.empty_like(similar)
     ranks[order] = (torch.arange(len(similar), dtype=similar.dtype, device=similar.device) + 0.5) / len(similar)
-    return torch.minimum(_quantiles(unseen.to(similar), ranks), similar)
-
-
-@dataclass(frozen=True, eq=False)
-class RankMap:
-    """A similarity of one kind as one of another kind that has the same rank: a line through the quantiles of both.
-
-    Attributes:
-        knots: (k,) of the one kind, ascending.
-        values: (k,) of the other at the same ranks.
-    """
-
-    knots: Tensor
-    values: Tensor
-
-    def __call__(self, similar: Tensor) -> Tensor:
-        """Each similarity (…) as one of the other kind; beyond the knots as at the last one."""
-        flat = similar.reshape(-1).to(self.knots)
-        above = torch.searchsorted(self.knots, flat.contiguous()).clamp(1, max(1, len(self.knots) - 1))
-        above = above.clamp_max(len(self.knots) - 1)
-        below = (above - 1).clamp_min(0)
-        low, high = self.knots[below], self.knots[above]
-        share = ((flat - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-        return torch.lerp(self.values[below], self.values[above], share).reshape(similar.shape)
-
-
-KNOTS = 1000
-"""Quantiles that a map by rank is drawn through at most."""
-
-
-def rank_map(one: Tensor, other: Tensor) -> RankMap:
-    """The map that gives similarities (n,) the spread of ``other`` ones (m,)."""
-    ranks = (torch.arange(KNOTS, dtype=torch.float64, device=one.device) + 0.5) / KNOTS
-    return RankMap(_quantiles(one, ranks), _quantiles(other.to(one.device), ranks))
-
-
-def _quantiles(values: Tensor, ranks: Tensor) -> Tensor:
-    ordered = values.double().sort().values
-    place = (ranks * len(ordered) - 0.5).clamp(0, len(ordered) - 1)
-    below = place.floor().long()
-    return torch.lerp(ordered[below], ordered[(below + 1).clamp_max(len(ordered) - 1)], place - below)
+    return torch.minimum(quantiles(unseen.to(similar), ranks), similar)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from imu_cli.records.evaluation import ClassRow, Evaluation, Histogram, RocCurve, When
 from imu_cli.records.parts import WHAT
+from imu_cli.records.recall import Recall
 from imu_cli.records.record import LookInfo, Record
 from imu_cli.records.retrieval import Retrieval
 from imu_cli.views import svg, words
@@ -48,35 +49,50 @@ def of_evaluation(result: Evaluation) -> list[Figure]:
 
 def of_retrieval(result: Retrieval) -> list[Figure]:
     """Similarity of same-person pairs: of forgotten people before and after, of unseen people."""
-    found = result.similarity
+    about = "Forgotten people should lie where people lie whom the model never saw, neither above nor below."
+    return _spread(
+        result.similarity, "Similarity of two images of one person", about, ("cosine similarity", "pairs", "people")
+    )
+
+
+def of_recall(result: Recall) -> list[Figure]:
+    """Losses of records: of forgotten ones before and after, of unseen ones."""
+    about = "Forgotten records should lie where records lie that the model never saw, neither left nor right of them."
+    return _spread(result.losses, "Loss of a record's answer", about, ("nats a token", "records", "records"))
+
+
+def _spread(found: Histogram | None, title: str, wanted: str, said: tuple[str, str, str]) -> list[Figure]:
+    """How numbers of forgotten samples, before and after, and of unseen ones are spread; ``said``: the axis, what is counted, of whom."""
+    axis, counted, whose = said
     kept = (
         []
         if found is None
-        else [(item, PAIRS[item.split, item.when]) for item in found.series if (item.split, item.when) in PAIRS]
+        else [(item, SIDES[item.split, item.when]) for item in found.series if (item.split, item.when) in SIDES]
     )
-    kept = [(item, told) for item, told in kept if any(item.counts)]
-    if found is None or not kept:
+    told = [(item, (style, text.format(whose))) for item, (style, text) in kept if any(item.counts)]
+    if found is None or not told:
         return []
-    title = "Similarity of two images of one person"
-    sizes = "; ".join(f"{told}: {sum(item.counts):,} pairs" for item, (_, told) in kept)
-    about = f"{sizes}. Forgotten people should lie where people lie whom the model never saw, neither above nor below."
-    drawn = [(style, [count / sum(item.counts) for count in item.counts]) for item, (style, _) in kept]
-    x = svg.linear("cosine similarity", (found.edges[0], found.edges[-1]))
-    y = svg.linear("share of the pairs", [value for _, values in drawn for value in values], as_percent=True, zero=True)
-    columns = ("similarity", *(told for _, (_, told) in kept))
+    sizes = "; ".join(f"{text}: {sum(item.counts):,} {counted}" for item, (_, text) in told)
+    drawn = [(style, [count / sum(item.counts) for count in item.counts]) for item, (style, _) in told]
+    x = svg.linear(axis, (found.edges[0], found.edges[-1]))
+    y = svg.linear(
+        f"share of the {counted}", [value for _, values in drawn for value in values], as_percent=True, zero=True
+    )
+    columns = (axis, *(text for _, (_, text) in told))
     rows = [
-        (f"{low:.3f} to {high:.3f}", *(str(item.counts[at]) for item, _ in kept))
+        (f"{low:.3f} to {high:.3f}", *(str(item.counts[at]) for item, _ in told))
         for at, (low, high) in enumerate(zip(found.edges, found.edges[1:], strict=False))
-        if any(item.counts[at] for item, _ in kept)
+        if any(item.counts[at] for item, _ in told)
     ]
+    about = f"{sizes}. {wanted}"
     drawing = svg.histogram(title, about, x, y, found.edges, drawn)
-    return [Figure(title, about, drawing, Table("", columns, rows, columns[1:]), tuple(told for _, told in kept))]
+    return [Figure(title, about, drawing, Table("", columns, rows, columns[1:]), tuple(named for _, named in told))]
 
 
-PAIRS = {
-    ("test", "after"): ("s2", "unseen people"),
-    ("forget", "before"): ("s3", "forgotten people before"),
-    ("forget", "after"): ("s1", "forgotten people after"),
+SIDES = {
+    ("test", "after"): ("s2", "unseen {}"),
+    ("forget", "before"): ("s3", "forgotten {} before"),
+    ("forget", "after"): ("s1", "forgotten {} after"),
 }
 
 

@@ -5,6 +5,7 @@ from xml.etree import ElementTree
 
 from imu_cli.files import streams
 from imu_cli.records.evaluation import Evaluation, Requirement
+from imu_cli.records.recall import Recall
 from imu_cli.records.retrieval import Judged
 from imu_cli.views import words
 
@@ -35,7 +36,7 @@ def junit(result: Judged) -> str:
     properties = ElementTree.SubElement(suite, "properties")
     for name, value in (
         ("model.sha256", result.model.sha256),
-        ("scenario", result.scenario if isinstance(result, Evaluation) else "people"),
+        ("scenario", _scenario(result)),
         ("imu", result.environment.imu),
     ):
         ElementTree.SubElement(properties, "property", {"name": name, "value": value})
@@ -59,6 +60,12 @@ def refused(problems: Mapping[str, str]) -> str:
         ElementTree.SubElement(case, "error", {"message": shown, "type": "refused"}).text = shown
     ElementTree.indent(root)
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'
+
+
+def _scenario(result: Judged) -> str:
+    if isinstance(result, Recall):
+        return "records"
+    return result.scenario if isinstance(result, Evaluation) else "people"
 
 
 def _seconds(result: Judged) -> float:

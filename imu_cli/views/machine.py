@@ -14,6 +14,7 @@ from imu_cli.records.parts import Model
 from imu_cli.records.record import Record
 from imu_cli.records.retrieval import Judged
 from imu_cli.records.ties import Ties
+from imu_cli.records.token_influence import TokenInfluence
 
 
 def rows_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
@@ -31,14 +32,32 @@ def _plain(value: float | None) -> object:
     return "" if value is None or not math.isfinite(value) else repr(float(value))
 
 
-def influence_csv(result: Influence | Ties) -> Iterator[str]:
-    """One line a forget sample."""
+def influence_csv(result: Influence | Ties | TokenInfluence, *, tokens: bool = False) -> Iterator[str]:
+    """One line a forget sample, or with ``tokens`` one a token of its completion."""
+    if isinstance(result, TokenInfluence):
+        return _by_token(result) if tokens else _by_record(result)
     if isinstance(result, Ties):
         header = ["path", "person", "pairs", "similarity", "excess"]
         cells = ([row.path, row.person, row.pairs, _plain(row.similarity), _plain(row.excess)] for row in result.rows)
         return rows_csv(header, cells)
     header = ["id", "path", "label", "score", "weight", "confidence"]
     return rows_csv(header, ([getattr(row, name) for name in header] for row in result.rows))
+
+
+def _by_record(result: TokenInfluence) -> Iterator[str]:
+    header = ["id", "path", "tokens", "score", "probability", "exact"]
+    rows = ([row.id, row.path, len(row.scores), row.score, row.probability, row.exact] for row in result.rows)
+    return rows_csv(header, rows)
+
+
+def _by_token(result: TokenInfluence) -> Iterator[str]:
+    header = ["id", "path", "token", "score", "probability"]
+    rows = (
+        [row.id, row.path, number, score, probability]
+        for row in result.rows
+        for number, (score, probability) in enumerate(zip(row.scores, row.probabilities, strict=True), 1)
+    )
+    return rows_csv(header, rows)
 
 
 def evaluation_csv(results: Sequence[Judged], names: Sequence[str]) -> Iterator[str]:

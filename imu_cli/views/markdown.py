@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from imu_cli.files import streams
 from imu_cli.records.evaluation import Evaluation
+from imu_cli.records.recall import Recall
 from imu_cli.records.record import Record
 from imu_cli.records.retrieval import Judged, Retrieval
 from imu_cli.views import tables, words
@@ -115,9 +116,24 @@ def retrieval(result: Retrieval) -> str:
     )
 
 
+def recall(result: Recall) -> str:
+    """What was measured of a language model, what was not, and the verdicts first."""
+    result = words.printable(result)
+    return _joined(
+        _measured(result),
+        table(tables.per_record(result)),
+        _folded(
+            "How it was measured", _facts([*words.recall_facts(result), *(("note", note) for note in result.notes)])
+        ),
+        f"> {escaped(result.limit)}",
+    )
+
+
 def _one(result: Record | Judged) -> str:
     if isinstance(result, Record):
         return record(result)
+    if isinstance(result, Recall):
+        return recall(result)
     return evaluation(result) if isinstance(result, Evaluation) else retrieval(result)
 
 

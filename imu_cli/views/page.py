@@ -8,6 +8,7 @@ from imu_cli import __version__
 from imu_cli.files import streams
 from imu_cli.records.evaluation import Metric, Requirement
 from imu_cli.records.influence import Influence
+from imu_cli.records.recall import Recall
 from imu_cli.records.record import Record
 from imu_cli.records.retrieval import Judged, Retrieval
 from imu_cli.views import figures, tables, words
@@ -19,6 +20,8 @@ MARK = '<meta name="generator" content="imu '
 TILES = (
     ("forget.accuracy",), ("test.accuracy_drop",), ("mia.auc",), ("recovery.k5", "probe.accuracy"),
     ("people.auc",), ("forget.similarity",), ("forget.map",), ("test.map_drop",),
+    ("forget.extraction_strength",), ("forget.exact_memorization",), ("mia.loss.auc",),
+    ("model_utility", "model_utility.without_rouge", "test.exact_memorization_drop"),
 )  # fmt: skip
 """The numbers that are shown large: of each group the first that was measured."""
 
@@ -175,18 +178,24 @@ def _sentence(record: Record | None, evaluation: Judged | None) -> str:
 def _details(evaluation: Judged) -> list[Table]:
     if isinstance(evaluation, Retrieval):
         return [tables.per_person(evaluation)]
+    if isinstance(evaluation, Recall):
+        return [tables.per_record(evaluation)]
     return [tables.per_part(evaluation), tables.per_class(evaluation)]
 
 
 def _facts(evaluation: Judged) -> list[tuple[str, str]]:
     if isinstance(evaluation, Retrieval):
         return words.retrieval_facts(evaluation)
+    if isinstance(evaluation, Recall):
+        return words.recall_facts(evaluation)
     return words.evaluation_facts(evaluation)
 
 
 def _drawn(evaluation: Judged | None) -> list[Figure]:
     if isinstance(evaluation, Retrieval):
         return figures.of_retrieval(evaluation)
+    if isinstance(evaluation, Recall):
+        return figures.of_recall(evaluation)
     return [] if evaluation is None else figures.of_evaluation(evaluation)
 
 

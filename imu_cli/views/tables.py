@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from imu_cli.records.evaluation import ClassRow, Evaluation, Metric
 from imu_cli.records.metric_definitions import EVERY
+from imu_cli.records.recall import Recall
 from imu_cli.records.record import Record
 from imu_cli.records.retrieval import Judged, Retrieval
 from imu_cli.views import words
@@ -141,6 +142,19 @@ def per_person(result: Retrieval) -> Table:
     ]  # fmt: skip
     columns = (result.by or "person", "n", "mAP before", "mAP after", "similarity", "AUC")
     return Table(f"Per {result.by or 'person'}", columns, rows, columns[1:])
+
+
+def per_record(result: Recall) -> Table:
+    """Results on the forgotten records of each id or group, where they were asked for."""
+    rows = [
+        (
+            row.name, str(row.n), words.number(row.before), words.number(row.after), words.number(row.probability), words.number(row.auc),
+            "" if row.auc_interval is None else f"{row.auc_interval.low:.3f} to {row.auc_interval.high:.3f}",
+        )
+        for row in result.per_record
+    ]  # fmt: skip
+    columns = (result.by or "part", "n", "extraction before", "extraction after", "probability", "AUC", "95 % interval")
+    return Table(f"Per {result.by or 'part'}", columns, rows, columns[1:6])
 
 
 def _value(result: Judged, name: str) -> float | None:

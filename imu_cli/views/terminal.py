@@ -16,10 +16,12 @@ from imu_cli.records.evaluation import Evaluation, Metric
 from imu_cli.records.features import Extracted
 from imu_cli.records.influence import Influence
 from imu_cli.records.parts import HeadInfo, ScoreInfo
+from imu_cli.records.recall import Recall
 from imu_cli.records.record import Record
 from imu_cli.records.retrieval import Judged, Retrieval
 from imu_cli.records.ties import Ties
-from imu_cli.views import tables, words
+from imu_cli.records.token_influence import TokenInfluence
+from imu_cli.views import shaded, tables, words
 
 PIPED_WIDTH = 140
 VERDICTS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -87,11 +89,7 @@ def influence(result: Influence, show: int) -> RenderableType:
         "Scores",
         [
             ("sign", result.sign),
-            ("negative", f"{scores.negative} of {n} ({words.percent(scores.negative / n)})"),
-            ("kept for the ascent", f"{scores.kept} of {n} ({words.percent(scores.kept / n)})"),
-            ("damping λ", f"{scores.damping:.4g}; mean of the Fisher diagonal F {scores.mean_fisher:.4g}; λ / mean F "
-                          f"{words.ratio(scores.damping, scores.mean_fisher)}"),
-            ("quantiles of the score", ", ".join(f"{q}: {value:.3g}" for q, value in scores.quantiles.items())),
+            *_of_scores(scores, n, ""),
             ("accuracy on the forget set", f"{words.percent(result.accuracy)} (n = {n})"),
             ("head", words.head(result)),
             ("scores from", "the cache" if scores.from_cache else "this run"),
@@ -101,6 +99,42 @@ def influence(result: Influence, show: int) -> RenderableType:
     spread = Text("\n".join(["Distribution of the score", *_histogram(scores, n)]))
     spread.stylize("bold", 0, len("Distribution of the score"))
     return _blocks(_under(title, top) if show else None, *_kernel(result, show), spread, about)
+
+
+def token_influence(result: TokenInfluence, show: int) -> RenderableType:
+    """The records that matter most, their texts where these were asked for, and how the tokens' scores are spread."""
+    order, texts = result.largest(show), result.texts
+    rows, n = [words.printable(result.rows[at]) for at in order], len(result.rows)
+    result = words.printable(result)  # without its rows and texts
+    numbers = ("score", "tokens", "probability", "exact")
+    top = _table("record", *numbers, right=numbers)
+    for row in rows:
+        shares = words.percent(row.probability), words.percent(row.exact)
+        top.add_row(Text(row.path), f"{row.score:.4g}", str(len(row.scores)), *shares)
+    scores = result.scores
+    about = _pairs("Scores", [("records", f"{n}, of {result.tokens:,} tokens"), *_of_scores(scores, result.tokens, "tokens"),
+        ("head", words.head(result)), ("scores from", "the cache" if scores.from_cache else "this run"),
+        ("cache entry", result.cached or "none (--no-cache)"), ("sign", result.sign)])  # fmt: skip
+    title = f"The {len(rows)} of {n} forget records with the largest influence, summed over their tokens"
+    spread = Text("\n".join(["Distribution of the tokens' scores", *_histogram(scores, result.tokens)]))
+    spread.stylize("bold", 0, len("Distribution of the tokens' scores"))
+    most = max((abs(score) for row in rows for score in row.scores), default=0.0)
+    shown = [
+        _under(row.path, Group(shaded.text(texts[at], row.scores, most), Text(f"most: {shaded.named(texts[at], row.scores)}", style="dim")))
+        for at, row in zip(order, rows, strict=True) if at in texts
+    ]  # fmt: skip
+    return _blocks(_under(title, top) if show else None, *shown, spread, about)
+
+
+def _of_scores(scores: ScoreInfo, n: int, what: str) -> list[tuple[str, str]]:
+    """How many scores are negative and kept, the damping, and quantiles."""
+    return [
+        (f"negative {what}".strip(), f"{scores.negative} of {n} ({words.percent(scores.negative / n)})"),
+        ("kept for the ascent", f"{scores.kept} of {n} ({words.percent(scores.kept / n)})"),
+        ("damping λ", f"{scores.damping:.4g}; mean of the Fisher diagonal F {scores.mean_fisher:.4g}; λ / mean F "
+                      f"{words.ratio(scores.damping, scores.mean_fisher)}"),
+        ("quantiles of the score", ", ".join(f"{q}: {value:.3g}" for q, value in scores.quantiles.items())),
+    ]  # fmt: skip
 
 
 def ties(result: Ties, show: int) -> RenderableType:
@@ -127,8 +161,10 @@ def ties(result: Ties, show: int) -> RenderableType:
     return _blocks(_under(title, top) if show else None, about)
 
 
-def scored(result: Influence | Ties, show: int) -> RenderableType:
+def scored(result: Influence | Ties | TokenInfluence, show: int) -> RenderableType:
     """What ``imu influence`` found, of whatever kind of model."""
+    if isinstance(result, TokenInfluence):
+        return token_influence(result, show)
     return influence(result, show) if isinstance(result, Influence) else ties(result, show)
 
 
@@ -257,8 +293,26 @@ def retrieval(result: Retrieval, *, notes: bool = True) -> RenderableType:
     )
 
 
+def recall(result: Recall, *, notes: bool = True) -> RenderableType:
+    """What was measured of a language model and what was not; the verdicts come last, where a terminal stops scrolling."""
+    result = words.printable(result)
+    return _blocks(
+        Text(f"{result.model.path}: {result.forget.n} records to forget", style="bold"),
+        _Measured(result.metrics),
+        *_missing(result.metrics),
+        *_filled(tables.per_record(result)),
+        _pairs("", words.recall_facts(result)),
+        *_notes(result.notes if notes else []),
+        Text(result.limit, style="dim"),
+        *_filled(tables.requirements(result)),
+        _summary(result.summary),
+    )
+
+
 def judged(result: Judged, *, notes: bool = True) -> RenderableType:
     """An evaluation, of whatever kind of model."""
+    if isinstance(result, Recall):
+        return recall(result, notes=notes)
     return evaluation(result, notes=notes) if isinstance(result, Evaluation) else retrieval(result, notes=notes)
 
 

@@ -12,8 +12,10 @@ from imu_cli.records.influence import Influence
 from imu_cli.records.json_files import as_shown
 from imu_cli.records.metric_definitions import NUMBERS
 from imu_cli.records.parts import WHAT, Decade, EmbeddingInfo, FileHash, ForgetInfo, Interval, Model
+from imu_cli.records.recall import Recall
 from imu_cli.records.record import Record
 from imu_cli.records.retrieval import Judged, PeopleInfo, Retrieval
+from imu_cli.records.token_influence import TokenInfluence
 
 Result = TypeVar("Result", bound=Model)
 Measured = TypeVar("Measured", bound=Record | Judged)
@@ -113,7 +115,7 @@ def ratio(damping: float, mean_fisher: float) -> str:
     return f"{damping / mean_fisher:.3g}" if mean_fisher else "infinite (F is 0)"
 
 
-def head(result: Influence | Record | Evaluation) -> str:
+def head(result: Influence | TokenInfluence | Record | Evaluation | Recall) -> str:
     """The head, how it was found, and how well it replayed."""
     it = result.head
     return (
@@ -221,10 +223,13 @@ def moving(result: Record) -> str:
 def _how(result: Record) -> str:
     how = f"{result.method}: {result.method_source}; {result.end.step} {STEPS[result.method]}"
     if result.scope is None:
-        rows = "all" if result.rows is None else ", ".join(class_name(result, row) for row in result.rows)
+        taking = f"{result.details['words']:,} of {result.head.classes:,}" if "words" in result.details else "all"
+        rows = taking if result.rows is None else ", ".join(class_name(result, row) for row in result.rows)
         return f"{how}; rows of the head that moved: {rows}"
     given = result.scope
     term = "; with the feature term" if given.feature_term else ""
+    if result.method == "imu":
+        return f"{how} of {given.batches}, AdamW with learning rate {given.learning_rate:g}, {given.minibatch} samples a batch"
     return (
         f"{how} of {given.batches}, learning rate {given.learning_rate:g} of a layer's size, {given.anchor} anchored samples (β "
         f"{given.beta:g}), {given.weighting} weights{term}; about {given.passes:.3g} forward passes over forget and anchor samples"
@@ -316,6 +321,21 @@ def retrieval_facts(result: Retrieval) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
+def recall_facts(result: Recall) -> list[tuple[str, str]]:
+    """What was compared in the evaluation of a language model, as pairs of name and text."""
+    changed = "unknown (no original)" if result.changed is None else _tensors(result.changed)
+    places = {name: None if file is None else file.path for name, file in others(result).items()}
+    return [
+        *_given(result.forget, result.given | places),
+        ("forgotten", f"{result.forget.n} records"),
+        *([("written", f"{result.generated} records of each set were answered, at most")] if result.generated else []),
+        ("changed tensors", changed),
+        ("head", head(result)),
+        ("preprocessing", preprocessing(result)),
+        *features(result),
+    ]
+
+
 def embedding(it: EmbeddingInfo) -> str:
     """What the embedding is."""
     return f"{it.size} numbers, {it.module or 'what the model returns'} ({it.source})"
@@ -329,7 +349,7 @@ def _tensors(changed: list[str], most: int = 5) -> str:
 def others(result: Judged) -> dict[str, FileHash | None]:
     """The files that a model was evaluated with, by what they are."""
     found = {"original": result.original, "record": result.record, "retrained": result.retrained}
-    return found | ({"reference model": result.reference_model} if isinstance(result, Retrieval) else {})
+    return found | ({"reference model": result.reference_model} if isinstance(result, Retrieval | Recall) else {})
 
 
 def from_here(result: Measured, folder: Path) -> Measured:
@@ -343,13 +363,14 @@ def from_here(result: Measured, folder: Path) -> Measured:
         "data": paths.placed(result.forget.data, "data", folder),
     }
     moved: dict[str, Any] = {"forget": result.forget.model_copy(update=forget)}
-    if isinstance(result, Evaluation | Retrieval):
+    if isinstance(result, Evaluation | Retrieval | Recall):
         names = (
             "model",
             "original",
             "retrained",
             "record",
-            *(["reference_model"] if isinstance(result, Retrieval) else []),
+            *(["reference_model"] if isinstance(result, Retrieval | Recall) else []),
+            *(["answers"] if isinstance(result, Recall) else []),
         )
         moved |= {name: file(getattr(result, name)) for name in names}
         moved["given"] = {name: paths.placed(value, "data", folder) for name, value in result.given.items()}

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from harness import Run, Server
 from plans import assert_close_metrics, assert_close_models, assert_close_rows
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -310,14 +312,52 @@ def _rank(folder: Path, wanted: str) -> int | None:
     return None
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for the ranks in /proc")
 def test_two_processes_give_the_bits_of_one_and_survive_a_killed_rank(
-    job: Path, capsys: pytest.CaptureFixture[str]
+    job: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One of two processes of torchrun is killed half way; run again they go on; the scores are one process's, bit for bit.
+    """One of two processes is killed half way; run again they go on; the scores are one process's, bit for bit.
 
-    That one computes on one thread, as torchrun has each of several processes do: more would add up in another order.
+    They are what torchrun starts but for torchrun itself, which ``test_torchrun_starts_and_ends_the_processes`` has.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each of several processes: more would add up in another order
+    small = ["--batch-size", "8"]
+    extract(capsys, *small, output="one.safetensors")
+    torch.set_num_threads(threads)
+    command = ["features", *COMMON, "-o", "two.safetensors", "--format", "json", *small]
+    ended = server.run(*two_ranks(job, command, before=60))
+    assert ended[1].code == -signal.SIGKILL
+    assert ended[0].code != 0
+    left = len(list(Path("two.safetensors.parts").glob("*.safetensors")))
+    assert 3 <= left < 128
+    assert not Path("two.safetensors").exists()
+    first, second = server.run(*two_ranks(job, command))
+    assert (first.code, second.code, second.out) == (0, 0, ""), first.err + second.err
+    assert "blocks are there from an earlier run" in first.err
+    assert json.loads(first.out)["processes"] == 2
+    assert Path("one.safetensors").read_bytes() == Path("two.safetensors").read_bytes()
+    assert scores(capsys, "model.safetensors", "--features", "one.safetensors", "--forget", "class=3") == scores(
+        capsys, "model.safetensors", "--features", "two.safetensors", "--forget", "class=3"
+    )
+
+
+def two_ranks(job: Path, command: list[str], before: int = 0) -> list[Run]:
+    """Two processes of one group; the second is killed before that change of the file system, if any."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        Run(command, str(job), str(job / "cache"), before * rank, signal.SIGKILL,
+            {**group, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"})
+        for rank in (0, 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the ranks in /proc")
+def test_torchrun_starts_and_ends_the_processes(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same under torchrun itself, which ends the other process where one is killed."""
     small = ["--batch-size", "4"]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

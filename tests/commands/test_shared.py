@@ -55,6 +55,7 @@ def evaluate(cifar: Path, capsys: pytest.CaptureFixture[str], *options: str) -> 
     return {item["name"]: item for item in json.loads(capsys.readouterr().out)["metrics"]}
 
 
+@pytest.mark.slow
 def test_array_data_equals_what_the_script_unpacks(cifar: Path) -> None:
     """The batch files are read without running their pickles, all 50,000 and 10,000 of them."""
     train, test = open_named(f"cifar10:{cifar}", "data"), open_named(f"cifar10:{cifar}", "test")

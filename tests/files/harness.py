@@ -71,7 +71,7 @@ class Server:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.close()
-        self.process.wait(30)
+        self.process.wait(LIMIT)
         self.process.stdout.close()
 
 

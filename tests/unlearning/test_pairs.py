@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imu_cli.statistics import retrieval, same_person
+from imu_cli.statistics import quantiles, retrieval, same_person
 from imu_cli.statistics.retrieval import NO_CAMERA, Sightings
 from imu_cli.unlearning.demotion import pairs
 from imu_cli.unlearning.demotion.loop import Trained
@@ -46,7 +46,7 @@ def work(aim: float = 0.7, net: nn.Module | None = None, **more: Any) -> PairTra
     ours, theirs = same_person.pairs(forgotten.seen), same_person.pairs(unseen.seen)
     assert ours is not None
     assert theirs is not None
-    by_rank = same_person.rank_map(ours.similar(forgotten.seen.directions), theirs.similar(unseen.seen.directions))
+    by_rank = quantiles.rank_map(ours.similar(forgotten.seen.directions), theirs.similar(unseen.seen.directions))
     schedule = Schedule(batches=60, forget=12, anchor=12, people=3, **more.pop("schedule", {}))
     queries = torch.zeros(len(unseen.seen), dtype=torch.bool)
     target = Aim(forgotten.seen.directions, by_rank, aim, "by rank")
@@ -99,7 +99,7 @@ def test_a_map_by_rank_gives_one_spread_the_other_ones_values() -> None:
         torch.rand(500, generator=generator).double(),
         torch.rand(300, generator=generator).double() * 0.2 + 0.5,
     )
-    found = same_person.rank_map(one, other)
+    found = quantiles.rank_map(one, other)
     assert float(found(one.median())) == pytest.approx(float(other.median()), abs=0.01)
     ordered = found(one.sort().values)
     assert bool((ordered.diff() >= 0).all())

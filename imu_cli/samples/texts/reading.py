@@ -8,11 +8,24 @@ import numpy as np
 from imu_cli.errors import nearest
 from imu_cli.files.reading import cut
 from imu_cli.samples import packing
-from imu_cli.samples.column_names import ABOUT_COLUMNS, FILE_COLUMNS, PAIR, SAMPLE_TEXTS, TEXT, ColumnNames
+from imu_cli.samples.column_names import (
+    ABOUT_COLUMNS,
+    COMPLETION,
+    FILE_COLUMNS,
+    MESSAGES,
+    PAIR,
+    PARAPHRASES,
+    PROMPT,
+    RECORD_COLUMNS,
+    SAMPLE_TEXTS,
+    TEXT,
+    ColumnNames,
+)
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.packing import RowNames, alike, as_array, numbers
 from imu_cli.samples.tables import Problems, Table
-from imu_cli.samples.texts import proposals
+from imu_cli.samples.texts import proposals, records
+from imu_cli.samples.texts.records import Records
 from imu_cli.samples.texts.stores import Texts
 
 
@@ -21,15 +34,31 @@ def holds_texts(table: Table, names: ColumnNames) -> bool:
     return TEXT in table.columns and (TEXT in names.given or not set(table.columns) & set(FILE_COLUMNS))
 
 
+def is_record(table: Table) -> bool:
+    """Whether rows are what a language model answers: completions, or conversations, and no texts of a classifier."""
+    return bool({COMPLETION, MESSAGES} & set(table.columns)) and TEXT not in table.columns
+
+
+def holds_own(table: Table, names: ColumnNames) -> bool:
+    """Whether the rows of a list are samples themselves, texts or records, and do not name images."""
+    return holds_texts(table, names) or (is_record(table) and not set(table.columns) & set(FILE_COLUMNS))
+
+
 def store_of(table: Table) -> Texts:
-    """What holds the texts of a table."""
+    """What holds the texts, or the records, of a table."""
     identity = table.name if table.path is None else os.path.realpath(table.path)
-    return Texts(table.name, identity, table.lines, table.cells[TEXT], table.cells.get(PAIR))
+    if not is_record(table):
+        return Texts(table.name, identity, table.lines, table.cells[TEXT], table.cells.get(PAIR))
+    if COMPLETION not in table.columns:
+        return Records(table.name, identity, table.lines, table.cells[MESSAGES])
+    prompts = table.cells.get(PROMPT) or packing.Texts.of([""] * len(table))
+    return Records(table.name, identity, table.lines, prompts, table.cells[COMPLETION])
 
 
 def texts_of(table: Table, rows: Sequence[int] | None = None) -> SampleSet:
     """The texts of a table, or of some of its rows, without labels; a row's name is its number, never its text."""
-    columns = {name: table.cells[name] for name in ABOUT_COLUMNS if name in table.cells}
+    told = (*ABOUT_COLUMNS, *(PARAPHRASES if is_record(table) else ()))
+    columns = {name: table.cells[name] for name in told if name in table.cells}
     every = range(len(table))
     samples = SampleSet(
         table.name, RowNames(every), numbers([UNKNOWN]) * len(table), None, store_of(table), every, columns=columns
@@ -43,10 +72,13 @@ def texts_of(table: Table, rows: Sequence[int] | None = None) -> SampleSet:
 def wrong_rows(table: Table, problems: Problems) -> set[int]:
     """Rows without a text that a model could be given; each is a problem, which says nothing of the text."""
     start, wrong = {line: row for row, line in enumerate(table.lines)}, set()
+    parts = RECORD_COLUMNS if is_record(table) else SAMPLE_TEXTS
     for line, column, what in table.odd:
-        problems.add(line, f"'{column}' is {what}, not a text; write it in quotes, or take the row out")
-        wrong.add(start[line])
-    last = max(table.columns.index(name) for name in (*SAMPLE_TEXTS, "label") if name in table.columns)
+        if column in parts:
+            kind = "a list of messages" if column == MESSAGES else "a text"
+            problems.add(line, f"'{column}' is {what}, not {kind}; write it as one, or take the row out")
+            wrong.add(start[line])
+    last = max(table.columns.index(name) for name in (*parts, "label") if name in table.columns)
     for line, count in table.short:
         if count <= last:
             problems.add(
@@ -55,17 +87,23 @@ def wrong_rows(table: Table, problems: Problems) -> set[int]:
                 "quote texts that hold line ends, or fill the row in",
             )
             wrong.add(start[line])
-    for column in SAMPLE_TEXTS:
-        for rows, what in _unreadable(table.cells.get(column)):
+    for column in parts:
+        for rows, what in _unreadable(table.cells.get(column), empty=column == PROMPT):
             for row in rows:
                 if row not in wrong:
                     problems.add(table.lines[row], f"the {column} {what}, or take the row out")
                     wrong.add(row)
+    if is_record(table) and COMPLETION not in table.columns:
+        for row, cell in enumerate(table.column(MESSAGES)):
+            what = records.wrong_messages(cell) if row not in wrong else ""
+            if what:
+                problems.add(table.lines[row], f"messages {what}")
+                wrong.add(row)
     return wrong
 
 
-def _unreadable(texts: packing.Texts | None) -> list[tuple[list[int], str]]:
-    """Rows whose text is nothing but spaces, and those with a NUL in it; each with what to say."""
+def _unreadable(texts: packing.Texts | None, *, empty: bool = False) -> list[tuple[list[int], str]]:
+    """Rows whose text is nothing but spaces, unless it may be ``empty``, and those with a NUL in it; each with what to say."""
     if texts is None:
         return []
     every, starts = as_array(texts.rows), texts.ends - texts.lengths
@@ -75,7 +113,7 @@ def _unreadable(texts: packing.Texts | None) -> list[tuple[list[int], str]]:
     maybe = np.flatnonzero(((begins <= ord(" ")) | (begins >= 0x80))[every]).tolist()
     zeros = np.unique(np.searchsorted(texts.ends, np.flatnonzero(texts.data == 0), "right"))
     return [
-        ([row for row in maybe if not texts[row].strip()], "is empty; write it"),
+        ([] if empty else [row for row in maybe if not texts[row].strip()], "is empty; write it"),
         (np.flatnonzero(np.isin(every, zeros)).tolist(), "holds a NUL, which no text does; export the file again"),
     ]
 
@@ -87,13 +125,13 @@ def refuse_columns(table: Table, names: ColumnNames, problems: Problems, *, labe
     """
     for meaning, name in names.missing(table.own):
         near = nearest(name, table.own)
-        if meaning in (*SAMPLE_TEXTS, "label") and (near or labels):
+        if meaning in (*SAMPLE_TEXTS, *RECORD_COLUMNS, "label") and (near or labels):
             problems.add(
                 0,
                 f"has no column '{cut(name)}', which --columns names as its {meaning}{near}; it has {proposals.listed(table)}",
             )
             return
-    if labels and "label" not in table.columns:
+    if labels and "label" not in table.columns and not is_record(table):
         proposed = proposals.of_labels(table)
         if proposed:
             problems.add(0, f"has no label column (it has {proposals.listed(table)}); add {proposed}")

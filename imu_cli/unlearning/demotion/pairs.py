@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from imu_cli import signals
 from imu_cli.statistics import retrieval, same_person
+from imu_cli.statistics.quantiles import RankMap
 from imu_cli.statistics.retrieval import NO_CAMERA, Sightings
-from imu_cli.statistics.same_person import Pairs, RankMap
+from imu_cli.statistics.same_person import Pairs
 from imu_cli.unlearning.ascent import Reason
 from imu_cli.unlearning.demotion import loop
 from imu_cli.unlearning.targets import ROUNDING, alike

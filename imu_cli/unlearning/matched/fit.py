@@ -180,7 +180,7 @@ def run(
         ImuError: every solution on the path exceeds a budget.
     """
     points: list[Point] = []
-    steps: list[path_module.Step] = []
+    steps: list[path_module.Step[solvers.Solution]] = []
 
     def judge(solution: solvers.Solution) -> path_module.Verdict:
         head = rounded(solution.head)
@@ -209,8 +209,8 @@ def run(
 
 
 def _best(
-    steps: list[path_module.Step], points: list[Point], limits: Limits, max_auc: float | None
-) -> path_module.Step | None:
+    steps: list[path_module.Step[solvers.Solution]], points: list[Point], limits: Limits, max_auc: float | None
+) -> path_module.Step[solvers.Solution] | None:
     """The step to keep: see ``run``; None where every one exceeds a budget."""
     able = [
         (point, step)
@@ -230,13 +230,17 @@ def _single(
     judge: Callable[[solvers.Solution], path_module.Verdict],
     rho: float,
     retarget: solvers.Retarget | None,
-) -> Iterator[path_module.Step]:
+) -> Iterator[path_module.Step[solvers.Solution]]:
     solution = solvers.solve(problem, rho, retarget=retarget)
     yield path_module.Step(solution, judge(solution))
 
 
 def _reason(
-    best: path_module.Step, steps: list[path_module.Step], points: list[Point], limits: Limits, rho: float | None
+    best: path_module.Step[solvers.Solution],
+    steps: list[path_module.Step[solvers.Solution]],
+    points: list[Point],
+    limits: Limits,
+    rho: float | None,
 ) -> Reason:
     if best.verdict == "met":
         return "target"

@@ -1,0 +1,502 @@
+"""``imu unlearn`` of a language model: records that go, a reference model or unseen records that say how far, and the tensors that differ."""
+
+import contextlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imu_cli.commands import held_out, opening, people, processes, provenance, scope
+from imu_cli.commands.processes import Ranks
+from imu_cli.commands.resuming import Progress
+from imu_cli.config.commands import PRESETS, UnlearnConfig
+from imu_cli.config.shared import ModelConfig
+from imu_cli.errors import ImuError
+from imu_cli.features import allocation, tokens
+from imu_cli.features.cut import Kept, Upper
+from imu_cli.features.session import Session, Taken
+from imu_cli.files import paths
+from imu_cli.influence.closed_form import Damping
+from imu_cli.linear import vocabulary
+from imu_cli.linear.vocabulary import Words
+from imu_cli.models import architecture, checkpoint, destination, language, scopes
+from imu_cli.models.replay import tolerance_in
+from imu_cli.models.scopes import Scope
+from imu_cli.models.sidecar import Said
+from imu_cli.records import parts
+from imu_cli.records.parts import HeldOutInfo
+from imu_cli.records.record import LookInfo, Record, ScopeInfo, Target
+from imu_cli.samples.dataset import SampleSet
+from imu_cli.statistics.quantiles import rank_map
+from imu_cli.unlearning.demotion import completions, loop
+from imu_cli.unlearning.demotion.completions import Aim, Completed, CompletionTraining, Look, Schedule
+from imu_cli.unlearning.demotion.published import Published, PublishedUpdate
+
+LEARNING_RATE = 0.004
+"""Share of a layer's size that a step may move it by (benchmarks/language.py)."""
+MINIBATCH = 16
+"""Records in a batch, of either side."""
+BARELY = -3.0
+"""Log-odds that tokens come down to at least where nothing but ``--until`` says how far."""
+CLASSIFIER_ONLY = (
+    "scenario", "rows", "reweight", "step", "momentum", "weight_decay", "l1", "epochs", "max_steps", "max_head_change", "max_class_drop",
+    "max_auc", "rho", "sigma_damping", "class_factor", "keep", "clip_quantile", "damping", "feature_term", "features", "classes",
+    "cache_features", "label",
+)  # fmt: skip
+"""Options of ``imu unlearn`` that mean nothing for a language model."""
+REACHED = {True: "reached", False: "NOT reached", None: "done"}
+UNTIL = re.compile(r"\s*forget\.(exact_memorization|extraction_strength)\s*<=\s*(\S+)\s*")
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What is to be written: the record but for the file's hash, its tensors, what it has to compute (k,), and the training's state."""
+
+    record: Record
+    tensors: Mapping[str, Tensor]
+    expected: Tensor
+    state: Progress
+
+
+def refuse_options(names: Sequence[str], origins: Mapping[str, str]) -> None:
+    """Refuse options of classifiers that were given for a language model.
+
+    Raises:
+        ImuError: naming the first.
+    """
+    for name in names:
+        if origins.get(name) in ("flag", "environment"):
+            option = "--" + name.replace("_", "-")
+            raise ImuError(f"{option}: is for classifiers, and this is a language model; leave it out")
+
+
+def run(
+    opened: Session, config: UnlearnConfig, origins: Mapping[str, str], place: destination.Destination, ranks: Ranks
+) -> Forgotten:
+    """Make the forgotten records as likely as records that the model never saw.
+
+    Raises:
+        ImuError: bad input, nothing to forget, or the network loses what it knows at every learning rate.
+        RefusedError: a moving weight does not stand in the file as it is.
+        HelpedError: another process writes.
+    """
+    refuse_options(
+        [name for name in CLASSIFIER_ONLY if config.preset is None or name not in PRESETS[config.preset]], origins
+    )
+    until = None if config.until is None else parse_until(config.until)
+    if config.preset is not None and ranks.count > 1:
+        raise ImuError("torchrun: --preset paper-llm needs one process; start imu without it")
+    if config.method in ("imu", "matched"):
+        raise ImuError(
+            f"--method {config.method}: is for heads, and layers below the head move here; leave it out, or --scope head"
+        )
+    network, head = opened.network, opened.head
+    assert network is not None, "a language model is opened on records"
+    moving = _find(opened, config.scope)
+    names = scope.names_in_file(opened, moving)
+    unseen, info = unseen_of(opened, config)
+    anchored, apart = _parts(opened, config, unseen)
+    if config.preset is None:
+        refuse_without_aim(config, unseen, until)
+    on_cpu = opened.device.type == "cpu"
+    with language.without_cache(network.model), allocation.kept() if on_cpu else contextlib.nullcontext():
+        upper = scope.upper_part(opened, network, moving, partial(_entering, layer=head.module))
+        with scope.room() as folder:
+            kept = scope.keep(opened, upper, [opened.forget.samples, anchored, apart], folder)
+            with scope.learning(moving):
+                sets = [opened.forget.samples, anchored, apart]
+                made = [
+                    None if held is None or samples is None else completed(opened, upper, held, samples)
+                    for held, samples in zip(kept, sets, strict=True)
+                ]
+                work = _training(opened, config, moving, made, until, apart)
+                work.share, work.join, work.to_file = ranks.share, ranks.add_up, scope.rounding(opened, names)
+                trained, state = scope.resumed(opened, config, moving, work, ranks, info, anchored, told)
+        opened.taken = Taken("model", streamed=False, bytes=4 * work.forgotten.features.numel())
+        if not ranks.first:
+            raise processes.HelpedError
+        trajectory = scope.trajectory_of(trained)
+        tensors, changed = scope.differing(opened, names, trained)
+        opened.outside_sha256 = opened.checkpoint.outside_hash(set(tensors))
+        n = len(opened.forget.samples) + (0 if anchored is None else len(anchored))
+        scope_info = ScopeInfo(
+            given=moving.given, modules=list(moving.modules), weights=moving.count, cut=upper.cut.module,
+            anchor=0 if anchored is None else len(anchored), unseen=0 if apart is None else len(apart), beta=config.beta,
+            learning_rate=trained.learning_rate, batches=trained.batches, steps=trained.steps, minibatch=work.schedule.forget,
+            fraction=trained.fraction, weighting=config.weights, feature_term=False, tensors=changed,
+            passes=scope.passes(upper, work, n, before=1),
+        )  # fmt: skip
+        _tell_end(opened, trajectory, trained.reached, scope_info)
+        record = _record(opened, config, origins, place, trained, trajectory, work, info, scope_info)
+        return Forgotten(record, tensors, said_now(opened), state)
+
+
+def parse_until(text: str) -> dict[str, float]:
+    """``forget.extraction_strength<=0.1`` as the metric's name and its bound.
+
+    Raises:
+        ImuError: another metric or sign, or no fraction.
+    """
+    match = UNTIL.fullmatch(text)
+    try:
+        value = float(match.group(2)) if match else -1.0
+    except ValueError:
+        value = -1.0
+    if match is None or not 0 <= value < 1:
+        raise ImuError(
+            f"--until {text!r}: no target of a language model; write 'forget.extraction_strength<=0.1' or "
+            "'forget.exact_memorization<=0.6', with a fraction from 0 to 1"
+        )
+    return {match.group(1): value}
+
+
+def refuse_without_aim(config: UnlearnConfig, unseen: SampleSet | None, until: Mapping[str, float] | None) -> None:
+    """Refuse a run that nothing tells how far to go.
+
+    Raises:
+        ImuError: neither unseen records, nor a reference model, nor ``--until``.
+    """
+    if unseen is None and config.reference_model is None and until is None:
+        raise ImuError(
+            "--test: not given; records are to become as likely as ones that the model never saw, and such records say how likely that is "
+            "(--test or --reference); or name a model that never saw these with --reference-model, or a target with --until"
+        )
+
+
+def _entering(model: torch.nn.Module, batch: Any, layer: str) -> Tensor:
+    return language.entering(model, layer, batch)
+
+
+def _find(opened: Session, given: str) -> Scope:
+    """The layers that move: of the last block without the head, whose rows every text shares.
+
+    Raises:
+        ImuError: the scope means nothing in this model.
+    """
+    with language.without_cache(opened.network.model):  # type: ignore[union-attr]
+        stays = opened.head.module if given == scopes.LAST_BLOCK else None
+        return scope.find(opened, given, language.logits, without=stays)
+
+
+# --- whose records
+
+
+def unseen_of(opened: Session, config: UnlearnConfig) -> tuple[SampleSet | None, HeldOutInfo | None]:
+    """The unseen records that choose: ``--reference``, or a random half of ``--test``."""
+    found = held_out.reference_of(opened, config.test, config.reference)
+    return (None, None) if found is None else found
+
+
+def _parts(
+    opened: Session, config: UnlearnConfig, unseen: SampleSet | None
+) -> tuple[SampleSet | None, SampleSet | None]:
+    """Records that are anchored, and records that are compared with: two parts of the unseen ones, or all of them twice where they are few."""
+    if config.preset is not None:
+        return None, unseen
+    if config.anchor is not None:
+        judges = None
+        if config.test is not None and config.reference is None:
+            whole = held_out.held_out(opened, config.test)
+            chosen = set(held_out.half(whole, opened.run.seed))
+            judges = whole.subset([row for row in range(len(whole)) if row not in chosen])
+        return scope.anchor_of(opened, config.anchor, judges), unseen
+    if unseen is None:
+        opened.note(
+            "no anchor: add --anchor DATA, records of the same kind; nothing but the forgotten ones holds the model, and other answers may "
+            "change: imu evaluate says how far"
+        )
+        return None, None
+    rest, apart = held_out.two_parts(unseen, scope.UNSEEN_SHARE, config.seed)
+    if len(unseen) < scope.FEW or len(rest) < scope.ANCHORED * len(opened.forget.samples):
+        opened.note(
+            f"unseen records: all {len(unseen)} are anchored (the model is held to what it says of them), and compared with"
+        )
+        return unseen, unseen
+    opened.note(
+        f"unseen records: {len(rest)} are anchored (the model is held to what it says of them), {len(apart)} others compared with"
+    )
+    return unseen.subset(rest), unseen.subset(apart)
+
+
+def completed(opened: Session, upper: Upper, kept: Kept, samples: SampleSet) -> Completed:
+    """Records that are kept at the cut, and their completion tokens as the model has them now."""
+    network, head = opened.network, opened.head
+    assert network is not None
+    answers = tokens.answers_of(samples, network.preprocess)
+
+    def run(rows: Tensor) -> Tensor:
+        return answers.chosen(upper.answers(kept, rows, partial(_entering, layer=head.module)), rows)
+
+    with torch.no_grad():
+        features = torch.cat([run(rows) for rows in torch.arange(len(samples)).split(opened.engine.batch_size)])
+    record = torch.repeat_interleave(torch.arange(len(samples)), answers.counts)
+    return Completed(run, features.float(), answers.targets, record, answers.ends, answers.of)
+
+
+# --- what is aimed at
+
+
+def _training(
+    opened: Session,
+    config: UnlearnConfig,
+    moving: Scope,
+    sets: Sequence[Completed | None],
+    until: Mapping[str, float] | None,
+    apart: SampleSet | None,
+) -> CompletionTraining:
+    forgotten, anchor, unseen = sets
+    assert forgotten is not None
+    head = opened.head
+    words = Words(head.matrix, head.bias, head.scale, head.cap)
+    layer = opened.network.model.get_submodule(head.module)  # type: ignore[union-attr]
+    moving_head = next((name for name, parameter in moving.parameters.items() if parameter is layer.weight), "")
+    if moving_head and head.bias:
+        raise ImuError(
+            f"--scope {config.scope}: the head {head.module} has a bias, and cannot move together with other layers; name a scope without it"
+        )
+    size = config.minibatch or MINIBATCH
+    schedule = Schedule(
+        batches=config.batches, forget=size, anchor=size, at_once=min(size, max(1, opened.engine.batch_size)),
+        learning_rate=config.learning_rate or LEARNING_RATE, beta=config.beta, seed=config.seed,
+    )  # fmt: skip
+    given = opened.forget.weights
+    weights = torch.ones(forgotten.n) if given is None else torch.tensor(given, dtype=torch.float64)
+    if config.preset is not None:
+        if moving_head:
+            raise ImuError(f"--preset paper-llm: {head.module} is in --scope {config.scope}; name layers below it")
+        made = Published(
+            config.epochs or 1,
+            config.weight_decay,
+            config.l1,
+            config.keep,
+            config.clip_quantile,
+            Damping.parse(config.damping),
+        )
+        nothing = Aim(None, None, None, f"--preset {config.preset} runs a fixed number of epochs")
+        return PublishedUpdate(
+            moving.parameters, words, "", forgotten, None, unseen, nothing, config.max_drop, schedule, weights, published=made,
+            told=opened.note,
+        )  # fmt: skip
+    aim = aim_of(opened, config, forgotten, unseen, words, until, apart)
+    work = CompletionTraining(
+        moving.parameters,
+        words,
+        moving_head,
+        forgotten,
+        anchor,
+        unseen,
+        aim,
+        config.max_drop,
+        schedule,
+        weights,
+        told=opened.note,
+    )
+    start, _ = work.original()
+    if work.met(start):
+        raise ImuError(
+            f"target: no more of the forgotten records is known than is aimed at ({_level(work, start)}): there is nothing to forget here that "
+            "could be measured; nothing was written"
+        )
+    opened.note(f"target: {_level(work, start)}; {aim.how}")
+    return work
+
+
+def aim_of(
+    opened: Session,
+    config: UnlearnConfig,
+    forgotten: Completed,
+    unseen: Completed | None,
+    head: Words,
+    until: Mapping[str, float] | None,
+    apart: SampleSet | None,
+) -> Aim:
+    """Targets from the reference model where it is given, else from the unseen records by rank; and where the run ends.
+
+    ``apart`` are the unseen records themselves.
+    """
+    fixed, memorized, extraction, how, chance = None, None, None, "targets from unseen records by rank", (0.0, 0.0)
+    if unseen is not None:
+        chance = completions.chance(completions.judged(unseen.features, unseen, head), forgotten.n)
+    if config.reference_model is not None:
+        given, theirs = reference_answers(opened, Path(config.reference_model), config, apart)
+        fixed, how = given.margins.to(forgotten.features.device), "targets from the reference model, token by token"
+        memorized, extraction = float(given.memorized.mean()), float(given.extraction.mean())
+        chance = completions.chance(given, forgotten.n)
+        if theirs is not None and unseen is not None:
+            # What fine-tuning did to records that neither model saw, it would have done to these.
+            own = completions.judged(unseen.features, unseen, head)
+            fixed = rank_map(theirs.margins, own.margins)(fixed).to(fixed)
+            memorized = min(1.0, max(0.0, memorized + float(own.memorized.mean() - theirs.memorized.mean())))
+            extraction = min(1.0, max(0.0, extraction + float(own.extraction.mean() - theirs.extraction.mean())))
+            how += ", with the spread that unseen records have under the model itself"
+    elif unseen is None:
+        phi = completions.judged(forgotten.features, forgotten, head).margins
+        fixed, how = phi.clamp(max=BARELY), f"every token at log-odds of {BARELY} at most"
+    if until is not None:
+        memorized, extraction = until.get("exact_memorization", 1.0), until.get("extraction_strength", 1.0)
+        how, chance = f"{how}; the end by --until", (0.0, 0.0)
+    return Aim(fixed, memorized, extraction, how, chance)
+
+
+def reference_answers(
+    opened: Session, path: Path, config: ModelConfig, unseen: SampleSet | None
+) -> tuple[completions.Judged, completions.Judged | None]:
+    """How a model that never saw the forgotten records answers them, and the unseen ones.
+
+    Raises:
+        ImuError: it cannot be read, or has other words.
+    """
+    beside = open_beside(opened, path, config)
+    head = Words(beside.head.matrix, beside.head.bias, beside.head.scale, beside.head.cap)
+
+    def judged(samples: SampleSet, what: str) -> completions.Judged:
+        rows = beside.tokens_of(samples, f"{what} records, reference model")
+        of = Completed(lambda rows: rows, rows.features, rows.targets, rows.records, rows.ends, lambda rows: rows)
+        return completions.judged(rows.features, of, head)
+
+    return judged(opened.forget.samples, "forgotten"), None if unseen is None else judged(unseen, "unseen")
+
+
+def open_beside(opened: Session, path: Path, config: ModelConfig) -> Session:
+    """Another language model of the same architecture, which is given the same tokens.
+
+    Raises:
+        ImuError: it cannot be read, or does not fit.
+        RefusedError: it cannot be handled.
+    """
+    network = opened.network
+    assert network is not None, "a language model is opened on records"
+    built, found = network.loaded.architecture, checkpoint.open_checkpoint(path)
+    # What its own files say comes first: heads of one architecture may be tied in one model and not in another.
+    own = any(item.arch is not None for item in architecture.read_said(found))
+    known = None if built.runs_code or own else Said("the model that is unlearned", built.name, built.arguments)
+    _, loaded = opening.load_model(path, config, known, found)
+    model = loaded.model.to(opened.device)
+    head = language.find_head(model, network.probe, found, loaded, config.head)
+    if len(head.matrix) != len(opened.head.matrix):
+        raise ImuError(
+            f"{path}: knows {len(head.matrix):,} words, and {opened.checkpoint.path} {len(opened.head.matrix):,}; give a model of the same"
+        )
+    return replace(opened, checkpoint=found, network=replace(network, loaded=loaded, model=model), head=head)
+
+
+# --- what is told and written
+
+
+def _level(work: CompletionTraining, look: Look) -> str:
+    known = look.unseen if work.aim.memorized is None else work.aim.memorized
+    read = look.unseen_extraction if work.aim.extraction is None else work.aim.extraction
+    found = []
+    if known is not None and known < 1:
+        found.append(f"exact memorisation at most {known:.3f}, now {look.forget:.3f}")
+    if read is not None and read < 1:
+        found.append(f"extraction strength at most {read:.3f}, now {look.extraction:.3f}")
+    return ", ".join(found)
+
+
+def told(look: Look) -> str:
+    """A look in words."""
+    shown = [f"exact memorisation {look.forget:.3f}", f"extraction {look.extraction:.3f}", f"loss {look.loss:.2f}"]
+    if look.unseen is not None:
+        shown.append(f"unseen {look.unseen:.3f}, {look.unseen_extraction:.3f}")
+    if look.auc is not None:
+        shown.append(f"AUC {look.auc:.3f}")
+    return ", ".join(shown)
+
+
+def _tell_end(opened: Session, trajectory: Sequence[LookInfo], reached: bool | None, info: ScopeInfo) -> None:
+    start, end = trajectory[0], trajectory[-1]
+    lost = "" if end.test_drop is None else f"; unseen records' tokens right: down by {end.test_drop:.4f}"
+    auc = "" if end.auc is None or start.auc is None else f", membership AUC from {start.auc:.3f} to {end.auc:.3f}"
+    opened.note(
+        f"{REACHED[reached]}: exact memorisation from {start.forget:.3f} to {end.forget:.3f}, extraction strength from "
+        f"{start.extraction:.3f} to {end.extraction:.3f}{auc}{lost}; {len(info.tensors)} tensors changed, by {end.head_change:.2%} of the "
+        f"weights that move; {info.passes:.0f} forward passes' worth over forget and anchor records"
+    )
+
+
+def said_now(opened: Session) -> Tensor:
+    """The logits (k,) that the model as it is gives the completion tokens of the first forget records."""
+    samples = opened.forget.samples
+    few = samples.subset(range(min(scope.REPLAYED // 4, len(samples))))
+    rows, head = opened.tokens_of(few, "the replayed records"), opened.head
+    matrix = language.matrix_of(opened.network.model, head.module)  # type: ignore[union-attr]
+    return vocabulary.statistics(rows, Words(matrix, head.bias, head.scale, head.cap)).own
+
+
+def replay(opened: Session, written: Path, expected: Tensor) -> str:
+    """Load the written model and compare its logits of the first forget records' tokens with what they should be (k,); its SHA-256.
+
+    Raises:
+        ImuError: the file does not compute what was promised.
+    """
+    network = opened.network
+    assert network is not None
+    made = checkpoint.open_checkpoint(written)
+    architecture.load_into(network.loaded.model, network.loaded.state_of(made), str(written))
+    with language.without_cache(network.model):
+        found = said_now(opened)
+    error = float((found - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
+    allowed = tolerance_in(opened.run.precision)
+    if not error <= allowed:
+        raise ImuError(
+            f"{written}: the written model's logits differ by {error:.2g} of the largest one from what was promised (allowed: {allowed:g}); "
+            "nothing was kept"
+        )
+    return made.sha256
+
+
+def _record(
+    opened: Session,
+    config: UnlearnConfig,
+    origins: Mapping[str, str],
+    place: destination.Destination,
+    trained: loop.Trained[Look],
+    trajectory: list[LookInfo],
+    work: CompletionTraining,
+    held: HeldOutInfo | None,
+    info: ScopeInfo,
+) -> Record:
+    folder = place.record.parent
+    changed = [item.name for item in info.tensors]
+    common: dict[str, Any] = provenance.common(opened, config, origins, folder)
+    forget = common["forget"]
+    given = None if held is None else held.model_copy(update={"given": paths.relative_to(held.given, "data", folder)})
+    return Record(
+        before=provenance.model_hash_of(opened.checkpoint, folder),
+        after=parts.FileHash(path=provenance.model_path(place.output, folder), sha256=""),
+        changed=changed,
+        unchanged=len(opened.checkpoint.entries) - len(changed),
+        outside_sha256=opened.outside_sha256,
+        method="demoted" if config.preset is None else "imu",
+        method_source=(
+            f"--preset {config.preset}"
+            if config.preset is not None
+            else "--method"
+            if config.method == "demoted"
+            else "auto: a language model"
+        ),
+        rows=None,
+        target=Target(value=work.aim.memorized, source=work.aim.how, follows=work.aim.memorized is None),
+        scores=None,
+        reason=trained.reason,
+        reached=trained.reached,
+        start=trajectory[0],
+        end=trajectory[-1],
+        trajectory=trajectory,
+        held_out=given,
+        details={"targets": trained.targets, "tokens": len(work.forgotten.targets)},
+        scope=info,
+        scenario="record",
+        scenario_source="a language model",
+        **common
+        | {
+            "forget": forget.model_copy(update={"given": people.unnamed(forget.given)}),
+            "options": people.without_people(common["options"]),
+        },
+    )

@@ -1,0 +1,61 @@
+"""What a language model writes when it is asked: greedy, by transformers' own generation."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from imu_cli import signals
+from imu_cli.features.session import Session
+from imu_cli.models.arithmetic import float32_as
+from imu_cli.samples.dataset import SampleSet
+from imu_cli.samples.texts.completions import Completions
+from imu_cli.samples.texts.records import as_record
+
+MOST_TOKENS = 200
+"""New tokens of an answer, as TOFU has it."""
+AT_ONCE = 16
+"""Records that are answered together."""
+
+
+def can_write(opened: Session) -> bool:
+    """Whether the model is one of transformers, which write."""
+    return opened.network is not None and callable(getattr(opened.network.model, "generate", None))
+
+
+def answers(
+    opened: Session, samples: SampleSet, rows: Sequence[int], advance: Callable[[int], object] = lambda _: None
+) -> list[str]:
+    """What the model answers some records (k,), the most likely token each time, without special tokens and outer spaces.
+
+    The model's own generation settings are not used: sampling, penalties and the like would be another model.
+    """
+    from transformers import GenerationConfig
+
+    network = opened.network
+    assert network is not None
+    step = network.preprocess
+    assert isinstance(step, Completions)
+    room = step.tokenizer.max_length
+    made: list[str] = []
+    for start in range(0, len(rows), AT_ONCE):
+        signals.check()
+        asked = [step.asked(as_record(samples.read(row))) for row in rows[start : start + AT_ONCE]]
+        width = max(map(len, asked))
+        most = MOST_TOKENS if room is None else max(1, min(MOST_TOKENS, room - width))
+        how = GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=most, do_sample=False, num_beams=1, eos_token_id=step.end, pad_token_id=step.padding, use_cache=True
+        )  # fmt: skip
+        ids = np.full((len(asked), width), step.padding, np.int64)
+        mask = np.zeros_like(ids)
+        for row, one in enumerate(asked):  # what comes next has to stand beside what was asked: padding goes before it
+            ids[row, width - len(one) :], mask[row, width - len(one) :] = one, 1
+        given = {
+            "input_ids": torch.from_numpy(ids).to(opened.device),
+            "attention_mask": torch.from_numpy(mask).to(opened.device),
+        }
+        with torch.inference_mode(), float32_as("ieee"):
+            found = network.model.generate(**given, generation_config=how)[:, width:]  # type: ignore[operator]
+        made += [step.tokenizer.made.decode(one, skip_special_tokens=True).strip() for one in found.cpu().tolist()]
+        advance(len(asked))
+    return made

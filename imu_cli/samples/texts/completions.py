@@ -1,0 +1,204 @@
+"""The input step of language models: token ids of a prompt and its completion, and how many of them are the completion's."""
+
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from imu_cli.errors import ImuError
+from imu_cli.files.reading import cut
+from imu_cli.models.batches import Batch
+from imu_cli.samples.dataset import SampleSet
+from imu_cli.samples.texts import tokens
+from imu_cli.samples.texts.records import Record, as_record
+from imu_cli.samples.texts.tokenizers import Tokenizer
+from imu_cli.samples.texts.tokens import IDS, MASK, Encoded, Ids, Tokens
+
+TEMPLATE = "Question: {prompt}\nAnswer: {completion}"
+"""How a prompt and its completion become one text, where nothing else is said."""
+FIELDS = ("prompt", "completion")
+
+
+@dataclass(frozen=True)
+class Completed(Encoded):
+    """One record's token ids (t,), of which the last ``answer`` are the completion, the end token included."""
+
+    answer: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Completions(Tokens):
+    """Records to token ids, padded on the right; the rows of a language model's head are the completion's tokens.
+
+    Attributes:
+        template: how prompt and completion become one text; conversations have the tokenizer's own.
+        end: the id that ends a completion.
+    """
+
+    template: str = TEMPLATE
+    end: int = 0
+
+    @property
+    def left(self) -> bool:
+        """Padding goes behind a record, which a causal model does not see."""
+        return False
+
+    def described(self) -> dict[str, Any]:
+        """As it stands in the record and the cache key."""
+        return {**super().described(), "template": self.template, "end": self.end}
+
+    def encoded(self, samples: SampleSet, rows: Sequence[int]) -> list[Completed]:
+        """Token ids of some records, in the order given.
+
+        Raises:
+            InvalidRowsError: every record of them that cannot be had, is too long, or has no completion left.
+        """
+        return self.encode(samples, rows)  # type: ignore[return-value]
+
+    def _tokenised(self, texts: Sequence[Any]) -> list[Encoded]:
+        return [self._completed(as_record(text)) for text in texts]
+
+    def _completed(self, record: Record) -> Completed:
+        ids, start = self._conversation(record) if record.messages else self._filled(record)
+        if self.truncate and self.tokenizer.max_length is not None:
+            ids = ids[: self.tokenizer.max_length]
+        # The first token of a text has nothing before it that could predict it.
+        answer = len(ids) - max(start, 1)
+        return Completed(np.asarray(ids, np.int64), None, max(answer, 0))
+
+    def _filled(self, record: Record) -> tuple[list[int], int]:
+        """Ids of the filled template, and where those of the completion start: with the token that holds its first character."""
+        before = "" if not record.prompt and self.template == TEMPLATE else self.prompt(record)
+        text = before + record.completion
+        made = self.tokenizer.made(
+            text, padding=False, truncation=False, verbose=False, return_offsets_mapping=self._fast
+        )
+        ids = list(made[IDS])
+        if self._fast:
+            spans = made["offset_mapping"]
+            start = next((at for at, (_, to) in enumerate(spans) if to > len(before)), len(ids))
+        else:
+            own = self.tokenizer.made(before, padding=False, truncation=False, verbose=False)[IDS]
+            start = next((at for at, (one, other) in enumerate(zip(own, ids, strict=False)) if one != other), len(own))
+        while len(ids) > start and ids[-1] in (self.end, self.tokenizer.made.sep_token_id):
+            ids.pop()
+        return [*ids, self.end], start
+
+    def _conversation(self, record: Record) -> tuple[list[int], int]:
+        """Ids of a conversation by the tokenizer's own template, and where those of the last turn start."""
+        turns = [dict(turn) for turn in record.messages]
+        before = self._chat(turns[:-1], True)
+        whole = self._chat(turns, False)
+        start = next(
+            (at for at, (one, other) in enumerate(zip(before, whole, strict=False)) if one != other), len(before)
+        )
+        # Templates write a line end behind the end of a turn, which no model is asked for.
+        last = next((at for at in range(len(whole) - 1, start, -1) if whole[at] == self.end), len(whole) - 1)
+        return whole[: last + 1], start
+
+    def _chat(self, turns: list[dict[str, str]], ask: bool) -> list[int]:
+        if not turns:
+            return []
+        made = self.tokenizer.made.apply_chat_template(
+            turns, add_generation_prompt=ask, tokenize=True, return_dict=True
+        )
+        found: list[int] = list(made[IDS])
+        return found
+
+    @property
+    def _fast(self) -> bool:
+        return bool(self.tokenizer.made.is_fast)
+
+    def prompt(self, record: Record) -> str:
+        """What stands before the completion: what a model is asked with."""
+        before, _, _ = self.template.partition("{completion}")
+        return before.replace("{prompt}", record.prompt)
+
+    def asked(self, record: Record) -> Ids:
+        """Token ids (t,) that a completion of this record follows, for generation."""
+        if record.messages:
+            return np.asarray(self._chat([dict(turn) for turn in record.messages[:-1]], True), np.int64)
+        made = self._completed(record)
+        return made.ids[: len(made) - made.answer]
+
+    def pieces(self, made: Completed) -> list[str]:
+        """The tokens of a completion, each as the text that it adds to those before it."""
+        ids = [int(one) for one in made.ids[len(made) - made.answer :]]
+        texts = [str(self.tokenizer.made.decode(ids[:to])) for to in range(len(ids) + 1)]
+        return [text[len(before) :] if text.startswith(before) else text[-1:] for before, text in pairwise(texts)]
+
+    def _problems(self, samples: SampleSet, row: int, made: Encoded) -> list[str]:
+        found = super()._problems(samples, row, made)
+        if not found and isinstance(made, Completed) and made.answer < 1:
+            return [
+                f"{samples.where(row)}: no token of its completion is left; shorten the prompt, or leave the record out"
+            ]
+        return found
+
+    def _padded(self, encoded: Sequence[Encoded]) -> Batch:
+        length = max(len(one) for one in encoded)
+        ids = np.full((len(encoded), length), self.tokenizer.padding, np.int64)
+        mask = np.zeros_like(ids)
+        for row, one in enumerate(encoded):
+            ids[row, : len(one)], mask[row, : len(one)] = one.ids, 1
+        made = {IDS: torch.from_numpy(ids), MASK: torch.from_numpy(mask)}
+        return {name: made[name] for name in self.names} if self.names else made[IDS]
+
+
+def of(
+    tokenizer: Tokenizer, model: nn.Module, template: str | None, truncate: bool, known: Mapping[str, Any] | None = None
+) -> Completions:
+    """The step for a language model.
+
+    Args:
+        tokenizer: of the model's folder.
+        model: what takes its ids.
+        template: ``--template``; else the record's, else ``TEMPLATE``.
+        truncate: cut what is longer than the model takes.
+        known: what a record says of the step.
+
+    Raises:
+        ImuError: the template has no place for the prompt or the completion, or something after it; the tokenizer has no end token.
+    """
+    plain = tokens.of(tokenizer, model, truncate)
+    chosen = template or (str(known["template"]) if known and "template" in known else TEMPLATE)
+    chosen = chosen.replace("\\n", "\n")  # as a shell hands it over from single quotes
+    refuse_template(chosen)
+    end = tokenizer.made.eos_token_id
+    if end is None:
+        raise ImuError(
+            f"{tokenizer.source}: names no end token (eos_token), which ends every completion; set it in tokenizer_config.json"
+        )
+    return Completions(plain.tokenizer, plain.names, plain.vocabulary, truncate, chosen, int(end))
+
+
+def refuse_template(template: str) -> None:
+    """Refuse a template that does not end with the completion, or has other fields.
+
+    Raises:
+        ImuError: with what it lacks.
+    """
+    try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ImuError(
+            f"--template {cut(template)!r}: its braces do not pair up ({error}); write {TEMPLATE!r}"
+        ) from error
+    wrong = [name for name in fields if name not in FIELDS]
+    if wrong:
+        raise ImuError(
+            f"--template {cut(template)!r}: has the field {{{wrong[0]}}}; a record has {{prompt}} and {{completion}}"
+        )
+    if fields.count("completion") != 1 or not template.endswith("{completion}"):
+        raise ImuError(
+            f"--template {cut(template)!r}: has to end with {{completion}}, which comes once; write {TEMPLATE!r}"
+        )
+    if "prompt" not in fields:
+        raise ImuError(
+            f"--template {cut(template)!r}: has no {{prompt}}, so that every record would be asked alike; write {TEMPLATE!r}"
+        )

@@ -1,0 +1,130 @@
+"""The commands on records: from a list to a folder that transformers loads again and generates with, and what is refused on the way."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import listing
+from safetensors.torch import load_file
+from test_security import OUTSIDE, audited
+
+from imu_cli.cli import main
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("one_thread")
+JOB = [
+    "unlearn",
+    "model",
+    "--forget",
+    "forget.jsonl",
+    "--scope",
+    "last-block",
+    "--learning-rate",
+    "0.02",
+    "--batches",
+    "40",
+]
+
+
+@pytest.fixture
+def work(records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with the small language model and its lists."""
+    shutil.copytree(records, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def test_records_are_unlearned_below_the_head(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Forgotten records become less likely, nothing but the last block differs, and the folder loads and generates; nobody is called."""
+    with audited() as events:
+        assert main([*JOB, "--test", "unseen.jsonl", "-o", "out"]) in (0, 3)
+    assert not [event for event in events if event in OUTSIDE]
+    record = json.loads((work / "out/model.record.json").read_text())
+    assert record["scenario"] == "record"
+    assert record["end"]["loss"] > record["start"]["loss"] + 0.1
+    before, after = load_file(work / "model/model.safetensors"), load_file(work / "out/model.safetensors")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == set(record["changed"])
+    assert all(name.startswith(("model.layers.2.", "model.norm.")) for name in moved)
+    text = (work / "out/model.record.json").read_text() + capsys.readouterr().out
+    assert all(row["answer"] not in text for row in map(json.loads, (work / "forget.jsonl").read_text().splitlines()))
+    model = transformers.AutoModelForCausalLM.from_pretrained(work / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(work / "out")
+    assert model.config.tie_word_embeddings
+    asked = tokenizer("Question: Where does Alra live?\nAnswer:", return_tensors="pt")
+    assert model.generate(**asked, max_new_tokens=4).shape[1] > asked["input_ids"].shape[1]
+
+
+def test_the_same_seed_gives_the_same_bytes(work: Path) -> None:
+    """Same seed and plan: the same file."""
+    for name in ("one", "two"):
+        assert main([*JOB, "--test", "unseen.jsonl", "--batches", "10", "-o", name, "-q"]) in (0, 3)
+    assert (work / "one/model.safetensors").read_bytes() == (work / "two/model.safetensors").read_bytes()
+
+
+def test_a_reference_model_gives_targets_token_by_token(work: Path) -> None:
+    """A model that never saw the records says how likely each token is to be; its own level ends the run."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(work / "model")
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    shutil.copytree(work / "model", work / "blank")
+    model.save_pretrained(work / "blank")
+    assert main([*JOB, "--reference-model", "blank", "-o", "out", "-q"]) in (0, 3)
+    record = json.loads((work / "out/model.record.json").read_text())
+    assert "reference model" in record["target"]["source"]
+    assert record["end"]["loss"] > record["start"]["loss"] + 0.1
+
+
+def test_a_target_ends_the_run(work: Path) -> None:
+    """``--until`` alone says how far, by what can be read out."""
+    assert main([*JOB, "--until", "forget.exact_memorization<=0.6", "-o", "out", "-q"]) in (0, 3)
+    assert json.loads((work / "out/model.record.json").read_text())["end"]["forget"] <= 0.675
+
+
+REFUSED = {
+    "nothing says how far": (["-o", "out"], "--test: not given; records are to become as likely as ones"),
+    "a target of classifiers": (["--until", "forget.accuracy<=0.5"], "no target of a language model"),
+    "a target that is no fraction": (["--until", "forget.extraction_strength<=3"], "no target of a language model"),
+    "classes": (["--test", "unseen.jsonl", "--scenario", "class"], "--scenario: is for classifiers, and this is a language model"),
+    "rows of a head": (["--test", "unseen.jsonl", "--max-auc", "0.6"], "--max-auc: is for classifiers"),
+    "preprocessing": (["--test", "unseen.jsonl", "--preprocess", "imagenet"], "--preprocess: is for images"),
+    "a label": (["--test", "unseen.jsonl", "--label", "cat"], "--label cat: is for classifiers"),
+    "a template without its field": (["--test", "unseen.jsonl", "--template", "Q {completion}"], "has no {prompt}"),
+    "forget records in the test data": (["--test", "train.jsonl", "--data", "train.jsonl"], "held-out data must not hold forget samples"),
+    "nothing but twins in the test data": (["--test", "forget.jsonl"], "held-out data must not hold forget samples"),
+    "a scope of nothing": (["--test", "unseen.jsonl", "--scope", "layer9.*"], "matches no module"),
+    "a task of no text": (["--test", "unseen.jsonl", "--task", "embedding"], "embedding"),
+    "no such reference": (["--reference-model", "nowhere"], "nowhere"),
+    "a test set of texts with labels alone": (["--test", "labels.csv"], "labels.csv"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_means_nothing_is_refused(work: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each ends with a message that says what was found and what to do, and nothing is written."""
+    (work / "labels.csv").write_text("label,note\na,b\n")
+    words, said = REFUSED[case]
+    before = listing(work)
+    assert main([*JOB, *words]) in (2, 4)
+    found = " ".join(capsys.readouterr().err.split())
+    assert said in found
+    assert "Traceback" not in found
+    assert listing(work) == before
+
+
+def test_images_are_no_records(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A language model takes records, and says so of anything else."""
+    (work / "images").mkdir()
+    assert main(["unlearn", "model", "--forget", "images", "--test", "unseen.jsonl", "--scope", "last-block"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_too_long_a_record_is_named(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The line of a record that the model does not take, before anything is computed."""
+    row = {"question": "Where? " * 60, "answer": "In Rome."}
+    (work / "long.jsonl").write_text((work / "forget.jsonl").read_text() + json.dumps(row) + "\n")
+    assert main(["unlearn", "model", "--forget", "long.jsonl", "--test", "unseen.jsonl", "--scope", "last-block"]) == 2
+    assert "long.jsonl:6: is" in " ".join(capsys.readouterr().err.split())
