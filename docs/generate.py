@@ -574,6 +574,36 @@ def sequences_table() -> str:
     return "\n".join(lines)
 
 
+def tofu_table() -> str:
+    """Ten authors of TOFU forgotten, row by row, from the raw results."""
+    rows = comparison.tofu_rows()
+    if not rows:
+        return "Not measured here yet."
+    sides = ("forget", "unseen", "kept", "paraphrased")
+    names = ("loss", "probability", "exact_memorization", "extraction_strength")
+    lines = [
+        f"| model | {' | '.join(sides)} | truth ratio | forget quality: p (distance) | utility without ROUGE |",
+        "|---" * (len(sides) + 4) + "|",
+    ]
+    for row in rows:
+        found = row["figures"]
+        cells = [", ".join(f"{found[side][name]['value']:.3f}" for name in names) for side in sides]
+        quality, utility = found.get("forget_quality"), found.get("utility_without_rouge")
+        cells += [
+            f"{found['truth_ratio']['value']:.3f}",
+            f"{quality['p']:.2g} ({quality['distance']:.2f})" if quality else "",
+            f"{utility['value']:.3f}" if utility else "",
+        ]
+        lines.append(f"| {row['row']} | {' | '.join(cells)} |")
+    first = rows[0]["figures"]
+    counts = ", ".join(f"{first[side]['loss']['n']} {side}" for side in sides)
+    lines.append(
+        "\nEach cell: cross-entropy in nats a token, probability, exact memorisation, extraction strength; means over records "
+        f"({counts}; truth ratio and forget quality over {first['truth_ratio']['n']} questions against the retrained model's)."
+    )
+    return "\n".join(lines)
+
+
 def mislabelled_table() -> str:
     """Wrong labels by method, means over the seeds, from the raw results."""
     runs = _results("quality_mislabelled")["runs"]
@@ -649,6 +679,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "gpu agreement": gpu_agreement,
         "gpu floor": gpu_floor,
     },
+    "language.md": {"tofu": tofu_table},
     "method.md": {
         "classes": class_table,
         "fixed rate": fixed_rate_table,
