@@ -391,5 +391,5 @@ PAPER_LLM = {
     "damping": "0.01",
     "weights": "influence",
 }
-"""What ``--preset paper-llm`` sets: scope, L1 and clip are the paper's; rate, epochs and decay are those that TOFU's own code trains with."""
+"""What ``--preset paper-llm`` sets: scope, L1 and clip are the paper's; rate, epochs and decay are ours, after what is usual for TOFU."""
 PRESETS: dict[str, dict[str, object]] = {"paper": dict(PAPER), "paper-llm": dict(PAPER_LLM)}
