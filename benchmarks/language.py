@@ -29,7 +29,7 @@ from baselines import language_models
 from baselines.training import Settings, Steps
 from torch import Tensor
 
-from imu_cli.commands import forgotten_records, held_out, opening, recalled, scope, unlearn
+from imu_cli.commands import forgotten_records, held_out, opening, recalled, record_targets, scope, unlearn
 from imu_cli.commands.recalled import Sets
 from imu_cli.config.commands import EvaluateConfig, UnlearnConfig
 from imu_cli.errors import ImuError
@@ -129,9 +129,9 @@ class World:
         self.sets = judging(self.opened, lists, every, utility)
         for context in (language.without_cache(network.model), allocation.kept()):
             stack.enter_context(context)
-        self.moving = forgotten_records._find(self.opened, "last-block")
+        self.moving = forgotten_records.find_scope(self.opened, "last-block")
         self.names = scope.names_in_file(self.opened, self.moving)
-        entering = partial(forgotten_records._entering, layer=self.opened.head.module)
+        entering = partial(forgotten_records.entering, layer=self.opened.head.module)
         self.upper = scope.upper_part(self.opened, network, self.moving, entering)
         self.room = stack.enter_context(scope.room())
         self.start = loop.copied(self.moving.parameters)
@@ -180,7 +180,7 @@ class World:
             weights = {files[file]: other.tensor(file) for file in changed}
             with self.moved({name: weights.get(name, self.start[name]) for name in self.start}):
                 return self.judged_now()
-        beside = forgotten_records.open_beside(self.opened, folder, self.plain)
+        beside = record_targets.open_beside(self.opened, folder, self.plain)
         assert beside.network is not None
         with language.without_cache(beside.network.model):
             return judged(self.sets, lambda name, samples: recalled.said(beside, samples, name))

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from imu_cli.commands import forgotten_records, people, provenance, scope
+from imu_cli.commands import forgotten_records, people, provenance, record_targets, scope
 from imu_cli.commands.processes import Ranks
 from imu_cli.config.commands import UnlearnConfig
 from imu_cli.errors import ImuError, RefusedError
@@ -93,15 +93,15 @@ def run(
         RefusedError: a tied head without ``--untie``.
     """
     refuse(opened, config, origins, ranks)
-    until = None if config.until is None else forgotten_records.parse_until(config.until)
+    until = None if config.until is None else record_targets.parse_until(config.until)
     unseen, info = forgotten_records.unseen_of(opened, config)
-    forgotten_records.refuse_without_aim(config, unseen, until)
+    record_targets.refuse_without_aim(config, unseen, until)
     head = opened.head
     words = Words(head.matrix, head.bias, head.scale, head.cap)
     ours = _completed(opened, opened.forget.samples, "forget")
     theirs = None if unseen is None else _completed(opened, unseen, "unseen records")
     opened.taken = Taken("model", streamed=False, bytes=4 * ours.features.numel())
-    aim = forgotten_records.aim_of(opened, config, ours, theirs, words, until, unseen)
+    aim = record_targets.aim_of(opened, config, ours, theirs, words, until, unseen)
     with opened.log.timed("matching"), opened.log.track("matched, along ρ", None) as advance:
         problem, sides = records.problem_of(ours, theirs, words, aim, config.sigma_damping)
         opened.note(

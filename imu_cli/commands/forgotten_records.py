@@ -1,7 +1,6 @@
 """``imu unlearn`` of a language model: records that go, a reference model or unseen records that say how far, and the tensors that differ."""
 
 import contextlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imu_cli.commands import held_out, opening, people, processes, provenance, scope
+from imu_cli.commands import held_out, people, processes, provenance, record_targets, scope
 from imu_cli.commands.processes import Ranks
 from imu_cli.commands.resuming import Progress
 from imu_cli.config.commands import PRESETS, UnlearnConfig
-from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError
 from imu_cli.features import allocation, tokens
 from imu_cli.features.cut import Kept, Upper
@@ -27,13 +25,11 @@ from imu_cli.linear.vocabulary import Words
 from imu_cli.models import architecture, checkpoint, destination, language, scopes
 from imu_cli.models.replay import tolerance_in
 from imu_cli.models.scopes import Scope
-from imu_cli.models.sidecar import Said
 from imu_cli.records import parts
 from imu_cli.records.parts import HeldOutInfo
 from imu_cli.records.record import LookInfo, Record, ScopeInfo, Target
 from imu_cli.samples.dataset import SampleSet
-from imu_cli.statistics.quantiles import rank_map
-from imu_cli.unlearning.demotion import completions, loop
+from imu_cli.unlearning.demotion import loop
 from imu_cli.unlearning.demotion.completions import Aim, Completed, CompletionTraining, Look, Schedule
 from imu_cli.unlearning.demotion.published import Published, PublishedUpdate
 
@@ -41,8 +37,6 @@ LEARNING_RATE, BETA = 0.002, 2.0
 """Share of a layer's size that a step may move it by, and weight of the anchor (docs/language.md)."""
 MINIBATCH = 16
 """Records in a batch, of either side."""
-BARELY = -3.0
-"""Log-odds that tokens come down to at least where nothing but ``--until`` says how far."""
 CLASSIFIER_ONLY = (
     "scenario", "rows", "reweight", "step", "momentum", "weight_decay", "l1", "epochs", "max_steps", "max_head_change", "max_class_drop",
     "max_auc", "rho", "sigma_damping", "class_factor", "keep", "clip_quantile", "damping", "feature_term", "features", "classes",
@@ -50,7 +44,6 @@ CLASSIFIER_ONLY = (
 )  # fmt: skip
 """Options of ``imu unlearn`` that mean nothing for a language model."""
 REACHED = {True: "reached", False: "NOT reached", None: "done"}
-UNTIL = re.compile(r"\s*forget\.(exact_memorization|extraction_strength)\s*<=\s*(\S+)\s*")
 
 
 @dataclass(frozen=True)
@@ -90,7 +83,7 @@ def run(
     )
     if origins.get("beta", "default") == "default":
         config = replace(config, beta=BETA)
-    until = None if config.until is None else parse_until(config.until)
+    until = None if config.until is None else record_targets.parse_until(config.until)
     if config.preset is not None and ranks.count > 1:
         raise ImuError("torchrun: --preset paper-llm needs one process; start imu without it")
     if config.method in ("imu", "matched"):
@@ -99,15 +92,15 @@ def run(
         )
     network, head = opened.network, opened.head
     assert network is not None, "a language model is opened on records"
-    moving = _find(opened, config.scope)
+    moving = find_scope(opened, config.scope)
     names = scope.names_in_file(opened, moving)
     unseen, info = unseen_of(opened, config)
     anchored, apart = _parts(opened, config, unseen)
     if config.preset is None:
-        refuse_without_aim(config, unseen, until)
+        record_targets.refuse_without_aim(config, unseen, until)
     on_cpu = opened.device.type == "cpu"
     with language.without_cache(network.model), allocation.kept() if on_cpu else contextlib.nullcontext():
-        upper = scope.upper_part(opened, network, moving, partial(_entering, layer=head.module))
+        upper = scope.upper_part(opened, network, moving, partial(entering, layer=head.module))
         with scope.room() as folder:
             kept = scope.keep(opened, upper, [opened.forget.samples, anchored, apart], folder)
             with scope.learning(moving):
@@ -138,43 +131,12 @@ def run(
         return Forgotten(record, tensors, said_now(opened), state)
 
 
-def parse_until(text: str) -> dict[str, float]:
-    """``forget.extraction_strength<=0.1`` as the metric's name and its bound.
-
-    Raises:
-        ImuError: another metric or sign, or no fraction.
-    """
-    match = UNTIL.fullmatch(text)
-    try:
-        value = float(match.group(2)) if match else -1.0
-    except ValueError:
-        value = -1.0
-    if match is None or not 0 <= value < 1:
-        raise ImuError(
-            f"--until {text!r}: no target of a language model; write 'forget.extraction_strength<=0.1' or "
-            "'forget.exact_memorization<=0.6', with a fraction from 0 to 1"
-        )
-    return {match.group(1): value}
-
-
-def refuse_without_aim(config: UnlearnConfig, unseen: SampleSet | None, until: Mapping[str, float] | None) -> None:
-    """Refuse a run that nothing tells how far to go.
-
-    Raises:
-        ImuError: neither unseen records, nor a reference model, nor ``--until``.
-    """
-    if unseen is None and config.reference_model is None and until is None:
-        raise ImuError(
-            "--test: not given; records are to become as likely as ones that the model never saw, and such records say how likely that is "
-            "(--test or --reference); or name a model that never saw these with --reference-model, or a target with --until"
-        )
-
-
-def _entering(model: torch.nn.Module, batch: Any, layer: str) -> Tensor:
+def entering(model: torch.nn.Module, batch: Any, layer: str) -> Tensor:
+    """What enters the head, as ``features.cut`` asks for it."""
     return language.entering(model, layer, batch)
 
 
-def _find(opened: Session, given: str) -> Scope:
+def find_scope(opened: Session, given: str) -> Scope:
     """The layers that move: of the last block without the head, whose rows every text shares.
 
     Raises:
@@ -232,7 +194,7 @@ def completed(opened: Session, upper: Upper, kept: Kept, samples: SampleSet) -> 
     answers = tokens.answers_of(samples, network.preprocess)
 
     def run(rows: Tensor) -> Tensor:
-        return answers.chosen(upper.answers(kept, rows, partial(_entering, layer=head.module)), rows)
+        return answers.chosen(upper.answers(kept, rows, partial(entering, layer=head.module)), rows)
 
     with torch.no_grad():
         features = torch.cat([run(rows) for rows in torch.arange(len(samples)).split(opened.engine.batch_size)])
@@ -284,7 +246,7 @@ def _training(
             moving.parameters, words, "", forgotten, None, unseen, nothing, config.max_drop, schedule, weights, published=made,
             told=opened.note,
         )  # fmt: skip
-    aim = aim_of(opened, config, forgotten, unseen, words, until, apart)
+    aim = record_targets.aim_of(opened, config, forgotten, unseen, words, until, apart)
     work = CompletionTraining(
         moving.parameters,
         words,
@@ -306,85 +268,6 @@ def _training(
         )
     opened.note(f"target: {_level(work, start)}; {aim.how}")
     return work
-
-
-def aim_of(
-    opened: Session,
-    config: UnlearnConfig,
-    forgotten: Completed,
-    unseen: Completed | None,
-    head: Words,
-    until: Mapping[str, float] | None,
-    apart: SampleSet | None,
-) -> Aim:
-    """Targets from the reference model where it is given, else from the unseen records by rank; and where the run ends.
-
-    ``apart`` are the unseen records themselves.
-    """
-    fixed, memorized, extraction, how, chance = None, None, None, "targets from unseen records by rank", (0.0, 0.0)
-    if unseen is not None:
-        chance = completions.chance(completions.judged(unseen.features, unseen, head), forgotten.n)
-    if config.reference_model is not None:
-        given, theirs = reference_answers(opened, Path(config.reference_model), config, apart)
-        fixed, how = given.margins.to(forgotten.features.device), "targets from the reference model, token by token"
-        memorized, extraction = float(given.memorized.mean()), float(given.extraction.mean())
-        chance = completions.chance(given, forgotten.n)
-        if theirs is not None and unseen is not None:
-            # What fine-tuning did to records that neither model saw, it would have done to these.
-            own = completions.judged(unseen.features, unseen, head)
-            fixed = rank_map(theirs.margins, own.margins)(fixed).to(fixed)
-            memorized = min(1.0, max(0.0, memorized + float(own.memorized.mean() - theirs.memorized.mean())))
-            extraction = min(1.0, max(0.0, extraction + float(own.extraction.mean() - theirs.extraction.mean())))
-            how += ", with the spread that unseen records have under the model itself"
-    elif unseen is None:
-        phi = completions.judged(forgotten.features, forgotten, head).margins
-        fixed, how = phi.clamp(max=BARELY), f"every token at log-odds of {BARELY} at most"
-    if until is not None:
-        memorized, extraction = until.get("exact_memorization", 1.0), until.get("extraction_strength", 1.0)
-        how, chance = f"{how}; the end by --until", (0.0, 0.0)
-    return Aim(fixed, memorized, extraction, how, chance)
-
-
-def reference_answers(
-    opened: Session, path: Path, config: ModelConfig, unseen: SampleSet | None
-) -> tuple[completions.Judged, completions.Judged | None]:
-    """How a model that never saw the forgotten records answers them, and the unseen ones.
-
-    Raises:
-        ImuError: it cannot be read, or has other words.
-    """
-    beside = open_beside(opened, path, config)
-    head = Words(beside.head.matrix, beside.head.bias, beside.head.scale, beside.head.cap)
-
-    def judged(samples: SampleSet, what: str) -> completions.Judged:
-        rows = beside.tokens_of(samples, f"{what} records, reference model")
-        of = Completed(lambda rows: rows, rows.features, rows.targets, rows.records, rows.ends, lambda rows: rows)
-        return completions.judged(rows.features, of, head)
-
-    return judged(opened.forget.samples, "forgotten"), None if unseen is None else judged(unseen, "unseen")
-
-
-def open_beside(opened: Session, path: Path, config: ModelConfig) -> Session:
-    """Another language model of the same architecture, which is given the same tokens.
-
-    Raises:
-        ImuError: it cannot be read, or does not fit.
-        RefusedError: it cannot be handled.
-    """
-    network = opened.network
-    assert network is not None, "a language model is opened on records"
-    built, found = network.loaded.architecture, checkpoint.open_checkpoint(path)
-    # What its own files say comes first: heads of one architecture may be tied in one model and not in another.
-    own = any(item.arch is not None for item in architecture.read_said(found))
-    known = None if built.runs_code or own else Said("the model that is unlearned", built.name, built.arguments)
-    _, loaded = opening.load_model(path, config, known, found)
-    model = loaded.model.to(opened.device)
-    head = language.find_head(model, network.probe, found, loaded, config.head)
-    if len(head.matrix) != len(opened.head.matrix):
-        raise ImuError(
-            f"{path}: knows {len(head.matrix):,} words, and {opened.checkpoint.path} {len(opened.head.matrix):,}; give a model of the same"
-        )
-    return replace(opened, checkpoint=found, network=replace(network, loaded=loaded, model=model), head=head)
 
 
 # --- what is told and written

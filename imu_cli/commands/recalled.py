@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from imu_cli.commands import answers, held_out, people, provenance, relearned_records
-from imu_cli.commands.forgotten_records import open_beside
+from imu_cli.commands.record_targets import open_beside
 from imu_cli.config.commands import EvaluateConfig
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import recall as measuring

@@ -18,6 +18,7 @@ from imu_cli.commands import (
     preparation,
     processes,
     provenance,
+    record_targets,
     reuse,
     scope,
 )
@@ -72,7 +73,7 @@ def _refuse_contradictions(config: UnlearnConfig) -> None:
         refuse_for_preset(config)
     elif config.scope != scopes.HEAD:
         scope.refuse(config)
-    if config.until is not None and not forgotten_records.UNTIL.fullmatch(config.until):
+    if config.until is not None and not record_targets.UNTIL.fullmatch(config.until):
         targets.parse_until(config.until)
 
 
