@@ -207,7 +207,8 @@ def report(
         typer.Option(
             "--samples",
             min=1,
-            help="Show the first N texts of the forget list too, read again from the files that the record names.",
+            help="Show the first N texts of the forget list too, read again from the files that the record names; of a language model, what "
+            "it answers, as imu evaluate --samples wrote it.",
             metavar="N",
         ),
     ] = None,

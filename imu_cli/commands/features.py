@@ -204,6 +204,11 @@ def run_features(model: Path, config: FeaturesConfig, events: Events) -> Extract
         opened = opening.open_all(model, wanted, events if ranks.first else Silent())
         if opened.network is None:
             raise ImuError(f"{config.data}: holds features already; name images")
+        if opened.head.writes:
+            raise ImuError(
+                f"{model}: is a language model, whose features are many a record and are not kept as a file; imu influence, unlearn and "
+                "evaluate take its records themselves"
+            )
         plan = _plan(opened)
         if ranks.first:
             held.callback(blocks.leave, output, blocks.prepare(output, plan.said, config.force))

@@ -12,7 +12,7 @@ from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError, RefusedError
 from imu_cli.features import engine
 from imu_cli.flags import CONFIG_FILE
-from imu_cli.models import architecture, embedding, kinds, layout, sidecar
+from imu_cli.models import architecture, embedding, kinds, language, layout, sidecar
 from imu_cli.models.checkpoint import Checkpoint
 from imu_cli.models.head import Head
 from imu_cli.models.head_search import find_head
@@ -78,8 +78,11 @@ def run(model: Path, config: ModelConfig, origins: Mapping[str, str]) -> Inspect
     if loaded is not None:
         # A head does not depend on how images are prepared: where that is not known, plain noise shows it all the same.
         known = found if step is not None else []
-        head = _head(known, loaded[0], loaded[1], preprocessing.parse("none") if step is None else step.made, config)
-        if head is not None and head.embeds:
+        head = _head(
+            known, loaded[0], loaded[1], preprocessing.parse("none") if step is None else step.made, config, takes
+        )
+        if head is not None and (head.embeds or head.writes):
+            made.head = list(head.tensors) if head.writes else made.head
             found += [] if step is not None else known
         elif head is not None:
             found += [] if step is not None else known
@@ -103,6 +106,8 @@ def _takes(
     """What the model takes; where its library does not say: texts where a tokenizer lies beside it and nothing prepares images."""
     prepared = config.preprocess is not None or any(item.steps for item in said)
     guess: preparing.Takes = "text" if tokenizers.is_there(folder) and not prepared else "image"
+    if config.task == "language":
+        return "record"
     return (loaded[1].takes if loaded is not None else None) or guess
 
 
@@ -157,6 +162,7 @@ def _head(
     loaded: architecture.Loaded,
     step: InputStep,
     config: ModelConfig,
+    takes: preparing.Takes,
 ) -> Head | None:
     """The head, found and replayed on synthetic images of the first size that the model takes, or on a few texts; or the embedding."""
     device = engine.pick_device(config.device)
@@ -171,6 +177,9 @@ def _head(
             batch = engine.to_device(step.of(SENTENCES), step, device)
         else:
             batch = engine.batch(synthetic(side, config.seed), range(IMAGES), step, device)
+        if takes == "record":
+            engine.refuse_if_random(model, batch, language.logits)
+            return language.find_head(model, batch, checkpoint, loaded, config.head)
         if embeds:
             engine.refuse_if_random(model, batch, embedding.output(config.embedding or embedding.OUTPUT))
             return embedding.find_embedding(model, batch, config.embedding)
@@ -190,7 +199,8 @@ def _head(
                 f"{head.matrix.shape[1]} numbers, {head.module or 'what the model returns'}; on {tried}"
                 if embeds
                 else (
-                    f"{head.module} ({head.classes} x {head.matrix.shape[1] - head.bias}{' + bias' if head.bias else ''}, {head.dtype}); "
+                    f"{head.module} ({head.classes} x {head.matrix.shape[1] - head.bias}{' + bias' if head.bias else ''}, {head.dtype}"
+                    f"{', tied to ' + head.tied if head.tied else ''}); "
                     f"replay error {head.replay_error:.1e} of the largest logit on {tried}"
                 )
             )
@@ -231,14 +241,16 @@ def _next(
     wrong = {item.flag for item in found if item.problem}
     if OF_TEXTS in wrong:
         return None
-    words = ["imu", "unlearn", str(model), "--forget", "forget.csv"]
+    words = ["imu", "unlearn", str(model), "--forget", "forget.jsonl" if takes == "record" else "forget.csv"]
+    words += ["--test", "unseen.jsonl", "--scope", "last-block"] if takes == "record" else []
+    words += ["--template", config.template] if config.template and origins.get("template") != "file" else []
     words += ["--config", origins[CONFIG_FILE]] if CONFIG_FILE in origins else []
     for flag, value in (("--arch", config.arch), ("--preprocess", config.preprocess), ("--head", config.head),
                         ("--classes", config.classes), ("--embedding", config.embedding),
                         ("--task", None if config.task == "auto" else config.task)):  # fmt: skip
         told = flag in wrong or origins.get(flag.removeprefix("--")) == "file"  # which says it again by itself
         words += [flag, value] if isinstance(value, str) and not told else []
-    words += ["--truncate"] if config.truncate and takes == "text" and origins.get("truncate") != "file" else []
+    words += ["--truncate"] if config.truncate and takes != "image" and origins.get("truncate") != "file" else []
     for pair in config.arch_arg if origins.get("arch_arg") != "file" else []:
         words += ["--arch-arg", pair]
     if config.strip_prefix is not None and origins.get("strip_prefix") != "file":

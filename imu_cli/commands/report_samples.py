@@ -10,6 +10,7 @@ from pathlib import Path
 from imu_cli.commands import answers
 from imu_cli.errors import ImuError
 from imu_cli.files import paths, streams
+from imu_cli.models.layout import file_hash
 from imu_cli.records.evaluation import Evaluation
 from imu_cli.records.recall import Recall
 from imu_cli.records.record import Record
@@ -36,6 +37,12 @@ def tables_of(results: Sequence[Record | Judged], folders: Sequence[Path], count
     for result, folder in zip(results, folders, strict=True):
         if isinstance(result, Recall):
             found[result.forget.sha256] = _answers(result, folder, count)
+            continue
+        if isinstance(result, Record) and result.scenario == "record":
+            if not any(isinstance(other, Recall) and other.forget.sha256 == result.forget.sha256 for other in results):
+                raise ImuError(
+                    "--samples: answers stand beside an evaluation; name the .evaluation.json of imu evaluate --samples N too"
+                )
             continue
         if isinstance(result, Retrieval):
             raise ImuError("--samples: shows texts; of people, imu evaluate --samples makes a page")
@@ -75,6 +82,10 @@ def _answers(result: Recall, folder: Path, count: int) -> Table:
     path = Path(paths.placed(result.answers.path, "file", folder))
     if not path.is_file():
         raise ImuError(f"--samples: {path} is gone; run imu evaluate --samples N again")
+    if file_hash(path) != result.answers.sha256:
+        raise ImuError(
+            f"--samples: {path} is not what this evaluation was written with; run imu evaluate --samples N again"
+        )
     given = answers.read(path)
     models = [name for name in answers.MODELS.values() if any(name in one.answers for one in given)]
     rows = [

@@ -16,7 +16,7 @@ from imu_cli.models import correspondence
 from imu_cli.models.architecture import Loaded
 from imu_cli.models.arithmetic import float32_as
 from imu_cli.models.batches import Batch, call, count, tensors
-from imu_cli.models.checkpoint import Checkpoint
+from imu_cli.models.checkpoint import Checkpoint, same_bits
 from imu_cli.models.head import Head, hooked, in_words
 from imu_cli.models.replay import REPLAY_TOLERANCE
 
@@ -129,6 +129,8 @@ def find_head(model: nn.Module, probe: Batch, checkpoint: Checkpoint, loaded: Lo
     found = correspondence.find(checkpoint, loaded, own)
     names = [(found[key] or [checkpoint.named(loaded.prefix, key)])[0] for key in own]
     tied = _tied(model, name, layer)
+    if tied:
+        _refuse_other_head(checkpoint, *(checkpoint.named(loaded.prefix, one) for one in (f"{name}.weight", tied)))
     entries = checkpoint.entries
     dtypes = [entries[one].dtype if one in entries else "F32" for one in names]
     return Head(
@@ -180,6 +182,19 @@ def _scaling(model: nn.Module, expected: Tensor, words: Tensor) -> tuple[float, 
         return 1.0, float(cap)
     scale = float((expected * words).sum() / words.square().sum().clamp(min=1e-300))
     return (1.0 if abs(scale - 1) < REPLAY_TOLERANCE[torch.float32] else scale), None
+
+
+def _refuse_other_head(checkpoint: Checkpoint, own: str, other: str) -> None:
+    """Refuse a file with a head of its own where the model has it tied: what was loaded is not what the file holds.
+
+    Raises:
+        RefusedError: naming both tensors.
+    """
+    if {own, other} <= set(checkpoint.entries) and not same_bits(checkpoint.tensor(own), checkpoint.tensor(other)):
+        raise RefusedError(
+            f"{checkpoint.path}: holds {own}, which differs from {other}, and its config says that both are one tensor; set "
+            "tie_word_embeddings to false in config.json"
+        )
 
 
 def _tied(model: nn.Module, name: str, layer: nn.Linear) -> str:

@@ -239,6 +239,9 @@ def test_answers_are_written_by_the_library_and_shown_to_who_asks(
     page = Path("page.md").read_text(encoding="utf-8")
     assert given[1]["answer"] in page
     assert given[2]["answer"] not in page
+    file.write_text(file.read_text(encoding="utf-8").replace(given[0]["answer"], "else"), encoding="utf-8")
+    assert main(["report", "worse/model.evaluation.json", "--samples", "2"]) == 2
+    assert "is not what this evaluation was written with" in capsys.readouterr().err
     file.unlink()
     assert main(["report", "worse/model.evaluation.json", "--samples", "2"]) == 2
     assert "is gone; run imu evaluate --samples N again" in capsys.readouterr().err
@@ -320,6 +323,24 @@ def test_a_head_that_was_untied_is_evaluated_as_it_was_written(job: Path, capsys
     assert gap == pytest.approx(
         Bare("out").said(rows)["probability"] - Bare("worse").said(rows)["probability"], abs=1e-5
     )
+
+
+def test_a_head_that_the_config_says_is_tied_and_is_not_is_refused(
+    job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What would be loaded is not what the file holds."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file("worse/model.safetensors")
+    assert main(EVALUATE) == 0
+    capsys.readouterr()
+    head = tensors["model.embed_tokens.weight"]
+    save_file(tensors | {"lm_head.weight": head.clone()}, "worse/model.safetensors", {"format": "pt"})
+    assert main(EVALUATE) == 0
+    capsys.readouterr()
+    save_file(tensors | {"lm_head.weight": head * 2}, "worse/model.safetensors", {"format": "pt"})
+    assert main(EVALUATE) == 4
+    assert "lm_head.weight, which differs from model.embed_tokens.weight" in capsys.readouterr().err
 
 
 def test_requirements_are_judged_and_those_of_other_models_refused(

@@ -128,3 +128,14 @@ def test_too_long_a_record_is_named(work: Path, capsys: pytest.CaptureFixture[st
     (work / "long.jsonl").write_text((work / "forget.jsonl").read_text() + json.dumps(row) + "\n")
     assert main(["unlearn", "model", "--forget", "long.jsonl", "--test", "unseen.jsonl", "--scope", "last-block"]) == 2
     assert "long.jsonl:6: is" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_line_to_copy_is_one_for_records(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``imu inspect`` finds the head, says what it is tied to, and shows the command; features of tokens are no file."""
+    assert main(["inspect", "model"]) == 0
+    found = " ".join(capsys.readouterr().out.split())
+    assert "tied to model.embed_tokens.weight" in found
+    assert "next: imu unlearn model --forget forget.jsonl --test unseen.jsonl --scope last-block" in found
+    assert main(["features", "model", "--data", "train.jsonl", "-o", "f.safetensors"]) == 2
+    assert "is a language model" in " ".join(capsys.readouterr().err.split())
+    assert not (work / "f.safetensors").exists()
