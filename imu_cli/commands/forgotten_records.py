@@ -37,8 +37,8 @@ from imu_cli.unlearning.demotion import completions, loop
 from imu_cli.unlearning.demotion.completions import Aim, Completed, CompletionTraining, Look, Schedule
 from imu_cli.unlearning.demotion.published import Published, PublishedUpdate
 
-LEARNING_RATE = 0.004
-"""Share of a layer's size that a step may move it by (benchmarks/language.py)."""
+LEARNING_RATE, BETA = 0.002, 2.0
+"""Share of a layer's size that a step may move it by, and weight of the anchor (docs/language.md)."""
 MINIBATCH = 16
 """Records in a batch, of either side."""
 BARELY = -3.0
@@ -88,6 +88,8 @@ def run(
     refuse_options(
         [name for name in CLASSIFIER_ONLY if config.preset is None or name not in PRESETS[config.preset]], origins
     )
+    if origins.get("beta", "default") == "default":
+        config = replace(config, beta=BETA)
     until = None if config.until is None else parse_until(config.until)
     if config.preset is not None and ranks.count > 1:
         raise ImuError("torchrun: --preset paper-llm needs one process; start imu without it")

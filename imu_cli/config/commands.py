@@ -138,7 +138,11 @@ class UnlearnConfig(TargetConfig):
             group=DEEPER,
         ),
     ] = None
-    beta: Annotated[float, Ge(0), Option("Weight of the anchor beside the forget samples.", group=DEEPER)] = 1.0
+    beta: Annotated[
+        float,
+        Ge(0),
+        Option("Weight of the anchor beside the forget samples.", default="1; 2 of a language model", group=DEEPER),
+    ] = 1.0
     batches: Annotated[
         int | None,
         Gt(0),
@@ -203,7 +207,7 @@ class UnlearnConfig(TargetConfig):
         Option(
             "SGD with this learning rate in place of normalised steps; deeper than the head, the share of a layer's size that a step "
             "may move it by at the start.",
-            default="none; 0.004 deeper than the head, 0.007 of an embedding model",
+            default="none; 0.004 deeper than the head, 0.007 of an embedding model, 0.002 of a language model",
             group=ASCENT,
         ),
     ] = None
@@ -387,5 +391,5 @@ PAPER_LLM = {
     "damping": "0.01",
     "weights": "influence",
 }
-"""What ``--preset paper-llm`` sets: scope, L1 and clip are the paper's; rate, epochs and decay are those that TOFU's own code trains with."""
+"""What ``--preset paper-llm`` sets: scope, L1 and clip are the paper's; rate, epochs and decay are ours, after what is usual for TOFU."""
 PRESETS: dict[str, dict[str, object]] = {"paper": dict(PAPER), "paper-llm": dict(PAPER_LLM)}
