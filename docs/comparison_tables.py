@@ -253,8 +253,6 @@ def later(name: str) -> str:
     return f"see [its raw results](../benchmarks/results/{name}.json)" if _json(name) else "not measured here yet"
 
 
-<<<<<<< HEAD
-=======
 def sequences() -> tuple[str, str]:
     """Cross-entropy of the forgotten chain: published loop, and ours at the last block; what it is held against is in both."""
     found = _json("sequences")
@@ -271,7 +269,6 @@ def sequences() -> tuple[str, str]:
     )
 
 
->>>>>>> main
 TOFU_ROWS = (
     "before", "retrained", "never fine-tuned", "ours", "gradient ascent", "NPO", "SimNPO", "published update",
 )  # fmt: skip
@@ -302,25 +299,6 @@ def tofu() -> tuple[str, str]:
 
     beside = [f"{name}: {said(name)}" for name in ("before", "retrained") if name in rows]
     return said("published update"), "; ".join([said("ours"), *beside])
-<<<<<<< HEAD
-
-
-def sequences() -> tuple[str, str]:
-    """Cross-entropy of the forgotten chain: published loop, and ours at the last block; what it is held against is in both."""
-    found = _json("sequences")
-    if found is None:
-        return "not run", later("sequences")
-    by: dict[str, list[float]] = {}
-    for run in found["runs"]:
-        by.setdefault(run["row"], []).append(run["figures"]["forget1"]["loss"])
-    ours = next((row for row in by if row.startswith("ours, last block") and "unseen chain" in row), None)
-    said = f"before {spread(by['before'])}, retrained {spread(by['retrained: the target'])}"
-    return (
-        f"{spread(by['published'])} on Markov chains ({said}); the published scores are those of a network before its weights are loaded",
-        later("sequences") if ours is None else f"{spread(by[ours])} on the same",
-    )
-=======
->>>>>>> main
 
 
 def nine() -> str:
