@@ -79,7 +79,7 @@ class Baseline:
 
 
 BASELINES = {
-    "gradient ascent": Baseline(language_models.gradient_ascent, 5e-5),
+    "gradient ascent": Baseline(language_models.gradient_ascent, 2e-4),
     "NPO": Baseline(language_models.npo, 2e-4, 0.1),
     "SimNPO": Baseline(language_models.simnpo, 2e-4, 2.5),
 }
