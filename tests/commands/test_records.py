@@ -43,7 +43,7 @@ def test_records_are_unlearned_below_the_head(work: Path, capsys: pytest.Capture
     assert not [event for event in events if event in OUTSIDE]
     record = json.loads((work / "out/model.record.json").read_text())
     assert record["scenario"] == "record"
-    assert record["end"]["loss"] > record["start"]["loss"] + 0.1
+    assert record["end"]["loss"] > record["start"]["loss"] + 0.05
     before, after = load_file(work / "model/model.safetensors"), load_file(work / "out/model.safetensors")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == set(record["changed"])
@@ -75,7 +75,7 @@ def test_a_reference_model_gives_targets_token_by_token(work: Path) -> None:
     assert main([*JOB, "--reference-model", "blank", "-o", "out", "-q"]) in (0, 3)
     record = json.loads((work / "out/model.record.json").read_text())
     assert "reference model" in record["target"]["source"]
-    assert record["end"]["loss"] > record["start"]["loss"] + 0.1
+    assert record["end"]["loss"] > record["start"]["loss"] + 0.05
 
 
 def test_a_target_ends_the_run(work: Path) -> None:
