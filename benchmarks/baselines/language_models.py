@@ -10,7 +10,8 @@ Sources: Maini et al. 2024 (arXiv 2401.06121) for ascent on TOFU; Zhang et al. 2
 (arXiv 2410.07163), β 2.5 and γ = 0 as on TOFU. Each has variants with a term on retained data; here none has, since none needs any.
 AdamW with weight decay 0.01, as all three; their rates are for models of billions of weights (1e-5), here ``rate`` is chosen.
 
-Weights are changed in place; the functions yield the steps done. What is below the moving layers has run once (``Completed``).
+Needs neither retain data nor a reference beyond the original. Weights are changed in place; the functions yield the steps done. What is
+below the moving layers has run once (``Completed``).
 """
 
 from collections.abc import Callable, Mapping

@@ -75,8 +75,8 @@ def wrong_rows(table: Table, problems: Problems) -> set[int]:
     parts = RECORD_COLUMNS if is_record(table) else SAMPLE_TEXTS
     for line, column, what in table.odd:
         if column in parts:
-            kind = "a list of messages" if column == MESSAGES else "a text"
-            problems.add(line, f"'{column}' is {what}, not {kind}; write it as one, or take the row out")
+            kind, remedy = ("a list of messages", "as one") if column == MESSAGES else ("a text", "in quotes")
+            problems.add(line, f"'{column}' is {what}, not {kind}; write it {remedy}, or take the row out")
             wrong.add(start[line])
     last = max(table.columns.index(name) for name in (*parts, "label") if name in table.columns)
     for line, count in table.short:
