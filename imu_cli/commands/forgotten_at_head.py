@@ -56,7 +56,7 @@ def refuse(opened: Session, config: UnlearnConfig, origins: Mapping[str, str], r
         ImuError: options of other methods, ``--untie`` where nothing is tied, or a file that says nothing of the tie.
         RefusedError: the head is tied and ``--untie`` is not given, or it is not in the file.
     """
-    forgotten_records.refuse_options(DEEPER_OR_CLASSES, origins)
+    people.refuse_options(DEEPER_OR_CLASSES, origins, forgotten_records.WHAT)
     if config.method not in ("auto", "matched"):
         raise ImuError(
             f"--method {config.method}: the head of a language model goes by matched; leave it out, or name a deeper --scope"

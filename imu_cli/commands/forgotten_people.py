@@ -17,10 +17,8 @@ from imu_cli.errors import ImuError
 from imu_cli.features.cut import Kept, Upper
 from imu_cli.features.session import Session, Taken
 from imu_cli.files import paths
-from imu_cli.models import architecture, checkpoint, destination, embedding, scopes
+from imu_cli.models import destination, embedding, scopes
 from imu_cli.models.architecture import Architecture
-from imu_cli.models.replay import tolerance_in
-from imu_cli.records import parts
 from imu_cli.records.parts import EmbeddingInfo, HeldOutInfo
 from imu_cli.records.record import LookInfo, Record, ScopeInfo, Target
 from imu_cli.samples import people as samples_people
@@ -378,20 +376,11 @@ def replay(opened: Session, written: Path, expected: Tensor) -> str:
     Raises:
         ImuError: the file does not compute what was promised.
     """
-    network = opened.network
-    assert network is not None
-    made = checkpoint.open_checkpoint(written)
-    architecture.load_into(network.loaded.model, network.loaded.state_of(made), str(written))
-    error = float((opened.plainly(scope.REPLAYED)[0].double().cpu() - expected).abs().max()) / max(
-        float(expected.abs().max()), 1e-30
-    )
-    allowed = tolerance_in(opened.run.precision)
-    if not error <= allowed:
-        raise ImuError(
-            f"{written}: the written model's embeddings differ by {error:.2g} of the largest number from what was promised (allowed: "
-            f"{allowed:g}); nothing was kept"
-        )
-    return made.sha256
+
+    def found() -> Tensor:
+        return opened.plainly(scope.REPLAYED)[0].double().cpu()
+
+    return scope.replayed(opened, written, expected, found, "embeddings")
 
 
 def _record(
@@ -406,32 +395,19 @@ def _record(
     info: ScopeInfo,
 ) -> Record:
     folder, head = place.record.parent, opened.head
-    changed = [item.name for item in info.tensors]
     common: dict[str, Any] = provenance.common(opened, config, origins, folder)
     forget = common["forget"]
     label = None if forget.label is None else "…"
     return Record(
-        before=provenance.model_hash_of(opened.checkpoint, folder),
-        after=parts.FileHash(path=provenance.model_path(place.output, folder), sha256=""),
-        changed=changed,
-        unchanged=len(opened.checkpoint.entries) - len(changed),
-        outside_sha256=opened.outside_sha256,
         method="demoted",
         method_source="--method" if config.method == "demoted" else "auto: an embedding model",
-        rows=None,
         target=Target(value=None, source=work.aim.how, auc=work.aim.auc),
-        scores=None,
-        reason=trained.reason,
-        reached=trained.reached,
-        start=trajectory[0],
-        end=trajectory[-1],
-        trajectory=trajectory,
         held_out=held.model_copy(update={"given": paths.relative_to(held.given, "data", folder)}),
         details={"targets": trained.targets, "people": len(set(opened.forget.labels))},
-        scope=info,
         embedding=EmbeddingInfo(module=head.module, size=head.matrix.shape[1], source=head.source),
         scenario="person",
         scenario_source="an embedding model",
+        **scope.told_of_training(opened, place, trained, trajectory, info),
         **common
         | {
             "classes": None,

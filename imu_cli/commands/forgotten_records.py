@@ -22,10 +22,8 @@ from imu_cli.files import paths
 from imu_cli.influence.closed_form import Damping
 from imu_cli.linear import vocabulary
 from imu_cli.linear.vocabulary import Words
-from imu_cli.models import architecture, checkpoint, destination, language, scopes
-from imu_cli.models.replay import tolerance_in
+from imu_cli.models import destination, language, scopes
 from imu_cli.models.scopes import Scope
-from imu_cli.records import parts
 from imu_cli.records.parts import HeldOutInfo
 from imu_cli.records.record import LookInfo, Record, ScopeInfo, Target
 from imu_cli.samples.dataset import SampleSet
@@ -43,6 +41,7 @@ CLASSIFIER_ONLY = (
     "cache_features", "label",
 )  # fmt: skip
 """Options of ``imu unlearn`` that mean nothing for a language model."""
+WHAT = "a language model"
 REACHED = {True: "reached", False: "NOT reached", None: "done"}
 
 
@@ -56,18 +55,6 @@ class Forgotten:
     state: Progress
 
 
-def refuse_options(names: Sequence[str], origins: Mapping[str, str]) -> None:
-    """Refuse options of classifiers that were given for a language model.
-
-    Raises:
-        ImuError: naming the first.
-    """
-    for name in names:
-        if origins.get(name) in ("flag", "environment"):
-            option = "--" + name.replace("_", "-")
-            raise ImuError(f"{option}: is for classifiers, and this is a language model; leave it out")
-
-
 def run(
     opened: Session, config: UnlearnConfig, origins: Mapping[str, str], place: destination.Destination, ranks: Ranks
 ) -> Forgotten:
@@ -78,9 +65,8 @@ def run(
         RefusedError: a moving weight does not stand in the file as it is.
         HelpedError: another process writes.
     """
-    refuse_options(
-        [name for name in CLASSIFIER_ONLY if config.preset is None or name not in PRESETS[config.preset]], origins
-    )
+    wrong = [name for name in CLASSIFIER_ONLY if config.preset is None or name not in PRESETS[config.preset]]
+    people.refuse_options(wrong, origins, WHAT)
     if origins.get("beta", "default") == "default":
         config = replace(config, beta=BETA)
     until = None if config.until is None else record_targets.parse_until(config.until)
@@ -163,11 +149,7 @@ def _parts(
     if config.preset is not None:
         return None, unseen
     if config.anchor is not None:
-        judges = None
-        if config.test is not None and config.reference is None:
-            whole = held_out.held_out(opened, config.test)
-            chosen = set(held_out.half(whole, opened.run.seed))
-            judges = whole.subset([row for row in range(len(whole)) if row not in chosen])
+        judges = None if config.reference else scope.judges(opened, config.test)
         return scope.anchor_of(opened, config.anchor, judges), unseen
     if unseen is None:
         opened.note(
@@ -320,20 +302,12 @@ def replay(opened: Session, written: Path, expected: Tensor) -> str:
     Raises:
         ImuError: the file does not compute what was promised.
     """
-    network = opened.network
-    assert network is not None
-    made = checkpoint.open_checkpoint(written)
-    architecture.load_into(network.loaded.model, network.loaded.state_of(made), str(written))
-    with language.without_cache(network.model):
-        found = said_now(opened)
-    error = float((found - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
-    allowed = tolerance_in(opened.run.precision)
-    if not error <= allowed:
-        raise ImuError(
-            f"{written}: the written model's logits differ by {error:.2g} of the largest one from what was promised (allowed: {allowed:g}); "
-            "nothing was kept"
-        )
-    return made.sha256
+
+    def found() -> Tensor:
+        with language.without_cache(opened.network.model):  # type: ignore[union-attr]
+            return said_now(opened)
+
+    return scope.replayed(opened, written, expected, found, "logits")
 
 
 def _record(
@@ -348,16 +322,10 @@ def _record(
     info: ScopeInfo,
 ) -> Record:
     folder = place.record.parent
-    changed = [item.name for item in info.tensors]
     common: dict[str, Any] = provenance.common(opened, config, origins, folder)
     forget = common["forget"]
     given = None if held is None else held.model_copy(update={"given": paths.relative_to(held.given, "data", folder)})
     return Record(
-        before=provenance.model_hash_of(opened.checkpoint, folder),
-        after=parts.FileHash(path=provenance.model_path(place.output, folder), sha256=""),
-        changed=changed,
-        unchanged=len(opened.checkpoint.entries) - len(changed),
-        outside_sha256=opened.outside_sha256,
         method="demoted" if config.preset is None else "imu",
         method_source=(
             f"--preset {config.preset}"
@@ -366,19 +334,12 @@ def _record(
             if config.method == "demoted"
             else "auto: a language model"
         ),
-        rows=None,
         target=Target(value=work.aim.memorized, source=work.aim.how, follows=work.aim.memorized is None),
-        scores=None,
-        reason=trained.reason,
-        reached=trained.reached,
-        start=trajectory[0],
-        end=trajectory[-1],
-        trajectory=trajectory,
         held_out=given,
         details={"targets": trained.targets, "tokens": len(work.forgotten.targets)},
-        scope=info,
         scenario="record",
-        scenario_source="a language model",
+        scenario_source=WHAT,
+        **scope.told_of_training(opened, place, trained, trajectory, info),
         **common
         | {
             "forget": forget.model_copy(update={"given": people.unnamed(forget.given)}),

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from imu_cli.commands import held_out, preparation
+from imu_cli.commands import held_out, preparation, provenance
 from imu_cli.commands.processes import Ranks
 from imu_cli.commands.resuming import Progress, progress
 from imu_cli.config.commands import UnlearnConfig
@@ -27,11 +28,13 @@ from imu_cli.influence import closed_form
 from imu_cli.linear import margins
 from imu_cli.linear.rows import Rows, blocks
 from imu_cli.linear.rows import logits as logits_of
-from imu_cli.models import correspondence, scopes
+from imu_cli.models import architecture, correspondence, scopes
 from imu_cli.models.arithmetic import float32_as
-from imu_cli.models.checkpoint import DTYPES, same_bits
+from imu_cli.models.checkpoint import DTYPES, open_checkpoint, same_bits
+from imu_cli.models.destination import Destination
+from imu_cli.models.replay import tolerance_in
 from imu_cli.models.scopes import Answers, Scope
-from imu_cli.records.parts import HeldOutInfo
+from imu_cli.records.parts import FileHash, HeldOutInfo
 from imu_cli.records.record import LookInfo, ScopeInfo, TensorChange
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.manifest import open_source
@@ -232,7 +235,7 @@ def _parts(
     """The samples that are anchored, and the unseen ones that are not: two parts of the held-out data, or ``--anchor`` and all of it."""
     held = ready.held_samples
     if config.anchor is not None:
-        given = anchor_of(opened, config.anchor, None if config.reference else _judges(opened, config.test))
+        given = anchor_of(opened, config.anchor, None if config.reference else judges(opened, config.test))
         # Its labels say nothing: a folder numbers classes of its own.
         return replace(given, labels=[UNKNOWN] * len(given)), held
     if held is None:
@@ -282,7 +285,7 @@ def anchor_of(opened: Session, given: str, judges: SampleSet | None) -> SampleSe
     return left if judges is None else _without_judges(opened, given, left, judges)
 
 
-def _judges(opened: Session, test: str | None) -> SampleSet | None:
+def judges(opened: Session, test: str | None) -> SampleSet | None:
     """The half of ``--test`` that is left for evaluate."""
     if test is None:
         return None
@@ -562,6 +565,52 @@ def differing(
             moved = float(torch.linalg.vector_norm(after.double() - before.double()))
             made.append(TensorChange(name=name, change=moved / norm if norm else None))
     return {item.name: tensors[item.name] for item in made}, made
+
+
+def told_of_training(
+    opened: Session,
+    place: Destination,
+    trained: loop.Trained[LookT],
+    trajectory: list[LookInfo],
+    info: ScopeInfo,
+) -> dict[str, Any]:
+    """What the record of a training on people or on records holds: the models, the tensors that differ, and how it went."""
+    folder = place.record.parent
+    return {
+        "before": provenance.model_hash_of(opened.checkpoint, folder),
+        "after": FileHash(path=provenance.model_path(place.output, folder), sha256=""),
+        "changed": [item.name for item in info.tensors],
+        "unchanged": len(opened.checkpoint.entries) - len(info.tensors),
+        "outside_sha256": opened.outside_sha256,
+        "rows": None,
+        "scores": None,
+        "reason": trained.reason,
+        "reached": trained.reached,
+        "start": trajectory[0],
+        "end": trajectory[-1],
+        "trajectory": trajectory,
+        "scope": info,
+    }
+
+
+def replayed(opened: Session, written: Path, expected: Tensor, found: Callable[[], Tensor], what: str) -> str:
+    """Load the written model and compare ``what`` it computes with what it should be; its SHA-256.
+
+    Raises:
+        ImuError: the file does not compute what was promised.
+    """
+    network = opened.network
+    assert network is not None
+    made = open_checkpoint(written)
+    architecture.load_into(network.loaded.model, network.loaded.state_of(made), str(written))
+    error = float((found() - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
+    allowed = tolerance_in(opened.run.precision)
+    if not error <= allowed:
+        raise ImuError(
+            f"{written}: the written model's {what} differ by {error:.2g} of the largest number from what was promised (allowed: {allowed:g}); "
+            "nothing was kept"
+        )
+    return made.sha256
 
 
 def passes(upper: Upper, work: Objective[LookT], n: int, before: int) -> float:

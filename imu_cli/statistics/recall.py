@@ -64,23 +64,37 @@ def of(seen: TokenStatistics, records: Tensor, ends: Tensor, n: int) -> Recalled
     Raises:
         ImuError: an answer without a token of its own.
     """
-    records, ends = records.cpu(), ends.cpu()
-    own = torch.bincount(records[~ends], minlength=n)
-    if bool((own == 0).any()):
-        raise ImuError(f"recall: answer {int((own == 0).nonzero()[0])} has no token; take it out")
-    loss, hit = seen.loss.cpu(), seen.hit.cpu()
-    every = torch.bincount(records, minlength=n)
-    total = torch.zeros(n, dtype=torch.float64).index_add_(0, records, loss)
-    right = torch.zeros(n, dtype=torch.float64).index_add_(0, records[~ends], hit[~ends].double())
+    records, loss = records.cpu(), seen.loss.cpu()
+    total, exact, extraction = by_answer(loss, seen.hit.cpu(), records, ends.cpu(), n)
     standard = (-loss - seen.mean.cpu()) / seen.deviation.cpu().clamp_min(LEAST_DEVIATION)
-    counts = every.tolist()
+    counts = torch.bincount(records, minlength=n).tolist()
     return Recalled(
-        loss=total / every,
-        exact=right / own,
-        extraction=_extraction(hit[~ends], records[~ends], own),
+        loss=total,
+        exact=exact,
+        extraction=extraction,
         rare=_least(-loss, counts),
         rare_standardised=_least(standard, counts),
     )
+
+
+def by_answer(loss: Tensor, hit: Tensor, records: Tensor, ends: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``loss``, ``exact`` and ``extraction`` of ``Recalled`` (n,), where the tokens are.
+
+    Args:
+        loss: cross-entropy of every token (N,).
+        hit: whether it has the largest logit (N,).
+        records, ends, n: as for ``of``.
+
+    Raises:
+        ImuError: an answer without a token of its own.
+    """
+    own, every = torch.bincount(records[~ends], minlength=n), torch.bincount(records, minlength=n)
+    if bool((own == 0).any()):
+        raise ImuError(f"recall: answer {int((own == 0).nonzero()[0])} has no token; take it out")
+    none = torch.zeros(n, dtype=torch.float64, device=loss.device)
+    total = none.index_add(0, records, loss.double())
+    right = none.index_add(0, records[~ends], hit[~ends].double())
+    return total / every, right / own, _extraction(hit[~ends], records[~ends], own)
 
 
 def joined(parts: Sequence[Recalled]) -> Recalled:
@@ -90,9 +104,9 @@ def joined(parts: Sequence[Recalled]) -> Recalled:
 
 def _extraction(hit: Tensor, records: Tensor, own: Tensor) -> Tensor:
     """1 − k/|y|: what follows the last token that is wrong, as a share of the answer."""
-    place = torch.arange(len(hit)) - (own.cumsum(0) - own)[records]
+    place = torch.arange(len(hit), device=hit.device) - (own.cumsum(0) - own)[records]
     wrong = torch.where(hit, 0, place + 1)  # the prefix that a wrong token asks for
-    prefix = torch.zeros(len(own), dtype=torch.int64).scatter_reduce_(0, records, wrong, "amax")
+    prefix = torch.zeros(len(own), dtype=torch.int64, device=hit.device).scatter_reduce_(0, records, wrong, "amax")
     return 1 - prefix.double() / own
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from imu_cli import signals
 from imu_cli.linear import margins, vocabulary
 from imu_cli.linear.vocabulary import Vocabulary, Words
+from imu_cli.statistics import recall
 from imu_cli.unlearning.ascent import Reason
 from imu_cli.unlearning.demotion import loop
 
@@ -170,26 +171,9 @@ def judged(features: Tensor, of: Completed, head: Vocabulary) -> Judged:
 
 def answered(of: Completed, margin: Tensor, hit: Tensor) -> Judged:
     """How records are answered whose tokens have these margins φ (N,), and are the largest logit or not (N,)."""
-    n, records = of.n, of.records.to(margin.device)
-    inner = ~of.ends.to(margin.device)
-    losses = nn.functional.softplus(-margin)
-    counts = torch.bincount(records, minlength=n)
-    words = torch.bincount(records[inner], minlength=n)
-
-    def summed(values: Tensor, where: Tensor) -> Tensor:
-        made = torch.zeros(n, dtype=torch.float64, device=values.device)
-        return made.index_add_(0, records[where], values[where].double())
-
-    every = torch.ones_like(inner)
-    right = summed(hit, inner)
-    # The tokens right at the end of each completion: those behind its last wrong one.
-    order = torch.arange(len(records), device=records.device)
-    within = order - (counts.cumsum(0) - counts)[records]
-    last = torch.full((n,), -1, dtype=torch.int64, device=records.device)
-    wrong = inner & ~hit
-    last.scatter_reduce_(0, records[wrong], within[wrong], "amax")
-    strength = 1 - (last + 1).double() / words.clamp(min=1)
-    return Judged(right / words.clamp(min=1), strength.clamp(min=0), summed(losses, every) / counts, margin)
+    device, losses = margin.device, nn.functional.softplus(-margin)
+    loss, exact, extraction = recall.by_answer(losses, hit, of.records.to(device), of.ends.to(device), of.n)
+    return Judged(exact, extraction, loss, margin)
 
 
 def compared(ours: Judged, theirs: Judged | None, before: Judged | None, head_change: float) -> Look:
@@ -441,26 +425,15 @@ def _normalised(z: Tensor) -> Tensor:
     return z.sub_(z.logsumexp(dim=1, keepdim=True))
 
 
-class _Batches:
+class _Batches(loop.Orders):
     """Batches in random order, each record once before any comes again."""
 
     def __init__(self, work: CompletionTraining, draws: torch.Generator) -> None:
+        super().__init__(work.forgotten.n, None if work.anchor is None else work.anchor.n, draws)
         self.schedule = work.schedule
-        self.forget = loop.Order(work.forgotten.n, draws)
-        self.anchor = None if work.anchor is None else loop.Order(work.anchor.n, draws)
 
     def take(self) -> _Batch:
         """The next batch."""
         rows = self.forget.take(min(self.schedule.forget, self.forget.n))
         anchored = None if self.anchor is None else self.anchor.take(min(self.schedule.anchor, self.anchor.n))
         return _Batch(rows, anchored)
-
-    def state(self) -> dict[str, Tensor]:
-        """What is left of the orders."""
-        return {"forget": self.forget.left} | ({} if self.anchor is None else {"anchor": self.anchor.left})
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from ``state``."""
-        self.forget.left = state["forget"]
-        if self.anchor is not None:
-            self.anchor.left = state["anchor"]

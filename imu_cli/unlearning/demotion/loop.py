@@ -354,3 +354,21 @@ class Order:
             self.left = torch.cat([self.left, torch.randperm(self.n, generator=self.draws)])
         found, self.left = self.left[:most], self.left[most:]
         return found
+
+
+class Orders:
+    """The orders of a forget set and, where there is one, of an anchor; whose batches are taken from them says how."""
+
+    def __init__(self, forget: int, anchor: int | None, draws: torch.Generator) -> None:
+        self.forget = Order(forget, draws)
+        self.anchor = None if anchor is None else Order(anchor, draws)
+
+    def state(self) -> dict[str, Tensor]:
+        """What is left of the orders."""
+        return {"forget": self.forget.left} | ({} if self.anchor is None else {"anchor": self.anchor.left})
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from ``state``."""
+        self.forget.left = state["forget"]
+        if self.anchor is not None:
+            self.anchor.left = state["anchor"]

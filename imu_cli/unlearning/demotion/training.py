@@ -326,13 +326,12 @@ class Training(loop.Objective[Look]):
         return None if self.limits.target is None else self.limits.share_met(look)
 
 
-class _Batches:
+class _Batches(loop.Orders):
     """Batches in random order, each sample once before any comes again."""
 
     def __init__(self, work: Training, draws: torch.Generator) -> None:
+        super().__init__(len(work.forgotten.labels), None if work.anchor is None else len(work.anchor.logits), draws)
         self.work, self.draws = work, draws
-        self.forget = loop.Order(len(work.forgotten.labels), draws)
-        self.anchor = None if work.anchor is None else loop.Order(len(work.anchor.logits), draws)
 
     def take(self) -> Batch:
         """The next batch."""
@@ -344,16 +343,6 @@ class _Batches:
         if schedule.blending and source.blended is not None:
             others = (self.anchor.take(schedule.anchor), _shares(schedule.blending, schedule.anchor, self.draws))
         return Batch(rows, anchored, others)
-
-    def state(self) -> dict[str, Tensor]:
-        """What is left of the orders."""
-        return {"forget": self.forget.left} | ({} if self.anchor is None else {"anchor": self.anchor.left})
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from ``state``."""
-        self.forget.left = state["forget"]
-        if self.anchor is not None:
-            self.anchor.left = state["anchor"]
 
 
 def _shares(alpha: float, most: int, draws: torch.Generator) -> Tensor:
