@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from imu_cli.commands import provenance
+from imu_cli.commands import galleries, provenance
 from imu_cli.errors import ImuError
 from imu_cli.features import generation
 from imu_cli.features.session import Session
@@ -70,12 +70,7 @@ def place(output: Path, count: int) -> Path | None:
     Raises:
         ImuError: something else stands there.
     """
-    if not count:
-        return None
-    stem = output.name.removesuffix(ENDING) if output.name.endswith(ENDING) else output.stem
-    path = output.with_name(f"{stem}.answers.json")
-    outputs.refuse_foreign(path, MARK, "--samples")
-    return path
+    return galleries.place(output, count, ".answers.json", MARK)
 
 
 def write(path: Path, answered: Sequence[Answered], folder: Path) -> FileHash:

@@ -15,8 +15,14 @@ SHOWN = 10
 ENDING = ".evaluation.json"
 
 
-def place(output: Path, count: int) -> Path | None:
-    """The page beside an evaluation; None where none is wanted.
+def place(output: Path, count: int, ending: str = ".samples.html", mark: str = page.MARK) -> Path | None:
+    """The page, or another file of personal data, beside an evaluation; None where none is wanted.
+
+    Args:
+        output: the evaluation.
+        count: samples that are asked for.
+        ending: of the file's name.
+        mark: what one that imu wrote holds.
 
     Raises:
         ImuError: something else stands there.
@@ -24,8 +30,8 @@ def place(output: Path, count: int) -> Path | None:
     if not count:
         return None
     stem = output.name.removesuffix(ENDING) if output.name.endswith(ENDING) else output.stem
-    path = output.with_name(f"{stem}.samples.html")
-    outputs.refuse_foreign(path, page.MARK, "--samples")
+    path = output.with_name(f"{stem}{ending}")
+    outputs.refuse_foreign(path, mark, "--samples")
     return path
 
 

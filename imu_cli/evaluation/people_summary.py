@@ -6,7 +6,7 @@ As ``evaluation.summary``: what speaks against success comes first, and a thing 
 from collections.abc import Mapping, Sequence
 
 from imu_cli.evaluation.scene import Evidence
-from imu_cli.evaluation.summary import DAMAGE, MUCH
+from imu_cli.evaluation.summary import DAMAGE, MUCH, said_fall
 from imu_cli.records.evaluation import Metric
 from imu_cli.records.parts import Interval
 
@@ -26,8 +26,8 @@ def of(e: Evidence, found: Sequence[Metric], changed: Sequence[str] | None) -> s
         remembered,
         "" if damage or remembered else _alike(m),
         _said_found(m),
-        _said_drop(m["test.map_drop"], "Unseen people's", e.allowed),
-        _said_drop(m["retain.map_drop"], "Kept people's", None),
+        said_fall(m["test.map_drop"], "Unseen people's mAP", "queries", e.allowed),
+        said_fall(m["retain.map_drop"], "Kept people's mAP", "queries", None),
         _said_changed(changed),
     ]
     return " ".join(part for part in parts if part)
@@ -145,21 +145,6 @@ def _said_found(m: Mapping[str, Metric]) -> str:
     parts += [] if unseen is None else [f"unseen people, in their own gallery: {unseen:.2%}"]
     beside = f" ({'; '.join(parts)})" if parts else ""
     return f"Forgotten people are found with mAP {found.value:.2%}{beside}."
-
-
-def _said_drop(drop: Metric, whose: str, allowed: float | None) -> str:
-    if drop.value is None or drop.interval is None:
-        return ""
-    moved = (
-        f"{'fell' if drop.value > 0 else 'rose'} by {100 * abs(drop.value):.2f} points"
-        if drop.value
-        else "did not change"
-    )
-    beyond = f", more than {allowed:g} that was allowed" if allowed is not None and drop.interval.low > allowed else ""
-    return (
-        f"{whose} mAP {moved}{beyond} (95 % interval of the fall: {100 * drop.interval.low:.2f} to {100 * drop.interval.high:.2f}, "
-        f"{drop.n} queries)."
-    )
 
 
 def _said_changed(changed: Sequence[str] | None) -> str:

@@ -6,7 +6,7 @@ As ``evaluation.summary``: what speaks against success comes first, and a thing 
 from collections.abc import Mapping, Sequence
 
 from imu_cli.evaluation.recall import Evidence
-from imu_cli.evaluation.summary import DAMAGE, MUCH
+from imu_cli.evaluation.summary import DAMAGE, MUCH, said_fall
 from imu_cli.records.evaluation import Metric
 from imu_cli.records.recall_metrics import SHOTS
 
@@ -33,8 +33,10 @@ def of(e: Evidence, found: Sequence[Metric], changed: Sequence[str] | None) -> s
         _elsewhere(m),
         _quality(m),
         _told_apart(m),
-        _said_drop(m["test.exact_memorization_drop"], "Unseen", e.allowed),
-        _said_drop(m["retain.exact_memorization_drop"], "Kept", None),
+        said_fall(
+            m["test.exact_memorization_drop"], "Unseen answers' share of words that are right", "records", e.allowed
+        ),
+        said_fall(m["retain.exact_memorization_drop"], "Kept answers' share of words that are right", "records", None),
         _said_utility(m["model_utility"]) or _said_utility(m["model_utility.without_rouge"]),
         _said_changed(changed),
     ]
@@ -172,21 +174,6 @@ def _told_apart(m: Mapping[str, Metric]) -> str:
         return f"They are less likely {beside}{away} ({shown})."
     return (
         f"Their likelihood does not tell them apart {'any more than there ' if auc.target != UNKNOWN else ''}({shown})."
-    )
-
-
-def _said_drop(drop: Metric, whose: str, allowed: float | None) -> str:
-    if drop.value is None or drop.interval is None:
-        return ""
-    moved = (
-        f"{'fell' if drop.value > 0 else 'rose'} by {100 * abs(drop.value):.2f} points"
-        if drop.value
-        else "did not change"
-    )
-    beyond = f", more than {allowed:g} that was allowed" if allowed is not None and drop.interval.low > allowed else ""
-    return (
-        f"{whose} answers' share of words that are right {moved}{beyond} (95 % interval of the fall: {100 * drop.interval.low:.2f} to "
-        f"{100 * drop.interval.high:.2f}, {drop.n} records)."
     )
 
 

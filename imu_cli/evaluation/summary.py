@@ -276,3 +276,19 @@ def _said_remains(e: Evidence, by_name: dict[str, Metric], head_only: bool | Non
     if index is not None and index.value is not None:
         text += "; the information difference index is 1 by construction"
     return text + "."
+
+
+def said_fall(drop: Metric, what: str, samples: str, allowed: float | None) -> str:
+    """A sentence on the fall of ``what``, a share, on so many ``samples``, and on whether more was allowed; empty where it is not known."""
+    if drop.value is None or drop.interval is None:
+        return ""
+    moved = (
+        f"{'fell' if drop.value > 0 else 'rose'} by {100 * abs(drop.value):.2f} points"
+        if drop.value
+        else "did not change"
+    )
+    beyond = f", more than {allowed:g} that was allowed" if allowed is not None and drop.interval.low > allowed else ""
+    return (
+        f"{what} {moved}{beyond} (95 % interval of the fall: {100 * drop.interval.low:.2f} to {100 * drop.interval.high:.2f}, "
+        f"{drop.n} {samples})."
+    )
