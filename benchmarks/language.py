@@ -59,7 +59,7 @@ MEASURES = {
 FOLDERS = {"retrained": "retain", "before": "full", "never fine-tuned": "none"}
 """Rows that are models of ``--models``."""
 OURS: dict[str, Any] = {
-    "scope": "last-block", "minibatch": 8, "batches": 180, "learning_rate": 0.002, "beta": 2.0, "precision": "bfloat16",
+    "scope": "last-block", "precision": "bfloat16",
 }  # fmt: skip
 PUBLISHED: dict[str, Any] = {
     "preset": "paper-llm", "scope": "last-block", "epochs": 1, "learning_rate": 5e-5, "precision": "bfloat16",
@@ -113,23 +113,28 @@ class Judged:
 class World:
     """The model before, opened for its layers to move, and the records that judge, as they are where these layers begin."""
 
-    def __init__(self, folder: Path, lists: Lists, every: int, utility: int, precision: str, stack: ExitStack) -> None:
-        self.folder, self.lists, self.every, self.utility = folder, lists, every, utility
+    def __init__(
+        self, folder: Path, lists: Lists, every: int, utility: int, precision: str, stack: ExitStack, device: str = "cpu",
+        seed: int = 0, layers: str = "last-block",
+    ) -> None:  # fmt: skip
+        self.folder, self.lists, self.every, self.utility, self.seed = folder, lists, every, utility, seed
         given: dict[str, Any] = {
             "forget": [lists.forget],
             "test": lists.unseen,
-            "device": "cpu",
+            "device": device,
             "precision": precision,
+            "seed": seed,
         }
-        self.config = UnlearnConfig(**given, scope="last-block")
+        self.config = UnlearnConfig(**given, scope=layers)
         self.plain = EvaluateConfig(**given, suite=lists.suite)
         self.opened: Session = opening.open_all(folder / FOLDERS["before"], self.config, Silent())
         network = self.opened.network
         assert network is not None
         self.sets = judging(self.opened, lists, every, utility)
-        for context in (language.without_cache(network.model), allocation.kept()):
-            stack.enter_context(context)
-        self.moving = forgotten_records.find_scope(self.opened, "last-block")
+        stack.enter_context(language.without_cache(network.model))
+        if self.opened.device.type == "cpu":
+            stack.enter_context(allocation.kept())
+        self.moving = forgotten_records.find_scope(self.opened, layers)
         self.names = scope.names_in_file(self.opened, self.moving)
         entering = partial(forgotten_records.entering, layer=self.opened.head.module)
         self.upper = scope.upper_part(self.opened, network, self.moving, entering)
@@ -325,7 +330,8 @@ def by_command(world: World, options: Mapping[str, Any]) -> Made:
         config = UnlearnConfig(
             forget=[world.lists.forget],
             test=world.lists.unseen,
-            device="cpu",
+            device=world.config.device,
+            seed=world.seed,
             output=str(folder / "out"),
             **reference,
             **options,
@@ -420,15 +426,15 @@ def missing(folder: Path) -> str | None:
 def run(world: World, options: Namespace, rows: list[dict[str, Any]], keep: Callable[[], None]) -> None:
     """Make every row that is asked for and not there; ``keep`` writes what there is after each."""
     for row in options.rows:
-        if any((one["row"], one["every"]) == (row, world.every) for one in rows):
-            common.console.print(f"{row}: is there", style="dim")
+        if any((one["row"], one["every"], one.get("seed", 0)) == (row, world.every, world.seed) for one in rows):
+            common.console.print(f"{row}, seed {world.seed}: is there", style="dim")
             continue
         started, began = common.environment(with_checkpoint=False), time.perf_counter()
         done = made(world, row, options, rows)
         found = figures(done.judged)
         seconds = time.perf_counter() - began
         rows.append({
-            "row": row, "every": world.every, "seconds": round(seconds, 1), "precision": world.config.precision, **done.how,
+            "row": row, "every": world.every, "seed": world.seed, "seconds": round(seconds, 1), "precision": world.config.precision, **done.how,
             "figures": found, "environment": started,
         })  # fmt: skip
         with_quality(rows)
@@ -455,6 +461,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=30, help="steps of a baseline (default: 30)")
     parser.add_argument("--minibatch", type=int, default=8, help="records in a step of a baseline (default: 8)")
     parser.add_argument("--rate", type=float, help="learning rate of a baseline in place of its own")
+    parser.add_argument("--device", default="cpu", help="where models run (default: cpu)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of draws and halves (default: 0)")
     parser.add_argument("--precision", default="bfloat16", help="of the blocks (default: bfloat16)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -470,9 +478,13 @@ def main() -> None:
     def keep() -> None:
         common.keep("language", options.quick, {"data": "TOFU forget05", "rows": rows}, started)
 
-    with ExitStack() as stack:
-        world = World(options.models, Lists.tofu(), options.every, options.utility, options.precision, stack)
-        run(world, options, rows, keep)
+    for seed in options.seeds:
+        with ExitStack() as stack:
+            lists = Lists.tofu()
+            world = World(
+                options.models, lists, options.every, options.utility, options.precision, stack, options.device, seed
+            )
+            run(world, options, rows, keep)
     show([row for row in rows if row["every"] == options.every])
 
 

@@ -27,7 +27,9 @@ from imu_cli.models import scopes
 from imu_cli.samples.manifest import open_source
 from imu_cli.statistics import metrics
 from imu_cli.unlearning import scenario, targets
+from imu_cli.unlearning.demotion import preconditioning
 from imu_cli.unlearning.demotion.loop import Trained
+from imu_cli.unlearning.demotion.preconditioning import Bend
 from imu_cli.unlearning.demotion.training import Anchor, Forgotten, Schedule, Training, Unseen
 from imu_cli.unlearning.targets import Comparison, HeldOut, Limits
 
@@ -203,8 +205,9 @@ def forget(
     forgotten = Forgotten(lambda at: net.run(net.train, rows[at]), net.train_logits[rows], labels, None, weights)
     schedule = replace(Schedule(learning_rate=scope.LEARNING_RATE, seed=seed), **changed)
     work = Training(
-        net.scope.parameters, plan, forgotten, anchor, unseen, limits, schedule, max_auc=beside.auc_bound(MAX_AUC, same)
-    )
+        net.scope.parameters, plan, forgotten, anchor, unseen, limits, schedule, max_auc=beside.auc_bound(MAX_AUC, same),
+        bends=bends(net, anchor),
+    )  # fmt: skip
     begun = time.perf_counter()
     return _done(net, work), work, time.perf_counter() - begun
 
@@ -234,7 +237,14 @@ def forget_class(net: Network, choose: Tensor, seed: int, **changed: Any) -> Tra
     limits = Limits(targets.CLASS_TARGET, 0, max_drop=0.01, n=len(rows), hits=hits, m=int(unseen.kept.sum()))
     wanted = {"attraction": scope.ATTRACTION, "covariance": scope.COVARIANCE, **changed}
     schedule = replace(Schedule(learning_rate=scope.LEARNING_RATE, seed=seed), **wanted)
-    return _done(net, Training(net.scope.parameters, plan, forgotten, anchor, unseen, limits, schedule))
+    work = Training(net.scope.parameters, plan, forgotten, anchor, unseen, limits, schedule, bends=bends(net, anchor))
+    return _done(net, work)
+
+
+def bends(net: Network, anchor: Anchor) -> dict[str, Bend]:
+    """What turns the steps, as the pipeline has it."""
+    rows = torch.arange(len(anchor.logits))[: scope.ALIKE].split(256)
+    return preconditioning.bends(net.upper.model, net.scope.parameters, anchor.run, rows)
 
 
 def _done(net: Network, work: Training) -> Trained:

@@ -31,9 +31,9 @@ from imu_cli.unlearning.demotion import loop
 from imu_cli.unlearning.demotion.completions import Aim, Completed, CompletionTraining, Look, Schedule
 from imu_cli.unlearning.demotion.published import Published, PublishedUpdate
 
-LEARNING_RATE, BETA = 0.002, 2.0
+LEARNING_RATE, BETA = 0.001, 2.0
 """Share of a layer's size that a step may move it by, and weight of the anchor (docs/language.md)."""
-MINIBATCH = 16
+MINIBATCH = 8
 """Records in a batch, of either side."""
 CLASSIFIER_ONLY = (
     "scenario", "rows", "reweight", "step", "momentum", "weight_decay", "l1", "epochs", "max_steps", "max_head_change", "max_class_drop",
@@ -242,6 +242,8 @@ def _training(
         weights,
         told=opened.note,
     )
+    if anchor is not None:
+        work.bends = scope.bends(opened, opened.network.model, moving, anchor.run, anchor.n, at_once=1)  # type: ignore[union-attr]
     start, _ = work.original()
     if work.met(start):
         raise ImuError(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imu_cli.commands import held_out, preparation, provenance
 from imu_cli.commands.processes import Ranks
@@ -40,8 +40,9 @@ from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.manifest import open_source
 from imu_cli.samples.overlap import overlap, without
 from imu_cli.unlearning import targets
-from imu_cli.unlearning.demotion import loop, training
+from imu_cli.unlearning.demotion import loop, preconditioning, training
 from imu_cli.unlearning.demotion.loop import LookT, Objective
+from imu_cli.unlearning.demotion.preconditioning import Bend
 from imu_cli.unlearning.demotion.training import Anchor, Forgotten, Schedule, Training, Unseen
 from imu_cli.unlearning.matched import fit
 from imu_cli.unlearning.procedure import Job
@@ -58,6 +59,8 @@ ANCHORED = 2
 more than the targets, which an anchored sample makes a little too sure (benchmarks/quality_depth.py)."""
 FEW = 500
 """Held-out samples below which all of them do both: of fewer a fifth is so small that one sample is beyond ``--max-drop``."""
+ALIKE = 2000
+"""Anchored samples that say what inputs have in common."""
 BEYOND = 1.0
 """Log-odds by which fixed targets are lower than the aim: training comes near its targets only, and the stop rule ends it in time."""
 ATTRACTION, COVARIANCE = 1.0, 0.1
@@ -370,7 +373,20 @@ def _training(
     return Training(
         scope.parameters, job.plan, forgotten, anchor, seen, limits, schedule,
         margin=wanted.margin, fixed=None if fixed is None else fixed.to(device), max_auc=max_auc, told=opened.note,
+        bends={} if anchor is None else bends(opened, upper.model, scope, anchor.run, len(anchor.logits), at_once if upper.blends else 1),
     )  # fmt: skip
+
+
+def bends(
+    opened: Session, model: nn.Module, scope: Scope, run: Callable[[Tensor], object], n: int, at_once: int
+) -> dict[str, Bend]:
+    """What turns the steps of the weights that move, by what enters their layers for some of n anchored samples.
+
+    ``at_once``: samples that run together, of texts one, so that no padding is counted.
+    """
+    rows = torch.arange(n)[:ALIKE].split(at_once)
+    with opened.log.timed("what anchored samples have in common"):
+        return preconditioning.bends(model, scope.parameters, run, rows)
 
 
 def _aim(job: Job, h: Rows) -> tuple[Tensor | None, float | None]:

@@ -58,8 +58,8 @@ class Schedule(loop.Pace):
     others: float = 1.0
 
     def length(self, n: int) -> int:
-        """Steps for n records: 60, and four passes over many of them."""
-        return self.batches or 60 + round(4 * n / self.forget)
+        """Steps for n records: 60, and twenty passes over many of them."""
+        return self.batches or 60 + round(20 * n / self.forget)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from imu_cli.errors import ImuError
 from imu_cli.unlearning.ascent import Reason
+from imu_cli.unlearning.demotion.preconditioning import Bend
 from imu_cli.unlearning.demotion.update import RelativeAdam
 
 BISECTIONS = 6
@@ -79,6 +80,7 @@ class Surroundings:
         save: keeps what the run can go on from, after every look.
         state: what an earlier run kept; the next one goes on from there, to the same bytes.
         to_file: a weight, by its name, as the file will hold it; what the training ends with is so, and is looked at so.
+        bends: what turns the steps of some weights, by their names.
     """
 
     share: Callable[[Tensor], Tensor] = lambda rows: rows
@@ -87,6 +89,7 @@ class Surroundings:
     save: Callable[[dict[str, Tensor], dict[str, Any]], None] = lambda *_: None
     state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
     to_file: Callable[[str, Tensor], Tensor] = lambda _, value: value
+    bends: Mapping[str, Bend] = field(default_factory=dict)
 
 
 class Objective(Surroundings, ABC, Generic[LookT]):
@@ -227,7 +230,7 @@ class _Attempt(Generic[LookT]):
         work, rate = self.work, self.rate
         steps = work.length()
         every = max(1, steps // work.schedule.looks)
-        update = RelativeAdam(work.parameters)
+        update = RelativeAdam(work.parameters, bends=work.bends)
         draws = torch.Generator().manual_seed(work.schedule.seed)
         batches = work.batches(draws)
         look, seen = work.original()

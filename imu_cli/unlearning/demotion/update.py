@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from imu_cli.unlearning.demotion.preconditioning import Bend
+
 FIRST, SECOND = 0.9, 0.999
 """Decay of Adam's moments (arXiv 1412.6980)."""
 LEAST = 1e-3
@@ -16,11 +18,15 @@ class RelativeAdam:
     """Adam whose step is a share of the root mean square that a layer's weights had at the start.
 
     A layer's bias, and the shift of a normalisation, move in units of the layer's weight. Gradients are clipped together at a norm
-    of ``clip``. There is no weight decay: the weights are not to be forgotten, only what they say of some samples.
+    of ``clip``. There is no weight decay: the weights are not to be forgotten, only what they say of some samples. ``bends`` turn the steps
+    of some weights, by their names.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], clip: float = 1.0) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], clip: float = 1.0, bends: Mapping[str, Bend] | None = None
+    ) -> None:
         self.parameters, self.clip, self.number = dict(parameters), clip, 0
+        self.bends = dict(bends or {})
         self.first = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         self.second = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         self.scale = self._scales()
@@ -52,7 +58,10 @@ class RelativeAdam:
         torch._foreach_add_(spread, EPSILON)
         step = torch._foreach_div(torch._foreach_div(first, 1 - FIRST**self.number), spread)
         torch._foreach_mul_(step, [-learning_rate * self.scale[name] for name in names])
-        torch._foreach_add_([self.parameters[name] for name in names], step)
+        turned = [
+            self.bends[name](each) if name in self.bends else each for name, each in zip(names, step, strict=True)
+        ]
+        torch._foreach_add_([self.parameters[name] for name in names], turned)
 
     def state(self) -> dict[str, Tensor]:
         """What a run goes on from: moments by name, and the number of steps."""
