@@ -15,7 +15,7 @@ from imu_cli.commands.processes import Ranks
 from imu_cli.commands.resuming import Progress
 from imu_cli.config.commands import PRESETS, UnlearnConfig
 from imu_cli.errors import ImuError
-from imu_cli.features import allocation, tokens
+from imu_cli.features import allocation, generation, tokens
 from imu_cli.features.cut import Kept, Upper
 from imu_cli.features.session import Session, Taken
 from imu_cli.files import paths
@@ -27,14 +27,18 @@ from imu_cli.models.scopes import Scope
 from imu_cli.records.parts import HeldOutInfo
 from imu_cli.records.record import LookInfo, Record, ScopeInfo, Target
 from imu_cli.samples.dataset import SampleSet
+from imu_cli.samples.texts import suites
+from imu_cli.samples.texts.records import as_record
 from imu_cli.unlearning.demotion import loop
 from imu_cli.unlearning.demotion.completions import Aim, Completed, CompletionTraining, Look, Schedule
 from imu_cli.unlearning.demotion.published import Published, PublishedUpdate
 
-LEARNING_RATE, BETA = 0.001, 2.0
+LEARNING_RATE, BETA = 0.0015, 2.0
 """Share of a layer's size that a step may move it by, and weight of the anchor (docs/language.md)."""
 MINIBATCH = 8
-"""Records in a batch, of either side."""
+"""Forgotten records in a batch; of anchored ones twice as many."""
+OWN, WRITTEN, LONGEST = 3, 300, 80
+"""Answers of the model's own to each anchored question, how many in all, and their new tokens at most."""
 CLASSIFIER_ONLY = (
     "scenario", "rows", "reweight", "step", "momentum", "weight_decay", "l1", "epochs", "max_steps", "max_head_change", "max_class_drop",
     "max_auc", "rho", "sigma_damping", "class_factor", "keep", "clip_quantile", "damping", "feature_term", "features", "classes",
@@ -88,9 +92,14 @@ def run(
     with language.without_cache(network.model), allocation.kept() if on_cpu else contextlib.nullcontext():
         upper = scope.upper_part(opened, network, moving, partial(entering, layer=head.module))
         with scope.room() as folder:
-            kept = scope.keep(opened, upper, [opened.forget.samples, anchored, apart], folder)
+            held_to = (
+                None
+                if anchored is None or config.preset is not None
+                else with_own_answers(opened, anchored, config.seed)
+            )
+            kept = scope.keep(opened, upper, [opened.forget.samples, held_to, apart], folder)
             with scope.learning(moving):
-                sets = [opened.forget.samples, anchored, apart]
+                sets = [opened.forget.samples, held_to, apart]
                 made = [
                     None if held is None or samples is None else completed(opened, upper, held, samples)
                     for held, samples in zip(kept, sets, strict=True)
@@ -104,10 +113,10 @@ def run(
         trajectory = scope.trajectory_of(trained)
         tensors, changed = scope.differing(opened, names, trained)
         opened.outside_sha256 = opened.checkpoint.outside_hash(set(tensors))
-        n = len(opened.forget.samples) + (0 if anchored is None else len(anchored))
+        n = len(opened.forget.samples) + (0 if held_to is None else len(held_to))
         scope_info = ScopeInfo(
             given=moving.given, modules=list(moving.modules), weights=moving.count, cut=upper.cut.module,
-            anchor=0 if anchored is None else len(anchored), unseen=0 if apart is None else len(apart), beta=config.beta,
+            anchor=0 if held_to is None else len(held_to), unseen=0 if apart is None else len(apart), beta=config.beta,
             learning_rate=trained.learning_rate, batches=trained.batches, steps=trained.steps, minibatch=work.schedule.forget,
             fraction=trained.fraction, weighting=config.weights, feature_term=False, tensors=changed,
             passes=scope.passes(upper, work, n, before=1),
@@ -169,6 +178,31 @@ def _parts(
     return unseen.subset(rest), unseen.subset(apart)
 
 
+def with_own_answers(opened: Session, anchored: SampleSet, seed: int) -> SampleSet:
+    """Anchored records, and what the model itself answers their questions, drawn by the seed.
+
+    Asked what it does not know, a model answers from what it does know: of the records that stay there are none to hold it to. Records
+    without a question, conversations, and models that do not write are anchored as they are.
+    """
+    records = [as_record(anchored.read(row)) for row in range(len(anchored))]
+    if not generation.can_write(opened) or not all(one.prompt and not one.messages for one in records):
+        return anchored
+    draws = torch.Generator().manual_seed(seed)
+    rows = torch.randperm(len(records), generator=draws).tolist() * OWN
+    rows, times = rows[:WRITTEN], range(0, min(WRITTEN, len(rows)), len(records))
+    pairs = [(one.prompt, one.completion) for one in records]
+    with opened.log.timed("own answers"), opened.log.track("own answers", len(rows)) as advance:
+        for number, start in enumerate(times):
+            some = rows[start : start + len(records)]
+            said = generation.answers(opened, anchored, some, advance, longest=LONGEST, seed=OWN * seed + number)
+            pairs += [(records[row].prompt, text) for row, text in zip(some, said, strict=True) if text]
+    pairs = list(dict.fromkeys(pairs))
+    opened.note(
+        f"anchored too: {len(pairs) - len(records)} answers of the model's own to the anchored questions, drawn by the seed"
+    )
+    return suites.records_of(f"{anchored.source} (and own answers)", range(1, len(pairs) + 1), pairs)
+
+
 def completed(opened: Session, upper: Upper, kept: Kept, samples: SampleSet) -> Completed:
     """Records that are kept at the cut, and their completion tokens as the model has them now."""
     network, head = opened.network, opened.head
@@ -207,7 +241,7 @@ def _training(
         )
     size = config.minibatch or MINIBATCH
     schedule = Schedule(
-        batches=config.batches, forget=size, anchor=size, at_once=min(size, max(1, opened.engine.batch_size)),
+        batches=config.batches, forget=size, anchor=2 * size, at_once=min(2 * size, max(1, opened.engine.batch_size)),
         learning_rate=config.learning_rate or LEARNING_RATE, beta=config.beta, seed=config.seed,
     )  # fmt: skip
     given = opened.forget.weights

@@ -1,6 +1,7 @@
-"""What a language model writes when it is asked: greedy, by transformers' own generation."""
+"""What a language model writes when it is asked, by transformers' own generation: the likeliest token each time, or drawn."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -24,11 +25,24 @@ def can_write(opened: Session) -> bool:
 
 
 def answers(
-    opened: Session, samples: SampleSet, rows: Sequence[int], advance: Callable[[int], object] = lambda _: None
+    opened: Session,
+    samples: SampleSet,
+    rows: Sequence[int],
+    advance: Callable[[int], object] = lambda _: None,
+    *,
+    longest: int = MOST_TOKENS,
+    seed: int | None = None,
 ) -> list[str]:
-    """What the model answers some records (k,), the most likely token each time, without special tokens and outer spaces.
+    """What the model answers some records (k,), without special tokens and outer spaces.
 
-    The model's own generation settings are not used: sampling, penalties and the like would be another model.
+    The model's own generation settings are not used: penalties and the like would be another model.
+
+    Args:
+        opened: the model.
+        samples, rows: records, and which of them.
+        advance: hears how many are answered.
+        longest: new tokens at most.
+        seed: tokens are drawn as likely as the model has them, by this seed; None: the most likely token each time.
     """
     from transformers import GenerationConfig
 
@@ -42,9 +56,11 @@ def answers(
         signals.check()
         asked = [step.asked(as_record(samples.read(row))) for row in rows[start : start + AT_ONCE]]
         width = max(map(len, asked))
-        most = MOST_TOKENS if room is None else max(1, min(MOST_TOKENS, room - width))
+        most = longest if room is None else max(1, min(longest, room - width))
+        drawn = {} if seed is None else {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
         how = GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=most, do_sample=False, num_beams=1, eos_token_id=step.end, pad_token_id=step.padding, use_cache=True
+            max_new_tokens=most, do_sample=seed is not None, num_beams=1, eos_token_id=step.end, pad_token_id=step.padding, use_cache=True,
+            **drawn,
         )  # fmt: skip
         ids = np.full((len(asked), width), step.padding, np.int64)
         mask = np.zeros_like(ids)
@@ -54,8 +70,19 @@ def answers(
             "input_ids": torch.from_numpy(ids).to(opened.device),
             "attention_mask": torch.from_numpy(mask).to(opened.device),
         }
-        with torch.inference_mode(), float32_as("ieee"):
+        with torch.inference_mode(), float32_as("ieee"), _drawing(opened.device, seed, start):
             found = network.model.generate(**given, generation_config=how)[:, width:]  # type: ignore[operator]
         made += [step.tokenizer.made.decode(one, skip_special_tokens=True).strip() for one in found.cpu().tolist()]
         advance(len(asked))
     return made
+
+
+@contextlib.contextmanager
+def _drawing(device: torch.device, seed: int | None, start: int) -> Iterator[None]:
+    """While the context lasts, torch draws by a seed of this batch's own; what it draws elsewhere goes on as it was."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(1_000_003 * seed + start)
+        yield

@@ -1,6 +1,7 @@
 """The commands on records: from a list to a folder that transformers loads again and generates with, and what is refused on the way."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -62,6 +63,23 @@ def test_the_same_seed_gives_the_same_bytes(work: Path) -> None:
     for name in ("one", "two"):
         assert main([*JOB, "--test", "unseen.jsonl", "--batches", "10", "-o", name, "-q"]) in (0, 3)
     assert (work / "one/model.safetensors").read_bytes() == (work / "two/model.safetensors").read_bytes()
+
+
+def test_the_model_is_held_to_answers_of_its_own(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three to each anchored question, drawn by the seed, beside the unseen records; nothing of them is written; not with a preset."""
+    state = torch.get_rng_state()
+    assert main([*JOB, "--reference", "unseen.jsonl", "--batches", "5", "-o", "out"]) in (0, 3)
+    assert torch.equal(torch.get_rng_state(), state)
+    said = capsys.readouterr().err
+    own = re.search(r"anchored too: (\d+) answers of the model's own", said)
+    assert own is not None
+    text = (work / "out/model.record.json").read_text()
+    record = json.loads(text)
+    unseen = [json.loads(line) for line in Path("unseen.jsonl").read_text().splitlines()]
+    assert len(unseen) < record["scope"]["anchor"] == len(unseen) + int(own.group(1)) <= 4 * len(unseen)
+    assert not any(row["answer"] in text or row["question"] in text for row in unseen)
+    assert main([*JOB, "--reference", "unseen.jsonl", "--preset", "paper-llm", "-o", "other"]) in (0, 3)
+    assert "of the model's own" not in capsys.readouterr().err
 
 
 def test_a_reference_model_gives_targets_token_by_token(work: Path) -> None:

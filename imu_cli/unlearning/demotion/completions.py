@@ -3,7 +3,7 @@
 Symbols (docs/method.md): h what enters the head where a token y is predicted, z = W h its logits, z⁰ the original's, φ the log-odds of y,
 t ≤ φ⁰ its target. With p₋ the model's distribution over all other words and q₋ the original's, the loss of a token is
 
-    KL(t ‖ φ) + 0.1 huber(φ − t) + KL(q₋ ‖ p₋),        and of a token of an anchored record   β KL(p⁰ ‖ p),
+    KL(t ‖ φ) + 0.3 huber(φ − t) + KL(q₋ ‖ p₋),        and of a token of an anchored record   β KL(p⁰ ‖ p),
 
 KL(t ‖ φ) between the chances that these log-odds are. Where φ = t and p₋ = q₋ the model says what the demoted teacher says. Its KL(q ‖ p)
 alone would ask for that too, but hardly sees how small p_y is once q_y is small: the second term goes on there, gently, since the same
@@ -32,7 +32,7 @@ Run = Callable[[Tensor], Tensor]
 """What enters the head (N, d) for the completion tokens of some records (k,), differentiable in the weights that move."""
 ASTRAY = 0.25
 """Fall of the share of unseen records' tokens that are predicted right, from which no run recovers."""
-KNEE, TAIL = 2.0, 0.1
+KNEE, TAIL = 2.0, 0.3
 """Log-odds from which on a token that misses its target is pulled no harder by the second term, and that term's weight."""
 SLACK = 0.002
 """What a share may miss its level by and count as met."""
@@ -58,8 +58,8 @@ class Schedule(loop.Pace):
     others: float = 1.0
 
     def length(self, n: int) -> int:
-        """Steps for n records: 60, and twenty passes over many of them."""
-        return self.batches or 60 + round(20 * n / self.forget)
+        """Steps for n records: 60, and fourteen passes over many of them."""
+        return self.batches or 60 + round(14 * n / self.forget)
 
 
 @dataclass(frozen=True, eq=False)
