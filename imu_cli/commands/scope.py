@@ -370,10 +370,13 @@ def _training(
     else:
         weights = closed_form.uniform(len(labels), given)
     forgotten = Forgotten(runs(forget), logits, labels, None if true is None else true.to(device), weights.to(device))
+    turned: dict[str, Bend] = {}
+    if anchor is not None and job.plan.kind != "mislabelled":  # wrong labels may be what all answers have in common
+        turned = bends(opened, upper.model, scope, anchor.run, len(anchor.logits), at_once if upper.blends else 1)
     return Training(
         scope.parameters, job.plan, forgotten, anchor, seen, limits, schedule,
         margin=wanted.margin, fixed=None if fixed is None else fixed.to(device), max_auc=max_auc, told=opened.note,
-        bends={} if anchor is None else bends(opened, upper.model, scope, anchor.run, len(anchor.logits), at_once if upper.blends else 1),
+        bends=turned,
     )  # fmt: skip
 
 

@@ -66,10 +66,8 @@ def test_the_same_seed_gives_the_same_bytes(work: Path) -> None:
 
 
 def test_the_model_is_held_to_answers_of_its_own(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Three to each anchored question, drawn by the seed, beside the unseen records; nothing of them is written; not with a preset."""
-    state = torch.get_rng_state()
+    """Three to each anchored question, drawn by the seed, beside the unseen records; nothing of them is written."""
     assert main([*JOB, "--reference", "unseen.jsonl", "--batches", "5", "-o", "out"]) in (0, 3)
-    assert torch.equal(torch.get_rng_state(), state)
     said = capsys.readouterr().err
     own = re.search(r"anchored too: (\d+) answers of the model's own", said)
     assert own is not None
@@ -78,8 +76,6 @@ def test_the_model_is_held_to_answers_of_its_own(work: Path, capsys: pytest.Capt
     unseen = [json.loads(line) for line in Path("unseen.jsonl").read_text().splitlines()]
     assert len(unseen) < record["scope"]["anchor"] == len(unseen) + int(own.group(1)) <= 4 * len(unseen)
     assert not any(row["answer"] in text or row["question"] in text for row in unseen)
-    assert main([*JOB, "--reference", "unseen.jsonl", "--preset", "paper-llm", "-o", "other"]) in (0, 3)
-    assert "of the model's own" not in capsys.readouterr().err
 
 
 def test_a_reference_model_gives_targets_token_by_token(work: Path) -> None:
