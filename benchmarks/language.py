@@ -115,7 +115,7 @@ class World:
 
     def __init__(
         self, folder: Path, lists: Lists, every: int, utility: int, precision: str, stack: ExitStack, device: str = "cpu",
-        seed: int = 0, layers: str = "last-block",
+        seed: int = 0,
     ) -> None:  # fmt: skip
         self.folder, self.lists, self.every, self.utility, self.seed = folder, lists, every, utility, seed
         given: dict[str, Any] = {
@@ -125,7 +125,7 @@ class World:
             "precision": precision,
             "seed": seed,
         }
-        self.config = UnlearnConfig(**given, scope=layers)
+        self.config = UnlearnConfig(**given, scope="last-block")
         self.plain = EvaluateConfig(**given, suite=lists.suite)
         self.opened: Session = opening.open_all(folder / FOLDERS["before"], self.config, Silent())
         network = self.opened.network
@@ -134,7 +134,7 @@ class World:
         stack.enter_context(language.without_cache(network.model))
         if self.opened.device.type == "cpu":
             stack.enter_context(allocation.kept())
-        self.moving = forgotten_records.find_scope(self.opened, layers)
+        self.moving = forgotten_records.find_scope(self.opened, "last-block")
         self.names = scope.names_in_file(self.opened, self.moving)
         entering = partial(forgotten_records.entering, layer=self.opened.head.module)
         self.upper = scope.upper_part(self.opened, network, self.moving, entering)

@@ -243,8 +243,7 @@ def forget_class(net: Network, choose: Tensor, seed: int, **changed: Any) -> Tra
 
 def bends(net: Network, anchor: Anchor) -> dict[str, Bend]:
     """What turns the steps, as the pipeline has it."""
-    rows = torch.arange(len(anchor.logits))[: scope.ALIKE].split(256)
-    return preconditioning.bends(net.upper.model, net.scope.parameters, anchor.run, rows)
+    return preconditioning.bends(net.upper.model, net.scope.parameters, anchor.run, len(anchor.logits), 256)
 
 
 def _done(net: Network, work: Training) -> Trained:

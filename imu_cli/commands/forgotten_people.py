@@ -117,7 +117,7 @@ def run(
             work = training_of(opened, config, moving.parameters, images, unseen, register, aimed)
             work.share, work.join, work.to_file = ranks.share, ranks.add_up, scope.rounding(opened, names)
             trained, state = scope.resumed(
-                opened, config, moving, work, ranks, unseen.info, unseen.anchored, partial(_told, aim=work.aim.auc)
+                opened, config, moving, work, ranks, unseen.info, [unseen.anchored], partial(_told, aim=work.aim.auc)
             )
     opened.taken = Taken("model", streamed=False, bytes=4 * len(opened.forget.samples) * head.matrix.shape[1])
     if not ranks.first:

@@ -92,11 +92,7 @@ def run(
     with language.without_cache(network.model), allocation.kept() if on_cpu else contextlib.nullcontext():
         upper = scope.upper_part(opened, network, moving, partial(entering, layer=head.module))
         with scope.room() as folder:
-            held_to = (
-                None
-                if anchored is None or config.preset is not None
-                else with_own_answers(opened, anchored, config.seed)
-            )
+            held_to = None if anchored is None else with_own_answers(opened, anchored, config.seed, ranks)
             kept = scope.keep(opened, upper, [opened.forget.samples, held_to, apart], folder)
             with scope.learning(moving):
                 sets = [opened.forget.samples, held_to, apart]
@@ -106,7 +102,7 @@ def run(
                 ]
                 work = _training(opened, config, moving, made, until, apart)
                 work.share, work.join, work.to_file = ranks.share, ranks.add_up, scope.rounding(opened, names)
-                trained, state = scope.resumed(opened, config, moving, work, ranks, info, anchored, told)
+                trained, state = scope.resumed(opened, config, moving, work, ranks, info, [anchored, held_to], told)
         opened.taken = Taken("model", streamed=False, bytes=4 * work.forgotten.features.numel())
         if not ranks.first:
             raise processes.HelpedError
@@ -178,25 +174,23 @@ def _parts(
     return unseen.subset(rest), unseen.subset(apart)
 
 
-def with_own_answers(opened: Session, anchored: SampleSet, seed: int) -> SampleSet:
+def with_own_answers(opened: Session, anchored: SampleSet, seed: int, ranks: Ranks) -> SampleSet:
     """Anchored records, and what the model itself answers their questions, drawn by the seed.
 
     Asked what it does not know, a model answers from what it does know: of the records that stay there are none to hold it to. Records
-    without a question, conversations, and models that do not write are anchored as they are.
+    without a question, conversations, and models that do not write are anchored as they are. The first process writes for all: others
+    might draw another word where two are as likely.
     """
     records = [as_record(anchored.read(row)) for row in range(len(anchored))]
     if not generation.can_write(opened) or not all(one.prompt and not one.messages for one in records):
         return anchored
-    draws = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(len(records), generator=draws).tolist() * OWN
-    rows, times = rows[:WRITTEN], range(0, min(WRITTEN, len(rows)), len(records))
-    pairs = [(one.prompt, one.completion) for one in records]
-    with opened.log.timed("own answers"), opened.log.track("own answers", len(rows)) as advance:
-        for number, start in enumerate(times):
-            some = rows[start : start + len(records)]
-            said = generation.answers(opened, anchored, some, advance, longest=LONGEST, seed=OWN * seed + number)
-            pairs += [(records[row].prompt, text) for row, text in zip(some, said, strict=True) if text]
-    pairs = list(dict.fromkeys(pairs))
+    order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()
+    rows, said = (order * OWN)[:WRITTEN], list[str]()
+    if ranks.first:
+        with opened.log.timed("own answers"), opened.log.track("own answers", len(rows)) as advance:
+            said = generation.answers(opened, anchored, rows, advance, longest=LONGEST, seed=seed)
+    asked = [(records[row].prompt, text) for row, text in zip(rows, ranks.of_first(said), strict=True) if text]
+    pairs = list(dict.fromkeys([(one.prompt, one.completion) for one in records] + asked))
     opened.note(
         f"anchored too: {len(pairs) - len(records)} answers of the model's own to the anchored questions, drawn by the seed"
     )

@@ -59,8 +59,6 @@ ANCHORED = 2
 more than the targets, which an anchored sample makes a little too sure (benchmarks/quality_depth.py)."""
 FEW = 500
 """Held-out samples below which all of them do both: of fewer a fifth is so small that one sample is beyond ``--max-drop``."""
-ALIKE = 2000
-"""Anchored samples that say what inputs have in common."""
 BEYOND = 1.0
 """Log-odds by which fixed targets are lower than the aim: training comes near its targets only, and the stop rule ends it in time."""
 ATTRACTION, COVARIANCE = 1.0, 0.1
@@ -157,7 +155,7 @@ def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation
         with learning(scope):
             work = _training(opened, config, job, scope, upper, sets, h, anchored, unseen)
             work.share, work.join, work.to_file = ranks.share, ranks.add_up, rounding(opened, names)
-            trained, state = resumed(opened, config, scope, work, ranks, ready.held_info, anchored, _told)
+            trained, state = resumed(opened, config, scope, work, ranks, ready.held_info, [anchored], _told)
     tensors, changed = differing(opened, names, trained)
     n = len(work.forgotten.labels) + (0 if work.anchor is None else len(work.anchor.logits))
     info = ScopeInfo(
@@ -383,13 +381,9 @@ def _training(
 def bends(
     opened: Session, model: nn.Module, scope: Scope, run: Callable[[Tensor], object], n: int, at_once: int
 ) -> dict[str, Bend]:
-    """What turns the steps of the weights that move, by what enters their layers for some of n anchored samples.
-
-    ``at_once``: samples that run together, of texts one, so that no padding is counted.
-    """
-    rows = torch.arange(n)[:ALIKE].split(at_once)
+    """``preconditioning.bends`` of a scope, timed."""
     with opened.log.timed("what anchored samples have in common"):
-        return preconditioning.bends(model, scope.parameters, run, rows)
+        return preconditioning.bends(model, scope.parameters, run, n, at_once)
 
 
 def _aim(job: Job, h: Rows) -> tuple[Tensor | None, float | None]:
@@ -438,11 +432,11 @@ def resumed(
     work: Objective[LookT],
     ranks: Ranks,
     held: HeldOutInfo | None,
-    anchored: SampleSet | None,
+    anchors: Sequence[SampleSet | None],
     told: Callable[[LookT], str],
 ) -> tuple[loop.Trained[LookT], Progress]:
     """Train, from where an interrupted run was where that is asked for; what it keeps on the way is removed by ``Progress.done``."""
-    state = _progress(opened, config, held, scope, anchored)
+    state = _progress(opened, config, held, scope, anchors)
 
     def save(tensors: dict[str, Tensor], said: dict[str, object]) -> None:
         try:
@@ -500,7 +494,7 @@ def _told(look: targets.Look) -> str:
 
 
 def _progress(
-    opened: Session, config: UnlearnConfig, held: HeldOutInfo | None, scope: Scope, anchored: SampleSet | None
+    opened: Session, config: UnlearnConfig, held: HeldOutInfo | None, scope: Scope, anchors: Sequence[SampleSet | None]
 ) -> Progress:
     """Where the state of this training lies, by everything that it depends on."""
     free = {
@@ -521,7 +515,7 @@ def _progress(
         {
             "model": opened.checkpoint.sha256,
             "forget": opened.forget.sha256,
-            "anchor": None if anchored is None else held_out.rows_hash(anchored),
+            "anchor": [held_out.rows_hash(samples) for samples in anchors if samples is not None],
             "held": None if held is None else held.sha256,
             "modules": scope.modules,
             "device": opened.device.type,

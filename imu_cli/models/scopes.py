@@ -15,6 +15,7 @@ from imu_cli.errors import ImuError
 from imu_cli.models.arithmetic import float32_as
 from imu_cli.models.batches import Batch, call, each, first
 from imu_cli.models.head import hooked, logits_of
+from imu_cli.models.layers import is_conv1d
 
 HEAD, LAST_BLOCK, ALL = "head", "last-block", "all"
 STACK = 6
@@ -176,7 +177,9 @@ def last_block(model: nn.Module, order: Sequence[str], head: str) -> list[str]:
     of several the last is the last stage, unless it is most of the network or a stack (then those before it are a stem, and it is
     looked into). Where no part does, it is the last third of the layers themselves.
     """
-    layers = [path for path in order if isinstance(model.get_submodule(path), LINEAR) or _is_conv1d(model, path)]
+    layers = [
+        path for path in order if isinstance(model.get_submodule(path), LINEAR) or is_conv1d(model.get_submodule(path))
+    ]
     layers = [path for path in layers if path != head] or [head]
     inside = ""
     while True:
@@ -209,10 +212,6 @@ def _stacked(model: nn.Module, blocks: Sequence[str]) -> bool:
         for module in map(model.get_submodule, blocks)
     }
     return len(blocks) >= STACK and len(kinds) == 1
-
-
-def _is_conv1d(model: nn.Module, path: str) -> bool:
-    return type(model.get_submodule(path)).__name__ == "Conv1D"
 
 
 def _part(path: str, inside: str) -> str:

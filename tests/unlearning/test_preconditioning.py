@@ -34,7 +34,7 @@ def by_hand(rows: Tensor, gamma: float) -> Tensor:
 def found(model: nn.Module, x: Tensor, at_once: int = 4) -> dict[str, Bend]:
     """Bends of all of a model's weights by some inputs."""
     moving = dict(model.named_parameters())
-    return bends(model, moving, lambda rows: model(x[rows]), torch.arange(len(x)).split(at_once), GAMMA)
+    return bends(model, moving, lambda rows: model(x[rows]), len(x), at_once, GAMMA)
 
 
 def flat(rows: Tensor) -> Tensor:

@@ -18,9 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from imu_cli import signals
+from imu_cli.models.layers import is_conv1d
 
 DAMPING = 0.1
 """γ (benchmarks/results/language_tuning.jsonl)."""
+ALIKE = 2000
+"""Anchored samples that say what inputs have in common."""
 WIDEST = 16384
 """Inputs of a layer up to which its C is held, in² numbers."""
 PATCHES = 1 << 16
@@ -43,7 +46,7 @@ class Bend:
 
 
 def bends(
-    model: nn.Module, moving: Mapping[str, nn.Parameter], run: Callable[[Tensor], object], parts: tuple[Tensor, ...], damping: float = DAMPING
+    model: nn.Module, moving: Mapping[str, nn.Parameter], run: Callable[[Tensor], object], n: int, at_once: int, damping: float = DAMPING
 ) -> dict[str, Bend]:  # fmt: skip
     """What turns the steps of every moving weight that multiplies what enters its layer, by the weight's name.
 
@@ -51,7 +54,8 @@ def bends(
         model: the network as it is before anything moves.
         moving: the weights that move, by name.
         run: runs some anchored samples (k,).
-        parts: anchored samples, as many at a time as run together; of texts one each, so that no padding is counted.
+        n: how many there are; the first ``ALIKE`` are taken.
+        at_once: how many run together; of texts one, so that no padding is counted.
         damping: γ.
     """
     wanted: dict[str, tuple[nn.Module, str]] = {}
@@ -86,7 +90,7 @@ def bends(
     handles = [layer.register_forward_pre_hook(watch(path)) for path, (layer, _) in wanted.items()]
     try:
         with torch.no_grad():
-            for rows in parts:
+            for rows in torch.arange(n)[:ALIKE].split(at_once):
                 signals.check()
                 seen.clear()
                 run(rows)
@@ -96,7 +100,7 @@ def bends(
             handle.remove()
     made = {path: _turned(total / counts[path], damping) for path, total in sums.items()}
     return {
-        name: Bend(made[shared[path]], _inputs_first(layer))
+        name: Bend(made[shared[path]], is_conv1d(layer))
         for path, (layer, name) in wanted.items()
         if shared.get(path) in made
     }
@@ -111,11 +115,6 @@ def _turned(moment: Tensor, damping: float) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(wide)).float()
 
 
-def _inputs_first(layer: nn.Module) -> bool:
-    """Whether a layer is a linear one whose weight is (in, out), as the library of GPT-2 has them."""
-    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
-
-
 def _width(layer: nn.Module) -> int:
     """Numbers that one output is made of; 0 for a layer that multiplies nothing that enters it."""
     if isinstance(layer, nn.Linear):
@@ -127,7 +126,7 @@ def _width(layer: nn.Module) -> int:
         and not isinstance(layer.padding, str)
     ):
         return layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]
-    return len(layer.weight) if _inputs_first(layer) else 0  # type: ignore[arg-type]
+    return len(layer.weight) if is_conv1d(layer) else 0  # type: ignore[arg-type]
 
 
 def _like(one: nn.Module, other: nn.Module) -> bool:
