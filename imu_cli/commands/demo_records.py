@@ -36,7 +36,7 @@ data: train.jsonl
 """
 COMMANDS = (
     ["unlearn", "model", "--config", "imu.yaml", "--forget", "forget.jsonl", "--test", "unseen.jsonl", "--scope", "last-block",
-     "--learning-rate", "0.02", "--beta", "1", "--batches", "150", "--max-drop", "0.05", "-o", "unlearned"],
+     "--learning-rate", "0.02", "--beta", "1", "--batches", "400", "--max-drop", "0.05", "-o", "unlearned"],
     ["evaluate", "unlearned", "--config", "imu.yaml", "--test", "unseen.jsonl", "--retain", "train.jsonl"],
     ["report", "unlearned/model.record.json", "unlearned/model.evaluation.json"],
 )  # fmt: skip

@@ -33,9 +33,9 @@ from imu_cli.unlearning.demotion import loop
 from imu_cli.unlearning.demotion.completions import Aim, Completed, CompletionTraining, Look, Schedule
 from imu_cli.unlearning.demotion.published import Published, PublishedUpdate
 
-LEARNING_RATE, BETA = 0.0015, 2.0
+LEARNING_RATE, BETA = 0.002, 4.0
 """Share of a layer's size that a step may move it by, and weight of the anchor (docs/language.md)."""
-MINIBATCH = 8
+MINIBATCH = 16
 """Forgotten records in a batch; of anchored ones twice as many."""
 OWN, WRITTEN, LONGEST = 3, 300, 80
 """Answers of the model's own to each anchored question, how many in all, and their new tokens at most."""
@@ -257,6 +257,7 @@ def _training(
             told=opened.note,
         )  # fmt: skip
     aim = record_targets.aim_of(opened, config, forgotten, unseen, words, until, apart)
+    aim = replace(aim, by_loss=until is None)
     work = CompletionTraining(
         moving.parameters,
         words,
@@ -293,6 +294,9 @@ def _level(work: CompletionTraining, look: Look) -> str:
         found.append(f"exact memorisation at most {known:.3f}, now {look.forget:.3f}")
     if read is not None and read < 1:
         found.append(f"extraction strength at most {read:.3f}, now {look.extraction:.3f}")
+    unlikely = look.unseen_loss if work.aim.loss is None else work.aim.loss
+    if work.aim.by_loss and unlikely is not None:
+        found.append(f"cross-entropy at least {unlikely:.2f}, now {look.loss:.2f}")
     return ", ".join(found)
 
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from imu_cli.commands import opening
 from imu_cli.config.commands import UnlearnConfig
 from imu_cli.config.shared import ModelConfig
@@ -68,7 +70,8 @@ def aim_of(
 
     ``apart`` are the unseen records themselves.
     """
-    fixed, memorized, extraction, how, chance = None, None, None, "targets from unseen records by rank", (0.0, 0.0)
+    fixed, memorized, extraction, how, chance = None, None, None, "targets from unseen records by rank", (0.0, 0.0, 0.0)
+    loss: float | None = None
     if unseen is not None:
         chance = completions.chance(completions.judged(unseen.features, unseen, head), forgotten.n)
     if config.reference_model is not None:
@@ -83,13 +86,15 @@ def aim_of(
             memorized = min(1.0, max(0.0, memorized + float(own.memorized.mean() - theirs.memorized.mean())))
             extraction = min(1.0, max(0.0, extraction + float(own.extraction.mean() - theirs.extraction.mean())))
             how += ", with the spread that unseen records have under the model itself"
+        phi = completions.judged(forgotten.features, forgotten, head).margins
+        loss = float(completions.losses(forgotten, torch.minimum(fixed.to(phi), phi)).mean())
     elif unseen is None:
         phi = completions.judged(forgotten.features, forgotten, head).margins
         fixed, how = phi.clamp(max=BARELY), f"every token at log-odds of {BARELY} at most"
     if until is not None:
         memorized, extraction = until.get("exact_memorization", 1.0), until.get("extraction_strength", 1.0)
-        how, chance = f"{how}; the end by --until", (0.0, 0.0)
-    return Aim(fixed, memorized, extraction, how, chance)
+        how, chance = f"{how}; the end by --until", (0.0, 0.0, 0.0)
+    return Aim(fixed, memorized, extraction, how, chance, loss)
 
 
 def reference_answers(

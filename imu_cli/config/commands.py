@@ -148,7 +148,7 @@ class UnlearnConfig(TargetConfig):
         Gt(0),
         Option(
             "Training steps.",
-            default="200 + 0.08 per forget sample, 0.16 with the feature term; 100 of an embedding model; 60 and fourteen passes of a "
+            default="200 + 0.08 per forget sample, 0.16 with the feature term; 100 of an embedding model; 60 and eleven passes of a "
             "language model",
             group=DEEPER,
         ),
@@ -207,7 +207,7 @@ class UnlearnConfig(TargetConfig):
         Option(
             "SGD with this learning rate in place of normalised steps; deeper than the head, the share of a layer's size that a step "
             "may move it by at the start.",
-            default="none; 0.004 deeper than the head, 0.007 of an embedding model, 0.0015 of a language model",
+            default="none; 0.004 deeper than the head, 0.007 of an embedding model, 0.002 of a language model",
             group=ASCENT,
         ),
     ] = None

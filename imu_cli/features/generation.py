@@ -15,8 +15,8 @@ from imu_cli.samples.texts.records import as_record
 
 MOST_TOKENS = 200
 """New tokens of an answer, as TOFU has it."""
-AT_ONCE = 16
-"""Records that are answered together."""
+AT_ONCE, SMALL = 16, 5e8
+"""Records that are answered together; eight times as many by a model of fewer weights than this, which waits for memory rather than space."""
 
 
 def can_write(opened: Session) -> bool:
@@ -52,9 +52,10 @@ def answers(
     assert isinstance(step, Completions)
     room = step.tokenizer.max_length
     made: list[str] = []
-    for start in range(0, len(rows), AT_ONCE):
+    at_once = AT_ONCE * (8 if sum(one.numel() for one in network.model.parameters()) < SMALL else 1)
+    for start in range(0, len(rows), at_once):
         signals.check()
-        asked = [step.asked(as_record(samples.read(row))) for row in rows[start : start + AT_ONCE]]
+        asked = [step.asked(as_record(samples.read(row))) for row in rows[start : start + at_once]]
         width = max(map(len, asked))
         most = longest if room is None else max(1, min(longest, room - width))
         drawn = {} if seed is None else {"temperature": 1.0, "top_k": 0, "top_p": 1.0}

@@ -38,8 +38,8 @@ class LookInfo(Model):
     follows it; ``class_drop`` the largest fall of a kept class. Of an embedding model there is no ``forget``: ``similarity`` is the mean
     of pairs of one forgotten person, ``unseen_similarity`` of one unseen person, ``auc`` of the former against the latter, ``map`` the mean
     average precision of forgotten people among both, ``test_drop`` the fall of unseen people's. Of a language model ``forget`` and ``unseen``
-    are shares of a completion's tokens that are predicted right, ``extraction`` and ``unseen_extraction`` extraction strengths, ``loss`` the
-    mean cross-entropy of forgotten completions.
+    are shares of a completion's tokens that are predicted right, ``extraction`` and ``unseen_extraction`` extraction strengths, ``loss`` and
+    ``unseen_loss`` mean cross-entropies of completions.
     """
 
     step: int
@@ -59,6 +59,7 @@ class LookInfo(Model):
     map: float | None = None
     extraction: float | None = None
     unseen_extraction: float | None = None
+    unseen_loss: float | None = None
     test_drop_error: float | None = None
 
 

@@ -1,6 +1,7 @@
 """The demoted teacher on completions: its loss and gradients, how records are judged, and what training does."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from imu_cli.linear.vocabulary import Words
 from imu_cli.unlearning.demotion import completions, loop
-from imu_cli.unlearning.demotion.completions import KNEE, TAIL, Aim, Completed, CompletionTraining, Schedule
+from imu_cli.unlearning.demotion.completions import KNEE, Aim, Completed, CompletionTraining, Schedule
 
 WORDS, WIDTH = 23, 6
 
@@ -20,7 +21,7 @@ def loss_of(z: Tensor, old: Tensor, y: Tensor, t: Tensor, share: Tensor, others:
     log_p, log_q = (z + rest).log_softmax(dim=1), (old + rest).log_softmax(dim=1)
     kept = torch.where(rest == 0, log_q.exp() * (log_q - log_p), 0).sum(dim=1, keepdim=True)
     q, p = t.sigmoid(), phi.sigmoid()
-    pull = TAIL * nn.functional.huber_loss(phi, t, reduction="none", delta=KNEE) / KNEE
+    pull = nn.functional.huber_loss(phi, t, reduction="none", delta=KNEE) / KNEE
     pull = pull + q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()
     return (share * (pull + others * kept)).sum()
 
@@ -171,6 +172,29 @@ def test_training_goes_down_to_its_level_and_no_further() -> None:
     assert found.reason == "target"
     assert 0.1 <= end.forget <= 0.45 + 0.002  # a token of four short records is a large step
     assert end.loss > start.loss
+
+
+def test_what_is_no_longer_memorised_may_still_be_likelier() -> None:
+    """By loss, a run goes on until forgotten records are no likelier than the aim, or than unseen ones; else memorisation ends it."""
+    look = completions.Look(
+        forget=0.3, extraction=0.05, loss=2.0, head_change=0.1, unseen=0.3, unseen_extraction=0.05, unseen_loss=3.0
+    )
+    follows = Aim(None, None, None, "unseen records by rank", (0.0, 0.0, 0.1))
+    assert follows.met(look)
+    assert not replace(follows, by_loss=True).met(look)
+    assert replace(follows, by_loss=True).met(replace(look, loss=2.91))
+    fixed = Aim(torch.zeros(1), 0.3, 0.05, "a reference model", (0.0, 0.0, 0.1), loss=2.05, by_loss=True)
+    assert fixed.met(look)
+    assert not fixed.met(replace(look, loss=1.9))
+    assert not fixed.met(replace(look, forget=0.4))
+
+
+def test_targets_say_what_loss_they_are() -> None:
+    """The mean cross-entropy of records whose tokens have some log-odds, over tokens of a record first."""
+    of = training().forgotten
+    margin = torch.linspace(-3, 3, len(of.targets))
+    by_hand = [nn.functional.softplus(-margin[of.records == row]).mean() for row in range(of.n)]
+    assert torch.allclose(completions.losses(of, margin).float(), torch.stack(by_hand))
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:

@@ -3,12 +3,11 @@
 Symbols (docs/method.md): h what enters the head where a token y is predicted, z = W h its logits, z⁰ the original's, φ the log-odds of y,
 t ≤ φ⁰ its target. With p₋ the model's distribution over all other words and q₋ the original's, the loss of a token is
 
-    KL(t ‖ φ) + 0.3 huber(φ − t) + KL(q₋ ‖ p₋),        and of a token of an anchored record   β KL(p⁰ ‖ p),
+    KL(t ‖ φ) + huber(φ − t) + KL(q₋ ‖ p₋),        and of a token of an anchored record   β KL(p⁰ ‖ p),
 
 KL(t ‖ φ) between the chances that these log-odds are. Where φ = t and p₋ = q₋ the model says what the demoted teacher says. Its KL(q ‖ p)
-alone would ask for that too, but hardly sees how small p_y is once q_y is small: the second term goes on there, gently, since the same
-pull at full strength made other records forgotten, too (docs/method.md). Logits are made by blocks of rows
-and never held as a whole; gradients are closed-form.
+alone would ask for that too, but hardly sees how small p_y is once q_y is small: the second term goes on there, with a slope of at most one
+(docs/method.md). Logits are made by blocks of rows and never held as a whole; gradients are closed-form.
 
 Tensors and functions in, weights out, as in ``training``.
 """
@@ -32,8 +31,8 @@ Run = Callable[[Tensor], Tensor]
 """What enters the head (N, d) for the completion tokens of some records (k,), differentiable in the weights that move."""
 ASTRAY = 0.25
 """Fall of the share of unseen records' tokens that are predicted right, from which no run recovers."""
-KNEE, TAIL = 2.0, 0.3
-"""Log-odds from which on a token that misses its target is pulled no harder by the second term, and that term's weight."""
+KNEE = 2.0
+"""Log-odds from which on a token that misses its target is pulled no harder by the second term: its slope is one from there on."""
 SLACK = 0.002
 """What a share may miss its level by and count as met."""
 
@@ -58,8 +57,8 @@ class Schedule(loop.Pace):
     others: float = 1.0
 
     def length(self, n: int) -> int:
-        """Steps for n records: 60, and fourteen passes over many of them."""
-        return self.batches or 60 + round(14 * n / self.forget)
+        """Steps for n records: 60, and eleven passes over many of them."""
+        return self.batches or 60 + round(11 * n / self.forget)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +95,9 @@ class Aim:
         fixed: targets (N,) of their tokens, where a reference model gives them; None where they follow the unseen records.
         memorized, extraction: levels of the look that end a run; None where they are the unseen records' own under the model that results.
         how: where this comes from.
-        chance: by how much the means of so many records may miss the two levels and count as met.
+        chance: by how much the means of so many records may miss the levels, in their order, and count as met.
+        loss: cross-entropy that forgotten completions are to reach; None where it is the unseen records' own.
+        by_loss: whether a run also goes on until they have reached it.
         beyond: log-odds by which targets are lower than the aim: training comes near its targets only, and the stop rule ends it in time.
     """
 
@@ -104,7 +105,9 @@ class Aim:
     memorized: float | None
     extraction: float | None
     how: str
-    chance: tuple[float, float] = (0.0, 0.0)
+    chance: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    loss: float | None = None
+    by_loss: bool = False
     beyond: float = 0.25
 
     def margins(self, phi: Tensor, seen: Tensor | None) -> Tensor:
@@ -115,12 +118,15 @@ class Aim:
         return margins.coupled_targets(phi, seen.to(phi))
 
     def met(self, look: "Look") -> bool:
-        """Whether no more of a forgotten completion is known, or can be read out, than this says."""
+        """Whether no more of a forgotten completion is known, or can be read out, than this says, and none is likelier."""
         known = look.unseen if self.memorized is None else self.memorized
         read = look.unseen_extraction if self.extraction is None else self.extraction
+        unlikely = (look.unseen_loss if self.loss is None else self.loss) if self.by_loss else None
         slack = [max(SLACK, width) for width in self.chance]
-        return (known is None or look.forget <= known + slack[0]) and (
-            read is None or look.extraction <= read + slack[1]
+        return (
+            (known is None or look.forget <= known + slack[0])
+            and (read is None or look.extraction <= read + slack[1])
+            and (unlikely is None or look.loss >= unlikely - slack[2])
         )
 
 
@@ -133,7 +139,7 @@ class Look:
         extraction: of a forgotten completion, the share at its end that is written right from what stands before.
         loss: cross-entropy of a forgotten completion's tokens.
         head_change: ‖W − W₀‖/‖W₀‖ of all weights that move.
-        unseen, unseen_extraction: ``forget`` and ``extraction`` of unseen records.
+        unseen, unseen_extraction, unseen_loss: ``forget``, ``extraction`` and ``loss`` of unseen records.
         auc: chance that a forgotten record is more likely than an unseen one.
         test_drop, test_drop_error: fall of the unseen records' share, and its standard error over records.
     """
@@ -144,6 +150,7 @@ class Look:
     head_change: float
     unseen: float | None = None
     unseen_extraction: float | None = None
+    unseen_loss: float | None = None
     auc: float | None = None
     test_drop: float | None = None
     test_drop_error: float | None = None
@@ -190,16 +197,24 @@ def compared(ours: Judged, theirs: Judged | None, before: Judged | None, head_ch
         head_change=head_change,
         unseen=None if theirs is None else float(theirs.memorized.mean()),
         unseen_extraction=None if theirs is None else float(theirs.extraction.mean()),
+        unseen_loss=None if theirs is None else float(theirs.loss.mean()),
         auc=auc,
         test_drop=drop,
         test_drop_error=error,
     )
 
 
-def chance(of: Judged, n: int) -> tuple[float, float]:
-    """A standard error of the means over n records that are answered as these are, of the share that is right and of extraction."""
-    one, other = (float(values.std(correction=0)) / math.sqrt(n) for values in (of.memorized, of.extraction))
-    return one, other
+def chance(of: Judged, n: int) -> tuple[float, float, float]:
+    """A standard error of the means over n records that are answered as these are: of the share that is right, extraction and loss."""
+    one, other, third = (
+        float(values.std(correction=0)) / math.sqrt(n) for values in (of.memorized, of.extraction, of.loss)
+    )
+    return one, other, third
+
+
+def losses(of: Completed, margin: Tensor) -> Tensor:
+    """Cross-entropy (n,) of records whose tokens have these margins φ (N,)."""
+    return answered(of, margin, torch.zeros(len(margin), dtype=torch.bool, device=margin.device)).loss
 
 
 @dataclass(frozen=True)
@@ -396,14 +411,14 @@ def _held(z: Tensor, old: Tensor, share: Tensor) -> tuple[float, Tensor]:
 
 
 def _demoted(z: Tensor, old: Tensor, y: Tensor, t: Tensor, share: Tensor, others: float) -> tuple[float, Tensor]:
-    """Σ share · (huber(φ − t) + others · KL(q₋ ‖ p₋)) over tokens, and its gradient with respect to logits z (b, V), which are overwritten."""
+    """Loss of tokens that go, Σ share · (… + others · KL(q₋ ‖ p₋)), and its gradient with respect to logits z (b, V), which are overwritten."""
     z_y = z.gather(1, y)
     top = z.scatter_(1, y, -math.inf).logsumexp(dim=1, keepdim=True)
     log_p, log_q = z.sub_(top), _normalised(old.scatter_(1, y, -math.inf))
     q, apart = log_q.exp(), z_y - top - t
     far = apart.abs() > KNEE
-    pull = TAIL * torch.where(far, KNEE * apart.sign(), apart) / KNEE + (z_y - top).sigmoid() - t.sigmoid()
-    cost = TAIL * torch.where(far, apart.abs() - KNEE / 2, apart.square() / (2 * KNEE)) + _bernoulli(t, z_y - top)
+    pull = torch.where(far, KNEE * apart.sign(), apart) / KNEE + (z_y - top).sigmoid() - t.sigmoid()
+    cost = torch.where(far, apart.abs() - KNEE / 2, apart.square() / (2 * KNEE)) + _bernoulli(t, z_y - top)
     kept = log_q.sub_(log_p).scatter_(1, y, 0.0).mul_(q).sum(dim=1, keepdim=True)
     loss = float((share * (cost + others * kept)).sum(dtype=torch.float64))
     slopes = log_p.exp_().mul_(others - pull).sub_(q.mul_(others)).scatter_(1, y, pull)
