@@ -107,6 +107,13 @@ def criteria(found: dict[str, dict[str, Any]]) -> list[Criterion]:
     return made
 
 
+def earlier() -> dict[str, dict[str, Any]]:
+    """Runs that are kept; those that are made again take their place."""
+    place = common.RESULTS / "quality_texts.json"
+    runs: dict[str, dict[str, Any]] = json.loads(place.read_text(encoding="utf-8"))["runs"] if place.is_file() else {}
+    return runs
+
+
 def main() -> None:
     """Run, keep, judge."""
     parser = common.parser(__doc__)
@@ -118,7 +125,7 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     started = common.environment(with_checkpoint=False)
     model, without = folder("intents"), folder("intents-without500", "--without", "random500")
-    found: dict[str, dict[str, Any]] = {}
+    found = {} if options.quick else earlier()
     for scope in options.scopes:
         for name, forget in cases(options.seeds).items():
             if options.cases and not name.startswith(tuple(options.cases)):

@@ -23,10 +23,10 @@ def influence(head: Tensor, h: Tensor, labels: Tensor, damping: float) -> Tensor
 
 
 def published_scores(head: Tensor, h: Tensor, labels: Tensor, damping: float) -> Tensor:
-    """The published loop (goodluckisallyouneed/IMU, compute_all_gradients): one sample at a time, and its in-place sum.
+    """The published loop (goodluckisallyouneed/IMU, compute_all_gradients): one sample at a time, and its in-place mean.
 
-    The list of gradients keeps a view of the tensor that the sum is later added into, so that the first sample's
-    gradient is replaced by the sum of all.
+    The list of gradients keeps a view of the tensor that the others are added into and that is then divided, so that the first
+    sample's gradient is replaced by the mean of all.
     """
     kept, total, squares = [], None, torch.zeros_like(head)
     for row in range(len(h)):
@@ -39,5 +39,6 @@ def published_scores(head: Tensor, h: Tensor, labels: Tensor, damping: float) ->
             total = gradient
         else:
             total += gradient  # in place: kept[0] is the same tensor
-    mean = total / len(h)
-    return torch.stack([-(g * mean / (squares + damping)).sum() for g in kept])
+    assert total is not None
+    total /= len(h)  # and so is this
+    return torch.stack([-(g * total / (squares + damping)).sum() for g in kept])

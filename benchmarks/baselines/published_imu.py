@@ -47,14 +47,14 @@ def cropped(images: Tensor, generator: torch.Generator, padding: int = 4) -> Ten
 def scores(h: Tensor, residuals: Tensor, *, corrected: bool) -> Tensor:
     """Scores (n,) of features (n, d+1) and residuals (n, c).
 
-    Uncorrected, the first gradient has become the sum of all by the time that it is used.
+    Uncorrected, the first gradient has become the mean of all by the time that it is used.
     """
     n = len(h)
     fisher, mean = residuals.square().T @ h.square() / n, residuals.T @ h / n
     step = mean / (fisher + DAMPING)
     found = -((residuals @ step) * h).sum(dim=1)
     if not corrected:
-        found[0] = -(n * mean * step).sum()
+        found[0] = -(mean * step).sum()
     return found
 
 
@@ -86,9 +86,9 @@ def unlearn(
         h = torch.cat([network.body(part) for part in seen.split(BATCH)])
         p = network.head(h).softmax(dim=1)
         residuals = p - nn.functional.one_hot(labels, p.shape[1])
-        # -sum of the others, not p - 1: exact where float32's softmax is 1 (../shared/spec/method.md).
-        residuals.scatter_(1, labels[:, None], 0)
-        residuals.scatter_(1, labels[:, None], -residuals.sum(dim=1, keepdim=True))
+        if corrected:  # -sum of the others, not p - 1: exact where float32's softmax is 1 (../shared/spec/method.md)
+            residuals.scatter_(1, labels[:, None], 0)
+            residuals.scatter_(1, labels[:, None], -residuals.sum(dim=1, keepdim=True))
     wide = torch.cat([h, torch.ones(len(h), 1)], dim=1).double()
     rows, weights = chosen(scores(wide, residuals.double(), corrected=corrected))
     weights = weights.float()
@@ -98,14 +98,15 @@ def unlearn(
         for at in torch.randperm(len(rows), generator=generator).split(BATCH):
             mine = rows[at]
             with torch.no_grad():
-                below = h[mine] if corrected else network.body(cropped(images[mine], generator))
+                shown = None if corrected else cropped(images[mine], generator)
+                below = h[mine] if shown is None else network.body(shown)
             losses = nn.functional.cross_entropy(network.head(below), labels[mine], reduction="none")
             norm = torch.cat([part.reshape(-1) for part in network.head.parameters()]).abs().sum()
             optimiser.zero_grad()
             (-(weights[at] @ losses) / weights[at].sum() + L1 * norm).backward()
             optimiser.step()
-            if not corrected:
+            if shown is not None:
                 with torch.no_grad():  # the published loop's second forward, for its log: batch norm drifts by it too
-                    network.body(cropped(images[mine], generator))
+                    network.body(shown)
         network.body.eval()
         yield epoch
