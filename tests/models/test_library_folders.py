@@ -11,13 +11,15 @@ import timm
 import torch
 import transformers
 from conftest import listing
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_security import OUTSIDE, audited
 from test_sidecar import CLASSES, edit, picture, timm_folder, vit_folder
 from torch import Tensor, nn
 
 from imu_cli.cli import main
 from imu_cli.files.reading import MAX_JSON
+from imu_cli.models import architecture
+from imu_cli.models.checkpoint import open_checkpoint
 from imu_cli.models.layout import resolve
 from imu_cli.records.json_files import read
 from imu_cli.records.record import Record
@@ -179,3 +181,51 @@ def test_only_the_heads_shard_is_rewritten() -> None:
     for name in changed:
         old, new = load_file(Path("net") / name), load_file(Path("out") / name)
         assert {key for key in old if not torch.equal(old[key], new[key])} <= {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_language_model_is_held_once(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder in the library's own names is loaded without its loader, which would make a second model; a tie stays a tie."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        tie_word_embeddings=tied,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).bfloat16().eval()
+    model.save_pretrained("llm", max_shard_size="3KB")
+
+    def never(*_: object) -> None:
+        raise AssertionError("the library's loader was asked")
+
+    monkeypatch.setattr(architecture, "_translated", never)
+    loaded = architecture.load(open_checkpoint(Path("llm")), None).model
+    ids = torch.arange(12)[None]
+    with torch.inference_mode():
+        assert torch.allclose(loaded(ids).logits, model.float()(ids).logits, atol=1e-6)
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) is tied
+    assert architecture.library_names(loaded, {name: tensor.shape for name, tensor in load_of("llm").items()}) == {}
+
+
+def test_a_tie_that_stands_twice_goes_through_the_library() -> None:
+    """A file that has both names of a tied weight is the library's to read."""
+    config = transformers.LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, tie_word_embeddings=True
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.save_pretrained("llm")
+    values = load_of("llm")
+    save_file(
+        {**values, "lm_head.weight": values["model.embed_tokens.weight"].clone()},
+        "llm/model.safetensors",
+        {"format": "pt"},
+    )
+    loaded = architecture.load(open_checkpoint(Path("llm")), None).model
+    with torch.inference_mode():
+        assert torch.allclose(loaded(torch.arange(9)[None]).logits, model(torch.arange(9)[None]).logits, atol=1e-6)
+
+
+def load_of(folder: str) -> dict[str, Tensor]:
+    """Every tensor of a folder's files."""
+    return {
+        name: tensor for file in sorted(Path(folder).glob("*.safetensors")) for name, tensor in load_file(file).items()
+    }
