@@ -276,12 +276,33 @@ TOFU_ROWS = (
 
 
 def tofu_rows() -> Rows:
-    """The rows of the TOFU benchmark that judge the most records, in order; none where it has not run."""
+    """The rows of the TOFU benchmark in order, of each those that judge the most records, means over seeds; none where it has not run."""
     found = _json("language")
     rows = [] if found is None else found["rows"]
-    finest = min((row["every"] for row in rows), default=0)
-    order = {name: number for number, name in enumerate(TOFU_ROWS)}
-    return sorted((row for row in rows if row["every"] == finest), key=lambda row: order.get(row["row"], len(order)))
+    made = []
+    for name in sorted({row["row"] for row in rows}, key=lambda name: (*TOFU_ROWS, name).index(name)):
+        those = [row for row in rows if row["row"] == name]
+        finest = sorted(
+            (row for row in those if row["every"] == min(one["every"] for one in those)),
+            key=lambda row: row.get("seed") or 0,
+        )
+        made.append({"row": name, "seeds": len(finest), "figures": _mean([row["figures"] for row in finest])})
+    return made
+
+
+def _mean(figures: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means of what all of them have, number by number; of what one lacks, those of the first."""
+    first = figures[0]
+    if len(figures) == 1:
+        return first
+    return {
+        key: _mean([one[key] for one in figures])
+        if isinstance(value, dict) and all(key in one for one in figures)
+        else sum(one[key] for one in figures) / len(figures)
+        if isinstance(value, int | float) and all(key in one for one in figures)
+        else value
+        for key, value in first.items()
+    }
 
 
 def tofu() -> tuple[str, str]:

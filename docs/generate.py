@@ -582,8 +582,8 @@ def tofu_table() -> str:
     sides = ("forget", "unseen", "kept", "paraphrased")
     names = ("loss", "probability", "exact_memorization", "extraction_strength")
     lines = [
-        f"| model | {' | '.join(sides)} | truth ratio | forget quality: p (distance) | utility without ROUGE |",
-        "|---" * (len(sides) + 4) + "|",
+        f"| model | judged | {' | '.join(sides)} | truth ratio | forget quality: p (distance) | utility without ROUGE |",
+        "|---" * (len(sides) + 5) + "|",
     ]
     for row in rows:
         found = row["figures"]
@@ -594,12 +594,13 @@ def tofu_table() -> str:
             f"{quality['p']:.2g} ({quality['distance']:.2f})" if quality else "",
             f"{utility['value']:.3f}" if utility else "",
         ]
-        lines.append(f"| {row['row']} | {' | '.join(cells)} |")
-    first = rows[0]["figures"]
-    counts = ", ".join(f"{first[side]['loss']['n']} {side}" for side in sides)
+        counts = ", ".join(f"{found[side]['loss']['n']:.0f}" for side in sides)
+        name = row["row"] if row["seeds"] == 1 else f"**{row['row']}**, mean of {row['seeds']} seeds"
+        lines.append(f"| {name} | {counts} | {' | '.join(cells)} |")
     lines.append(
-        "\nEach cell: cross-entropy in nats a token, probability, exact memorisation, extraction strength; means over records "
-        f"({counts}; truth ratio and forget quality over {first['truth_ratio']['n']} questions against the retrained model's)."
+        "\nEach cell: cross-entropy in nats a token, probability, exact memorisation, extraction strength; means over so many records "
+        f"({', '.join(sides)}) as *judged* says. Truth ratio and forget quality are over as many questions as forgotten records, the "
+        "latter against the retrained model's of the same questions."
     )
     return "\n".join(lines)
 
