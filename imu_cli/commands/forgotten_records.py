@@ -304,7 +304,7 @@ def told(look: Look) -> str:
     """A look in words."""
     shown = [f"exact memorisation {look.forget:.3f}", f"extraction {look.extraction:.3f}", f"loss {look.loss:.2f}"]
     if look.unseen is not None:
-        shown.append(f"unseen {look.unseen:.3f}, {look.unseen_extraction:.3f}")
+        shown.append(f"unseen {look.unseen:.3f}, {look.unseen_extraction:.3f}, {look.unseen_loss or 0.0:.2f}")
     if look.auc is not None:
         shown.append(f"AUC {look.auc:.3f}")
     return ", ".join(shown)

@@ -188,6 +188,8 @@ def outcome(result: Record) -> list[tuple[str, str, str]]:
     first, last = result.start, result.end
     if result.embedding is not None:
         return _people_outcome(result)
+    if result.scenario == "record":
+        return _records_outcome(result)
     rows = [(f"{WHAT[result.scenario]} (n = {result.forget.n})", percent(first.forget), percent(last.forget))]
     if last.test_drop is not None:
         rows.append(("fall of accuracy on held-out data", percent(first.test_drop), percent(last.test_drop)))
@@ -213,6 +215,23 @@ def _people_outcome(result: Record) -> list[tuple[str, str, str]]:
         ("fall of unseen people's mAP", percent(first.test_drop), percent(last.test_drop)),
         (f"change of {moving(result)}, ‖ΔW‖/‖W‖", percent(0.0), percent(last.head_change)),
     ]
+
+
+def _records_outcome(result: Record) -> list[tuple[str, str, str]]:
+    first, last = result.start, result.end
+    under = "the same of unseen records, under the model at hand"
+    rows = [
+        (f"{WHAT[result.scenario]} (n = {result.forget.n})", percent(first.forget), percent(last.forget)),
+        (under, percent(first.unseen), percent(last.unseen)),
+        ("share of forgotten records that can be written out", percent(first.extraction), percent(last.extraction)),
+        (under, percent(first.unseen_extraction), percent(last.unseen_extraction)),
+        ("cross-entropy of forgotten records, nats a token", number(first.loss), number(last.loss)),
+        (under, number(first.unseen_loss), number(last.unseen_loss)),
+        ("fall of unseen records' tokens predicted right", percent(first.test_drop), percent(last.test_drop)),
+        ("membership AUC by loss against unseen records", number(first.auc), number(last.auc)),
+        (f"change of {moving(result)}, ‖ΔW‖/‖W‖", percent(0.0), percent(last.head_change)),
+    ]
+    return [row for row in rows if row[1:] != (percent(None), percent(None))]
 
 
 def moving(result: Record) -> str:
