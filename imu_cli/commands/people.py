@@ -57,12 +57,12 @@ def refuse_options(names: Sequence[str], origins: Mapping[str, str], kind: str =
     """Refuse options of classifiers that were given for a model of another kind.
 
     Raises:
-        ImuError: naming the first.
+        ImuError: naming all of them.
     """
-    for name in names:
-        if origins.get(name) in ("flag", "environment"):
-            option = "--" + name.replace("_", "-")
-            raise ImuError(f"{option}: is for classifiers, and this is {kind}; leave it out")
+    given = ["--" + name.replace("_", "-") for name in names if origins.get(name) in ("flag", "environment")]
+    if given:
+        verb, those = ("is", "it") if len(given) == 1 else ("are", "them")
+        raise ImuError(f"{', '.join(given)}: {verb} for classifiers, and this is {kind}; leave {those} out")
 
 
 def refuse_strangers(opened: Session) -> None:

@@ -9,10 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from imu_cli.commands import provenance, reuse
+from imu_cli.commands import people, provenance, reuse
 from imu_cli.config.commands import InfluenceConfig
 from imu_cli.config.shared import ForgetConfig
-from imu_cli.errors import ImuError
 from imu_cli.features import cache, cache_entries
 from imu_cli.features.session import Session, Taken
 from imu_cli.features.tokens import TokenRows
@@ -69,7 +68,7 @@ def run(opened: Session, config: InfluenceConfig, origins: Mapping[str, str]) ->
     Raises:
         ImuError: an option of classifiers, or scores that are not finite.
     """
-    refuse_options(NOT_FOR_LANGUAGE, origins)
+    people.refuse_options(NOT_FOR_LANGUAGE, origins, "a language model")
     found = scores_of(opened, config)
     given = reuse.sample_weights(opened)
     weights = None if given is None else given.cpu()[found.records]
@@ -93,18 +92,6 @@ def run(opened: Session, config: InfluenceConfig, origins: Mapping[str, str]) ->
         return made
     shown = made.largest(config.show)
     return made.model_copy(update={"texts": dict(zip(shown, _texts(opened, shown), strict=True))})
-
-
-def refuse_options(names: tuple[str, ...], origins: Mapping[str, str]) -> None:
-    """Refuse options of classifiers that were given for a language model.
-
-    Raises:
-        ImuError: naming all of them.
-    """
-    given = ["--" + name.replace("_", "-") for name in names if origins.get(name) in ("flag", "environment")]
-    if given:
-        verb = "is" if len(given) == 1 else "are"
-        raise ImuError(f"{', '.join(given)}: {verb} for classifiers, and this is a language model; leave out")
 
 
 def scores_of(opened: Session, config: ForgetConfig) -> TokenScores:
