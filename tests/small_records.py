@@ -42,7 +42,10 @@ def make(folder: Path) -> None:
     ):  # fmt: skip
         write(folder / f"{name}.jsonl", part)
     tokenizer = demo_records.tokenizer_of([f"Question: {row['question']}\nAnswer: {row['answer']}" for row in train])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two that wait for each other on a busy machine take thirty times as long
     with torch.random.fork_rng(devices=[]):
         model = demo_records.train(train, tokenizer, seed=0, epochs=90, width=48, layers=3)
+    torch.set_num_threads(threads)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")

@@ -61,7 +61,7 @@ FEW = 500
 """Held-out samples below which all of them do both: of fewer a fifth is so small that one sample is beyond ``--max-drop``."""
 BEYOND = 1.0
 """Log-odds by which fixed targets are lower than the aim: training comes near its targets only, and the stop rule ends it in time."""
-ATTRACTION, COVARIANCE = 1.0, 0.1
+ATTRACTION, COVARIANCE = 1.0, 5.0
 """Weights of the feature term where a whole class goes."""
 
 
