@@ -287,15 +287,13 @@ def _training(
 
 
 def _level(work: CompletionTraining, look: Look) -> str:
-    known = look.unseen if work.aim.memorized is None else work.aim.memorized
-    read = look.unseen_extraction if work.aim.extraction is None else work.aim.extraction
+    known, read, unlikely = work.aim.levels(look)
     found = []
     if known is not None and known < 1:
         found.append(f"exact memorisation at most {known:.3f}, now {look.forget:.3f}")
     if read is not None and read < 1:
         found.append(f"extraction strength at most {read:.3f}, now {look.extraction:.3f}")
-    unlikely = look.unseen_loss if work.aim.loss is None else work.aim.loss
-    if work.aim.by_loss and unlikely is not None:
+    if unlikely is not None:
         found.append(f"cross-entropy at least {unlikely:.2f}, now {look.loss:.2f}")
     return ", ".join(found)
 
@@ -304,7 +302,9 @@ def told(look: Look) -> str:
     """A look in words."""
     shown = [f"exact memorisation {look.forget:.3f}", f"extraction {look.extraction:.3f}", f"loss {look.loss:.2f}"]
     if look.unseen is not None:
-        shown.append(f"unseen {look.unseen:.3f}, {look.unseen_extraction:.3f}, {look.unseen_loss or 0.0:.2f}")
+        shown.append(f"unseen {look.unseen:.3f}, {look.unseen_extraction:.3f}")
+    if look.unseen_loss is not None:
+        shown.append(f"loss {look.unseen_loss:.2f}")
     if look.auc is not None:
         shown.append(f"AUC {look.auc:.3f}")
     return ", ".join(shown)

@@ -146,10 +146,15 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str, prefi
     _widen(model)
     tensors = {name: tensor.float() if _is_float8(tensor) else tensor for name, tensor in tensors.items()}
     _refuse_other_numbers(model, tensors, where)
-    by_library = _is_transformers(model) and not _are_its_own(
-        model, {name: item.shape for name, item in tensors.items()}
-    )
-    state, misfits = _translated(model, tensors) if by_library else (tensors, _misfits(model, tensors))
+    own = _own_names(model, {name: tensor.shape for name, tensor in tensors.items()})
+    state: Mapping[str, Tensor] = tensors
+    misfits: dict[str, list[str]] = {}
+    if own is not None:
+        state = {name: tensors[given] for name, given in own.items()}
+    elif _is_transformers(model):
+        state, misfits = _translated(model, tensors)
+    else:
+        misfits = _misfits(model, tensors)
     found = [f"{kind}: {names.listed(those)}" for kind, those in misfits.items() if those]
     if found:
         raise ImuError(f"{where}: does not fit the architecture; {'; '.join(found)}; {_mend(model, misfits, prefix)}")
@@ -162,16 +167,8 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str, prefi
         raise ImuError(f"{where}: not finite (NaN or infinity) in {names.listed(bad)}; this checkpoint is damaged")
     # Into a state of the model's own: it has the layers' versions, which mnasnet asks for and no safetensors file has.
     full = model.state_dict()
-    full.update({name: state[twin] for name, twin in _twins(model, state).items()})
     full.update(state)
     model.load_state_dict(full)
-
-
-def _twins(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Names of the model that have no tensor, and the name that they are tied to and that has."""
-    own = model.state_dict(keep_vars=True)
-    has = {id(tensor): name for name, tensor in own.items() if name in state}
-    return {name: has[id(tensor)] for name, tensor in own.items() if name not in state and id(tensor) in has}
 
 
 def _mend(model: nn.Module, misfits: Mapping[str, Sequence[str]], prefix: str) -> str:
@@ -224,18 +221,10 @@ def _misshapen(name: str, in_file: Sequence[int], in_model: Sequence[int]) -> st
 
 def _misfits(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """What is missing, unexpected and misshapen."""
-    expected = model.state_dict(keep_vars=True)
-    given = {id(tensor) for name, tensor in expected.items() if name in tensors}
-
-    def stands(name: str) -> bool:
-        """Whether the file has it under another name that is tied to it."""
-        return _is_transformers(model) and id(expected[name]) in given
-
+    expected = model.state_dict()
     return {
         # Files older than PyTorch 0.4.1 lack the batch counter, which plays no part in eval().
-        "missing": sorted(
-            name for name in set(expected) - set(tensors) if not name.endswith(names.COUNTERS) and not stands(name)
-        ),
+        "missing": sorted(name for name in set(expected) - set(tensors) if not name.endswith(names.COUNTERS)),
         "unexpected": sorted(set(tensors) - set(expected)),
         "misshapen": [
             _misshapen(name, tensors[name].shape, tensor.shape)
@@ -255,17 +244,22 @@ def _is_transformers(model: nn.Module) -> bool:
     return type(model).__module__.startswith("transformers.models.")
 
 
-def _are_its_own(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> bool:
-    """Whether these are the model's own names and shapes, tied weights under one of their names; then they need no translation.
+def _own_names(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> dict[str, str] | None:
+    """Under which of these names each tensor of a transformers model stands, if all are its own, tied weights once; else None.
 
-    transformers' loader makes a second model of what it is given, as large as the first.
+    They need no translation by transformers' loader, which makes a second model of what it is given, as large as the first.
     """
-    groups: dict[int, list[str]] = {}
     expected = model.state_dict(keep_vars=True)
-    for name, tensor in expected.items():
-        groups.setdefault(id(tensor), []).append(name)
-    alike = all(name in expected and tuple(expected[name].shape) == tuple(shape) for name, shape in shapes.items())
-    return alike and all(sum(name in shapes for name in those) == 1 for those in groups.values())
+    if not _is_transformers(model) or any(
+        name not in expected or tuple(expected[name].shape) != tuple(shape) for name, shape in shapes.items()
+    ):
+        return None
+    standing: dict[int, list[str]] = {}
+    for name in shapes:
+        standing.setdefault(id(expected[name]), []).append(name)
+    if any(len(standing.get(id(tensor), ())) != 1 for tensor in expected.values()):
+        return None
+    return {name: standing[id(tensor)][0] for name, tensor in expected.items()}
 
 
 def _translated(model: Any, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], dict[str, list[str]]]:
@@ -286,7 +280,7 @@ def library_names(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> dict
 
     Found by loading tensors that are numbered. What is joined or cut on loading has no name; whether a tensor is turned is not seen.
     """
-    if not _is_transformers(model) or _are_its_own(model, shapes):
+    if not _is_transformers(model) or _own_names(model, shapes) is not None:
         return {}
     given = list(shapes)
     numbered = {name: torch.full((1,), FIRST + at).expand(tuple(shapes[name])) for at, name in enumerate(given)}

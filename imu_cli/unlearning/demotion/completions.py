@@ -117,11 +117,17 @@ class Aim:
         assert seen is not None, "without a reference model there are unseen records"
         return margins.coupled_targets(phi, seen.to(phi))
 
+    def levels(self, look: "Look") -> tuple[float | None, float | None, float | None]:
+        """Share of right tokens, extraction strength and loss to reach, the unseen records' own where none is fixed; None: not asked for."""
+        return (
+            look.unseen if self.memorized is None else self.memorized,
+            look.unseen_extraction if self.extraction is None else self.extraction,
+            (look.unseen_loss if self.loss is None else self.loss) if self.by_loss else None,
+        )
+
     def met(self, look: "Look") -> bool:
         """Whether no more of a forgotten completion is known, or can be read out, than this says, and none is likelier."""
-        known = look.unseen if self.memorized is None else self.memorized
-        read = look.unseen_extraction if self.extraction is None else self.extraction
-        unlikely = (look.unseen_loss if self.loss is None else self.loss) if self.by_loss else None
+        known, read, unlikely = self.levels(look)
         slack = [max(SLACK, width) for width in self.chance]
         return (
             (known is None or look.forget <= known + slack[0])
