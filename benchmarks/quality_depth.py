@@ -22,6 +22,7 @@ from imu_cli.evaluation import recovery
 from imu_cli.events import Silent
 from imu_cli.features import allocation
 from imu_cli.features.cut import Blend, Kept, Upper
+from imu_cli.influence import closed_form
 from imu_cli.linear import margins
 from imu_cli.models import scopes
 from imu_cli.samples.manifest import open_source
@@ -212,6 +213,20 @@ def forget(
     return _done(net, work), work, time.perf_counter() - begun
 
 
+def by_influence(net: Network, rows: Tensor) -> Tensor:
+    """Weights (k,) of some training images as ``--weights influence`` has them: √|score| at the head, clipped at a quantile."""
+    net.put(net.start)
+    options = UnlearnConfig()
+    h = net.answers(net.train, rows)[0].double()
+    head = net.upper.model.get_submodule(net.upper.layer)
+    assert isinstance(head, torch.nn.Linear)
+    matrix = torch.cat([head.weight.detach().double(), head.bias.detach().double().unsqueeze(1)], dim=1)
+    features = torch.cat([h, torch.ones(len(h), 1, dtype=torch.float64)], dim=1)
+    damping = closed_form.Damping.parse(options.damping)
+    scores = closed_form.influence(features, net.train_labels[rows], matrix, damping).scores
+    return closed_form.magnitude(scores, options.clip_quantile)
+
+
 def forget_class(net: Network, choose: Tensor, seed: int, **changed: Any) -> Trained:
     """Train every airplane away as the pipeline does, with the anchor and the feature term."""
     net.put(net.start)
@@ -282,12 +297,13 @@ def main() -> None:
     given.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     given.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes of the schedule, for a try")
     given.add_argument("--every", type=int, default=1, help="judge retained data by every N-th of it")
+    given.add_argument("--weights", choices=("uniform", "influence"), default="uniform", help="what samples count")
     given.add_argument("--keep", default="quality_depth", help="name of the raw results")
     options = given.parse_args()
     torch.set_num_threads(options.threads)
     started = common.environment()
     changed = {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in options.set)}
-    found: dict[str, Any] = {"every": options.every, "changed": changed}
+    found: dict[str, Any] = {"every": options.every, "changed": changed, "weights": options.weights}
     with allocation.kept():
         for part in options.parts:
             found[part] = PART[part](options, changed)
@@ -329,7 +345,8 @@ def _sampled(
             rows = torch.randperm(50000, generator=draws)[:n].sort().values if given is None else given
             choose, judge = halves(seed)
             before = judged(net, rows, judge, before=True, every=options.every)
-            trained, _, seconds = forget(net, rows, choose, seed, **changed)
+            weighed = {"weights": by_influence(net, rows)} if options.weights == "influence" else {}
+            trained, _, seconds = forget(net, rows, choose, seed, **changed, **weighed)
             after = judged(net, rows, judge, every=options.every)
             made.append(
                 {"n": n, "seed": seed, "before": asdict(before), "after": asdict(after), "seconds": round(seconds, 1),
