@@ -10,8 +10,8 @@ left as it is, correct scores; the values of the loop are the published ones. Ne
 rule: ten epochs.
 
 What crops see beyond the image decides how far batch norm drifts. The published transforms pad before they normalise: black. Zeros put
-around normalised images are the mean colour, and cost twice as much of what is retained: those are the figures of
-../shared/spec/measurements.md (``compare.py --parts published``). Fisher and gradients come from the same crops here and from two
+around normalised images are the mean colour, and cost twice as much of what is retained: so the figures of
+../shared/spec/measurements.md come out (``compare.py --parts published``). Fisher and gradients come from the same crops here and from two
 draws there, which moves no figure by more than two seeds differ.
 """
 
