@@ -4,7 +4,8 @@ Scenarios, cut and judge: ``compare_cases.py``. Settings of each method (rate, s
 draws, by the half of the test images that judges nothing; every trial is kept in ``results/comparison_trials.jsonl``. ``imu unlearn``
 runs with its defaults, file to file, at the scopes ``head`` and ``last-block``; nothing of it is searched. Published IMU runs its own loop on
 the whole network. Rows are appended to ``results/comparison.jsonl`` as they come, and what is there is not run again; docs/comparison.md
-is made from them. The part ``published`` repeats the published loop on the checkpoint of ../shared/spec/measurements.md.
+is made from them. The part ``published`` repeats the published loop on the checkpoint of ../shared/spec/measurements.md, with both borders
+of its crops.
 """
 
 import argparse
@@ -33,6 +34,8 @@ OURS = {"imu_head": "head", "imu_last_block": "last-block"}
 PUBLISHED = {"published_imu": False, "published_imu_corrected": True}
 ALL = ("original", "retrained", "imu_head", *METHODS, *PUBLISHED, "imu_last_block")
 PUBLISHED_ON = "cifar10_resnet20"
+BORDERS = {"mean": torch.tensor(common.PREPROCESS["mean"]), "black": published_imu.BLACK}
+"""What crops see beyond an image: zeros after normalising, or before it as in the published transforms."""
 STRIDE = 4.0
 QUICK = "--quick"
 
@@ -238,25 +241,26 @@ def one(part: str, method: str, seed: int) -> None:
     print(f"{part} {method} {seed}: gap {distance}; {shown}; {time.perf_counter() - begun:.0f} s", flush=True)
 
 
-def repeated(seed: int) -> None:
+def repeated(seed: int, border: str) -> None:
     """The published loop, uncorrected, on the checkpoint and class of ../shared/spec/measurements.md, at 5 and 10 epochs."""
-    if any(row["kind"] == "published" and row["seed"] == seed for row in kept("comparison")):
+    there = [row for row in kept("comparison") if row["kind"] == "published"]
+    if any((row["seed"], row["border"]) == (seed, border) for row in there):
         return
     net = cases.network(cases.checkpoint(PUBLISHED_ON))
     body, (x, y), test = Body(net), cases.pictures("data"), cases.pictures("test")[1]
     rows, others = (y == 0).nonzero().squeeze(1), (y != 0).nonzero().squeeze(1)[:: cases.EVERY]
     kept_test, run = (test != 0).nonzero().squeeze(1), cases.whole(body, net.linear)
-    loop = published_imu.Network(body, net.linear)
-    for epoch in published_imu.unlearn(loop, x[rows].float() / 255, y[rows], corrected=False, seed=seed):
+    images, loop = x[rows].float() / 255, published_imu.Network(body, net.linear)
+    for epoch in published_imu.unlearn(loop, images, y[rows], corrected=False, seed=seed, border=BORDERS[border]):
         if epoch in (5, 10):
             found = {
                 "forget": cases.share(run("data", rows)[1], y[rows]),
                 "retain": cases.share(run("data", others)[1], y[others]),
                 "test": cases.share(run("test", kept_test)[1], test[kept_test]),
             }
-            row = {"kind": "published", "part": "published", "method": "published_imu", "seed": seed, "epoch": epoch}
-            keep("comparison", {**row, "figures": cases.plain(found)})
-            print("published", seed, epoch, found, flush=True)
+            row = {"kind": "published", "part": "published", "method": "published_imu", "border": border, "seed": seed}
+            keep("comparison", {**row, "epoch": epoch, "figures": cases.plain(found)})
+            print("published", border, seed, epoch, found, flush=True)
 
 
 def main() -> None:
@@ -272,7 +276,8 @@ def main() -> None:
     keep("comparison", {"kind": "environment", **common.environment()})
     for seed, part in itertools.product(options.seeds, options.parts):
         if part == "published":
-            repeated(seed)
+            for border in BORDERS:
+                repeated(seed, border)
             continue
         for method in options.methods:
             one(part, method, seed)

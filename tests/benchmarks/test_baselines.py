@@ -267,14 +267,26 @@ def test_published_loop_corrected_leaves_the_body_alone() -> None:
     assert drifted == {True: [], False: ["1.running_mean", "1.running_var", "1.num_batches_tracked"]}
 
 
-def test_crops_are_shifts_and_flips() -> None:
-    """Every crop lies in the padded image, as it is or flipped."""
-    images = torch.rand(6, 3, 5, 5)
-    found = published_imu.cropped(images, torch.Generator().manual_seed(0), padding=1)
-    wide = nn.functional.pad(images, (1, 1, 1, 1))
+@pytest.mark.parametrize("border", [(0.0, 0.0, 0.0), (0.485, 0.456, 0.406)])
+def test_crops_are_shifts_and_flips(border: tuple[float, ...]) -> None:
+    """Every crop lies in the padded image, as it is or flipped; its border's mean colour is zero once normalised."""
+    images, colour = torch.rand(6, 3, 5, 5), torch.tensor(border)
+    found = published_imu.cropped(images, torch.Generator().manual_seed(0), padding=1, border=colour)
+    apart = colour[:, None, None]
+    wide = nn.functional.pad(images - apart, (1, 1, 1, 1)) + apart
     for one, all_of in zip(found, wide, strict=True):
         parts = [all_of[:, i : i + 5, j : j + 5] for i in range(3) for j in range(3)]
-        assert any(torch.equal(one, part) or torch.equal(one, part.flip(2)) for part in parts)
+        assert any(torch.allclose(one, part) or torch.allclose(one, part.flip(2)) for part in parts)
+
+
+def test_published_border_is_what_batch_norm_sees() -> None:
+    """The colour beyond the image moves batch norm's statistics, and the unlearnt head with them."""
+    means = {}
+    for colour in (0.0, 0.5):
+        network, images, labels = images_network()
+        list(published_imu.unlearn(network, images, labels, corrected=False, epochs=2, border=torch.full((3,), colour)))
+        means[colour] = network.body.get_buffer("1.running_mean").clone(), network.head.weight.detach().clone()
+    assert not any(torch.equal(one, other) for one, other in zip(means[0.0], means[0.5], strict=True))
 
 
 def test_retraining_costs_its_epochs() -> None:

@@ -85,3 +85,22 @@ def test_pictures_are_svg_with_a_dot_a_method(written: Path) -> None:
 def test_a_part_that_was_not_run_says_so(written: Path) -> None:
     """And gives the command."""
     assert tables.table("airplanes") == "Not run yet: `python benchmarks/compare.py --parts airplanes`."
+
+
+def test_published_loop_stands_beside_the_specification_by_border(written: Path) -> None:
+    """A row a border and epoch, and how far each border's means are off, in points and in the seeds' spread."""
+    figures = {5: {"forget": 0.005, "retain": 0.918, "test": 0.855}, 10: {"forget": 0.0, "retain": 0.87, "test": 0.823}}
+    made = [
+        {"kind": "published", "border": "mean", "seed": seed, "epoch": epoch, "figures": {**of, "retain": of["retain"] + seed / 100}}
+        for seed in (-1, 1)
+        for epoch, of in figures.items()
+    ]  # fmt: skip
+    (written / "comparison.jsonl").write_text("\n".join(json.dumps(row) for row in made), encoding="utf-8")
+    said = tables.repeated()
+    assert (
+        "| 5 | specification | 0.5 | 91.8 | 85.5 | |\n| | mean colour | 0.50 ± 0.00 | 91.80 ± 1.41 | 85.50 ± 0.00 | 2 |"
+        in said
+    )
+    assert "With mean colour the means are off from the specification by up to 1.0 points (0.2 in the mean)" in said
+    assert "up to 0.7 standard deviations" in said
+    assert "Not run with black." in said
