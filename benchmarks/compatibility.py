@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from imu_cli.cli import main as imu
-from imu_cli.models.batches import Batch, call
+from imu_cli.models.batches import WORDS, Batch, call
 
 CLASSES = 10
 IMAGES = 12
@@ -140,6 +140,8 @@ def _features(model: nn.Module, module: str, samples: Batch) -> Tensor:
     handle = model.get_submodule(module).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     logits_of(model, samples)
     handle.remove()
+    if isinstance(samples, dict) and WORDS in samples:
+        return seen[0][samples[WORDS][:, 0], samples[WORDS][:, 1]]
     if seen[0].ndim == 3 and isinstance(samples, dict):  # on every token: the last one's count
         last = samples["attention_mask"].cumsum(dim=1).argmax(dim=1)
         return seen[0][torch.arange(len(last)), last]

@@ -1,9 +1,10 @@
-"""Which text classifiers of transformers go through the whole of ``imu unlearn``, and which are refused, and why?
+"""Which text and token classifiers of transformers go through the whole of ``imu unlearn``, and which are refused, and why?
 
 As compatibility.py asks of images: each is built small with random weights and 10 outputs, saved with a tokenizer of a few words
 (``save_pretrained``), and given to ``imu unlearn`` with random texts of several lengths that carry the model's own predictions,
 made one text at a time, so without padding. *Works* and *refused* mean what they mean there; besides, the folder that comes out has to
-load with its tokenizer and the same ``id2label``.
+load with its tokenizer and the same ``id2label``. Token classifiers are given sentences of those words, each labelled by the prediction at
+its first token.
 """
 
 import json
@@ -18,11 +19,12 @@ import torch
 from compatibility import CLASSES, Case, Saved
 from torch import Tensor, nn
 
-from imu_cli.models import libraries
+from imu_cli.models import batches, libraries
 
 WORDS = ("blue", "grey", "lion", "heart", "goose", "river", "stone", "lamp", "paper", "cloud", "seven", "north")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TEXTS = 12
+OF_WORDS = "ForTokenClassification"
 PROMISED = 20
 
 
@@ -107,16 +109,24 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"library": case.library, "name": case.name, "arguments": case.arguments}
     model, given = build(case), texts()
     taken = inspect.signature(model.forward).parameters
+    of_words = case.name.endswith(OF_WORDS)
+    alone = [compatibility.logits_of(model, together(case, [text], taken)).argmax(dim=-1).flatten() for text in given]
     alone = [
-        compatibility.logits_of(model, together(case, [text], taken)).argmax(dim=-1).flatten()[:1] for text in given
+        found[1 : 1 + len(text.split())] if of_words else found[:1] for found, text in zip(alone, given, strict=True)
     ]
-    labels = torch.cat(alone)
-    saved = save(case, model, folder)
-    rows = [json.dumps({"text": text, "label": int(label)}) for text, label in zip(given, labels, strict=True)]
+    saved, samples = save(case, model, folder), together(case, given, taken)
+    if of_words:
+        rows = [
+            json.dumps({"tokens": text.split(), "tags": found.tolist()})
+            for text, found in zip(given, alone, strict=True)
+        ]
+        first = (samples["input_ids"] == SPECIAL.index("[CLS]")).int().argmax(dim=1).tolist()
+        places = [(at, first[at] + 1 + word) for at, found in enumerate(alone) for word in range(len(found))]
+        samples[batches.WORDS] = torch.tensor(places)
+    else:
+        rows = [json.dumps({"text": text, "label": int(found)}) for text, found in zip(given, alone, strict=True)]
     (folder / "forget.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return compatibility.finished(
-        case, row, saved, folder / "forget.jsonl", together(case, given, taken), labels, started
-    )
+    return compatibility.finished(case, row, saved, folder / "forget.jsonl", samples, torch.cat(alone), started)
 
 
 def run_quietly(case: Case) -> dict[str, Any]:
@@ -149,6 +159,10 @@ HALVES = {
 
 def _case(kind: str, refused: str = "", **arguments: Any) -> Case:
     return Case("transformers", f"{kind}ForSequenceClassification", 0, arguments, refused)
+
+
+def _of_words(kind: str, refused: str = "", **arguments: Any) -> Case:
+    return Case("transformers", f"{kind}{OF_WORDS}", 0, arguments, refused)
 
 
 def _like_bert(*kinds: str, **more: Any) -> list[Case]:
@@ -184,6 +198,17 @@ CASES = [
     _case("Bloom", vocab_size=40, hidden_size=32, n_layer=2, n_head=4),
     *_like_bert("Llama", "Mistral", "Qwen2", "Phi", "Phi3", "Gemma", "StableLm", num_key_value_heads=2),
     *_like_bert("Qwen3", num_key_value_heads=2, head_dim=8),
+    *(_of_words(kind, **SMALL) for kind in ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra", "Deberta", "DebertaV2", "MPNet",
+                                            "LayoutLM", "RoFormer", "Ernie", "MegatronBert", "RemBert")),
+    _of_words("Albert", **SMALL, embedding_size=16), _of_words("BigBird", **SMALL, attention_type="original_full"),
+    _of_words("ModernBert", **SMALL, cls_token_id=2, sep_token_id=3, reference_compile=False),
+    _of_words("DistilBert", vocab_size=40, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=80),
+    _of_words("XLNet", vocab_size=40, d_model=32, n_layer=2, n_head=4, d_inner=48),
+    _of_words("XLM", vocab_size=40, emb_dim=32, n_layers=2, n_heads=4, max_position_embeddings=80, pad_index=0),
+    _of_words("FNet", vocab_size=40, hidden_size=32, num_hidden_layers=2, intermediate_size=48, max_position_embeddings=80,
+              refused=PADDED),
+    _of_words("GPT2", vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=80),
+    *(_of_words(kind, **SMALL, num_key_value_heads=2) for kind in ("Llama", "Mistral", "Gemma")),
 ]  # fmt: skip
 
 
@@ -201,7 +226,7 @@ def main() -> None:
     least = 2 if options.quick else PROMISED
     criteria = [
         common.Criterion(
-            "text classifiers", f"≥ {least}, none fails", told, len(rows) >= least and "fails" not in outcomes
+            "text and token classifiers", f"≥ {least}, none fails", told, len(rows) >= least and "fails" not in outcomes
         )
     ]
     common.keep("text_compatibility", options.quick, {"runs": rows, "criteria": common.verdicts(criteria)}, started)

@@ -38,13 +38,18 @@ from imu_cli.records import json_files
 from imu_cli.records.evaluation import Evaluation, Metric, Requirement
 from imu_cli.records.record import Record
 from imu_cli.records.retrieval import Judged
-from imu_cli.samples.dataset import TEXTS, SampleSet
+from imu_cli.samples.dataset import TEXTS, WORDS, SampleSet
 from imu_cli.statistics import metrics
 from imu_cli.unlearning import scenario
 from imu_cli.unlearning.messages import warn_if_at_chance
 from imu_cli.unlearning.procedure import Method
 from imu_cli.unlearning.targets import HeldOut
 from imu_cli.views import junit
+
+DEPENDENT = (
+    "n counts words, and intervals take them as independent of each other: words of one sentence are not, so that intervals are too "
+    "narrow"
+)
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,8 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         return judge(opened, effective, merged, wanted, (output, report), found)
     recalled.refuse_language_options(merged)
     _refuse_others(opened, config)
+    if opened.forget.samples.kind is WORDS:
+        opened.note(DEPENDENT)
     if merged.get("head") == "record":
         opened = replace(opened, head=replace(opened.head, source=beside.name))
     if found is not None and opened.forget.sha256 != found.forget.sha256:
@@ -170,7 +177,7 @@ def _refuse_others(opened: Session, config: EvaluateConfig) -> None:
     """
     others = {"--reference-model": config.reference_model is not None, "--samples": config.samples > 0}
     for option in (name for name, given in others.items() if given):
-        texts = option == "--samples" and opened.forget.samples.kind is TEXTS
+        texts = option == "--samples" and opened.forget.samples.kind in (TEXTS, WORDS)
         raise ImuError(
             f"{option}: is for embedding and language models, and this is a classifier; leave it out"
             + (" (imu report --samples shows forgotten texts)" if texts else "")

@@ -14,7 +14,7 @@ from imu_cli.commands.processes import Ranks
 from imu_cli.commands.resuming import Progress
 from imu_cli.config.commands import UnlearnConfig
 from imu_cli.errors import ImuError
-from imu_cli.features.cut import Kept, Upper
+from imu_cli.features.cut import Kept, KeptWords, Upper
 from imu_cli.features.session import Session, Taken
 from imu_cli.files import paths
 from imu_cli.models import destination, embedding, scopes
@@ -230,7 +230,7 @@ def register_of(sets: Sequence[SampleSet]) -> Register:
 
 
 def images_of(
-    upper: Upper, answers: scopes.Answers, kept: Kept, samples: SampleSet, register: Register, at_once: int
+    upper: Upper, answers: scopes.Answers, kept: Kept | KeptWords, samples: SampleSet, register: Register, at_once: int
 ) -> Images:
     """Images that are kept at the cut, with what the network says of them now."""
 

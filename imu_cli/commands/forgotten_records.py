@@ -16,7 +16,7 @@ from imu_cli.commands.resuming import Progress
 from imu_cli.config.commands import PRESETS, UnlearnConfig
 from imu_cli.errors import ImuError
 from imu_cli.features import allocation, generation, tokens
-from imu_cli.features.cut import Kept, Upper
+from imu_cli.features.cut import Kept, KeptWords, Upper
 from imu_cli.features.session import Session, Taken
 from imu_cli.files import paths
 from imu_cli.influence.closed_form import Damping
@@ -197,7 +197,7 @@ def with_own_answers(opened: Session, anchored: SampleSet, seed: int, ranks: Ran
     return suites.records_of(f"{anchored.source} (and own answers)", range(1, len(pairs) + 1), pairs)
 
 
-def completed(opened: Session, upper: Upper, kept: Kept, samples: SampleSet) -> Completed:
+def completed(opened: Session, upper: Upper, kept: Kept | KeptWords, samples: SampleSet) -> Completed:
     """Records that are kept at the cut, and their completion tokens as the model has them now."""
     network, head = opened.network, opened.head
     assert network is not None

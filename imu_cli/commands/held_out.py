@@ -3,6 +3,7 @@
 import hashlib
 from typing import Literal
 
+import numpy as np
 import torch
 
 from imu_cli.commands import preparing
@@ -14,18 +15,32 @@ from imu_cli.samples.classes import in_model_ids
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.manifest import open_source
 from imu_cli.samples.overlap import overlap, without
+from imu_cli.samples.texts.sentences import firsts, sentences
 from imu_cli.unlearning import targets
 from imu_cli.unlearning.targets import HeldOut
 
 
 def half(samples: SampleSet, seed: int) -> list[int]:
-    """A random half of the rows, sorted, drawn by the seed: what an unlearning may choose by."""
-    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
-    return sorted(order[: (len(samples) + 1) // 2].tolist())
+    """A random half of the rows, sorted, drawn by the seed: what an unlearning may choose by. Words go with their sentence."""
+    of = sentences(samples)
+    n = len(samples) if of is None else len(firsts(samples))
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    chosen = sorted(order[: (n + 1) // 2].tolist())
+    if of is None:
+        return chosen
+    place = np.unique(of, return_inverse=True)[1]
+    return [int(row) for row in np.flatnonzero(np.isin(place, chosen))]
 
 
 def two_parts(samples: SampleSet, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Rows of two parts, sorted: of every class a share is in the second, and one sample at least."""
+    """Rows of two parts, sorted: of every class a share is in the second, and one sample at least; of words a share of sentences."""
+    of = sentences(samples)
+    if of is not None:  # words of one sentence stay together, whatever their classes
+        place = np.unique(of, return_inverse=True)[1]
+        n = int(place.max()) + 1
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+        apart = np.isin(place, order[: max(1, round(share * n))].numpy())
+        return np.flatnonzero(~apart).tolist(), np.flatnonzero(apart).tolist()
     of_class: dict[int, list[int]] = {}
     for row in torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist():
         of_class.setdefault(samples.labels[row], []).append(row)

@@ -25,7 +25,7 @@ from imu_cli.models.sidecar import Said
 from imu_cli.samples import asked, vectors
 from imu_cli.samples.classes import ClassNames, class_names
 from imu_cli.samples.column_names import ColumnNames
-from imu_cli.samples.dataset import RECORDS, TEXTS, SampleSet
+from imu_cli.samples.dataset import RECORDS, TEXTS, WORDS, SampleSet
 from imu_cli.samples.manifest import load_forget, open_source, peek
 from imu_cli.samples.vectors import Vectors
 
@@ -181,6 +181,8 @@ def takes_of(config: ModelConfig, loaded: Loaded, few: SampleSet | None) -> prep
         return loaded.takes
     if few is not None and few.kind is RECORDS:
         return "record"
+    if few is not None and few.kind is WORDS:
+        return "word"
     return "text" if few is not None and few.kind is TEXTS else "image"
 
 

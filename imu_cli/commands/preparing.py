@@ -11,12 +11,12 @@ from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError
 from imu_cli.models.architecture import Loaded
 from imu_cli.models.sidecar import Said
-from imu_cli.samples.dataset import FEATURES, TEXTS, WORDS, SampleSet
+from imu_cli.samples.dataset import FEATURES, RECORDS, TEXTS, TOKENIZED, WORDS, SampleSet
 from imu_cli.samples.images import preprocessing
 from imu_cli.samples.inputs import InputStep
-from imu_cli.samples.texts import completions, tokenizers, tokens
+from imu_cli.samples.texts import completions, tokenizers, tokens, words
 
-Takes = Literal["image", "text", "record"]
+Takes = Literal["image", "text", "word", "record"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def find(
         return Step(made, tokenizer.source)
     if config.template is not None:
         raise ImuError("--template: is for language models, and this is a classifier of texts; leave it out")
-    return Step(tokens.of(tokenizer, loaded.model, truncate), tokenizer.source)
+    made_of = words.of if takes == "word" else tokens.of
+    return Step(made_of(tokenizer, loaded.model, truncate), tokenizer.source)
 
 
 def share(step: InputStep, model: nn.Module, path: Path) -> None:
@@ -91,7 +92,12 @@ def refuse_other_kind(takes: Takes, samples: SampleSet, model: Path) -> None:
     Raises:
         ImuError: images for a model of texts, or the other way round.
     """
-    fits = {"image": samples.kind not in WORDS, "text": samples.kind is TEXTS, "record": samples.kind in WORDS}
+    fits = {
+        "image": samples.kind not in TOKENIZED,
+        "text": samples.kind is TEXTS,
+        "word": samples.kind is WORDS,
+        "record": samples.kind in (TEXTS, RECORDS),
+    }
     if samples.kind is FEATURES or fits[takes]:
         return
     if takes == "record":
@@ -99,6 +105,7 @@ def refuse_other_kind(takes: Takes, samples: SampleSet, model: Path) -> None:
             f"{samples.source}: holds {samples.kind.many}, and {model.name or model} is a language model; give records: prompt and "
             "completion, question and answer, messages, or text"
         )
+    how = ": sentences with the columns tokens and tags" if takes == "word" else ""
     raise ImuError(
-        f"{samples.source}: holds {samples.kind.many}, and {model.name or model} is a classifier of {takes}s; name a data set of those"
+        f"{samples.source}: holds {samples.kind.many}, and {model.name or model} is a classifier of {takes}s; name a data set of those{how}"
     )

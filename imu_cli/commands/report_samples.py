@@ -6,6 +6,7 @@ No record and no other report holds a text: they are personal data, shown to who
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from imu_cli.commands import answers
 from imu_cli.errors import ImuError
@@ -17,9 +18,10 @@ from imu_cli.records.record import Record
 from imu_cli.records.retrieval import Judged, Retrieval
 from imu_cli.samples.classes import ClassNames
 from imu_cli.samples.column_names import ColumnNames
-from imu_cli.samples.dataset import TEXTS
+from imu_cli.samples.dataset import TEXTS, WORDS
 from imu_cli.samples.forget import ForgetSet
 from imu_cli.samples.manifest import load_forget, open_source
+from imu_cli.samples.texts.sentences import Word
 from imu_cli.views.tables import Table
 
 LONGEST = 2_000
@@ -64,7 +66,7 @@ def _listed(result: Record | Evaluation, folder: Path) -> ForgetSet:
         paths.placed(said.given, "forget", folder), data, said.label, ClassNames(result.head.classes, classes, "record"),
         None, names,
     )  # fmt: skip
-    if made.samples.kind is not TEXTS:
+    if made.samples.kind not in (TEXTS, WORDS):
         raise ImuError("--samples: shows texts; of images, imu influence --images makes a page")
     if made.sha256 != said.sha256:
         raise ImuError(
@@ -98,12 +100,18 @@ def _answers(result: Recall, folder: Path, count: int) -> Table:
     return Table(f"{TITLE} ({len(rows)} of {result.forget.n})", ("sample", "asked", "true answer", *models), rows)
 
 
+def _shown(sample: Any) -> str:
+    """A text, a pair, or a word in its sentence."""
+    if isinstance(sample, Word):
+        return " ".join(f"▸{word}◂" if at == sample.number else word for at, word in enumerate(sample.sentence))
+    return sample if isinstance(sample, str) else " ⏐ ".join(sample)
+
+
 def _table(forget: ForgetSet, result: Record | Evaluation, count: int) -> Table:
     samples, names = forget.samples, result.classes
     rows = []
     for row in range(min(count, len(samples))):
-        text = samples.read(row)
-        shown = text if isinstance(text, str) else " ⏐ ".join(text)
+        shown = _shown(samples.read(row))
         more = "…" if len(shown) > LONGEST else ""
         label = samples.labels[row]
         cells = (samples.names[row], names[label] if names else str(label), shown[:LONGEST] + more)

@@ -21,7 +21,7 @@ from imu_cli.commands.resuming import Progress, progress
 from imu_cli.config.commands import UnlearnConfig
 from imu_cli.errors import ImuError, InvalidRowsError, RefusedError, StoppedError
 from imu_cli.features import allocation, cut
-from imu_cli.features.cut import Blend, Kept, Upper
+from imu_cli.features.cut import Blend, Kept, KeptWords, Upper
 from imu_cli.features.session import Network, Session
 from imu_cli.files import memory
 from imu_cli.influence import closed_form
@@ -213,9 +213,11 @@ def room() -> Iterator[Path]:
         yield Path(folder)
 
 
-def keep(opened: Session, upper: Upper, sets: Sequence[SampleSet | None], folder: Path) -> list[Kept | None]:
+def keep(
+    opened: Session, upper: Upper, sets: Sequence[SampleSet | None], folder: Path
+) -> list[Kept | KeptWords | None]:
     """What is below the cut, run once over each set."""
-    made: list[Kept | None] = []
+    made: list[Kept | KeptWords | None] = []
     most = memory.limit(opened.run.max_memory)
     total = sum(len(samples) for samples in sets if samples is not None)
     with opened.log.timed("features at the cut"), opened.log.track("features at the cut", total) as advance:
@@ -317,7 +319,7 @@ def _training(
     job: Job,
     scope: Scope,
     upper: Upper,
-    sets: Sequence[Kept | None],
+    sets: Sequence[Kept | KeptWords | None],
     h: Rows,
     anchored: SampleSet | None,
     unseen: SampleSet | None,
@@ -327,10 +329,10 @@ def _training(
     device, at_once = opened.device, opened.engine.batch_size
     matrix = opened.matrix()
 
-    def runs(kept: Kept) -> training.Run:
+    def runs(kept: Kept | KeptWords) -> training.Run:
         return lambda rows: upper(kept, rows)
 
-    def answers(kept: Kept) -> tuple[Tensor, Tensor]:
+    def answers(kept: Kept | KeptWords) -> tuple[Tensor, Tensor]:
         features, logits = [], []
         with torch.no_grad():
             for rows in torch.arange(len(kept)).split(at_once):
@@ -342,11 +344,15 @@ def _training(
     labels = opened.labels().to(device)
     wanted = job.procedure
     anchor = seen = None
+    alone = torch.arange(0)
     if anchor_kept is not None and anchored is not None:
         f, z = answers(anchor_kept)
         anchor = Anchor(runs(anchor_kept), z, f, _blended(upper, anchor_kept, torch.arange(len(anchor_kept))))
         if job.plan.kind == "class":
-            anchor = _of_kept_classes(anchor, anchored, z, job.plan.forgotten, anchor_kept, upper)
+            anchor, places = _of_kept_classes(anchor, anchored, z, job.plan.forgotten, anchor_kept, upper)
+        else:
+            places = torch.arange(len(anchor_kept))
+        alone = cut.firsts(anchor_kept, places)
     if unseen_kept is not None and unseen is not None:
         own = torch.tensor(list(unseen.labels), device=device)
         stays = ~torch.isin(own, torch.tensor(job.plan.forgotten, dtype=own.dtype, device=device))
@@ -370,7 +376,10 @@ def _training(
     forgotten = Forgotten(runs(forget), logits, labels, None if true is None else true.to(device), weights.to(device))
     turned: dict[str, Bend] = {}
     if anchor is not None and job.plan.kind != "mislabelled":  # wrong labels may be what all answers have in common
-        turned = bends(opened, upper.model, scope, anchor.run, len(anchor.logits), at_once if upper.blends else 1)
+        each = anchor.run  # of words one of each sentence: what enters a layer is the whole of it
+        turned = bends(
+            opened, upper.model, scope, lambda rows: each(alone[rows]), len(alone), at_once if upper.blends else 1
+        )
     return Training(
         scope.parameters, job.plan, forgotten, anchor, seen, limits, schedule,
         margin=wanted.margin, fixed=None if fixed is None else fixed.to(device), max_auc=max_auc, told=opened.note,
@@ -402,22 +411,26 @@ def _aim(job: Job, h: Rows) -> tuple[Tensor | None, float | None]:
 
 
 def _of_kept_classes(
-    anchor: Anchor, samples: SampleSet, logits: Tensor, forgotten: Sequence[int], kept: Kept, upper: Upper
-) -> Anchor:
-    """The anchor without samples of a class that goes: by their labels, or by the original's answer where they have none."""
+    anchor: Anchor, samples: SampleSet, logits: Tensor, forgotten: Sequence[int], kept: Kept | KeptWords, upper: Upper
+) -> tuple[Anchor, Tensor]:
+    """The anchor without samples of a class that goes, and the places (m,) of those that stay.
+
+    A sample's class is its label, or the original's answer where it has none.
+    """
     own = torch.tensor(list(samples.labels), device=logits.device)
     own = torch.where(own < 0, logits.argmax(dim=1), own)
     stays = (~torch.isin(own, torch.tensor(list(forgotten), dtype=own.dtype, device=own.device))).nonzero().squeeze(1)
     if len(stays) == 0:
         raise ImuError("--anchor: holds nothing but the classes that go; give samples of the classes that stay")
     places = stays.cpu()
-    return Anchor(
+    made = Anchor(
         lambda rows: upper(kept, places[rows]), anchor.logits[stays], anchor.features[stays], _blended(upper, kept, places)
     )  # fmt: skip
+    return made, places
 
 
 def _blended(
-    upper: Upper, kept: Kept, places: Tensor
+    upper: Upper, kept: Kept | KeptWords, places: Tensor
 ) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None:
     """What runs samples mixed with others, of those at some places of a kept set; None where they cannot be mixed."""
     if not upper.blends:

@@ -25,7 +25,7 @@ from imu_cli.errors import ImuError, RefusedError
 from imu_cli.features import allocation
 from imu_cli.features.engine import to_device
 from imu_cli.files import writing
-from imu_cli.models.batches import Batch, call, count, each, first, tensors
+from imu_cli.models.batches import ALONE, WORDS, Batch, call, count, each, first, tensors
 from imu_cli.models.head import Tap, hooked, logits_of
 from imu_cli.models.replay import REPLAY_TOLERANCE
 from imu_cli.models.scopes import Answers, Event, events, logits
@@ -86,7 +86,10 @@ def _shorter(batch: Batch) -> Batch:
     if not _is_text(batch):
         return fewer
     keep = max(1, _sizes(batch)[1] - 1)
-    return each(fewer, lambda tensor: tensor[:, :keep] if tensor.ndim > 1 else tensor)
+    cut = each(fewer, lambda tensor: tensor[:, :keep] if tensor.ndim > 1 else tensor)
+    if isinstance(fewer, dict) and isinstance(cut, dict) and WORDS in fewer:
+        cut[WORDS] = torch.stack([fewer[WORDS][:, 0], fewer[WORDS][:, 1].clamp(max=keep - 1)], dim=1)
+    return cut
 
 
 def _shape_of(one: Any, other: Any, sizes: tuple[int, int], others: tuple[int, int]) -> Any:
@@ -118,8 +121,12 @@ def find(model: nn.Module, probe: Batch, moving: Collection[str], *, tried: int 
         tried: modules that are tried, from the last one back.
         answers: what has to come out the same.
     """
-    if count(probe) < 2:
-        probe = each(probe, lambda tensor: torch.cat([tensor, tensor]))
+    if len(tensors(probe)[0]) < 2:
+        words = {WORDS: torch.tensor([[1, 0]])} if isinstance(probe, dict) and WORDS in probe else {}
+        given = probe
+        probe = each(given, lambda tensor: torch.cat([tensor, tensor]))
+        if words and isinstance(probe, dict) and isinstance(given, dict):
+            probe[WORDS] = torch.cat([given[WORDS], given[WORDS] + words[WORDS].to(given[WORDS])])
     few = _shorter(probe)
     one, other = events(model, probe, outputs=True), events(model, few, outputs=True)
     done = _completed(one, moving)
@@ -293,6 +300,43 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class KeptWords:
+    """What is kept of the sentences that a set's words stand in, each once.
+
+    Attributes:
+        sentences: what is kept of them.
+        of: (n,) the place of each word's sentence among them.
+        at: (n,) its token in the sentence.
+    """
+
+    sentences: Kept
+    of: Tensor
+    at: Tensor
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+    @property
+    def bytes(self) -> int:
+        """What is kept, in bytes."""
+        return self.sentences.bytes
+
+    def of_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The sentences (b,) of some words, and each word's sentence among those and its token (k, 2)."""
+        chosen, which = torch.unique(self.of[rows], return_inverse=True)
+        return chosen, torch.stack([which, self.at[rows]], dim=1)
+
+
+def firsts(kept: Kept | KeptWords, places: Tensor) -> Tensor:
+    """Which of some places (k,) of a set hold a sentence that none before them does; all where samples stand for themselves."""
+    if isinstance(kept, Kept):
+        return torch.arange(len(places))
+    _, which = torch.unique(kept.of[places], return_inverse=True)
+    first = torch.full((int(which.max()) + 1,), len(places)).scatter_reduce(0, which, torch.arange(len(places)), "amin")
+    return first.sort().values
+
+
+@dataclass(frozen=True)
 class Blend:
     """Other samples of a set (k,) to mix some with, and the share (k,) that those some keep."""
 
@@ -328,7 +372,7 @@ class Upper:
 
     def keep(
         self, samples: SampleSet, size: int, most: int, folder: Callable[[], Path], advance: Callable[[int], None]
-    ) -> Kept:
+    ) -> Kept | KeptWords:
         """One pass of what is below the cut over a set, kept in memory where it takes no more than ``most`` bytes, else in a file.
 
         Args:
@@ -338,6 +382,17 @@ class Upper:
             folder: where a file may lie; asked for where it is needed.
             advance: hears how many samples are done.
         """
+        whole = self.step.sentences(samples)
+        if whole is None:
+            return self._keep(samples, size, most, folder, advance)
+        alone, of, at = whole
+        kept = self._keep(samples.subset(alone), size, most, folder, lambda _: None)
+        advance(len(samples))
+        return KeptWords(kept, torch.from_numpy(of), torch.from_numpy(at))
+
+    def _keep(
+        self, samples: SampleSet, size: int, most: int, folder: Callable[[], Path], advance: Callable[[int], None]
+    ) -> Kept:
         made: Kept | None = None
         on_cpu = self.device.type == "cpu"
         with allocation.kept() if on_cpu else contextlib.nullcontext():
@@ -365,7 +420,7 @@ class Upper:
         """What is kept of a batch: names, rows (k, …), and the mask (k, t) of tokens."""
         mask = self._mask(stacked)
         if isinstance(stacked, dict):
-            given = [(f"in.{key}", value, mask) for key, value in stacked.items()]
+            given = [(f"in.{key}", value, mask) for key, value in stacked.items() if key != WORDS]
         else:
             given = [("in", stacked, mask)] if _is_text(stacked) or not self.cut.module else []
         if not self.cut.module:
@@ -404,28 +459,44 @@ class Upper:
             return batch[MASK]
         return torch.ne(tensors(batch)[0], self.step.padding or 0).long()
 
-    def __call__(self, kept: Kept, rows: Tensor, blend: Blend | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(self, kept: Kept | KeptWords, rows: Tensor, blend: Blend | None = None) -> tuple[Tensor, Tensor]:
         """What enters the head (k, d), and logits (k, c), of some samples of a kept set; differentiable in the moving weights.
 
         With ``blend``, of the samples mixed with others at the cut, in these shares.
         """
-        batch = self._inputs(kept, rows, blend)
+        kept, rows, batch = self._batch(kept, rows, blend)
         seen: list[Tap] = []
         handle = self.model.get_submodule(self.layer).register_forward_hook(
             lambda _, inputs, made: seen.append(Tap(inputs[0], made))
         )
         with hooked([handle]), self.cast(), self._from_cut(kept, rows, batch, blend):
             logits = logits_of(call(self.model, batch))
-        features = seen[0].rows(logits)
+        features = seen[0].rows(logits, batch)
         if features is None:
             raise RefusedError(f"head {self.layer}: what enters it cannot be told for some samples; use --scope head")
         return features.float(), logits.float()
 
-    def answers(self, kept: Kept, rows: Tensor, of: Answers, blend: Blend | None = None) -> Tensor:
+    def answers(self, kept: Kept | KeptWords, rows: Tensor, of: Answers, blend: Blend | None = None) -> Tensor:
         """What the model says (k, …) of some samples of a kept set, differentiable in the moving weights; mixed as in ``__call__``."""
-        batch = self._inputs(kept, rows, blend)
+        kept, rows, batch = self._batch(kept, rows, blend)
         with self.cast(), self._from_cut(kept, rows, batch, blend):
             return of(self.model, batch).float()
+
+    def _batch(self, kept: Kept | KeptWords, rows: Tensor, blend: Blend | None) -> tuple[Kept, Tensor, Batch]:
+        """What is kept of some samples, their places there, and the batch that they make; of words, of their sentences."""
+        if isinstance(kept, Kept):
+            return kept, rows, self._inputs(kept, rows, blend)
+        chosen, words = kept.of_rows(rows.cpu())
+        batch = self._inputs(kept.sentences, chosen, None)
+        assert isinstance(batch, dict)
+        if self.step.left:
+            name = next(name for name in kept.sentences.names if name.startswith("in."))
+            mask = kept.sentences.get(name, chosen, self.device, left=True)[1]
+            assert mask is not None, "sentences have lengths"
+            words = words + torch.stack(
+                [torch.zeros_like(words[:, 0]), (mask == 0).sum(dim=1).cpu()[words[:, 0]]], dim=1
+            )
+        return kept.sentences, chosen, {**batch, WORDS: words.to(self.device)}
 
     def _inputs(self, kept: Kept, rows: Tensor, blend: Blend | None) -> Batch:
         if not _is_text(self.probe):
@@ -447,7 +518,7 @@ class Upper:
     def _tokens(self, kept: Kept, name: str, rows: Tensor) -> Tensor:
         """One of the model's arguments (k, t) for some texts, padded."""
         found, mask = kept.get(name, rows, self.device, self.step.left)
-        fills = name in ("in", f"in.{IDS}") and mask is not None and self.step.padding is not None
+        fills = name in ("in", f"in.{IDS}", f"in.{ALONE}") and mask is not None and self.step.padding is not None
         return torch.where(mask.bool(), found, self.step.padding) if fills else found  # type: ignore[union-attr, arg-type]
 
     def _scaled(self, batch: Batch) -> Batch:

@@ -20,6 +20,7 @@ from imu_cli.models.language import Body
 from imu_cli.models.replay import REPLAY_TOLERANCE
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.inputs import InputStep
+from imu_cli.samples.texts.sentences import firsts
 
 PROBE = 4
 """Samples used to find the head and to try whether two passes agree."""
@@ -95,7 +96,7 @@ def probe_of(samples: SampleSet, preprocess: InputStep, device: torch.device) ->
         ImuError: they differ in shape.
     """
     try:
-        return batch(samples, range(min(PROBE, len(samples))), preprocess, device)
+        return batch(samples, firsts(samples)[:PROBE], preprocess, device)
     except InvalidRowsError:
         readable, problems = list[int](), list[str]()
         for row in range(len(samples)):
@@ -216,7 +217,7 @@ class Engine:
             return found, found[:, :0]
         with tapped(self.model.get_submodule(self.layer)) as seen, self.casting(), float32_as(kind):
             logits = logits_of(call(self.model, samples))
-        h = seen[0].rows(logits)
+        h = seen[0].rows(logits, samples)
         if h is None:
             raise RefusedError(
                 f"head {self.layer}: the logits of some {word(samples)} are not this layer's output at one place of it, as they were for "

@@ -59,12 +59,14 @@ class Loaded:
         return self.naming.prefix
 
     @property
-    def takes(self) -> Literal["image", "text", "record"] | None:
+    def takes(self) -> Literal["image", "text", "word", "record"] | None:
         """What the model is a classifier of, or answers, as its library says; None for somebody's own."""
         if self.architecture.runs_code:
             return None
         if type(self.model).__name__.endswith(CAUSAL):
             return "record"
+        if type(self.model).__name__.endswith(OF_WORDS):
+            return "word"
         return "text" if getattr(self.model, "main_input_name", "") == "input_ids" else "image"
 
     def state_of(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -235,6 +237,7 @@ def _misfits(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, list[
 
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")
+OF_WORDS = "ForTokenClassification"
 """What the names of transformers' language models end in."""
 FIRST = 4096.0
 """The first number of ``library_names``: none that a layer begins with."""

@@ -131,8 +131,11 @@ def _hf(model: str) -> Factory:
 
 
 TASKS = {"ImageClassification": "ImageClassification", "SequenceClassification": "SequenceClassification",
+         "TokenClassification": "TokenClassification",
          "ForCausalLM": "CausalLM", "LMHeadModel": "CausalLM"}  # fmt: skip
 """What the names of transformers' models end in that imu changes, each with an ``AutoModelFor…`` of its own."""
+NAMED = ("CausalLM", "TokenClassification")
+"""Tasks of a model that its config has to name: without a name it is taken for a classifier of whole samples."""
 
 
 def _model(transformers: Any, config: Mapping[str, Any]) -> nn.Module:
@@ -156,19 +159,15 @@ def _model(transformers: Any, config: Mapping[str, Any]) -> nn.Module:
         return embedder.float()
     for words, task in TASKS.items():
         auto = getattr(transformers, f"AutoModelFor{task}")
-        if type(made) in auto._model_mapping and all(words in name for name in named) and (named or task != "CausalLM"):
+        asked = named or task not in NAMED
+        if type(made) in auto._model_mapping and all(words in name for name in named) and asked:
             model: nn.Module = auto.from_config(made, trust_remote_code=False)
             return model.float()
     what = ", ".join(named) or kind
-    if named and all("TokenClassification" in name for name in named):
-        raise RefusedError(
-            f"config.json: {what} is a token classifier, which has a class for each word; imu changes classifiers of whole images and "
-            "whole texts (…ForSequenceClassification), and embedding models of images"
-        )
     raise RefusedError(
-        f"config.json: {what} is neither an image classifier nor a text classifier (…ForImageClassification, "
-        "…ForSequenceClassification), nor a causal language model (…ForCausalLM), nor an embedding model of images (such as ViTModel), and "
-        "those are what imu changes"
+        f"config.json: {what} is neither an image classifier nor a text or token classifier (…ForImageClassification, "
+        "…ForSequenceClassification, …ForTokenClassification), nor a causal language model (…ForCausalLM), nor an embedding model of "
+        "images (such as ViTModel), and those are what imu changes"
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from imu_cli.errors import RefusedError
+from imu_cli.models.batches import WORDS, Batch
 from imu_cli.models.checkpoint import DTYPES
 
 PRECISIONS = {
@@ -144,12 +145,15 @@ class Tap:
     h: Tensor
     made: Tensor
 
-    def rows(self, logits: Tensor) -> Tensor | None:
+    def rows(self, logits: Tensor, batch: Batch | None = None) -> Tensor | None:
         """What the logits (n, c) were made from, as (n, d); None where that is no row of what went in.
 
         A head that runs on every token of a text (n, t, d) gives the logits at one of them, the last or the first: which it is
-        shows in what came out. Two places that both fit have the same features, or it cannot be told.
+        shows in what came out. Two places that both fit have the same features, or it cannot be told. Of a ``batch`` of words they are
+        those at the words.
         """
+        if isinstance(batch, dict) and WORDS in batch:
+            return self._at(batch[WORDS], logits)
         if self.h.ndim != 3 or rows_of(self.h) is not None or self.made.shape[::2] != logits.shape:
             return rows_of(self.h)
         wide, wanted = self.made.to(logits.dtype), logits[:, None]
@@ -160,6 +164,14 @@ class Tap:
         chosen = self.h[rows, fits.int().argmax(dim=1)]
         apart = (self.h - chosen[:, None]).abs().amax(dim=2) > ALIKE * chosen.abs().amax(dim=1, keepdim=True)
         return None if bool((fits & apart).any()) else chosen
+
+    def _at(self, words: Tensor, logits: Tensor) -> Tensor | None:
+        """Rows of words (n, 2); None where their logits are not what came out there."""
+        if self.h.ndim != 3 or self.made.shape[2:] != logits.shape[1:]:
+            return None
+        at = (words[:, 0], words[:, 1])
+        same = self.made[at].to(logits.dtype)
+        return self.h[at] if bool(((same == logits) | (same.isnan() & logits.isnan())).all()) else None
 
 
 ALIKE = 1e-4

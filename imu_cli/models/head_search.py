@@ -155,7 +155,7 @@ def find_head(model: nn.Module, samples: Batch, checkpoint: Checkpoint, prefix: 
     # From a second pass: a forward that is random (dropout that ignores eval()) must not replay.
     with torch.inference_mode(), float32_as("ieee"), tapped(layer) as seen:
         call(model, samples)
-    features = seen[0].rows(logits)
+    features = seen[0].rows(logits, samples)
     if features is None:
         raise _pooled(name, own[0].shape)
     finite = torch.isfinite(features).all(dim=1)

@@ -11,7 +11,7 @@ import numpy as np
 
 from imu_cli.errors import ImuError, InvalidRowsError, nearest
 from imu_cli.files.reading import MAX_NAMES, content, cut
-from imu_cli.samples.dataset import TEXTS, UNKNOWN, SampleSet
+from imu_cli.samples.dataset import TEXTS, UNKNOWN, WORDS, SampleSet
 from imu_cli.samples.packing import as_array, numbers
 
 SHOWN = 12
@@ -187,7 +187,7 @@ def in_model_ids(samples: SampleSet, classes: ClassNames) -> SampleSet:
     labels, wrong = mapped(samples, classes)
     problems = list(dict.fromkeys(wrong.values()))
     bare = [row for row, label in enumerate(samples.labels) if label == UNKNOWN]
-    if bare and samples.kind is TEXTS:
+    if bare and samples.kind in (TEXTS, WORDS):
         remedy = "write the name or id of its class, or say which column has it with --columns label=NAME"
         problems += [f"{samples.where(row)}: has no label; {remedy}" for row in bare]
     elif bare:

@@ -15,6 +15,11 @@ SAMPLE_TEXTS = (TEXT, PAIR)
 PROMPT, COMPLETION, MESSAGES = "prompt", "completion", "messages"
 RECORD_COLUMNS = (PROMPT, COMPLETION, MESSAGES)
 """What a record of a language model is written in."""
+TOKENS, TAGS = "tokens", "tags"
+SENTENCE_COLUMNS = (TOKENS, TAGS)
+"""A sentence as a list of words, and the class of each: what a token classifier is trained with."""
+NER_TAGS = "ner_tags"
+"""What data sets of names call ``tags``; so read where a file has no column ``tags``."""
 ALIASES = {"question": PROMPT, "answer": COMPLETION}
 """What data sets of questions call them; so read only where a file has both."""
 PARAPHRASES = ("paraphrased_question", "paraphrased_answer")
@@ -28,8 +33,11 @@ KNOWN_COLUMNS = (
     "true_label",
     *SAMPLE_TEXTS,
     *RECORD_COLUMNS,
+    *SENTENCE_COLUMNS,
 )
-LISTED = ("file_name", "index", "label", *ABOUT_COLUMNS, "weight", "true_label", *SAMPLE_TEXTS, *RECORD_COLUMNS)
+LISTED = (
+    "file_name", "index", "label", *ABOUT_COLUMNS, "weight", "true_label", *SAMPLE_TEXTS, *RECORD_COLUMNS, *SENTENCE_COLUMNS,
+)  # fmt: skip
 """What ``--columns`` can say: one name a meaning."""
 LONGEST_NAME, WORDS = 40, 3
 """Characters of the longest name of a column, and spaces that none has."""

@@ -16,9 +16,10 @@ from imu_cli.files import outputs, streams, writing
 from imu_cli.files.reading import MAX_LIST, content, cut
 from imu_cli.samples import encodings
 from imu_cli.samples.column_names import COMPLETION, NO_NAMES, TEXT, ColumnNames
-from imu_cli.samples.dataset import UNKNOWN, SampleSet
+from imu_cli.samples.dataset import UNKNOWN, WORDS, SampleSet
 from imu_cli.samples.json_lines import json_rows
 from imu_cli.samples.tables import Problems, Rows, Table, aliased
+from imu_cli.samples.texts import sentences
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 """What lists are written as."""
@@ -63,7 +64,8 @@ def read_table(path: Path | None, stdin: BinaryIO | None, problems: Problems, na
     rows = json_rows(data, names, problems) if kind == ".jsonl" else _csv_rows(data, kind, names, problems)
     if not rows.lines and not problems.found:
         problems.add(0, "holds no rows; list at least one sample" + (" below the header" if kind != ".jsonl" else ""))
-    return aliased(rows.table(problems.name, path, hashlib.sha256(data).hexdigest()))
+    table = aliased(rows.table(problems.name, path, hashlib.sha256(data).hexdigest()))
+    return sentences.words_of(table, problems)
 
 
 def _opened(data: bytes) -> io.TextIOWrapper:
@@ -176,8 +178,8 @@ def manifest_text(data: SampleSet, rows: Sequence[int], suffix: str = ".csv") ->
     Columns: ``file_name``, or ``index`` for array data; ``label`` as name, or id where no name is known; ``id`` and
     ``camera`` where the data set has them.
     """
-    by_name = data.root is not None
-    columns = ["file_name" if by_name else "index", "label", *_told(data)]
+    by_name = data.root is not None or data.kind is WORDS  # a word is named by its sentence's number and its own
+    columns = ["file_name" if data.root is not None else "index", "label", *_told(data)]
     cells = []
     for row in rows:
         own = data.labels[row]

@@ -39,7 +39,9 @@ class Kind:
 IMAGES, TEXTS, FEATURES = Kind("image", "images"), Kind("text", "texts"), Kind("row of features", "features")
 RECORDS = Kind("record", "records")
 """What a language model answers: a prompt and its completion, or a conversation."""
-WORDS = (TEXTS, RECORDS)
+WORDS = Kind("word", "words")
+"""What a token classifier has a class for: a word of a sentence."""
+TOKENIZED = (TEXTS, RECORDS, WORDS)
 """Kinds that a tokenizer takes."""
 
 
@@ -144,7 +146,7 @@ class SampleSet:
         """What gave the row its label: the line of a list, else the whole source."""
         if self.origins is not None:
             return self.origins[row]
-        return self.where(row) if self.kind in WORDS else self.source
+        return self.where(row) if self.kind in TOKENIZED else self.source
 
     def location(self, row: int) -> str:
         """The same for two rows if and only if they are one file, or one index of one array."""

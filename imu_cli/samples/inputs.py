@@ -3,6 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from imu_cli.models.batches import Batch
 from imu_cli.samples.dataset import SampleSet
 
@@ -66,6 +69,10 @@ class InputStep(Protocol):
     def full(self, batch: Batch) -> float:
         """How much room a sample takes at most, where one of this batch takes 1: ``size`` of ``batches`` counts such samples."""
         return 1.0
+
+    def sentences(self, samples: SampleSet) -> "tuple[Sequence[int], NDArray[np.int64], NDArray[np.int64]] | None":
+        """Of words a row of each sentence, and the place of each word's sentence among those (n,) and its token (n,); else None."""
+        return None
 
     def alone(self, batch: Batch) -> tuple[int, Batch] | None:
         """A batch's shortest sample, by its row, as it would be without the others; None where nothing is padded."""

@@ -2,18 +2,27 @@
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from imu_cli.files.reading import MAX_JSON, cut, json_value, refuse_texts, shown
-from imu_cli.samples.column_names import ALIASES, KNOWN_COLUMNS, MESSAGES, RECORD_COLUMNS, SAMPLE_TEXTS, ColumnNames
+from imu_cli.samples.column_names import (
+    ALIASES,
+    KNOWN_COLUMNS,
+    MESSAGES,
+    NER_TAGS,
+    RECORD_COLUMNS,
+    SAMPLE_TEXTS,
+    SENTENCE_COLUMNS,
+    ColumnNames,
+)
 from imu_cli.samples.tables import Problems, Rows
 
 
 def json_rows(data: bytes, names: ColumnNames, problems: Problems) -> Rows:
     """The rows of JSON lines in UTF-8; what is wrong with single ones goes to ``problems``, which quote no values."""
     rows = Rows()
-    whole = _one_value(data).replace("FILE", problems.name)
+    whole = _one_value(data, {*KNOWN_COLUMNS, *names.given.values()}).replace("FILE", problems.name)
     if whole:
         problems.add(0, whole)
         return rows
@@ -37,8 +46,8 @@ def json_rows(data: bytes, names: ColumnNames, problems: Problems) -> Rows:
     return rows
 
 
-def _one_value(data: bytes) -> str:
-    """What to say of a file that is one JSON value over many lines, or one list; empty for lines of objects."""
+def _one_value(data: bytes, known: Set[str]) -> str:
+    """What to say of a file that is one JSON value over many lines, or one list; empty for lines of objects, with keys that are known."""
     start = data[:1000].removeprefix(b"\xef\xbb\xbf").lstrip()
     if b"\r" in data[:100_000] and b"\n" not in data:
         return "its lines end in CR alone; write it with LF (tr '\\r' '\\n' < FILE > OUT)"
@@ -54,7 +63,7 @@ def _one_value(data: bytes) -> str:
         isinstance(value, list | dict) and len(value) > 1 for value in found.values()
     ):
         return ""
-    if set(found) & set(KNOWN_COLUMNS):
+    if set(found) & known:
         return ""
     keys = ", ".join(repr(cut(key)) for key in list(found)[:4])
     return (
@@ -82,7 +91,7 @@ def _json_row(source: str, meanings: Mapping[str, str]) -> dict[str, Any]:
         if (
             isinstance(value, bool | list | dict)
             and known in KNOWN_COLUMNS
-            and known not in (*SAMPLE_TEXTS, *RECORD_COLUMNS)
+            and known not in (*SAMPLE_TEXTS, *RECORD_COLUMNS, *SENTENCE_COLUMNS)
         ):
             raise ValueError(f"'{cut(key)}' is a {type(value).__name__}")
         if name in row:
@@ -113,6 +122,6 @@ def _not_text(column: str, value: Any) -> str:
 
 
 def _plain(column: str, value: Any) -> str:
-    if column == MESSAGES and isinstance(value, list):
+    if column in (MESSAGES, NER_TAGS, *SENTENCE_COLUMNS) and isinstance(value, list):
         return json.dumps(value, ensure_ascii=False)
     return "" if value is None or isinstance(value, list | dict) else str(value)

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imu_cli.errors import ImuError, nearest
-from imu_cli.samples.column_names import ABOUT_COLUMNS, COMPLETION, FILE_COLUMNS, KNOWN_COLUMNS, TEXT
+from imu_cli.samples.column_names import ABOUT_COLUMNS, COMPLETION, FILE_COLUMNS, KNOWN_COLUMNS, TEXT, TOKENS
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.images.folders import inside
 from imu_cli.samples.images.stores import Files
 from imu_cli.samples.tables import Problems, Table
 from imu_cli.samples.texts import proposals
+from imu_cli.samples.texts.sentences import Words
 from imu_cli.samples.texts.stores import Texts
 from imu_cli.samples.vectors import Vectors
 
@@ -132,10 +133,10 @@ def _named(name: str, numbers: Mapping[str, int], data: SampleSet) -> _Place:
 def _placer(table: Table, data: SampleSet | None, problems: Problems) -> tuple[str, Callable[[str], _Place]] | None:
     """The one locator column of this table, and how a cell of it names its image."""
     located = [name for name in table.columns if name in (*FILE_COLUMNS, "index")]
-    if located and located[0] in FILE_COLUMNS and data is not None and isinstance(data.store, Texts):
+    if located and located[0] in FILE_COLUMNS and data is not None and isinstance(data.store, Texts | Words):
         problems.add(0, f"names files, and {data.source} holds texts; name its rows by index, id or text")
         return None
-    if {TEXT, COMPLETION} & set(table.columns) and not located and data is not None:
+    if {TEXT, COMPLETION, TOKENS} & set(table.columns) and not located and data is not None:
         problems.add(0, f"holds texts, and {data.source} does not; give the texts' own --data, or leave it out")
         return None
     if len(located) > 1:

@@ -17,7 +17,7 @@ from imu_cli.files.reading import cut
 from imu_cli.samples.classes import ClassNames, in_model_ids
 from imu_cli.samples.column_names import NO_NAMES, TEXT, ColumnNames
 from imu_cli.samples.csv_lines import READ_SUFFIXES, read_table
-from imu_cli.samples.dataset import UNKNOWN, WORDS, SampleSet
+from imu_cli.samples.dataset import TOKENIZED, UNKNOWN, SampleSet
 from imu_cli.samples.encodings import refuse_suffix
 from imu_cli.samples.forget import Draft, ForgetSet, settle
 from imu_cli.samples.images.folders import open_flat
@@ -36,6 +36,7 @@ from imu_cli.samples.texts.reading import (
     texts_of,
     wrong_rows,
 )
+from imu_cli.samples.texts.sentences import with_index
 from imu_cli.samples.vectors import is_features
 
 
@@ -66,7 +67,8 @@ def open_source(
         return _texts(table, names, role, problems)
     by_row = "index" in table.columns or by_id_alone(table)
     base = data if by_row or points_into(table, data) else None
-    if base is not None and base.kind in WORDS and by_id_alone(table):
+    table = table if role == "data" else with_index(table, base, problems)
+    if base is not None and base.kind in TOKENIZED and by_id_alone(table):
         _refuse_own_texts(table, base, problems)
     if role != "data":  # which points into nothing: its ids are its own
         table = pointed(table, base, problems)
@@ -252,9 +254,9 @@ def _from_table(
     path, problems = _list_path(spec)
     table = read_table(path, stdin, problems, names)
     alone = data is None and holds_own(table, names)
-    if TEXT in table.columns or is_record(table):
+    if TEXT in table.columns or table.words is not None or is_record(table):
         refuse_columns(table, names, problems, labels=False)
-    table = pointed(table, data, problems)
+    table = pointed(with_index(table, data, problems), data, problems)
     places = [] if alone else places_of(table, data, problems)
     weights = _weights(table, problems) if "weight" in table.columns else None
     truths = _labels(table, "true_label", classes, problems) if "true_label" in table.columns else None

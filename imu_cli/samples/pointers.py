@@ -8,12 +8,13 @@ import numpy as np
 
 from imu_cli.errors import nearest
 from imu_cli.files.reading import cut
-from imu_cli.samples.column_names import COMPLETION, FILE_COLUMNS, MESSAGES, PAIR, TEXT
+from imu_cli.samples.column_names import COMPLETION, FILE_COLUMNS, MESSAGES, PAIR, TEXT, TOKENS
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.packing import as_array, numbers
 from imu_cli.samples.tables import Problems, Table
 from imu_cli.samples.texts.reading import is_record, store_of, wrong_rows
 from imu_cli.samples.texts.records import Records
+from imu_cli.samples.texts.sentences import Words, samples_of
 from imu_cli.samples.texts.stores import Texts
 
 SEARCHED = 200_000
@@ -26,7 +27,9 @@ COMPARED, HINTS = 20_000, 20
 
 def by_id_alone(table: Table) -> bool:
     """Whether a list has nothing but ids to say which rows it means."""
-    return "id" in table.columns and not {*FILE_COLUMNS, "index", TEXT, COMPLETION, MESSAGES} & set(table.columns)
+    return "id" in table.columns and not {*FILE_COLUMNS, "index", TEXT, TOKENS, COMPLETION, MESSAGES} & set(
+        table.columns
+    )
 
 
 def pointed(table: Table, data: SampleSet | None, problems: Problems) -> Table:
@@ -41,6 +44,8 @@ def pointed(table: Table, data: SampleSet | None, problems: Problems) -> Table:
         return table
     if by_id_alone(table):
         return _by_id(table, data, problems)
+    if table.words is not None and isinstance(data.store, Words):
+        return _by_content(table, data, samples_of(table, table.name), "word in such a sentence", problems)
     own = TEXT in table.columns or is_record(table)
     if own and isinstance(data.store, Texts) and not set(FILE_COLUMNS) & set(table.columns):
         if "index" in table.columns:
@@ -100,6 +105,30 @@ def _same_shape(table: Table, store: Texts, problems: Problems) -> bool:
         0, f"holds {mine}, and {store.shown} {theirs}; name its rows by index, or give both with the same columns"
     )
     return False
+
+
+def _by_content(table: Table, data: SampleSet, own: SampleSet, what: str, problems: Problems) -> Table:
+    """Each row's word found in the data set by its sentence and place."""
+    rows_of: dict[bytes, list[int]] = defaultdict(list)
+    sizes = {own.size(row) for row in range(len(own))}
+    for row in range(len(data)):
+        if data.size(row) in sizes:
+            rows_of[data.stored(row)].append(row)
+    at, labels = numbers([]), table.column("label")
+    for row in range(len(table)):
+        same = rows_of[own.stored(row)]
+        if not same:
+            problems.add(
+                table.lines[row],
+                f"{data.source} has no {what} (word {(table.words or [0])[row] + 1}); correct it, or take the sentence out",
+            )
+            at.append(UNKNOWN)
+            continue
+        chosen = _chosen(same, labels[row].strip(), data)
+        at.append(chosen)
+        if len(same) > 1:
+            same.remove(chosen)
+    return replace(table, at=at)
 
 
 def _compare(table: Table, data: SampleSet, store: Texts, problems: Problems) -> None:

@@ -13,6 +13,7 @@ from imu_cli.samples.classes import ClassNames, mapped
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.packing import as_array, numbers
 from imu_cli.samples.people import as_number
+from imu_cli.samples.texts.sentences import sentences
 
 
 def is_selector(spec: str) -> bool:
@@ -47,7 +48,12 @@ def _pick(samples: SampleSet, selector: str, classes: ClassNames | None) -> list
             f"{cut(selector)}: names nothing; write for example {kind}={'0:500' if kind == 'index' else 'NAME'}"
         )
     if kind == "index":
-        rows = [_slice(selector, part.strip(), len(samples)) for part in value.split(",")]
+        of = sentences(samples)
+        n = len(samples) if of is None else int(of.max(initial=-1)) + 1
+        rows = [_slice(selector, part.strip(), n) for part in value.split(",")]
+        if of is not None:  # a number is a sentence's: all of its words
+            starts = np.searchsorted(of, np.arange(n + 1))
+            rows = [numbers(at for one in part for at in range(starts[one], starts[one + 1])) for part in rows]
     elif kind == "class":
         rows = _of_classes(samples, selector, value, classes)
     else:

@@ -67,6 +67,7 @@ class Table:
         odd: (line, column, what is there) for cells that are to hold a text and hold something else.
         short: (line, cells) of rows that have fewer than the header.
         notes: what a user should know of how it was read.
+        words: of a list of sentences, which has a row for every word, the word's number in its sentence.
         at: the row of the data set that each was found to be, ``UNKNOWN`` where it was not (a problem is noted); None where
             none was looked for.
     """
@@ -82,6 +83,7 @@ class Table:
     short: tuple[tuple[int, int], ...] = ()
     notes: tuple[str, ...] = ()
     at: Sequence[int] | None = None
+    words: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -98,7 +100,8 @@ class Table:
     def over(self, rows: Sequence[int]) -> "Table":
         """The table of some of its rows, in their order; a row may be named twice."""
         made: dict[str, Any] = {name: take(cells, rows) for name, cells in self.cells.items()}
-        return replace(self, cells=made, lines=take(self.lines, rows))
+        words = None if self.words is None else take(self.words, rows)
+        return replace(self, cells=made, lines=take(self.lines, rows), words=words)
 
 
 class Rows:

@@ -39,7 +39,7 @@ def test_the_line_to_copy_is_one_for_texts(work: Path, capsys: pytest.CaptureFix
     assert "next: imu unlearn net --forget forget.csv --truncate\n" in said("--truncate")
     assert "next: imu unlearn net --forget forget.csv\n" in said("--preprocess", "imagenet")
     config = json.loads((work / "net/config.json").read_text())
-    (work / "net/config.json").write_text(json.dumps(config | {"architectures": ["BertForTokenClassification"]}))
+    (work / "net/config.json").write_text(json.dumps(config | {"architectures": ["BertForQuestionAnswering"]}))
     assert "--preprocess" not in said(code=4)
     (work / "net/config.json").write_text(json.dumps(config))
     for file in (work / "net").glob("*token*"):

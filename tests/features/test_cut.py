@@ -57,6 +57,9 @@ class Step:
         longest = int(made["attention_mask"].sum(dim=1).max())
         return each(made, lambda tensor: tensor[:, -longest:] if self.left else tensor[:, :longest])
 
+    def sentences(self, samples: Any) -> None:
+        """None of the samples is a word."""
+
     def scale(self, batch: Batch) -> Batch:
         """Nothing is left to do."""
         return batch

@@ -18,13 +18,14 @@ from imu_cli.samples.column_names import (
     PROMPT,
     RECORD_COLUMNS,
     SAMPLE_TEXTS,
+    SENTENCE_COLUMNS,
     TEXT,
     ColumnNames,
 )
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.packing import RowNames, alike, as_array, numbers
 from imu_cli.samples.tables import Problems, Table
-from imu_cli.samples.texts import proposals, records
+from imu_cli.samples.texts import proposals, records, sentences
 from imu_cli.samples.texts.records import Records
 from imu_cli.samples.texts.stores import Texts
 
@@ -40,13 +41,14 @@ def is_record(table: Table) -> bool:
 
 
 def holds_own(table: Table, names: ColumnNames) -> bool:
-    """Whether the rows of a list are samples themselves, texts or records, and do not name images."""
-    return holds_texts(table, names) or (is_record(table) and not set(table.columns) & set(FILE_COLUMNS))
+    """Whether the rows of a list are samples themselves, texts, records or words, and do not name images."""
+    own = table.words is not None or is_record(table)
+    return holds_texts(table, names) or (own and not set(table.columns) & set(FILE_COLUMNS))
 
 
 def store_of(table: Table) -> Texts:
     """What holds the texts, or the records, of a table."""
-    identity = table.name if table.path is None else os.path.realpath(table.path)
+    identity = _identity(table)
     if not is_record(table):
         return Texts(table.name, identity, table.lines, table.cells[TEXT], table.cells.get(PAIR))
     if COMPLETION not in table.columns:
@@ -55,8 +57,15 @@ def store_of(table: Table) -> Texts:
     return Records(table.name, identity, table.lines, prompts, table.cells[COMPLETION])
 
 
+def _identity(table: Table) -> str:
+    """The file of a table with all links resolved."""
+    return table.name if table.path is None else os.path.realpath(table.path)
+
+
 def texts_of(table: Table, rows: Sequence[int] | None = None) -> SampleSet:
-    """The texts of a table, or of some of its rows, without labels; a row's name is its number, never its text."""
+    """The texts, or words, of a table, or of some of its rows, without labels; a row's name is its number, never its text."""
+    if table.words is not None:
+        return sentences.samples_of(table, _identity(table), rows)
     told = (*ABOUT_COLUMNS, *(PARAPHRASES if is_record(table) else ()))
     columns = {name: table.cells[name] for name in told if name in table.cells}
     every = range(len(table))
@@ -70,7 +79,11 @@ def texts_of(table: Table, rows: Sequence[int] | None = None) -> SampleSet:
 
 
 def wrong_rows(table: Table, problems: Problems) -> set[int]:
-    """Rows without a text that a model could be given; each is a problem, which says nothing of the text."""
+    """Rows without a text that a model could be given; each is a problem, which says nothing of the text. A wrong sentence has no rows."""
+    return set() if table.words is not None else _wrong_texts(table, problems)
+
+
+def _wrong_texts(table: Table, problems: Problems) -> set[int]:
     start, wrong = {line: row for row, line in enumerate(table.lines)}, set()
     parts = RECORD_COLUMNS if is_record(table) else SAMPLE_TEXTS
     for line, column, what in table.odd:
@@ -125,13 +138,18 @@ def refuse_columns(table: Table, names: ColumnNames, problems: Problems, *, labe
     """
     for meaning, name in names.missing(table.own):
         near = nearest(name, table.own)
-        if meaning in (*SAMPLE_TEXTS, *RECORD_COLUMNS, "label") and (near or labels):
+        if meaning in (*SAMPLE_TEXTS, *RECORD_COLUMNS, *SENTENCE_COLUMNS, "label") and (near or labels):
             problems.add(
                 0,
                 f"has no column '{cut(name)}', which --columns names as its {meaning}{near}; it has {proposals.listed(table)}",
             )
             return
-    if labels and "label" not in table.columns and not is_record(table):
+    if labels and table.words is not None and "label" not in table.columns:
+        problems.add(
+            0,
+            f"has no tags (it has {proposals.listed(table)}); write the class of each word, or name their column: --columns tags=NAME",
+        )
+    elif labels and "label" not in table.columns and not is_record(table):
         proposed = proposals.of_labels(table)
         if proposed:
             problems.add(0, f"has no label column (it has {proposals.listed(table)}); add {proposed}")
@@ -142,13 +160,14 @@ def repeats(samples: SampleSet) -> list[str]:
     digests = samples.digest_bytes()
     if not alike(digests):
         return []
+    noun = samples.kind.one
     keys = np.ascontiguousarray(digests).view(f"V{packing.SHA256}")[:, 0]
     _, first, which = np.unique(keys, return_index=True, return_inverse=True)
     earlier, labels = first[which.reshape(-1)], as_array(samples.labels)
     again = np.flatnonzero(earlier != np.arange(len(samples)))
     other = again[labels[again] != labels[earlier[again]]]
     said = []
-    for rows, what in ((again, "repeat a text that stands before them"), (other, "under another label")):
+    for rows, what in ((again, f"repeat a {noun} that stands before them"), (other, "under another label")):
         if len(rows):
             lines = samples.where(int(rows[0])), samples.where(int(earlier[rows[0]])).rpartition(":")[2]
             said.append(f"{len(rows)} {what} (such as {lines[0]}, as line {lines[1]})")

@@ -1,0 +1,297 @@
+"""The commands on token classifiers: a word is a sample, a sentence runs once, and what is wrong with a list is said with its line."""
+
+import json
+import re
+from pathlib import Path
+
+import oracles
+import pytest
+import small_texts
+import small_words
+import torch
+from safetensors.torch import load_file
+from test_security import OUTSIDE, audited
+
+from imu_cli.cli import main
+from imu_cli.commands import held_out, opening, reuse, scope
+from imu_cli.config.commands import InfluenceConfig
+from imu_cli.events import Silent
+from imu_cli.features.cut import KeptWords
+from imu_cli.features.session import Session
+from imu_cli.models import scopes
+from imu_cli.models.batches import WORDS, Batch, count, first, halves
+from imu_cli.samples.manifest import open_source
+from imu_cli.samples.texts.sentences import sentences
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("one_thread")
+GOAL = ["--until", "forget.accuracy<=0.5", "--max-head-change", "10"]
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with a small BERT in ``net``, its sentences, and a forget list of the first eight."""
+    small_words.write(tmp_path)
+    rows = (tmp_path / "sentences.jsonl").read_text().splitlines()
+    (tmp_path / "forget.jsonl").write_text("\n".join(rows[:8]) + "\n")
+    (tmp_path / "test.jsonl").write_text("\n".join(rows[12:]) + "\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def opened(forget: list[str], **options: object) -> Session:
+    """The model in ``net`` with a forget set of the sentences beside it."""
+    config = InfluenceConfig(forget=forget, data="sentences.jsonl", cache=False, device="cpu", **options)  # type: ignore[arg-type]
+    return opening.open_all(Path("net"), config, Silent())
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "DistilBert", "GPT2", "Llama"])
+def test_features_of_words_are_the_librarys_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Each word's features times the head are the library's logits at its first token, its sentence alone."""
+    more = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48} if kind == "DistilBert" else {}
+    model = small_words.write(tmp_path, kind, **more)
+    monkeypatch.chdir(tmp_path)
+    session = opened(["index=:"])
+    h = session.features_of(session.forget.samples, "forget")[:]
+    wanted = small_words.logits(model, small_words.sentences()).double()
+    torch.testing.assert_close(h @ session.matrix().T, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_of_words_are_those_of_autograd(work: Path) -> None:
+    """Closed-form scores are what per-word gradients by autograd give, to float64's precision."""
+    session = opened(["index=:"], damping="0.01")
+    config = InfluenceConfig(forget=["index=:"], data="sentences.jsonl", cache=False, damping="0.01")
+    h = session.features_of(session.forget.samples, "forget")
+    found = reuse.compute_scores(session, config, h).scores
+    wanted = oracles.influence(session.matrix(), h[:], session.labels(), 0.01)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_a_sentence_runs_once(work: Path) -> None:
+    """However many of its words are asked for, a batch holds it once; and words of several tokens are read at their first one."""
+    session = opened(["index=0:4"])
+    network, samples = session.network, session.forget.samples
+    assert network is not None
+    batch = network.preprocess.together(samples, range(len(samples)))
+    assert isinstance(batch, dict)
+    assert len(batch["input_ids"]) == 4 < count(batch) == len(samples)
+    seen = sum(
+        len(batch["input_ids"]) for _, batch in network.preprocess.batches(samples, 2) if isinstance(batch, dict)
+    )
+    assert seen == 4
+
+
+def test_parts_of_a_batch_of_words(work: Path) -> None:
+    """The first words come with their sentences alone, and two halves hold all words between them."""
+    session = opened(["index=0:4"])
+    network, samples = session.network, session.forget.samples
+    assert network is not None
+    whole = network.preprocess.together(samples, range(len(samples)))
+
+    def words(batch: Batch) -> list[list[int]]:
+        assert isinstance(batch, dict)
+        return [[*batch["input_ids"][row].tolist(), token] for row, token in batch[WORDS].tolist()]
+
+    assert words(first(whole, 3)) == words(whole)[:3]
+    assert [row for part in halves(whole) for row in words(part)] == words(whole)
+    assert len(first(whole, 1)["input_ids"]) == 1  # type: ignore[call-overload]
+
+
+def test_the_whole_job_on_words(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Inspect to report, whoever calls: no connection, no program, no sentence in what is written; the folder loads again."""
+    with audited() as events:
+        assert main(["inspect", "net"]) == 0
+        assert main(["select", "--data", "sentences.jsonl", "index=0:8", "-o", "list.csv"]) == 0
+        assert main(["influence", "net", "--forget", "list.csv", "--data", "sentences.jsonl", "-q"]) == 0
+        made = ["unlearn", "net", "--forget", "list.csv", "--data", "sentences.jsonl", *GOAL, "-q", "-o", "out"]
+        assert main(made) in (0, 3)
+        assert main(["evaluate", "out", "--test", "test.jsonl", "-q"]) == 0
+        capsys.readouterr()
+        assert main(["report", "out/model.record.json", "--samples", "2"]) == 0
+    assert [event for event in events if event[0] in OUTSIDE] == []
+    assert "▸" in capsys.readouterr().out
+    for text in small_texts.texts()[:8]:
+        written = [Path("list.csv"), *Path("out").glob("*.json")]
+        assert len(text.split()) < 4 or not [path for path in written if text in path.read_text(encoding="utf-8")]
+    record = json.loads(Path("out/model.record.json").read_text())
+    model = transformers.AutoModelForTokenClassification.from_pretrained("out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained("out")
+    rows = [json.loads(line) for line in Path("forget.jsonl").read_text().splitlines()]
+    found = small_words.logits(model, [row["tokens"] for row in rows], tokenizer).argmax(dim=1).tolist()
+    tags = [tag for row in rows for tag in row["ner_tags"]]
+    right = sum(small_words.CLASSES[one] == tag for one, tag in zip(found, tags, strict=True))
+    assert record["forget"]["n"] == len(tags)
+    assert right / len(tags) == pytest.approx(record["end"]["forget"])
+    before, after = load_file("net/model.safetensors"), load_file("out/model.safetensors")
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed == ["classifier.bias", "classifier.weight"]
+
+
+def test_the_part_above_the_cut_gives_words_too(work: Path) -> None:
+    """What is kept is kept by sentence; any words of it, in any order, have the whole network's features and logits."""
+    session = opened(["index=0:6"])
+    network, samples = session.network, session.forget.samples
+    assert network is not None
+    upper = scope.upper_part(
+        session, network, scopes.find(network.model, network.probe, "last-block", session.head.module)
+    )
+    assert upper.cut.module
+    kept = upper.keep(samples, 4, 2**30, lambda: work, lambda _: None)
+    assert isinstance(kept, KeptWords)
+    assert len(kept.sentences) == 6 < len(kept) == len(samples)
+    rows = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        h, z = upper(kept, rows)
+        wanted_h, wanted_z = session.plainly(len(samples))
+    torch.testing.assert_close(z, wanted_z[rows], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(h, wanted_h[rows], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Llama"])
+def test_the_last_block_forgets_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Its weights move and what is evaluated is what was written; the blocks below stay as they are."""
+    small_words.write(tmp_path, kind)
+    monkeypatch.chdir(tmp_path)
+    rows = Path("sentences.jsonl").read_text().splitlines()
+    Path("test.jsonl").write_text("\n".join(rows[12:]) + "\n")
+    command = [
+        "unlearn",
+        "net",
+        "--forget",
+        "index=0:4",
+        "--data",
+        "sentences.jsonl",
+        "--test",
+        "test.jsonl",
+        "-q",
+        "-o",
+        "out",
+    ]
+    assert main([*command, "--scope", "last-block", "--batches", "8", *GOAL[:2], "--device", "cpu"]) in (0, 3)
+    before, after = load_file("net/model.safetensors"), load_file("out/model.safetensors")
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    changed = {found[1] for name in moved if (found := re.search(r"layers?\.(\d+)\.", name))}
+    assert changed == {"1"}
+    assert main(["evaluate", "out", "--test", "test.jsonl", "-q"]) == 0
+
+
+def test_words_of_a_sentence_are_not_parted(work: Path) -> None:
+    """Neither the half of the held-out data that chooses nor the part that gives targets shares a sentence with the rest."""
+    samples = open_source("sentences.jsonl", "test")
+    of = sentences(samples)
+    assert of is not None
+    chosen = held_out.half(samples, 3)
+    parts = held_out.two_parts(samples, 0.3, 3)
+    for one in (chosen, parts[0]):
+        rest = sorted(set(range(len(samples))) - set(one))
+        assert one
+        assert rest
+        assert not {of[row] for row in one} & {of[row] for row in rest}
+    assert sorted(parts[0] + parts[1]) == list(range(len(samples)))
+
+
+def test_lists_name_sentences_and_words(work: Path) -> None:
+    """By index, by id, by a word's two numbers, and by the sentences themselves; the selector counts sentences."""
+    rows = [json.loads(line) for line in Path("sentences.jsonl").read_text().splitlines()]
+    at = next(number for number, row in enumerate(rows) if len(row["tokens"]) > 2)
+    many = len(rows[at]["tokens"])
+
+    def named(forget: list[str], text: str = "") -> list[str]:
+        if text:
+            Path(forget[0]).write_text(text)
+        return list(opened(forget).forget.samples.names)
+
+    whole = [f"{at}:{word}" for word in range(many)]
+    assert named([f"index={at}"]) == named([f"id=s{at}"]) == whole
+    assert named(["list.csv"], f"index\n{at}\n") == whole
+    assert named(["list.csv"], f"id\ns{at}\n") == whole
+    assert named(["list.csv"], f"index\n{at}:2\n") == [f"{at}:2"]
+    assert (
+        named(["list.jsonl"], json.dumps({"tokens": rows[at]["tokens"], "tags": rows[at]["ner_tags"]}) + "\n") == whole
+    )
+    assert main(["select", "--data", "sentences.jsonl", "class=B-PER", "-o", "people.csv"]) == 0
+    tags = [
+        (number, word) for number, row in enumerate(rows) for word, tag in enumerate(row["ner_tags"]) if tag == "B-PER"
+    ]
+    assert named(["people.csv"]) == [f"{number}:{word}" for number, word in tags]
+
+
+def test_words_without_a_class_are_no_samples(work: Path) -> None:
+    """The tag −100 leaves a word in its sentence and out of the set; ids of classes are read as names are."""
+    ids = {name: number for number, name in enumerate(small_words.CLASSES)}
+    row = json.loads(Path("sentences.jsonl").read_text().splitlines()[1])
+    plain = [ids[tag] for tag in row["ner_tags"]]
+    plain[0] = -100
+    Path("some.jsonl").write_text(json.dumps({"words": row["tokens"], "classes": plain}) + "\n")
+    command = [
+        "influence",
+        "net",
+        "--forget",
+        "some.jsonl",
+        "--columns",
+        "tokens=words,tags=classes",
+        "--no-cache",
+        "-q",
+    ]
+    assert main([*command, "--format", "json"]) == 0
+
+
+BAD = {
+    "lengths": ('{"tokens": ["a", "b"], "tags": ["O"]}', "has 2 words and 1 tags"),
+    "no list": ('{"tokens": "a b", "tags": ["O", "O"]}', "tokens is no list of words"),
+    "no words": ('{"tokens": [], "tags": []}', "tokens holds no words"),
+    "an empty word": ('{"tokens": ["a", " "], "tags": ["O", "O"]}', "word 2 of its tokens is empty"),
+    "a number": ('{"tokens": ["a", 3], "tags": ["O", "O"]}', "word 2 of its tokens is no text"),
+    "a truth": ('{"tokens": ["a"], "tags": [true]}', "tag 1 is neither a class's name nor its id"),
+    "no tags": ('{"tokens": ["a"], "tags": null}', "tags is no list of classes"),
+    "a NUL": ('{"tokens": ["a\\u0000"], "tags": ["O"]}', "holds a NUL"),
+    "no class": ('{"tokens": ["a"], "tags": ["B-DOG"]}', "label 'B-DOG' is not a class"),
+    "beyond the ids": ('{"tokens": ["a"], "tags": [7]}', "label 7 is out of range"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_is_wrong_is_said_with_its_line(work: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    """Before anything is written."""
+    row, words = BAD[kind]
+    Path("bad.jsonl").write_text('{"tokens": ["lion"], "tags": ["O"]}\n' + row + "\n")
+    assert main(["unlearn", "net", "--forget", "bad.jsonl", "-q"]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert "bad.jsonl:2" in said
+    assert not Path("net.unlearned").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("index\n99\n", "index 99 is out of range; sentences.jsonl has the sentences 0 to 23"),
+        ("index\n0:40\n", "has no word with a class there"),
+        ("index\n1:2:3\n", "neither a sentence's number nor a word's"),
+        ("id\ns99\n", "no row of sentences.jsonl has the id 's99'"),
+        ("text,label\nblue lion,O\n", "holds texts, and sentences.jsonl does not"),
+    ],
+)
+def test_lists_that_name_no_word(work: Path, capsys: pytest.CaptureFixture[str], text: str, words: str) -> None:
+    """Each with what there is."""
+    Path("list.csv").write_text(text)
+    assert main(["unlearn", "net", "--forget", "list.csv", "--data", "sentences.jsonl", "-q"]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_other_kinds_are_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Texts for a token classifier, sentences for a text classifier, and sentences that are too long."""
+    Path("texts.jsonl").write_text('{"text": "blue lion", "label": "O"}\n')
+    assert main(["unlearn", "net", "--forget", "texts.jsonl", "-q"]) == 2
+    assert "is a classifier of words" in capsys.readouterr().err
+    long = {"tokens": ["lion"] * 40, "tags": ["O"] * 40}
+    Path("long.jsonl").write_text(json.dumps(long) + "\n")
+    assert main(["unlearn", "net", "--forget", "long.jsonl", "-q"]) == 2
+    assert "is 42 tokens, and the model takes 24" in capsys.readouterr().err
+    assert main(["unlearn", "net", "--forget", "long.jsonl", "-q", "--truncate"]) == 2
+    assert "is beyond what the model takes" in capsys.readouterr().err
+    other = Path("other")
+    other.mkdir()
+    small_texts.write(other)
+    assert main(["unlearn", "other/net", "--forget", "forget.jsonl", "-q"]) == 2
+    assert "holds words, and net is a classifier of texts" in capsys.readouterr().err
