@@ -540,12 +540,13 @@ def frontier_table(name: str, n: int) -> str:
 def depth_table() -> str:
     """Random samples where the last block moves: means and spread over the runs that were made, from the raw results."""
     lines = [
-        "| n | runs | forget | unseen, under that model | retain before → after | fall of test, points | AUC before → after | steps |",
-        "|---|---|---|---|---|---|---|---|",
+        "| n | weights | runs | forget | unseen, under that model | retain before → after | fall of test, points | AUC before → after | steps |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    runs = [run for name in ("quality_depth", "quality_depth_many") for run in _results(name)["samples"]]
-    for n in dict.fromkeys(run["n"] for run in runs):
-        those = [run for run in runs if run["n"] == n]
+    files = {"quality_depth": "uniform", "quality_depth_5000": "uniform", "quality_depth_influence": "influence"}
+    runs = [{**run, "weights": by} for name, by in files.items() for run in _results(name)["samples"]]
+    for n, by in sorted({(run["n"], run["weights"]) for run in runs}, key=lambda case: (case[0], case[1] == "influence")):
+        those = [run for run in runs if (run["n"], run["weights"]) == (n, by)]
         mean = {
             f"{when}.{name}": statistics.mean(run[when][name] for run in those)
             for when in ("before", "after")
@@ -553,7 +554,7 @@ def depth_table() -> str:
         }
         steps = ", ".join(str(run["steps"]) for run in those)
         lines.append(
-            f"| {n:,} | {len(those)} | {mean['after.forget']:.2%} | {mean['after.unseen']:.2%} | {mean['before.retain']:.2%} → "
+            f"| {n:,} | {by} | {len(those)} | {mean['after.forget']:.2%} | {mean['after.unseen']:.2%} | {mean['before.retain']:.2%} → "
             f"{mean['after.retain']:.2%} | {100 * mean['after.drop']:.2f} | {mean['before.auc']:.3f} → {mean['after.auc']:.3f} | {steps} |"
         )
     return "\n".join(lines)
