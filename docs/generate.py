@@ -545,7 +545,9 @@ def depth_table() -> str:
     ]
     files = {"quality_depth": "uniform", "quality_depth_5000": "uniform", "quality_depth_influence": "influence"}
     runs = [{**run, "weights": by} for name, by in files.items() for run in _results(name)["samples"]]
-    for n, by in sorted({(run["n"], run["weights"]) for run in runs}, key=lambda case: (case[0], case[1] == "influence")):
+    for n, by in sorted(
+        {(run["n"], run["weights"]) for run in runs}, key=lambda case: (case[0], case[1] == "influence")
+    ):
         those = [run for run in runs if (run["n"], run["weights"]) == (n, by)]
         mean = {
             f"{when}.{name}": statistics.mean(run[when][name] for run in those)

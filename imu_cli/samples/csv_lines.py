@@ -19,12 +19,12 @@ from imu_cli.samples.column_names import COMPLETION, NO_NAMES, TEXT, ColumnNames
 from imu_cli.samples.dataset import UNKNOWN, WORDS, SampleSet
 from imu_cli.samples.json_lines import json_rows
 from imu_cli.samples.tables import Problems, Rows, Table, aliased
-from imu_cli.samples.texts import sentences
+from imu_cli.samples.texts import conll, sentences
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 """What lists are written as."""
 JSON_LINES = (".jsonl", ".ndjson", ".json")
-READ_SUFFIXES = (".csv", ".tsv", *JSON_LINES)
+READ_SUFFIXES = (".csv", ".tsv", *JSON_LINES, *conll.SUFFIXES)
 KINDS = "name a .csv, .tsv or .jsonl file"
 TAB = "\t"
 
@@ -32,7 +32,8 @@ TAB = "\t"
 def _kind(path: Path | None, data: bytes) -> str:
     """The format by the file's name; standard input shows by its first line what it is."""
     if path is not None:
-        return ".jsonl" if path.suffix.lower() in JSON_LINES else path.suffix.lower()
+        own = path.suffix.lower()
+        return ".jsonl" if own in JSON_LINES else ".conll" if own in conll.SUFFIXES else own
     first = data.lstrip().split(b"\n", 1)[0]
     if first.startswith((b"{", b"[")):
         return ".jsonl"
@@ -61,9 +62,14 @@ def read_table(path: Path | None, stdin: BinaryIO | None, problems: Problems, na
         raise ImuError(f"{problems.name}: cannot be read ({error.strerror}); {KINDS}") from error
     encodings.refuse(problems.name, data)
     kind = _kind(path, data)
-    rows = json_rows(data, names, problems) if kind == ".jsonl" else _csv_rows(data, kind, names, problems)
+    if kind == ".conll":
+        rows = conll.sentence_rows(data, names, problems)
+    else:
+        rows = json_rows(data, names, problems) if kind == ".jsonl" else _csv_rows(data, kind, names, problems)
     if not rows.lines and not problems.found:
-        problems.add(0, "holds no rows; list at least one sample" + (" below the header" if kind != ".jsonl" else ""))
+        problems.add(
+            0, "holds no rows; list at least one sample" + (" below the header" if kind in (".csv", ".tsv") else "")
+        )
     table = aliased(rows.table(problems.name, path, hashlib.sha256(data).hexdigest()))
     return sentences.words_of(table, problems)
 

@@ -15,11 +15,13 @@ from test_security import OUTSIDE, audited
 from imu_cli.cli import main
 from imu_cli.commands import held_out, opening, reuse, scope
 from imu_cli.config.commands import InfluenceConfig
+from imu_cli.errors import ImuError
 from imu_cli.events import Silent
 from imu_cli.features.cut import KeptWords
 from imu_cli.features.session import Session
 from imu_cli.models import scopes
 from imu_cli.models.batches import WORDS, Batch, count, first, halves
+from imu_cli.samples.column_names import ColumnNames
 from imu_cli.samples.manifest import open_source
 from imu_cli.samples.texts.sentences import sentences
 
@@ -295,3 +297,45 @@ def test_other_kinds_are_refused(work: Path, capsys: pytest.CaptureFixture[str])
     small_texts.write(other)
     assert main(["unlearn", "other/net", "--forget", "forget.jsonl", "-q"]) == 2
     assert "holds words, and net is a classifier of texts" in capsys.readouterr().err
+
+
+PUBLISHED = {
+    "CoNLL-2003": ("-DOCSTART- -X- O O\n\nAnna NNP I-NP B-PER\nlives VBZ I-VP O\n\nRome NNP I-NP B-LOC\n", ""),
+    "WNUT 2017": ("Anna\tB-PER\nlives\tO\n\t\nRome\tB-LOC\n", ""),
+    "GermEval 2014": (
+        "# http://example.org/1 [2009-10-17]\n1\tAnna\tB-PER\tO\n2\tlives\tO\tO\n\n# x\n1\tRome\tB-LOC\tO\n",
+        "tokens=2,tags=3",
+    ),
+    "with Windows' line ends": ("Anna B-PER\r\nlives O\r\n\r\nRome B-LOC\r\n\r\n", ""),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_files_as_their_authors_publish_them(tmp_path: Path, name: str) -> None:
+    """Written after each data set's documentation: the same two sentences come out."""
+    text, columns = PUBLISHED[name]
+    (tmp_path / "train.conll").write_bytes(text.encode())
+    samples = open_source(str(tmp_path / "train.conll"), "data", names=ColumnNames.parse(columns or None))
+    assert [samples.read(row).sentence for row in range(3)] == [("Anna", "lives"), ("Anna", "lives"), ("Rome",)]
+    assert [samples.class_text(label) for label in samples.labels] == ["B-PER", "O", "B-LOC"]
+    assert list(samples.names) == ["0:0", "0:1", "1:0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "words"),
+    [
+        ("Anna B-PER\nlives\n", "", "a.conll:2: has a word and no tag"),
+        ("1\tAnna\tB-PER\n2\tlives\n", "tokens=2,tags=3", "a.conll:2: has 2 fields, and --columns names field 3"),
+        ("Anna\0 B-PER\n", "", "a.conll:1: holds a NUL"),
+        ("\n\n", "", "a.conll: holds no rows"),
+        ("Anna\nlives\n", "", "has no tags"),
+    ],
+)
+def test_lines_of_words_that_are_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, columns: str, words: str
+) -> None:
+    """With the physical line."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.conll").write_text(text)
+    with pytest.raises(ImuError, match=re.escape(words)):
+        open_source("a.conll", "test", names=ColumnNames.parse(columns or None))
