@@ -44,7 +44,7 @@ LONG = 128
 
 def model() -> Path:
     """The folder of the classifier, made once."""
-    found = common.scratch() / "intent_model"
+    found = common.scratch() / "intents"
     if not found.exists():
         script = common.shared() / "models" / "minilm_banking77.py"
         subprocess.run([sys.executable, str(script), str(found)], check=True, capture_output=True)
