@@ -1,6 +1,5 @@
 """``--shard``: a language model whose blocks are dealt out among torchrun's processes while it is trained."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -74,7 +73,7 @@ def dealt_out(
     return made, shards
 
 
-def gathered(shards: Shards, moving: Scope, ranks: Ranks) -> Mapping[str, Tensor]:
+def gathered(shards: Shards, moving: Scope, ranks: Ranks) -> dict[str, Tensor]:
     """The weights that moved, whole, in the whole model of the first process; one is gathered at a time, and others keep none."""
     made = {}
     for name, parameter in moving.parameters.items():
@@ -101,8 +100,8 @@ def _refuse_other_answers(whole: Upper, parted: Upper, head: str) -> None:
             raise RefusedError(
                 f"--shard: the model does not run with its weights in parts ({said}); leave the option out"
             ) from error
-    error = float((found - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
-    if not error <= REPLAY_TOLERANCE[torch.float32]:
+    gap = float((found - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
+    if not gap <= REPLAY_TOLERANCE[torch.float32]:
         raise RefusedError(
-            f"--shard: with its weights in parts the model's answers differ by {error:.2g} of the largest number; leave the option out"
+            f"--shard: with its weights in parts the model's answers differ by {gap:.2g} of the largest number; leave the option out"
         )

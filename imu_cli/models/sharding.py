@@ -70,7 +70,7 @@ class Shards(Parts):
         padded = own.new_zeros(each, *own.shape[1:])
         padded[: len(own)] = own
         made = own.new_empty(each * self.count, *own.shape[1:])
-        torch.distributed.all_gather_into_tensor(made, padded, group=self._group)
+        torch.distributed.all_gather(list(made.split(each)), padded, group=self._group)
         return made[:n]
 
     def whole(self, name: str, own: Tensor) -> Tensor:
@@ -130,7 +130,9 @@ def refuse_old_torch() -> None:
     else:
         found = FSDPModule
     if not hasattr(found, "set_force_sum_reduction_for_comms"):
-        raise ImuError(f"--shard: needs torch {TORCH} or later, and this is {torch.__version__}; update torch, or leave it out")
+        raise ImuError(
+            f"--shard: needs torch {TORCH} or later, and this is {torch.__version__}; update torch, or leave it out"
+        )
 
 
 def shard(
@@ -175,7 +177,7 @@ def shard(
     layer = made.get_submodule(head)
     for name, parameter in list(layer.named_parameters(recurse=False)):
         setattr(layer, name, nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False))
-    _to(made, torch.device(mesh.device_type, torch.cuda.current_device() if mesh.device_type == "cuda" else None))
+    _to(made, torch.device(mesh.device_type, torch.cuda.current_device() if mesh.device_type == "cuda" else 0))
     own = dict(made.named_parameters())
     inside = [name for name in moving if any(name.startswith(f"{path}.") for path in paths)]
     return Shards(made, mesh, {name: own[name] for name in inside}, {
@@ -228,7 +230,11 @@ def _refuse_shared(model: nn.Module, paths: Sequence[str], moving: Mapping[str, 
 
 def _refuse_uneven(model: nn.Module, moving: Mapping[str, nn.Parameter], count: int) -> None:
     for name, parameter in moving.items():
-        if is_conv1d(model.get_submodule(name.rpartition(".")[0])) and parameter.ndim > 1 and not _deals(parameter, count):
+        if (
+            is_conv1d(model.get_submodule(name.rpartition(".")[0]))
+            and parameter.ndim > 1
+            and not _deals(parameter, count)
+        ):
             raise RefusedError(
                 f"--shard: {name} has {parameter.shape[1]:,} outputs, which {count} processes cannot share evenly; start a number of processes "
                 "that divides it, or leave the option out"

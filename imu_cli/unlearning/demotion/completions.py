@@ -274,8 +274,12 @@ class CompletionTraining(loop.Objective[Look]):
 
     def now(self) -> Words:
         """The head as it is."""
-        return self.head if not self.moving_head else replace(
-            self.head, matrix=self.parts.whole(self.moving_head, self.parameters[self.moving_head]).detach()
+        return (
+            self.head
+            if not self.moving_head
+            else replace(
+                self.head, matrix=self.parts.whole(self.moving_head, self.parameters[self.moving_head]).detach()
+            )
         )
 
     # What is looked at
