@@ -18,8 +18,6 @@ from imu_cli.models.parts import Gradients, Join, Parts
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-TORCH = "2.8"
-"""The first whose FSDP2 sums gradients on every backend."""
 BLOCKS = "_no_split_modules"
 """Where models of transformers name the classes of their blocks."""
 
@@ -118,20 +116,18 @@ class ShardGradients(Gradients):
 
 
 def refuse_old_torch() -> None:
-    """Refuse a torch whose FSDP2 does not add up gradients.
+    """Refuse a torch whose FSDP2 does not add up gradients, or keeps those of all units whole until the last is done.
 
     Raises:
         ImuError: it is too old.
     """
-    try:
-        from torch.distributed.fsdp import FSDPModule
-    except ImportError:
-        found: Any = None
-    else:
-        found = FSDPModule
-    if not hasattr(found, "set_force_sum_reduction_for_comms"):
+    from torch.distributed import fsdp
+
+    found = getattr(fsdp, "FSDPModule", None)
+    if not (hasattr(found, "set_force_sum_reduction_for_comms") and hasattr(fsdp, "share_comm_ctx")):
         raise ImuError(
-            f"--shard: needs torch {TORCH} or later, and this is {torch.__version__}; update torch, or leave it out"
+            f"--shard: torch {torch.__version__} has no torch.distributed.fsdp.share_comm_ctx, or does not add up gradients; update torch, or "
+            "leave it out"
         )
 
 
@@ -150,7 +146,7 @@ def shard(
     Raises:
         RefusedError: weights that move are shared between units, or cannot be dealt out.
     """
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import FSDPModule, fully_shard, share_comm_ctx
     from torch.distributed.tensor import Shard
 
     paths = units(model, modules, head)
@@ -168,12 +164,13 @@ def shard(
     def place(parameter: nn.Parameter) -> Shard | None:
         return Shard(1) if id(parameter) in columns and _deals(parameter, mesh.size()) else None
 
+    dealt: list[FSDPModule] = []
     for path in paths:
-        unit: Any = fully_shard(
-            made.get_submodule(path), mesh=mesh, reshard_after_forward=True, shard_placement_fn=place
-        )
+        unit = fully_shard(made.get_submodule(path), mesh=mesh, reshard_after_forward=True, shard_placement_fn=place)
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)
+        dealt.append(unit)
+    share_comm_ctx(dealt)  # else each keeps its gradients whole until the backward pass is done
     layer = made.get_submodule(head)
     for name, parameter in list(layer.named_parameters(recurse=False)):
         setattr(layer, name, nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False))
