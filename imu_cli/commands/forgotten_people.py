@@ -130,7 +130,7 @@ def run(
         anchor=len(unseen.anchored), unseen=len(unseen.apart), beta=config.beta, learning_rate=trained.learning_rate,
         batches=trained.batches, steps=trained.steps, minibatch=work.schedule.forget, fraction=trained.fraction,
         weighting="uniform", feature_term=False, tensors=changed,
-        passes=scope.passes(upper, work, len(opened.forget.samples) + len(unseen.anchored), before=1),
+        passes=scope.passes(scope.share_above(upper), work, len(opened.forget.samples) + len(unseen.anchored), before=1),
     )  # fmt: skip
     _tell_end(opened, trajectory, work.aim.auc, trained.reached is True, info)
     record = _record(opened, config, origins, place, trained, trajectory, work, unseen.info, info)

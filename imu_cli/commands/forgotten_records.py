@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imu_cli.commands import held_out, people, processes, provenance, record_targets, scope
+from imu_cli.commands import held_out, people, processes, provenance, record_targets, scope, sharded
 from imu_cli.commands.processes import Ranks
 from imu_cli.commands.resuming import Progress
 from imu_cli.config.commands import PRESETS, UnlearnConfig
@@ -23,7 +23,9 @@ from imu_cli.influence.closed_form import Damping
 from imu_cli.linear import vocabulary
 from imu_cli.linear.vocabulary import Words
 from imu_cli.models import destination, language, scopes
+from imu_cli.models.parts import Parts
 from imu_cli.models.scopes import Scope
+from imu_cli.models.sharding import Shards
 from imu_cli.records.parts import HeldOutInfo
 from imu_cli.records.record import LookInfo, Record, ScopeInfo, Target
 from imu_cli.samples.dataset import SampleSet
@@ -91,8 +93,12 @@ def run(
     on_cpu = opened.device.type == "cpu"
     with language.without_cache(network.model), allocation.kept() if on_cpu else contextlib.nullcontext():
         upper = scope.upper_part(opened, network, moving, partial(entering, layer=head.module))
+        above = scope.share_above(upper)
         with scope.room() as folder:
             held_to = None if anchored is None else with_own_answers(opened, anchored, config.seed, ranks)
+            shards = None
+            if config.shard:
+                upper, shards = sharded.dealt_out(opened, config, moving, upper, ranks)
             kept = scope.keep(opened, upper, [opened.forget.samples, held_to, apart], folder)
             with scope.learning(moving):
                 sets = [opened.forget.samples, held_to, apart]
@@ -100,9 +106,11 @@ def run(
                     None if held is None or samples is None else completed(opened, upper, held, samples)
                     for held, samples in zip(kept, sets, strict=True)
                 ]
-                work = _training(opened, config, moving, made, until, apart)
+                work = _training(opened, config, moving, upper, shards, made, until, apart)
                 work.share, work.join, work.to_file = ranks.share, ranks.add_up, scope.rounding(opened, names)
                 trained, state = scope.resumed(opened, config, moving, work, ranks, info, [anchored, held_to], told)
+        if shards is not None:
+            trained = replace(trained, weights=sharded.gathered(shards, moving, ranks))
         opened.taken = Taken("model", streamed=False, bytes=4 * work.forgotten.features.numel())
         if not ranks.first:
             raise processes.HelpedError
@@ -115,7 +123,7 @@ def run(
             anchor=0 if held_to is None else len(held_to), unseen=0 if apart is None else len(apart), beta=config.beta,
             learning_rate=trained.learning_rate, batches=trained.batches, steps=trained.steps, minibatch=work.schedule.forget,
             fraction=trained.fraction, weighting=config.weights, feature_term=False, tensors=changed,
-            passes=scope.passes(upper, work, n, before=1),
+            passes=scope.passes(above, work, n, before=1),
         )  # fmt: skip
         _tell_end(opened, trajectory, trained.reached, scope_info)
         record = _record(opened, config, origins, place, trained, trajectory, work, info, scope_info)
@@ -219,6 +227,8 @@ def _training(
     opened: Session,
     config: UnlearnConfig,
     moving: Scope,
+    upper: Upper,
+    shards: Shards | None,
     sets: Sequence[Completed | None],
     until: Mapping[str, float] | None,
     apart: SampleSet | None,
@@ -226,7 +236,9 @@ def _training(
     forgotten, anchor, unseen = sets
     assert forgotten is not None
     head = opened.head
-    words = Words(head.matrix, head.bias, head.scale, head.cap)
+    words = Words(head.matrix.to(upper.device), head.bias, head.scale, head.cap)
+    parts: Parts = shards or Parts()
+    parameters: Mapping[str, Tensor] = moving.parameters if shards is None else shards.parameters
     layer = opened.network.model.get_submodule(head.module)  # type: ignore[union-attr]
     moving_head = next((name for name, parameter in moving.parameters.items() if parameter is layer.weight), "")
     if moving_head and head.bias:
@@ -253,13 +265,13 @@ def _training(
         )
         nothing = Aim(None, None, None, f"--preset {config.preset} runs a fixed number of epochs")
         return PublishedUpdate(
-            moving.parameters, words, "", forgotten, None, unseen, nothing, config.max_drop, schedule, weights, published=made,
+            parameters, words, "", forgotten, None, unseen, nothing, config.max_drop, schedule, weights, published=made,
             told=opened.note,
         )  # fmt: skip
     aim = record_targets.aim_of(opened, config, forgotten, unseen, words, until, apart)
     aim = replace(aim, by_loss=until is None)
     work = CompletionTraining(
-        moving.parameters,
+        parameters,
         words,
         moving_head,
         forgotten,
@@ -270,9 +282,10 @@ def _training(
         schedule,
         weights,
         told=opened.note,
+        parts=parts,
     )
     if anchor is not None:
-        work.bends = scope.bends(opened, opened.network.model, moving, anchor.run, anchor.n, at_once=1)  # type: ignore[union-attr]
+        work.bends = scope.bends(opened, upper.model, parameters, anchor.run, anchor.n, at_once=1, parts=parts)
     start, _ = work.original()
     if work.met(start):
         raise ImuError(

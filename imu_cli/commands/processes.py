@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,12 @@ from imu_cli.errors import ImuError
 from imu_cli.files.reading import environment_number
 from imu_cli.samples.images import decoding
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
 MOST_PROCESSES = 65_536
+BACKENDS = "cpu:gloo,cuda:nccl"
+"""What tensors on each kind of device are sent by; nothing but ``--shard`` sends a GPU's."""
 Kind = TypeVar("Kind")
 
 
@@ -47,6 +52,22 @@ class Ranks:
         torch.distributed.broadcast_object_list(given, src=0)
         return given[0]
 
+    def of_all(self, value: Kind) -> list[Kind]:
+        """Give every process what each has, in the order of their ranks."""
+        if self.count == 1:
+            return [value]
+        given = [value] * self.count
+        torch.distributed.all_gather_object(given, value)
+        return given
+
+    def mesh(self, device: torch.device) -> "DeviceMesh":
+        """All of them in a row, each with a device of this kind of its own."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        return init_device_mesh(device.type, (self.count,))
+
     def share(self, rows: Tensor) -> Tensor:
         """The rows (k,) that this process takes of (n,)."""
         return rows[self.rank :: self.count]
@@ -62,8 +83,8 @@ class Ranks:
 
 
 @contextmanager
-def ranks() -> Iterator[Ranks]:
-    """The process group while the context lasts, where torchrun made one.
+def ranks(on_gpus: bool = False) -> Iterator[Ranks]:
+    """The process group while the context lasts, where torchrun made one; ``on_gpus`` also sends what lies on GPUs.
 
     Raises:
         ImuError: what the environment says of processes makes no group.
@@ -78,7 +99,7 @@ def ranks() -> Iterator[Ranks]:
     # torchrun gives each process one thread, whatever the cores.
     torch.set_num_threads(max(1, decoding.workers() // here))
     try:
-        torch.distributed.init_process_group("gloo")
+        torch.distributed.init_process_group(BACKENDS if on_gpus and torch.cuda.is_available() else "gloo")
     except (ValueError, RuntimeError) as error:
         said = (str(error).splitlines() or [""])[0]
         raise ImuError(f"RANK, WORLD_SIZE: no process group is made of them ({said}); {opening.TORCHRUN}") from error

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,19 +35,25 @@ class Progress:
     Attributes:
         path: the file.
         kept: whether a state of this run lies there.
+        beside: those of the other processes, where each keeps its own part of the weights.
     """
 
     path: Path
+    beside: Sequence[Path] = ()
     kept: bool = False
     _last: float = field(default_factory=time.monotonic)
 
-    def save(self, tensors: Mapping[str, Tensor], said: Mapping[str, Any]) -> None:
-        """Keep a state, if the last one is old enough; numbers and texts as JSON beside the tensors.
+    def due(self) -> bool:
+        """Whether the last state is old enough for another one."""
+        return time.monotonic() - self._last >= APART
+
+    def save(self, tensors: Mapping[str, Tensor], said: Mapping[str, Any], due: bool | None = None) -> None:
+        """Keep a state, if it is ``due`` by the clock, or as is said; numbers and texts as JSON beside the tensors.
 
         Raises:
             ImuError: the cache cannot be written.
         """
-        if time.monotonic() - self._last < APART:
+        if not (self.due() if due is None else due):
             return
         _tidy()
         on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -77,7 +83,8 @@ class Progress:
 
     def done(self) -> None:
         """Remove the state: the run has ended."""
-        self.path.unlink(missing_ok=True)
+        for path in (self.path, *self.beside):
+            path.unlink(missing_ok=True)
         self.kept = False
 
 
@@ -88,7 +95,12 @@ def _tidy() -> None:
                 path.unlink()
 
 
-def progress(fields: Mapping[str, Any]) -> Progress:
-    """The place of a training that depends on these values, on the version of imu and on that of torch."""
-    said = json.dumps({**fields, "imu": __version__, "torch": torch.__version__}, sort_keys=True, default=str)
-    return Progress(cache.folder() / f"training-{hashlib.sha256(said.encode()).hexdigest()[:32]}.safetensors")
+def progress(fields: Mapping[str, Any], part: int = 0, parts: int = 1) -> Progress:
+    """The place of a training that depends on these values, on the version of imu and on that of torch; of one of its parts."""
+
+    def place(number: int) -> Path:
+        of = {} if parts == 1 else {"part": number, "parts": parts}
+        said = json.dumps({**fields, **of, "imu": __version__, "torch": torch.__version__}, sort_keys=True, default=str)
+        return cache.folder() / f"training-{hashlib.sha256(said.encode()).hexdigest()[:32]}.safetensors"
+
+    return Progress(place(part), [place(number) for number in range(parts) if number != part])

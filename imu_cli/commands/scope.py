@@ -32,6 +32,7 @@ from imu_cli.models import architecture, correspondence, scopes
 from imu_cli.models.arithmetic import float32_as
 from imu_cli.models.checkpoint import DTYPES, open_checkpoint, same_bits
 from imu_cli.models.destination import Destination
+from imu_cli.models.parts import Parts
 from imu_cli.models.replay import tolerance_in
 from imu_cli.models.scopes import Answers, Scope
 from imu_cli.records.parts import FileHash, HeldOutInfo
@@ -81,7 +82,7 @@ HEAD_ONLY = (
     "preset", "reweight", "rows", "step", "momentum", "weight_decay", "l1", "epochs", "keep", "rho", "sigma_damping", "class_factor",
     "max_head_change", "max_steps",
 )  # fmt: skip
-DEEPER_ONLY = ("anchor", "beta", "batches", "feature_term", "resume")
+DEEPER_ONLY = ("anchor", "beta", "batches", "feature_term", "resume", "shard")
 
 
 def refuse(config: UnlearnConfig) -> None:
@@ -163,7 +164,7 @@ def run(opened: Session, config: UnlearnConfig, scope: Scope, ready: preparation
         anchor=0 if work.anchor is None else len(work.anchor.logits), unseen=0 if unseen is None else len(unseen),
         beta=config.beta, learning_rate=trained.learning_rate, batches=trained.batches, steps=trained.steps,
         minibatch=work.schedule.forget, fraction=trained.fraction, weighting=config.weights,
-        feature_term=work.means is not None, passes=passes(upper, work, n, before=2), tensors=changed,
+        feature_term=work.means is not None, passes=passes(share_above(upper), work, n, before=2), tensors=changed,
     )  # fmt: skip
     logits = opened.plainly(REPLAYED)[1].double().cpu()
     return Moved(tensors, info, trained, trajectory_of(trained), logits, state)
@@ -377,9 +378,8 @@ def _training(
     turned: dict[str, Bend] = {}
     if anchor is not None and job.plan.kind != "mislabelled":  # wrong labels may be what all answers have in common
         each = anchor.run  # of words one of each sentence: what enters a layer is the whole of it
-        turned = bends(
-            opened, upper.model, scope, lambda rows: each(alone[rows]), len(alone), at_once if upper.blends else 1
-        )
+        together = at_once if upper.blends else 1
+        turned = bends(opened, upper.model, scope.parameters, lambda rows: each(alone[rows]), len(alone), together)
     return Training(
         scope.parameters, job.plan, forgotten, anchor, seen, limits, schedule,
         margin=wanted.margin, fixed=None if fixed is None else fixed.to(device), max_auc=max_auc, told=opened.note,
@@ -388,11 +388,17 @@ def _training(
 
 
 def bends(
-    opened: Session, model: nn.Module, scope: Scope, run: Callable[[Tensor], object], n: int, at_once: int
+    opened: Session,
+    model: nn.Module,
+    moving: Mapping[str, Tensor],
+    run: Callable[[Tensor], object],
+    n: int,
+    at_once: int,
+    parts: Parts | None = None,
 ) -> dict[str, Bend]:
-    """``preconditioning.bends`` of a scope, timed."""
+    """``preconditioning.bends``, timed."""
     with opened.log.timed("what anchored samples have in common"):
-        return preconditioning.bends(model, scope.parameters, run, n, at_once)
+        return preconditioning.bends(model, moving, run, n, at_once, parts=parts)
 
 
 def _aim(job: Job, h: Rows) -> tuple[Tensor | None, float | None]:
@@ -449,18 +455,30 @@ def resumed(
     told: Callable[[LookT], str],
 ) -> tuple[loop.Trained[LookT], Progress]:
     """Train, from where an interrupted run was where that is asked for; what it keeps on the way is removed by ``Progress.done``."""
-    state = _progress(opened, config, held, scope, anchors)
+    parted = work.parts.count > 1
+    state = _progress(opened, config, held, scope, anchors, ranks if parted else Ranks(0, 1))
+    failed = False
 
     def save(tensors: dict[str, Tensor], said: dict[str, object]) -> None:
+        nonlocal failed
+        # Of parts either all are kept or none: the first process says when.
+        due = ranks.of_first(state.due()) if parted else None
+        if failed:
+            return
         try:
-            state.save(tensors, said)
+            state.save(tensors, said, due)
         except ImuError as error:  # nothing that the run needs
-            work.save = lambda *_: None
+            failed = True
             opened.log.events.note(f"{error}; the run goes on, and cannot be resumed from here")
 
-    if ranks.first:
+    if ranks.first or parted:
         work.save = save
-    work.state = ranks.of_first(state.load() if config.resume and ranks.first else None)
+    if parted:
+        found = state.load() if config.resume else None
+        steps = ranks.of_all(None if found is None else int(found[1]["looks"][-1][0]))
+        work.state = found if all(step == steps[0] for step in steps) else None  # of one look, or nothing to go on from
+    else:
+        work.state = ranks.of_first(state.load() if config.resume and ranks.first else None)
     if work.state is not None:
         opened.note(f"going on from step {work.state[1]['looks'][-1][0]} of an earlier run")
     elif config.resume:
@@ -507,7 +525,12 @@ def _told(look: targets.Look) -> str:
 
 
 def _progress(
-    opened: Session, config: UnlearnConfig, held: HeldOutInfo | None, scope: Scope, anchors: Sequence[SampleSet | None]
+    opened: Session,
+    config: UnlearnConfig,
+    held: HeldOutInfo | None,
+    scope: Scope,
+    anchors: Sequence[SampleSet | None],
+    ranks: Ranks,
 ) -> Progress:
     """Where the state of this training lies, by everything that it depends on."""
     free = {
@@ -535,7 +558,9 @@ def _progress(
             "batch": opened.engine.batch_size,
             "preprocess": opened.described()["preprocess"],
             "options": options,
-        }
+        },
+        ranks.rank,
+        ranks.count,
     )
 
 
@@ -639,15 +664,15 @@ def replayed(opened: Session, written: Path, expected: Tensor, found: Callable[[
     return made.sha256
 
 
-def passes(upper: Upper, work: Objective[LookT], n: int, before: int) -> float:
+def passes(above: float, work: Objective[LookT], n: int, before: int) -> float:
     """Forward passes of the whole network over n forget and anchor samples that a run was worth: a backward counts two.
 
     ``before`` are those made before the training: the one that gives the original's answers from what is kept at the cut, and for
     a classifier the one by which its head is found, scored and compared with unseen samples.
 
-    The part above the cut counts by its share of the weights' multiplications, taken as that of the time of a pass.
+    The part above the cut counts by its share of the weights' multiplications (``share_above``), taken as that of the time of a pass.
     """
-    return before + share_above(upper) * work.spent / n
+    return before + above * work.spent / n
 
 
 def share_above(upper: Upper) -> float:

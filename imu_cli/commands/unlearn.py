@@ -21,6 +21,7 @@ from imu_cli.commands import (
     record_targets,
     reuse,
     scope,
+    sharded,
 )
 from imu_cli.commands.processes import Ranks
 from imu_cli.commands.provenance import common
@@ -100,6 +101,8 @@ def _refuse_other_kind(opened: Session, config: UnlearnConfig) -> None:
         ImuError: names the first.
     """
     head = opened.head
+    if config.shard and not head.writes:
+        raise ImuError("--shard: is for language models, whose blocks are dealt out, and this is none; leave it out")
     if config.preset is not None and (config.preset == "paper-llm") != head.writes:
         fits = "use --preset paper-llm" if head.writes else "use --preset paper"
         raise ImuError(f"--preset {config.preset}: is for another kind of model than this one; {fits}, or leave it out")
@@ -139,7 +142,7 @@ def run_unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], 
         RefusedError: the checkpoint cannot be handled.
         HelpedError: this is a process of torchrun's that wrote nothing, and another one did.
     """
-    with processes.ranks() as ranks:
+    with processes.ranks(config.shard) as ranks:
         return _unlearn(model, config, origins, events if ranks.first else Silent(), ranks)
 
 
@@ -147,10 +150,13 @@ def _unlearn(model: Path, config: UnlearnConfig, origins: Mapping[str, str], eve
     place = destination.choose(layout.resolve(model), config.output, config.force)
     config, origins = with_preset(config, origins)
     _refuse_contradictions(config)
+    if config.shard:
+        sharded.refuse(config, ranks)
     config = opening.with_features(config)
     if config.scope != scopes.HEAD and config.weights == "influence" and origins.get("weights", "default") == "default":
         config = replace(config, weights="uniform")
-    opened = opening.open_all(model, config, events)
+    # A model that is to lie in parts is opened on the CPU: it may not fit a device.
+    opened = opening.open_all(model, replace(config, device="cpu") if config.shard else config, events)
     _refuse_other_kind(opened, config)
     if opened.head.writes or opened.head.embeds:
         return _without_classes(opened, config, origins, place, ranks)

@@ -164,6 +164,13 @@ class UnlearnConfig(TargetConfig):
         bool,
         Option("Go on from the last look of the same run, if it was interrupted.", group=DEEPER),
     ] = False
+    shard: Annotated[
+        bool,
+        Option(
+            "Under torchrun, of a language model: each process holds only its rows of every block's weights, gradients and moments.",
+            group=DEEPER,
+        ),
+    ] = False
     max_head_change: Annotated[
         float | None,
         Gt(0),

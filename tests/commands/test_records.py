@@ -1,8 +1,12 @@
 """The commands on records: from a list to a folder that transformers loads again and generates with, and what is refused on the way."""
 
+import contextlib
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,8 @@ from safetensors.torch import load_file
 from test_security import OUTSIDE, audited
 
 from imu_cli.cli import main
+from imu_cli.commands import processes
+from imu_cli.features import cache
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -111,6 +117,7 @@ REFUSED = {
     "nothing but twins in the test data": (["--test", "forget.jsonl"], "held-out data must not hold forget samples"),
     "a scope of nothing": (["--test", "unseen.jsonl", "--scope", "layer9.*"], "matches no module"),
     "a task of no text": (["--test", "unseen.jsonl", "--task", "embedding"], "embedding"),
+    "nobody to share with": (["--test", "unseen.jsonl", "--shard"], "--shard: there is one process"),
     "no such reference": (["--reference-model", "nowhere"], "nowhere"),
     "a test set of texts with labels alone": (["--test", "labels.csv"], "labels.csv"),
 }  # fmt: skip
@@ -127,6 +134,78 @@ def test_what_means_nothing_is_refused(work: Path, case: str, capsys: pytest.Cap
     assert said in found
     assert "Traceback" not in found
     assert listing(work) == before
+
+
+DEEPER = ["--scope", "last-block"]
+SHARED = {
+    "less than float32": ([*DEEPER, "--precision", "bfloat16"], "--shard: weights are gathered in float32, and --precision bfloat16"),
+    "Apple's GPUs": ([*DEEPER, "--device", "mps"], "--shard: torch sends nothing between Apple's GPUs; use --device cpu"),
+    "the head alone": (["--scope", "head", "--untie"], "torchrun: the head alone needs one process; start imu without it, or name a deeper"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_what_cannot_be_dealt_out_is_refused(
+    work: Path, case: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--shard`` says what does not go with it before anything is sent, and nothing is written."""
+    monkeypatch.setattr(processes, "ranks", lambda *_: contextlib.nullcontext(processes.Ranks(0, 2)))
+    words, said = SHARED[case]
+    before = listing(work)
+    assert main(["unlearn", "model", "--forget", "forget.jsonl", "--test", "unseen.jsonl", "--shard", *words]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert listing(work) == before
+
+
+STOPPED = """
+import signal, sys
+from imu_cli import __main__, signals
+from imu_cli.commands import resuming
+resuming.APART = 0.0
+save, seen = resuming.Progress.save, []
+def counted(*given):
+    save(*given)
+    seen.append(1)
+    if len(seen) == 3:
+        signals._noted.append(signal.SIGINT)
+if "--resume" not in sys.argv:
+    resuming.Progress.save = counted
+__main__.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_model_in_parts_is_unlearned_like_a_whole_one(work: Path) -> None:
+    """``--shard`` in two processes: the tensors, looks and record of one, but for float error; and stopped, it goes on to the same bytes."""
+    command = [*JOB, "--reference", "unseen.jsonl", "--batches", "10", "--device", "cpu"]
+    assert main([*command, "-o", "one", "-q"]) in (0, 3)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    (work / "stopped.py").write_text(STOPPED)
+    said = {}
+    for name, start, more in (
+        ("two", ["-m", "imu_cli"], []), ("three", ["stopped.py"], []), ("three", ["stopped.py"], ["--resume"])
+    ):  # fmt: skip
+        ended = subprocess.run(
+            [*launch, *start, *command, "--shard", "-o", name, *more], env=environment, check=False, capture_output=True, text=True, timeout=240
+        )  # fmt: skip
+        said[name, *more] = ended.stderr
+    assert "10,440 of the 20,880 weights that move in this one" in said["two",], said["two",]
+    assert "interrupted; no output was written" in said["three",]
+    assert "going on from step 3 of an earlier run" in said["three", "--resume"]
+    assert list(cache.folder().glob("training-*")) == []
+    before, one, two = (load_file(f"{name}/model.safetensors") for name in ("model", "one", "two"))
+    assert Path("three/model.safetensors").read_bytes() == Path("two/model.safetensors").read_bytes()
+    assert {n for n in one if not torch.equal(one[n], before[n])} == {
+        n for n in two if not torch.equal(two[n], before[n])
+    }
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4 * float(tensor.abs().max()))
+    looks = [json.loads(Path(name, "model.record.json").read_text())["trajectory"] for name in ("one", "two")]
+    for mine, theirs in zip(*looks, strict=True):
+        assert mine.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert mine[name] == (value if value is None else pytest.approx(value, rel=1e-4, abs=1e-6)), name
 
 
 def test_images_are_no_records(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

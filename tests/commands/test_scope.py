@@ -696,9 +696,21 @@ def test_torchrun_is_refused_for_the_head_alone(
     """The closed form needs one process."""
     from imu_cli.commands import processes
 
-    monkeypatch.setattr(processes, "ranks", lambda: _two())
+    monkeypatch.setattr(processes, "ranks", lambda *_: _two())
     _, told = run(capsys, "unlearn", *COMMON, *CLASS, "-o", "out.safetensors", code=2)
     assert "torchrun: the head alone needs one process; start imu without it, or name a deeper --scope" in told
+
+
+def test_a_classifier_is_not_dealt_out(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--shard`` is for language models, at any scope."""
+    from imu_cli.commands import processes
+
+    monkeypatch.setattr(processes, "ranks", lambda *_: _two())
+    for more in (BLOCK, []):
+        _, told = run(capsys, "unlearn", *COMMON, *CLASS, *more, "--shard", "-o", "out.safetensors", code=2)
+        assert "--shard: is for language models, whose blocks are dealt out" in told
 
 
 def _two() -> Any:

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imu_cli import signals
 from imu_cli.linear import margins, vocabulary
 from imu_cli.linear.vocabulary import Vocabulary, Words
 from imu_cli.statistics import recall
@@ -250,7 +249,7 @@ class CompletionTraining(loop.Objective[Look]):
         weights: of the forgotten records, (n,).
     """
 
-    parameters: Mapping[str, nn.Parameter]
+    parameters: Mapping[str, Tensor]
     head: Words
     moving_head: str
     forgotten: Completed
@@ -275,7 +274,13 @@ class CompletionTraining(loop.Objective[Look]):
 
     def now(self) -> Words:
         """The head as it is."""
-        return replace(self.head, matrix=self.parameters[self.moving_head].detach()) if self.moving_head else self.head
+        return (
+            self.head
+            if not self.moving_head
+            else replace(
+                self.head, matrix=self.parts.whole(self.moving_head, self.parameters[self.moving_head]).detach()
+            )
+        )
 
     # What is looked at
 
@@ -284,15 +289,16 @@ class CompletionTraining(loop.Objective[Look]):
         self.spent += of.n
         made = torch.zeros_like(of.features)
         with torch.no_grad():
-            for rows in self.share(torch.arange(of.n)).split(self.schedule.at_once):
-                signals.check()
-                made[of.places(rows)] = of.run(rows).to(made)
+            for rows, counts in self.portions(of.n, self.schedule.at_once):
+                entered = of.run(rows).to(made)
+                if counts:
+                    made[of.places(rows)] = entered
         self.join([made])
         return made
 
     def look_at(self, ours: Judged, theirs: Judged | None) -> Look:
         """The look at how forgotten and unseen records are answered."""
-        return compared(ours, theirs, self.before, loop.change(self.parameters, self.start))
+        return compared(ours, theirs, self.before, loop.change(self.parameters, self.start, self.parts))
 
     def look(self) -> tuple[Look, Tensor | None]:
         """What the weights as they are do, and the margins of the unseen records' tokens."""
@@ -322,29 +328,23 @@ class CompletionTraining(loop.Objective[Look]):
 
     def gradients(self, batch: _Batch, wanted: Tensor) -> tuple[dict[str, Tensor], float]:
         """Gradients of the loss on a batch by name, summed over processes, and the loss."""
-        names, moving = list(self.parameters), list(self.parameters.values())
-        summed = [torch.zeros_like(parameter) for parameter in moving]
-        at = names.index(self.moving_head) if self.moving_head else None
+        gradients, head = self.parts.gradients(self.parameters), self.now()
         total = torch.zeros((), dtype=torch.float64)
         self.spent += loop.BACKWARD * (len(batch.rows) + (0 if batch.anchored is None else len(batch.anchored)))
         for of, rows in ((self.forgotten, batch.rows), (self.anchor, batch.anchored)):
             if of is None or rows is None:
                 continue
             share = self._shares(of, rows)
-            for some in self.share(torch.arange(len(rows))).split(self.schedule.at_once):
-                signals.check()
+            for some, counts in self.portions(len(rows), self.schedule.at_once):
                 places, entered = of.places(rows[some]), of.run(rows[some])
-                own = share[some][self._record_of(of, rows[some])]
+                own = share[some][self._record_of(of, rows[some])] * counts
                 aim = wanted[places] if of is self.forgotten else None
-                loss, down, up = self._slopes(of, places, entered.detach(), own, aim, at is not None)
+                loss, down, up = self._slopes(of, places, entered.detach(), own, aim, head)
                 total += loss
-                found = torch.autograd.grad(entered, moving, grad_outputs=down.to(entered.dtype), allow_unused=True)
-                loop.add(summed, found)
-                if at is not None and up is not None:
-                    summed[at].add_(up)
-        whole = summed[0].new_tensor([float(total)])
-        self.join([*summed, whole])
-        return dict(zip(names, summed, strict=True)), float(whole)
+                gradients.add(entered, down.to(entered.dtype))
+                if up is not None:
+                    gradients.add_to(self.moving_head, up)
+        return gradients.over_processes(float(total), self.join)
 
     def _record_of(self, of: Completed, rows: Tensor) -> Tensor:
         """Which of some records (k,) each of their tokens belongs to."""
@@ -360,13 +360,13 @@ class CompletionTraining(loop.Objective[Look]):
         return weights / (weights * counts).sum().clamp(min=1e-300)
 
     def _slopes(
-        self, of: Completed, places: Tensor, entered: Tensor, share: Tensor, wanted: Tensor | None, with_head: bool
+        self, of: Completed, places: Tensor, entered: Tensor, share: Tensor, wanted: Tensor | None, head: Words
     ) -> tuple[float, Tensor, Tensor | None]:
         """Loss of some tokens, its gradient with respect to what enters the head (N, d), and with respect to the head's weight."""
-        head, device = self.now(), entered.device
+        device = entered.device
         features, targets = of.features[places], of.targets[places].to(device)
         down = torch.empty_like(entered, dtype=torch.float32)
-        up = torch.zeros_like(head.matrix) if with_head else None
+        up = torch.zeros_like(head.matrix) if self.moving_head else None
         loss, width = 0.0, head.matrix.shape[1] - head.bias
         was = vocabulary.blocks(features.to(device), self.head)
         for (part, z), (_, old) in zip(vocabulary.blocks(entered, head), was, strict=True):

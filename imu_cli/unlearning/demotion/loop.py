@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from imu_cli import signals
 from imu_cli.errors import ImuError
+from imu_cli.models.parts import Parts
 from imu_cli.unlearning.ascent import Reason
 from imu_cli.unlearning.demotion.preconditioning import Bend
 from imu_cli.unlearning.demotion.update import RelativeAdam
@@ -76,6 +78,7 @@ class Surroundings:
 
     Attributes:
         share: of the rows of a batch, those that this process takes; ``join`` sums tensors over processes, in place.
+        parts: what this process holds of the weights that move, of everything that belongs to them, and of gradients.
         told: hears notes.
         save: keeps what the run can go on from, after every look.
         state: what an earlier run kept; the next one goes on from there, to the same bytes.
@@ -85,25 +88,42 @@ class Surroundings:
 
     share: Callable[[Tensor], Tensor] = lambda rows: rows
     join: Callable[[list[Tensor]], None] = lambda _: None
+    parts: Parts = field(default_factory=Parts)
     told: Callable[[str], None] = lambda _: None
     save: Callable[[dict[str, Tensor], dict[str, Any]], None] = lambda *_: None
     state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
     to_file: Callable[[str, Tensor], Tensor] = lambda _, value: value
     bends: Mapping[str, Bend] = field(default_factory=dict)
 
+    def portions(self, n: int, at_once: int) -> Iterator[tuple[Tensor, bool]]:
+        """Of n rows those of this process, in portions that run together, and whether they count.
+
+        Where weights lie in parts, all processes run equally often, since each needs what the others hold: one with fewer rows runs the
+        first one again, which does not count.
+        """
+        mine = self.share(torch.arange(n))
+        made = mine.split(at_once) if len(mine) else ()
+        for some in made:
+            signals.check()
+            yield some, True
+        if self.parts.count > 1 and n:
+            most = math.ceil(math.ceil(n / self.parts.count) / at_once)
+            for _ in range(most - len(made)):
+                yield torch.zeros(1, dtype=torch.int64), False
+
 
 class Objective(Surroundings, ABC, Generic[LookT]):
     """What a network is to learn, and how far it is.
 
     Attributes:
-        parameters: the weights that move, by name.
+        parameters: the weights that move, by name, or the parts of them that this process holds.
         start: what they were.
         schedule: how fast they move, and how often it is looked at what they do.
         spent: samples that ran through the moving part, on all processes together.
         astray_when: what ``astray`` looks at, in words.
     """
 
-    parameters: Mapping[str, nn.Parameter]
+    parameters: Mapping[str, Tensor]
     start: Mapping[str, Tensor]
     schedule: Pace
     spent: int
@@ -166,27 +186,28 @@ class Objective(Surroundings, ABC, Generic[LookT]):
         return train(self)
 
 
-def copied(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+def copied(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights as they are."""
     return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
-def put(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> None:
+def put(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     """Give the network these weights."""
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
 
 
-def size(weights: Mapping[str, Tensor]) -> float:
-    """Their norm."""
-    return math.sqrt(sum(float(value.double().square().sum()) for value in weights.values()))
+def size(weights: Mapping[str, Tensor], parts: Parts) -> float:
+    """Their norm, that of all parts together."""
+    squares = [float(value.double().square().sum()) for value in weights.values()]
+    return math.sqrt(sum(parts.sums(torch.tensor(squares, dtype=torch.float64)).tolist()))
 
 
-def change(parameters: Mapping[str, nn.Parameter], start: Mapping[str, Tensor]) -> float:
+def change(parameters: Mapping[str, Tensor], start: Mapping[str, Tensor], parts: Parts) -> float:
     """‖W − W₀‖/‖W₀‖ of all weights that move."""
-    moved = size({name: parameter.detach() - start[name] for name, parameter in parameters.items()})
-    return moved / max(size(start), 1e-30)
+    moved = size({name: parameter.detach() - start[name] for name, parameter in parameters.items()}, parts)
+    return moved / max(size(start, parts), 1e-30)
 
 
 def train(work: Objective[LookT]) -> Iterator[tuple[int, LookT] | Trained[LookT]]:
@@ -230,7 +251,7 @@ class _Attempt(Generic[LookT]):
         work, rate = self.work, self.rate
         steps = work.length()
         every = max(1, steps // work.schedule.looks)
-        update = RelativeAdam(work.parameters, bends=work.bends)
+        update = RelativeAdam(work.parameters, bends=work.bends, parts=work.parts)
         draws = torch.Generator().manual_seed(work.schedule.seed)
         batches = work.batches(draws)
         look, seen = work.original()

@@ -175,7 +175,7 @@ class PairTraining(loop.Objective[Look]):
         now = self._precision(unseen)
         return Look(
             similarity=float(one.mean()),
-            head_change=loop.change(self.parameters, self.start),
+            head_change=loop.change(self.parameters, self.start, self.parts),
             unseen_similarity=float(other.mean()) if len(other) else None,
             auc=same_person.plain_auc(one, every),
             map=float(found.precision[found.valid].mean()) if bool(found.valid.any()) else None,

@@ -11,7 +11,7 @@ Intelligence 1, 364).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from imu_cli import signals
 from imu_cli.models.layers import is_conv1d
+from imu_cli.models.parts import Parts
 
 DAMPING = 0.1
 """γ (benchmarks/results/language_tuning.jsonl)."""
@@ -32,22 +33,34 @@ PATCHES = 1 << 16
 
 @dataclass(frozen=True, eq=False)
 class Bend:
-    """What turns a layer's steps: (I + C / (γ m))⁻¹, (in, in), and whether its weight is (in, out) as GPT-2's are."""
+    """What turns a layer's steps: (I + C / (γ m))⁻¹, (in, in), and whether its weight is (in, out) as GPT-2's are.
+
+    Where weights lie in parts, ``matrix`` is the rows that this process holds, and a step the outputs that it holds.
+    """
 
     matrix: Tensor
     inputs_first: bool
+    parts: Parts = field(default_factory=Parts)
 
     def __call__(self, step: Tensor) -> Tensor:
         """A step of the weight's shape, turned and as long as it was."""
         flat = step.flatten(1)
-        made = self.matrix @ flat if self.inputs_first else flat @ self.matrix
-        made.mul_(torch.linalg.vector_norm(flat) / torch.linalg.vector_norm(made).clamp_min(1e-30))
+        whole = self.parts.joined(self.matrix, self.matrix.shape[1])
+        made = whole @ flat if self.inputs_first else flat @ whole
+        before, after = self.parts.norms([flat, made])
+        made.mul_(before / after.clamp_min(1e-30))
         return made.view_as(step)
 
 
 def bends(
-    model: nn.Module, moving: Mapping[str, nn.Parameter], run: Callable[[Tensor], object], n: int, at_once: int, damping: float = DAMPING
-) -> dict[str, Bend]:  # fmt: skip
+    model: nn.Module,
+    moving: Mapping[str, Tensor],
+    run: Callable[[Tensor], object],
+    n: int,
+    at_once: int,
+    damping: float = DAMPING,
+    parts: Parts | None = None,
+) -> dict[str, Bend]:
     """What turns the steps of every moving weight that multiplies what enters its layer, by the weight's name.
 
     Args:
@@ -57,7 +70,9 @@ def bends(
         n: how many there are; the first ``ALIKE`` are taken.
         at_once: how many run together; of texts one, so that no padding is counted.
         damping: γ.
+        parts: what each process holds of the weights: it sums as many rows of C, and keeps as many of its map.
     """
+    parts = parts or Parts()
     wanted: dict[str, tuple[nn.Module, str]] = {}
     for name, parameter in moving.items():
         path, _, kind = name.rpartition(".")
@@ -82,7 +97,8 @@ def bends(
             with torch.autocast(entered.device.type, enabled=False):  # sums are float32's in every precision
                 for rows in _rows(layer, entered).split(PATCHES):
                     own = rows.float()
-                    sums[path] = sums[path].addmm_(own.T, own) if path in sums else own.T @ own
+                    mine = own[:, parts.rows(own.shape[1])].T
+                    sums[path] = sums[path].addmm_(mine, own) if path in sums else mine @ own
                     counts[path] = counts.get(path, 0) + len(own)
 
         return hook
@@ -98,21 +114,22 @@ def bends(
         seen.clear()
         for handle in handles:
             handle.remove()
-    made = {path: _turned(total / counts[path], damping) for path, total in sums.items()}
+    made = {path: _turned(total / counts[path], damping, parts) for path, total in sums.items()}
     return {
-        name: Bend(made[shared[path]], is_conv1d(layer))
+        name: Bend(made[shared[path]], is_conv1d(layer), parts)
         for path, (layer, name) in wanted.items()
         if shared.get(path) in made
     }
 
 
-def _turned(moment: Tensor, damping: float) -> Tensor:
-    """(I + C / (γ m))⁻¹ of C (in, in), in float64 and kept in float32."""
-    wide = moment.double()
+def _turned(moment: Tensor, damping: float, parts: Parts) -> Tensor:
+    """(I + C / (γ m))⁻¹ of C (in, in), in float64 and kept in float32; of both the rows that this process holds."""
+    wide = parts.joined(moment, moment.shape[1]).double()
     scale = damping * wide.diagonal().mean().clamp_min(1e-30)
     wide = wide / scale
     wide.diagonal().add_(1.0)
-    return torch.cholesky_inverse(torch.linalg.cholesky(wide)).float()
+    made = torch.cholesky_inverse(torch.linalg.cholesky(wide)).float()
+    return made if parts.count == 1 else made[parts.rows(len(made))].clone()
 
 
 def _width(layer: nn.Module) -> int:

@@ -176,7 +176,7 @@ class Training(loop.Objective[Look]):
         """The look at logits of the forget set and of the unseen samples."""
         same = torch.eye(self.classes, dtype=torch.float64, device=found.device)
         hits, near = objective.counts_in(found, same, self.plan.members, self.margin)
-        moved = loop.change(self.parameters, self.start)
+        moved = loop.change(self.parameters, self.start, self.parts)
         share = auc = drop = worst = None
         if seen is not None and self.unseen is not None:
             right = self._right(seen)

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from imu_cli.models.parts import Parts
 from imu_cli.unlearning.demotion.preconditioning import Bend
 
 FIRST, SECOND = 0.9, 0.999
@@ -19,20 +20,24 @@ class RelativeAdam:
 
     A layer's bias, and the shift of a normalisation, move in units of the layer's weight. Gradients are clipped together at a norm
     of ``clip``. There is no weight decay: the weights are not to be forgotten, only what they say of some samples. ``bends`` turn the steps
-    of some weights, by their names.
+    of some weights, by their names; ``parts`` is what this process holds of the weights.
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], clip: float = 1.0, bends: Mapping[str, Bend] | None = None
+        self,
+        parameters: Mapping[str, Tensor],
+        clip: float = 1.0,
+        bends: Mapping[str, Bend] | None = None,
+        parts: Parts | None = None,
     ) -> None:
         self.parameters, self.clip, self.number = dict(parameters), clip, 0
-        self.bends = dict(bends or {})
+        self.bends, self.parts = dict(bends or {}), parts or Parts()
         self.first = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         self.second = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         self.scale = self._scales()
 
     def _scales(self) -> dict[str, float]:
-        own = {name: float(value.detach().float().square().mean().sqrt()) for name, value in self.parameters.items()}
+        own = dict(zip(self.parameters, self.parts.roots(list(self.parameters.values())), strict=True))
         layers: dict[str, float] = {}
         for name, size in own.items():
             layer = name.rpartition(".")[0]
@@ -48,7 +53,7 @@ class RelativeAdam:
         self.number += 1
         names = list(self.parameters)
         given: list[Tensor] = [gradients[name] for name in names]
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(each) for each in given]))
+        norm = torch.linalg.vector_norm(self.parts.norms(given))
         given = list(torch._foreach_mul(given, (self.clip / (norm + 1e-6)).clamp(max=1.0)))
         first, second = [self.first[name] for name in names], [self.second[name] for name in names]
         torch._foreach_lerp_(first, given, 1 - FIRST)
