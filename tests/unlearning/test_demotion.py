@@ -521,9 +521,9 @@ def test_with_the_feature_term_the_schedule_is_gone_through(trained: World) -> N
         given[:, 0] = -math.inf
         of = features.kept(made.anchor.features, given.argmax(dim=1), CLASSES)
         with torch.no_grad():
-            h = made.forgotten.run(rows)[0]
+            h, z = made.forgotten.run(rows)
         away[attraction] = float(
-            features.spread(h, made.teacher(rows, None), made.anchor.features, given.argmax(dim=1), of, 0.0)
+            features.spread(h, made.teacher(rows, None, z), made.anchor.features, given.argmax(dim=1), of, 0.0)
         )
     assert away[1.0] < 0.8 * away[0.0]
 
@@ -672,3 +672,21 @@ def test_steps_follow_the_number_of_samples() -> None:
     lengths = [Schedule().length(n) for n in (1, 100, 5000)]
     assert lengths == sorted(set(lengths))
     assert Schedule(batches=7).length(5000) == 7
+
+
+def test_the_teacher_of_a_wrong_label_is_the_network_itself(trained: World) -> None:
+    """What the original says beside a wrong label was learnt with it: the label alone is held down, never up, the others keep their odds."""
+    made = work(trained.copied(), kind="mislabelled")
+    rows = torch.arange(6)
+    labels = made.forgotten.labels[rows]
+    torch.manual_seed(0)
+    now = torch.randn(6, CLASSES, dtype=torch.float64)
+    phi = margins.margins(now, labels)
+    wanted = torch.zeros(len(made.forgotten.labels), dtype=torch.float64)
+    wanted[rows] = torch.where(torch.arange(6) < 3, phi - 2, phi + 2)
+    log_q = made.teacher(rows, wanted, now)
+    torch.testing.assert_close(margins.margins(log_q, labels), torch.minimum(phi, wanted[rows]), rtol=1e-9, atol=1e-9)
+    beside = torch.ones(6, CLASSES, dtype=torch.bool).scatter_(1, labels[:, None], False)
+    odds = (log_q - now)[beside].view(6, -1)
+    torch.testing.assert_close(odds, odds[:, :1].expand_as(odds), rtol=0, atol=1e-9)
+    assert not torch.equal(made.forgotten.logits[rows], now)

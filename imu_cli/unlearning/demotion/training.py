@@ -205,11 +205,19 @@ class Training(loop.Objective[Look]):
         same = torch.eye(self.classes, dtype=torch.float64, device=seen.device)
         return margins.coupled_targets(self.phi, *self.comparison(seen).margins(same))
 
-    def teacher(self, rows: Tensor, wanted: Tensor | None) -> Tensor:
-        """The teacher's log q (k, c) of some forget samples."""
+    def teacher(self, rows: Tensor, wanted: Tensor | None, logits: Tensor) -> Tensor:
+        """The teacher's log q (k, c) of some forget samples, which have these logits (k, c) now.
+
+        What the original says beside a wrong label was learnt with it and is worth nothing: there the teacher is what the network says
+        now, so that the label alone is held down, never up, and the other classes go where what stays takes them.
+        """
         if wanted is None:
             return teacher.masked(self.forgotten.logits[rows], self.plan.forgotten)
-        return teacher.demoted(self.forgotten.logits[rows], self.forgotten.labels[rows], wanted[rows])
+        labels, targets = self.forgotten.labels[rows], wanted[rows]
+        if self.plan.kind != "mislabelled":
+            return teacher.demoted(self.forgotten.logits[rows], labels, targets)
+        now = logits.detach().double()
+        return teacher.demoted(now, labels, torch.minimum(targets, margins.margins(now, labels)))
 
     def gradients(self, batch: Batch, wanted: Tensor | None) -> tuple[dict[str, Tensor], float]:
         """Gradients of the loss on a batch by name, summed over processes, and the loss."""
@@ -233,7 +241,7 @@ class Training(loop.Objective[Look]):
                 signals.check()
                 _, logits = self.forgotten.run(some)
                 own = (self.forgotten.weights[some] / total).to(logits.dtype)
-                add((own * teacher.divergence(self.teacher(some, wanted).to(logits.dtype), logits)).sum())
+                add((own * teacher.divergence(self.teacher(some, wanted, logits).to(logits.dtype), logits)).sum())
             if anchored is not None and self.anchor is not None:
                 mine = self.share(torch.arange(len(anchored)))
                 said = self._said(anchored, mine, others)
@@ -274,7 +282,7 @@ class Training(loop.Objective[Look]):
         assert self.means is not None
         signals.check()
         h, logits = self.forgotten.run(rows)
-        log_q = self.teacher(rows, wanted)
+        log_q = self.teacher(rows, wanted, logits)
         made = (weights.to(logits.dtype) * teacher.divergence(log_q.to(logits.dtype), logits)).sum()
         f, kept = self.anchor.run(anchored)
         given = self._answers(self.anchor.logits[anchored])
