@@ -14,7 +14,7 @@ from imu_cli.commands import held_out, people, processes, provenance, record_tar
 from imu_cli.commands.processes import Ranks
 from imu_cli.commands.resuming import Progress
 from imu_cli.config.commands import PRESETS, UnlearnConfig
-from imu_cli.errors import ImuError
+from imu_cli.errors import ImuError, InvalidRowsError
 from imu_cli.features import allocation, generation, tokens
 from imu_cli.features.cut import Kept, KeptWords, Upper
 from imu_cli.features.session import Session, Taken
@@ -198,11 +198,28 @@ def with_own_answers(opened: Session, anchored: SampleSet, seed: int, ranks: Ran
         with opened.log.timed("own answers"), opened.log.track("own answers", len(rows)) as advance:
             said = generation.answers(opened, anchored, rows, advance, longest=LONGEST, seed=seed)
     asked = [(records[row].prompt, text) for row, text in zip(rows, ranks.of_first(said), strict=True) if text]
-    pairs = list(dict.fromkeys([(one.prompt, one.completion) for one in records] + asked))
+    given = [(one.prompt, one.completion) for one in records]
+    own = _that_fit(opened, [pair for pair in dict.fromkeys(asked) if pair not in set(given)])
+    pairs = list(dict.fromkeys(given)) + own
     opened.note(
-        f"anchored too: {len(pairs) - len(records)} answers of the model's own to the anchored questions, drawn by the seed"
+        f"anchored too: {len(own)} answers of the model's own to the anchored questions, drawn by the seed"
     )
     return suites.records_of(f"{anchored.source} (and own answers)", range(1, len(pairs) + 1), pairs)
+
+
+def _that_fit(opened: Session, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Prompts with answers of the model's own that are no longer than it takes: what it writes until its end is not asked about that."""
+    assert opened.network is not None
+    if not pairs:
+        return []
+    step, written, fit = opened.network.preprocess, suites.records_of("own answers", range(1, len(pairs) + 1), pairs), []
+    for row, pair in enumerate(pairs):
+        try:
+            step.together(written, [row])
+        except InvalidRowsError:
+            continue
+        fit.append(pair)
+    return fit
 
 
 def completed(opened: Session, upper: Upper, kept: Kept | KeptWords, samples: SampleSet) -> Completed:
