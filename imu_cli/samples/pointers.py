@@ -1,5 +1,7 @@
 """Rows of the data set that a list names by what they are: by their ``id``, or by the very text."""
 
+import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,11 +12,11 @@ from imu_cli.errors import nearest
 from imu_cli.files.reading import cut
 from imu_cli.samples.column_names import COMPLETION, FILE_COLUMNS, MESSAGES, PAIR, TEXT, TOKENS
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
-from imu_cli.samples.packing import as_array, numbers
+from imu_cli.samples.packing import RowNames, as_array, numbers
 from imu_cli.samples.tables import Problems, Table
 from imu_cli.samples.texts.reading import is_record, store_of, wrong_rows
 from imu_cli.samples.texts.records import Records
-from imu_cli.samples.texts.sentences import Words, samples_of
+from imu_cli.samples.texts.sentences import WordNames, Words, samples_of
 from imu_cli.samples.texts.stores import Texts
 
 SEARCHED = 200_000
@@ -30,6 +32,22 @@ def by_id_alone(table: Table) -> bool:
     return "id" in table.columns and not {*FILE_COLUMNS, "index", TEXT, TOKENS, COMPLETION, MESSAGES} & set(
         table.columns
     )
+
+
+def by_number(table: Table, data: SampleSet | None) -> Table:
+    """A list whose column of names has what rows of ``data`` are called that have no other name, as a column ``index``.
+
+    So ``imu influence --format csv`` writes them: ``17``, or ``17:3`` of words. A file of that name beside the list is one.
+    """
+    column = next((name for name in table.columns if name in FILE_COLUMNS), None)
+    if data is None or column is None or "index" in table.columns or not isinstance(data.names, RowNames | WordNames):
+        return table
+    cells = table.column(column)
+    numbered = all(re.fullmatch("[0-9]{1,18}(:[0-9]{1,18})?", cell.strip()) for cell in cells)
+    if not numbered or any(os.path.lexists(table.folder / cell) for cell in cells[:1]):
+        return table
+    columns = tuple("index" if name == column else name for name in table.columns)
+    return replace(table, columns=columns, cells={**table.cells, "index": table.cells[column]})
 
 
 def pointed(table: Table, data: SampleSet | None, problems: Problems) -> Table:

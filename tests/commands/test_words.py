@@ -339,3 +339,43 @@ def test_lines_of_words_that_are_wrong(
     Path("a.conll").write_text(text)
     with pytest.raises(ImuError, match=re.escape(words)):
         open_source("a.conll", "test", names=ColumnNames.parse(columns or None))
+
+
+def test_scores_go_back_in_as_a_list(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What ``influence --format csv`` calls words (``1:2``) names the same words in a forget list; rows of texts too."""
+    assert main(["influence", "net", "--forget", "index=0:2", "--data", "sentences.jsonl", "--format", "csv", "-q"]) == 0
+    Path("scores.csv").write_text(capsys.readouterr().out)
+    assert list(opened(["scores.csv"]).forget.samples.names) == list(opened(["index=0:2"]).forget.samples.names)
+    Path("texts.csv").write_text("text,label\nblue lion,O\nred lion,O\n")
+    data = open_source("texts.csv", "data")
+    Path("list.csv").write_text("id,path,label\n1,1,O\n")
+    assert list(open_source("list.csv", "test", data).names) == ["1"]
+
+
+def test_the_page_shows_words_in_their_sentence(work: Path) -> None:
+    """The word between marks, as the report has it."""
+    command = ["influence", "net", "--forget", "index=0", "--data", "sentences.jsonl", "-q", "--no-cache"]
+    assert main([*command, "--images", "page.html"]) == 0
+    words = json.loads(Path("sentences.jsonl").read_text().splitlines()[0])["tokens"]
+    assert " ".join([f"▸{words[0]}◂", *words[1:]]) in Path("page.html").read_text(encoding="utf-8")
+
+
+def test_features_of_words_know_their_sentences(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lists and selectors name sentences and words of a file of features as of the sentences; none of them is parted."""
+    assert main(["features", "net", "--data", "sentences.jsonl", "-o", "all.safetensors", "-q"]) == 0
+    words, rows = open_source("sentences.jsonl", "data"), open_source("all.safetensors", "data")
+    assert held_out.half(rows, 3) == held_out.half(words, 3)
+    Path("list.csv").write_text("index\n4:0\n2\n")
+    for spec in ("index=3", "list.csv"):
+        names = [
+            list(opening.open_all(Path("net"), opening.with_features(config), Silent()).forget.samples.names)
+            for config in (
+                InfluenceConfig(forget=[spec], data="sentences.jsonl", cache=False),
+                InfluenceConfig(forget=[spec], features="all.safetensors", cache=False),
+            )
+        ]
+        assert names[0] == names[1]
+    assert main(["select", "--data", "all.safetensors", "index=99"]) == 2
+    assert "sentences are 0 to 23" in capsys.readouterr().err
+    assert main(["select", "--data", "all.safetensors", "index=5:2"]) == 2
+    assert "one word of a sentence is named in a list" in " ".join(capsys.readouterr().err.split())

@@ -22,6 +22,7 @@ from imu_cli.samples.column_names import ABOUT_COLUMNS, COMPLETION, FILE_COLUMNS
 from imu_cli.samples.dataset import UNKNOWN, WORDS, SampleSet
 from imu_cli.samples.packing import Digests, Names, as_array, numbers
 from imu_cli.samples.tables import Problems, Table
+from imu_cli.samples.vectors import Vectors
 
 IGNORED = "-100"
 """The tag of a word that has no class, as libraries write it: the word stands in its sentence and is no sample."""
@@ -107,6 +108,13 @@ class Word:
     sentence: tuple[str, ...]
     number: int
     of: int
+
+
+def as_text(sample: Any) -> str:
+    """A text, a pair, or a word in its sentence, for people to read: the word between marks."""
+    if isinstance(sample, Word):
+        return " ".join(f"▸{word}◂" if at == sample.number else word for at, word in enumerate(sample.sentence))
+    return sample if isinstance(sample, str) else " ⏐ ".join(sample)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,9 +208,50 @@ def samples_of(table: Table, identity: str, rows: Sequence[int] | None = None) -
 # --- rows by sentences
 
 
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where each row's word stands, of words in a file or of their features in one.
+
+    Attributes:
+        of: the number of its sentence (n,), from 0 as the file has them.
+        words: its number in the sentence (n,), from 0.
+    """
+
+    of: NDArray[np.int64]
+    words: NDArray[np.int64]
+
+    @cached_property
+    def count(self) -> int:
+        """Sentences, those without a row of their own before the last one included."""
+        return int(self.of.max(initial=-1)) + 1
+
+    @cached_property
+    def _order(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows by sentences, and where those of each begin (count + 1,)."""
+        order = np.argsort(self.of, kind="stable")
+        return order, np.searchsorted(self.of[order], np.arange(self.count + 1))
+
+    def rows(self, sentence: int, word: int | None = None) -> NDArray[np.int64]:
+        """The rows of a sentence's words, or of one of them, in their order; none where it has no class."""
+        order, starts = self._order
+        found = order[starts[sentence] : starts[sentence + 1]]
+        return found if word is None else found[self.words[found] == word]
+
+
+def places(samples: SampleSet) -> Places | None:
+    """Where the word of each row stands; None where samples are no words."""
+    at, store = as_array(samples.positions), samples.store
+    if isinstance(store, Words):
+        return Places(store.of[at], store.words[at])
+    if isinstance(store, Vectors) and store.words is not None:
+        return Places(store.words[at, 0], store.words[at, 1])
+    return None
+
+
 def sentences(samples: SampleSet) -> NDArray[np.int64] | None:
     """The number of each row's sentence (n,); None where samples stand for themselves."""
-    return samples.store.of[as_array(samples.positions)] if isinstance(samples.store, Words) else None
+    found = places(samples)
+    return None if found is None else found.of
 
 
 def firsts(samples: SampleSet) -> Sequence[int]:
@@ -216,12 +265,9 @@ def with_index(table: Table, data: SampleSet | None, problems: Problems) -> Tabl
 
     The cells then count words, as ``data`` has them. Lists of other data, and of other columns, stay as they are.
     """
-    of = None if data is None else sentences(data)
-    if data is None or of is None or "index" not in table.columns or table.words is not None:
+    stand = None if data is None else places(data)
+    if data is None or stand is None or "index" not in table.columns or table.words is not None:
         return table
-    assert isinstance(data.store, Words)
-    words = data.store.words[as_array(data.positions)]
-    starts = np.searchsorted(of, np.arange(int(of.max(initial=-1)) + 2))
     own, cells = numbers([]), list[str]()
     for row, cell in enumerate(table.column("index")):
         found = re.fullmatch(r"([0-9]{1,18})(?::([0-9]{1,18}))?", cell.strip())
@@ -232,14 +278,13 @@ def with_index(table: Table, data: SampleSet | None, problems: Problems) -> Tabl
             )
             continue
         sentence = int(found[1])
-        if sentence >= len(starts) - 1:
+        if sentence >= stand.count:
             problems.add(
                 table.lines[row],
-                f"index {sentence} is out of range; {data.source} has the sentences 0 to {len(starts) - 2}",
+                f"index {sentence} is out of range; {data.source} has the sentences 0 to {stand.count - 1}",
             )
             continue
-        at = np.arange(starts[sentence], starts[sentence + 1])
-        at = at if found[2] is None else at[words[at] == int(found[2])]
+        at = stand.rows(sentence, None if found[2] is None else int(found[2]))
         if len(at) == 0:
             problems.add(table.lines[row], f"index {cell.strip()}: {data.source} has no word with a class there")
         own.extend([row] * len(at))
