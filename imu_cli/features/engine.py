@@ -108,7 +108,7 @@ def probe_of(samples: SampleSet, preprocess: InputStep, device: torch.device) ->
             if len(readable) == PROBE:
                 break
         if not readable:
-            raise InvalidRowsError(problems) from None
+            raise InvalidRowsError(list(dict.fromkeys(problems))) from None
         return batch(samples, readable, preprocess, device)
 
 

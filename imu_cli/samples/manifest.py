@@ -139,7 +139,11 @@ def load_forget(
     refuse_suffix(specs[0])
     if Path(specs[0]).is_file():
         features = is_features(specs[0])
-        remedy = "give it as --features" if features else "name it .csv, .tsv or .jsonl, or name a folder of images"
+        remedy = (
+            "give it as --features"
+            if features
+            else "name it .csv, .tsv or .jsonl (.conll: words and tags by lines), or name a folder of images"
+        )
         raise ImuError(f"{specs[0]}: no kind of list; {remedy}")
     return settle(_from_folder(specs[0], data, label, classes), data, classes, Problems(specs[0]))
 

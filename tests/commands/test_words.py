@@ -248,6 +248,9 @@ BAD = {
     "no tags": ('{"tokens": ["a"], "tags": null}', "tags is no list of classes"),
     "a NUL": ('{"tokens": ["a\\u0000"], "tags": ["O"]}', "holds a NUL"),
     "no class": ('{"tokens": ["a"], "tags": ["B-DOG"]}', "label 'B-DOG' is not a class"),
+    "half a character": ('{"tokens": ["\\ud800"], "tags": ["O"]}', "holds half a character"),
+    "tags called label": ('{"tokens": ["a"], "label": ["O"]}', "--columns tags=label"),
+    "a truth for each": ('{"tokens": ["a"], "tags": ["O"], "true_label": ["O"]}', "index 17:3, label, true_label"),
     "beyond the ids": ('{"tokens": ["a"], "tags": [7]}', "label 7 is out of range"),
 }
 
@@ -343,8 +346,11 @@ def test_lines_of_words_that_are_wrong(
 
 def test_scores_go_back_in_as_a_list(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What ``influence --format csv`` calls words (``1:2``) names the same words in a forget list; rows of texts too."""
-    assert main(["influence", "net", "--forget", "index=0:2", "--data", "sentences.jsonl", "--format", "csv", "-q"]) == 0
-    Path("scores.csv").write_text(capsys.readouterr().out)
+    assert (
+        main(["influence", "net", "--forget", "index=0:2", "--data", "sentences.jsonl", "--format", "csv", "-q"]) == 0
+    )
+    lines = [line.rsplit(",", 2)[0] for line in capsys.readouterr().out.splitlines()]  # but weights, of which 0 is none
+    Path("scores.csv").write_text("\n".join(lines) + "\n")
     assert list(opened(["scores.csv"]).forget.samples.names) == list(opened(["index=0:2"]).forget.samples.names)
     Path("texts.csv").write_text("text,label\nblue lion,O\nred lion,O\n")
     data = open_source("texts.csv", "data")
@@ -379,3 +385,41 @@ def test_features_of_words_know_their_sentences(work: Path, capsys: pytest.Captu
     assert "sentences are 0 to 23" in capsys.readouterr().err
     assert main(["select", "--data", "all.safetensors", "index=5:2"]) == 2
     assert "one word of a sentence is named in a list" in " ".join(capsys.readouterr().err.split())
+
+
+def test_no_word_with_a_class(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A list in which every tag is −100 is refused, and so is one without tags, each with what to do."""
+    Path("none.jsonl").write_text('{"tokens": ["lion"], "tags": [-100]}\n')
+    assert main(["influence", "net", "--forget", "none.jsonl", "-q"]) == 2
+    assert "no word of it has a class" in capsys.readouterr().err
+    Path("bare.jsonl").write_text('{"tokens": ["lion"]}\n')
+    assert main(["influence", "net", "--forget", "bare.jsonl", "-q"]) == 2
+    assert "give their tags" in capsys.readouterr().err
+
+
+def test_a_sentence_is_one_in_every_kind_of_file(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """However its JSON is spaced and escaped; columns beside it do not make a text of it, and one that is not there is said once."""
+    row = {"tokens": ["größer", "lion", "zoo"], "ner_tags": ["O", "B-PER", "O"], "text": "größer lion zoo"}
+    Path("data.jsonl").write_text(json.dumps(row) + "\n")
+    cells = [json.dumps(row[name], separators=(",", ":")).replace('"', '""') for name in ("tokens", "ner_tags")]
+    Path("list.csv").write_text('tokens,tags\n"{}","{}"\n'.format(*cells))
+    Path("list.conll").write_text("größer O\nlion B-PER\nzoo O\n")
+    data = open_source("data.jsonl", "data")
+    for name in ("list.csv", "list.conll"):
+        listed = open_source(name, "test")
+        assert listed.digest_bytes().tolist() == data.digest_bytes().tolist()
+    Path("other.conll").write_text("blue O\nlion O\n")
+    assert main(["influence", "net", "--forget", "other.conll", "--data", "sentences.jsonl", "-q"]) == 2
+    assert capsys.readouterr().err.count("has no such sentence") == 1
+
+
+def test_all_words_without_a_token_are_named(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each by its line and number; a sentence that is too long is named once."""
+    Path("odd.jsonl").write_text('{"tokens": ["\\u200b", "lion", "\\u200b"], "tags": ["O", "O", "O"]}\n')
+    assert main(["influence", "net", "--forget", "odd.jsonl", "-q"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("is made into no token") == 2
+    assert "odd.jsonl:1, word 3" in said
+    Path("long.jsonl").write_text(json.dumps({"tokens": ["lion"] * 40, "tags": ["O"] * 40}) + "\n")
+    assert main(["influence", "net", "--forget", "long.jsonl", "-q"]) == 2
+    assert capsys.readouterr().err.count("is 42 tokens") == 1

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imu_cli.files.reading import cut, json_value
+from imu_cli.files.reading import cut, json_value, strings_in
 from imu_cli.samples import packing
 from imu_cli.samples.column_names import ABOUT_COLUMNS, COMPLETION, FILE_COLUMNS, MESSAGES, NER_TAGS, TAGS, TEXT, TOKENS
 from imu_cli.samples.dataset import UNKNOWN, WORDS, SampleSet
@@ -30,8 +30,9 @@ REMEDY = "write both as lists, one tag for each word"
 
 
 def holds_sentences(table: Table) -> bool:
-    """Whether the rows of a list are sentences of words, and name no files or texts."""
-    return TOKENS in table.columns and not {TEXT, COMPLETION, MESSAGES, *FILE_COLUMNS} & set(table.columns)
+    """Whether the rows of a list are sentences of words: with their tags, or with no text, and name no files."""
+    others = {COMPLETION, MESSAGES, *FILE_COLUMNS} | (set() if {TAGS, NER_TAGS} & set(table.columns) else {TEXT})
+    return TOKENS in table.columns and not others & set(table.columns)
 
 
 def words_of(table: Table, problems: Problems) -> Table:
@@ -44,7 +45,10 @@ def words_of(table: Table, problems: Problems) -> Table:
     tags = next((name for name in (TAGS, NER_TAGS) if name in table.columns), None)
     if tags is not None and "label" in table.columns:
         problems.add(0, "has tags and a column label; a word's class is its tag: leave label out, or name it otherwise")
-    own, words, labels = numbers([]), numbers([]), list[str]()
+    # Without the sentence as one text, which is the same again, and without the tags that are not read.
+    kept = tuple(name for name in table.columns if name not in (TEXT, *((NER_TAGS,) if tags == TAGS else ())))
+    table = replace(table, columns=kept)
+    own, words, labels, written = numbers([]), numbers([]), list[str](), list[str]()
     given = table.column(tags) if tags is not None else None
     for row, cell in enumerate(table.column(TOKENS)):
         found = _listed(cell)
@@ -52,6 +56,8 @@ def words_of(table: Table, problems: Problems) -> Table:
         said = None if given is None or wrong else _listed(given[row])
         if not wrong and given is not None:
             wrong = _wrong_tags(said, len(found or ()), tags or TAGS)
+        # One way to write it: a sentence is known by these bytes, whatever kind of file it stands in.
+        written.append("" if wrong else json.dumps(found, ensure_ascii=False))
         if wrong:
             problems.add(table.lines[row], wrong)
             continue
@@ -62,6 +68,11 @@ def words_of(table: Table, problems: Problems) -> Table:
                 own.append(row)
                 words.append(word)
                 labels.append(tag)
+    if len(table) and not words and not problems.found:
+        problems.add(
+            0, f"no word of it has a class: every tag is {IGNORED}; give the classes of the words that are samples"
+        )
+    table = replace(table, cells={**table.cells, TOKENS: packing.Texts.of(written)})
     made = replace(table.over(own), words=words)
     if tags is None:
         return made
@@ -70,9 +81,10 @@ def words_of(table: Table, problems: Problems) -> Table:
 
 
 def _listed(cell: str) -> list[Any] | None:
-    """A cell's list; None where it is none."""
+    """A cell's list; None where it is none, or holds half a character (a lone surrogate), which no text does."""
     try:
         found = json_value(cell, "any")
+        "".join(strings_in(found)).encode()
     except ValueError:
         return None
     return found if isinstance(found, list) else None
@@ -80,7 +92,7 @@ def _listed(cell: str) -> list[Any] | None:
 
 def _wrong_words(found: Sequence[Any] | None) -> str:
     if found is None:
-        return f'tokens is no list of words; write ["…", "…"] ({REMEDY})'
+        return f'tokens is no list of words; write ["…", "…"], as JSON has it ({REMEDY})'
     if not found:
         return "tokens holds no words; write them, or take the row out"
     bad = next((number for number, word in enumerate(found, 1) if not isinstance(word, str) or not word.strip()), None)
@@ -125,7 +137,7 @@ class Words:
         shown: the file as the user named it, for messages.
         identity: the file, all links resolved.
         lines: physical line of each word's sentence.
-        sentences: each word's sentence as JSON, packed once.
+        sentences: each word's sentence as JSON, written in one way, packed once.
         words: number of each word in its sentence.
     """
 
@@ -163,9 +175,13 @@ class Words:
         """Bytes of the sentence, which a word's class depends on."""
         return int(self.sentences.lengths[self.sentences.rows[at]])
 
+    def sentence(self, at: int) -> bytes:
+        """The word's sentence as JSON."""
+        return self.sentences.bytes_of(self.sentences.rows[at])
+
     def stored(self, at: int) -> bytes:
         """The sentence as JSON, and the word's number after a NUL."""
-        return self.sentences.bytes_of(self.sentences.rows[at]) + b"\0%d" % self.words[at]
+        return self.sentence(at) + b"\0%d" % self.words[at]
 
     def decode(self, at: int) -> Word:
         """The word in its sentence."""
