@@ -415,11 +415,10 @@ def test_a_sentence_is_one_in_every_kind_of_file(work: Path, capsys: pytest.Capt
 
 def test_all_words_without_a_token_are_named(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each by its line and number; a sentence that is too long is named once."""
-    Path("odd.jsonl").write_text('{"tokens": ["\\u200b", "lion", "\\u200b"], "tags": ["O", "O", "O"]}\n')
-    assert main(["influence", "net", "--forget", "odd.jsonl", "-q"]) == 2
-    said = capsys.readouterr().err
-    assert said.count("is made into no token") == 2
-    assert "odd.jsonl:1, word 3" in said
     Path("long.jsonl").write_text(json.dumps({"tokens": ["lion"] * 40, "tags": ["O"] * 40}) + "\n")
     assert main(["influence", "net", "--forget", "long.jsonl", "-q"]) == 2
     assert capsys.readouterr().err.count("is 42 tokens") == 1
+    assert main(["influence", "net", "--forget", "long.jsonl", "-q", "--truncate"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("is beyond what the model takes") == 18
+    assert "long.jsonl:1, word 40" in said
