@@ -66,7 +66,7 @@ def _pick(samples: SampleSet, selector: str, classes: ClassNames | None) -> list
 
 def _slice(selector: str, part: str, n: int, what: str) -> Sequence[int]:
     if not re.fullmatch(r"-?\d{1,18}|(-?\d{1,18})?:(-?\d{1,18})?(:(-?\d{1,18})?)?", part, re.ASCII):
-        raise ImuError(f"{cut(selector)}: '{cut(part)}' is neither a {what}'s number nor a slice such as 0:500")
+        raise ImuError(f"{cut(selector)}: '{cut(part)}' is neither a {what} number nor a slice such as 0:500")
     bounds = [int(text) if text else None for text in part.split(":")]
     if len(bounds) == 1:
         if not 0 <= int(part) < n:
