@@ -39,6 +39,7 @@ from imu_cli.records.evaluation import Evaluation, Metric, Requirement
 from imu_cli.records.record import Record
 from imu_cli.records.retrieval import Judged
 from imu_cli.samples.dataset import TEXTS, WORDS, SampleSet
+from imu_cli.samples.texts.sentences import places
 from imu_cli.statistics import metrics
 from imu_cli.unlearning import scenario
 from imu_cli.unlearning.messages import warn_if_at_chance
@@ -118,7 +119,7 @@ def run_evaluate(model: Path, config: EvaluateConfig, origins: Mapping[str, str]
         return judge(opened, effective, merged, wanted, (output, report), found)
     recalled.refuse_language_options(merged)
     _refuse_others(opened, config)
-    if opened.forget.samples.kind is WORDS:
+    if places(opened.forget.samples) is not None:
         opened.note(DEPENDENT)
     if merged.get("head") == "record":
         opened = replace(opened, head=replace(opened.head, source=beside.name))

@@ -16,6 +16,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
@@ -32,6 +33,7 @@ from imu_cli.features.session import Session
 from imu_cli.files import blocks, memory, outputs, writing
 from imu_cli.records.features import Extracted
 from imu_cli.samples import vectors
+from imu_cli.samples.texts import sentences
 
 BLOCKS = 256
 """Blocks that a set is cut into at most: so much of the work is lost at most when a process dies."""
@@ -140,7 +142,9 @@ def _join(opened: Session, plan: Plan, folder: Path, output: Path, config: Featu
     if lacking:
         raise ImuError(f"{folder}: {len(lacking)} blocks are missing or torn ({lacking[0]}); run again to go on")
     worst, samples = max([0.0, *(error for error in errors if error is not None)]), opened.forget.samples
-    columns = vectors.columns_of(samples, opened.forget.weights, opened.forget.true_labels)
+    stand = sentences.places(samples)
+    words = None if stand is None else np.stack([stand.of, stand.words], axis=1)
+    columns = vectors.columns_of(samples, opened.forget.weights, opened.forget.true_labels, words)
     with safetensors.safe_open(str(paths[0]), framework="np") as file:
         columns["logits"] = file.get_tensor("logits")
     said = {

@@ -25,6 +25,7 @@ from imu_cli.records.token_influence import TokenInfluence
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images import thumbnails
 from imu_cli.samples.packing import reals
+from imu_cli.samples.texts import sentences
 from imu_cli.unlearning import messages, methods
 from imu_cli.unlearning.matched import kernel
 from imu_cli.views import page
@@ -94,10 +95,10 @@ def _gallery(made: influence.Influence, samples: SampleSet, path: Path, show: in
 
 
 def _shown(sample: Any) -> str:
-    """An image as a data URI; a text as it is, a pair with a space between, and never taken for an image."""
+    """An image as a data URI; a text, a pair or a word in its sentence after a space, and never taken for an image."""
     if isinstance(sample, Image.Image):
         return thumbnails.data_uri(sample)
-    return " " + (sample if isinstance(sample, str) else " ⏐ ".join(sample))
+    return " " + sentences.as_text(sample)
 
 
 def _kernel(opened: Session, config: InfluenceConfig, h: Rows) -> list[influence.KernelRow]:

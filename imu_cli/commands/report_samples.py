@@ -6,7 +6,6 @@ No record and no other report holds a text: they are personal data, shown to who
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from imu_cli.commands import answers
 from imu_cli.errors import ImuError
@@ -21,7 +20,7 @@ from imu_cli.samples.column_names import ColumnNames
 from imu_cli.samples.dataset import TEXTS, WORDS
 from imu_cli.samples.forget import ForgetSet
 from imu_cli.samples.manifest import load_forget, open_source
-from imu_cli.samples.texts.sentences import Word
+from imu_cli.samples.texts import sentences
 from imu_cli.views.tables import Table
 
 LONGEST = 2_000
@@ -100,18 +99,11 @@ def _answers(result: Recall, folder: Path, count: int) -> Table:
     return Table(f"{TITLE} ({len(rows)} of {result.forget.n})", ("sample", "asked", "true answer", *models), rows)
 
 
-def _shown(sample: Any) -> str:
-    """A text, a pair, or a word in its sentence."""
-    if isinstance(sample, Word):
-        return " ".join(f"▸{word}◂" if at == sample.number else word for at, word in enumerate(sample.sentence))
-    return sample if isinstance(sample, str) else " ⏐ ".join(sample)
-
-
 def _table(forget: ForgetSet, result: Record | Evaluation, count: int) -> Table:
     samples, names = forget.samples, result.classes
     rows = []
     for row in range(min(count, len(samples))):
-        shown = _shown(samples.read(row))
+        shown = sentences.as_text(samples.read(row))
         more = "…" if len(shown) > LONGEST else ""
         label = samples.labels[row]
         cells = (samples.names[row], names[label] if names else str(label), shown[:LONGEST] + more)

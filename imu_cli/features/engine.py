@@ -108,7 +108,7 @@ def probe_of(samples: SampleSet, preprocess: InputStep, device: torch.device) ->
             if len(readable) == PROBE:
                 break
         if not readable:
-            raise InvalidRowsError(problems) from None
+            raise InvalidRowsError(list(dict.fromkeys(problems))) from None
         return batch(samples, readable, preprocess, device)
 
 
@@ -180,7 +180,7 @@ def refuse_if_padding_counts(model: nn.Module, probe: Batch, preprocess: InputSt
         short, long = (tensors(one)[0].shape[1] for one in (single, probe))
         raise RefusedError(
             f"model: a text of {short} tokens gets other logits alone than padded to {long} (by up to {gap:.2g}), so that its "
-            "result would depend on its neighbours; check pad_token_id in config.json and the tokenizer, or name a factory whose model "
+            "result would depend on its neighbours; check pad_token_id and padding_side, or name a factory whose model "
             "takes input_ids and attention_mask"
         )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from imu_cli.errors import ImuError
 from imu_cli.samples.classes import ClassNames, mapped
-from imu_cli.samples.dataset import RECORDS, UNKNOWN, SampleSet
+from imu_cli.samples.dataset import RECORDS, UNKNOWN, WORDS, SampleSet
 from imu_cli.samples.overlap import overlap
 from imu_cli.samples.packing import alike, members, numbers, take
 from imu_cli.samples.tables import Problems
@@ -142,6 +142,7 @@ def _note_missing(draft: Draft, data: SampleSet | None, unmapped: Mapping[int, s
                 problems.add(draft.line(row), f"the label is missing: {why}; write the class's name or id")
         else:
             what = "a label column or --label CLASS" if draft.written else "--label CLASS or a list with labels"
+            what = "their tags" if draft.samples.kind is WORDS else what
             remedy = "" if why in unmapped.values() else f"; give {what}"
             problems.add(0, f"the class of {len(rows)} {draft.samples.kind.many} is not known: {why}{remedy}")
 

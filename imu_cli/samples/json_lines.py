@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Set
 from typing import Any
 
-from imu_cli.files.reading import MAX_JSON, cut, json_value, refuse_texts, shown
+from imu_cli.files.reading import MAX_JSON, cut, json_value, refuse_texts, shown, strings_in
 from imu_cli.samples.column_names import (
     ALIASES,
     KNOWN_COLUMNS,
@@ -14,6 +14,7 @@ from imu_cli.samples.column_names import (
     RECORD_COLUMNS,
     SAMPLE_TEXTS,
     SENTENCE_COLUMNS,
+    TOKENS,
     ColumnNames,
 )
 from imu_cli.samples.tables import Problems, Rows
@@ -93,14 +94,23 @@ def _json_row(source: str, meanings: Mapping[str, str]) -> dict[str, Any]:
             and known in KNOWN_COLUMNS
             and known not in (*SAMPLE_TEXTS, *RECORD_COLUMNS, *SENTENCE_COLUMNS)
         ):
-            raise ValueError(f"'{cut(key)}' is a {type(value).__name__}")
+            words = {TOKENS} & {meanings.get(other.strip().lower(), other.strip().lower()) for other in found}
+            raise ValueError(f"'{cut(key)}' is a {type(value).__name__}{_OF_WORDS.get(known, '') if words else ''}")
         if name in row:
             raise ValueError(f"the key '{cut(name)}' stands twice")
         _refuse_characters(key, key)
-        if isinstance(value, str):
-            _refuse_characters(key, value)
+        if isinstance(value, str) or known in (MESSAGES, NER_TAGS, *SENTENCE_COLUMNS):
+            _refuse_characters(key, "".join(strings_in(value)))
         row[name] = value
     return row
+
+
+_OF_WORDS = {
+    "label": "; the classes of words are tags: --columns tags=label",
+    "true_label": "; a row a word takes it: index 17:3, label, true_label",
+    "weight": "; a row a word takes it: index 17:3, weight",
+}
+"""What to do where words of a sentence have one value each, by the column."""
 
 
 def _refuse_characters(key: str, text: str) -> None:

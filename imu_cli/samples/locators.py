@@ -134,7 +134,8 @@ def _placer(table: Table, data: SampleSet | None, problems: Problems) -> tuple[s
     """The one locator column of this table, and how a cell of it names its image."""
     located = [name for name in table.columns if name in (*FILE_COLUMNS, "index")]
     if located and located[0] in FILE_COLUMNS and data is not None and isinstance(data.store, Texts | Words):
-        problems.add(0, f"names files, and {data.source} holds texts; name its rows by index, id or text")
+        own = "index, id or tokens" if isinstance(data.store, Words) else "index, id or text"
+        problems.add(0, f"names files, and {data.source} holds {data.kind.many}; name its rows by {own}")
         return None
     if {TEXT, COMPLETION, TOKENS} & set(table.columns) and not located and data is not None:
         problems.add(0, f"holds texts, and {data.source} does not; give the texts' own --data, or leave it out")

@@ -23,7 +23,7 @@ from imu_cli.samples.forget import Draft, ForgetSet, settle
 from imu_cli.samples.images.folders import open_flat
 from imu_cli.samples.locators import gathered, places_of, points_into
 from imu_cli.samples.packing import as_array, numbers
-from imu_cli.samples.pointers import by_id_alone, pointed
+from imu_cli.samples.pointers import by_id_alone, by_number, pointed
 from imu_cli.samples.selectors import is_selector, select_rows
 from imu_cli.samples.sources import Role, open_named
 from imu_cli.samples.tables import Problems, Table, unknown_columns
@@ -65,6 +65,7 @@ def open_source(
     table = read_table(path, stdin, problems, names)
     if holds_own(table, names):
         return _texts(table, names, role, problems)
+    table = table if role == "data" else by_number(table, data)
     by_row = "index" in table.columns or by_id_alone(table)
     base = data if by_row or points_into(table, data) else None
     table = table if role == "data" else with_index(table, base, problems)
@@ -138,7 +139,11 @@ def load_forget(
     refuse_suffix(specs[0])
     if Path(specs[0]).is_file():
         features = is_features(specs[0])
-        remedy = "give it as --features" if features else "name it .csv, .tsv or .jsonl, or name a folder of images"
+        remedy = (
+            "give it as --features"
+            if features
+            else "name it .csv, .tsv or .jsonl (.conll: words and tags by lines), or name a folder of images"
+        )
         raise ImuError(f"{specs[0]}: no kind of list; {remedy}")
     return settle(_from_folder(specs[0], data, label, classes), data, classes, Problems(specs[0]))
 
@@ -253,6 +258,7 @@ def _from_table(
 ) -> ForgetSet:
     path, problems = _list_path(spec)
     table = read_table(path, stdin, problems, names)
+    table = by_number(table, data)
     alone = data is None and holds_own(table, names)
     if TEXT in table.columns or table.words is not None or is_record(table):
         refuse_columns(table, names, problems, labels=False)

@@ -1,5 +1,7 @@
 """Rows of the data set that a list names by what they are: by their ``id``, or by the very text."""
 
+import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,11 +12,11 @@ from imu_cli.errors import nearest
 from imu_cli.files.reading import cut
 from imu_cli.samples.column_names import COMPLETION, FILE_COLUMNS, MESSAGES, PAIR, TEXT, TOKENS
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
-from imu_cli.samples.packing import as_array, numbers
+from imu_cli.samples.packing import RowNames, as_array, numbers
 from imu_cli.samples.tables import Problems, Table
 from imu_cli.samples.texts.reading import is_record, store_of, wrong_rows
 from imu_cli.samples.texts.records import Records
-from imu_cli.samples.texts.sentences import Words, samples_of
+from imu_cli.samples.texts.sentences import WordNames, Words, firsts, places, samples_of
 from imu_cli.samples.texts.stores import Texts
 
 SEARCHED = 200_000
@@ -32,6 +34,22 @@ def by_id_alone(table: Table) -> bool:
     )
 
 
+def by_number(table: Table, data: SampleSet | None) -> Table:
+    """A list whose column of names has what rows of ``data`` are called that have no other name, as a column ``index``.
+
+    So ``imu influence --format csv`` writes them: ``17``, or ``17:3`` of words. A file of that name beside the list is one.
+    """
+    column = next((name for name in table.columns if name in FILE_COLUMNS), None)
+    if data is None or column is None or "index" in table.columns or not isinstance(data.names, RowNames | WordNames):
+        return table
+    cells = table.column(column)
+    numbered = all(re.fullmatch("[0-9]{1,18}(:[0-9]{1,18})?", cell.strip()) for cell in cells)
+    if not numbered or any(os.path.lexists(table.folder / cell) for cell in cells[:1]):
+        return table
+    columns = tuple("index" if name == column else name for name in table.columns)
+    return replace(table, columns=columns, cells={**table.cells, "index": table.cells[column]})
+
+
 def pointed(table: Table, data: SampleSet | None, problems: Problems) -> Table:
     """The list with the rows of ``data`` that it names by id or by text, as ``Table.at``; other lists as they are.
 
@@ -45,7 +63,7 @@ def pointed(table: Table, data: SampleSet | None, problems: Problems) -> Table:
     if by_id_alone(table):
         return _by_id(table, data, problems)
     if table.words is not None and isinstance(data.store, Words):
-        return _by_content(table, data, samples_of(table, table.name), "word in such a sentence", problems)
+        return _by_sentence(table, data, problems)
     own = TEXT in table.columns or is_record(table)
     if own and isinstance(data.store, Texts) and not set(FILE_COLUMNS) & set(table.columns):
         if "index" in table.columns:
@@ -107,27 +125,34 @@ def _same_shape(table: Table, store: Texts, problems: Problems) -> bool:
     return False
 
 
-def _by_content(table: Table, data: SampleSet, own: SampleSet, what: str, problems: Problems) -> Table:
+def _by_sentence(table: Table, data: SampleSet, problems: Problems) -> Table:
     """Each row's word found in the data set by its sentence and place."""
-    rows_of: dict[bytes, list[int]] = defaultdict(list)
-    sizes = {own.size(row) for row in range(len(own))}
-    for row in range(len(data)):
-        if data.size(row) in sizes:
-            rows_of[data.stored(row)].append(row)
-    at, labels = numbers([]), table.column("label")
-    for row in range(len(table)):
-        same = rows_of[own.stored(row)]
-        if not same:
-            problems.add(
-                table.lines[row],
-                f"{data.source} has no {what} (word {(table.words or [0])[row] + 1}); correct it, or take the sentence out",
-            )
-            at.append(UNKNOWN)
+    own, stand = samples_of(table, table.name), places(data)
+    assert isinstance(own.store, Words)
+    assert isinstance(data.store, Words)
+    assert stand is not None
+    of_text: dict[bytes, list[int]] = defaultdict(list)
+    for row in firsts(data):
+        of_text[data.store.sentence(data.positions[row])].append(int(stand.of[row]))
+    left: dict[tuple[bytes, int], list[int]] = {}
+    at, labels, said = numbers([]), table.column("label"), set[int]()
+    for row, word in enumerate(own.store.words.tolist()):
+        key = own.store.sentence(row), word
+        if key not in left:
+            left[key] = [found for one in of_text.get(key[0], ()) for found in stand.rows(one, word).tolist()]
+        same, line = left[key], table.lines[row]
+        if same:
+            at.append(_chosen(same, labels[row].strip(), data))
+            if len(same) > 1:
+                same.remove(at[-1])
             continue
-        chosen = _chosen(same, labels[row].strip(), data)
-        at.append(chosen)
-        if len(same) > 1:
-            same.remove(chosen)
+        at.append(UNKNOWN)
+        if key[0] in of_text:
+            why = f"{data.source} has no class for word {word + 1} of this sentence; write -100 as its tag"
+            problems.add(line, why)
+        elif line not in said:
+            said.add(line)
+            problems.add(line, f"{data.source} has no such sentence; correct it, or take it out")
     return replace(table, at=at)
 
 

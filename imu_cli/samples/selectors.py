@@ -13,7 +13,7 @@ from imu_cli.samples.classes import ClassNames, mapped
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.packing import as_array, numbers
 from imu_cli.samples.people import as_number
-from imu_cli.samples.texts.sentences import sentences
+from imu_cli.samples.texts.sentences import places
 
 
 def is_selector(spec: str) -> bool:
@@ -43,37 +43,38 @@ def select_rows(samples: SampleSet, selectors: Sequence[str], classes: ClassName
 
 def _pick(samples: SampleSet, selector: str, classes: ClassNames | None) -> list[Sequence[int]]:
     kind, _, value = selector.partition("=")
+    single = ""
     if not value:
         raise ImuError(
             f"{cut(selector)}: names nothing; write for example {kind}={'0:500' if kind == 'index' else 'NAME'}"
         )
     if kind == "index":
-        of = sentences(samples)
-        n = len(samples) if of is None else int(of.max(initial=-1)) + 1
-        rows = [_slice(selector, part.strip(), n) for part in value.split(",")]
-        if of is not None:  # a number is a sentence's: all of its words
-            starts = np.searchsorted(of, np.arange(n + 1))
-            rows = [numbers(at for one in part for at in range(starts[one], starts[one + 1])) for part in rows]
+        stand = places(samples)
+        n, what = (len(samples), "row") if stand is None else (stand.count, "sentence")
+        rows = [_slice(selector, part.strip(), n, what) for part in value.split(",")]
+        if stand is not None:  # a number is a sentence's: all of its words
+            rows = [numbers(at for one in part for at in stand.rows(one).tolist()) for part in rows]
+            single = "; one word of a sentence is named in a list, with a column index and such a cell as 17:3"
     elif kind == "class":
         rows = _of_classes(samples, selector, value, classes)
     else:
         rows = _of_column(samples, selector, kind, value)
     if not any(rows):
-        raise ImuError(f"{cut(selector)}: selects no row of {samples.source}")
+        raise ImuError(f"{cut(selector)}: selects no row of {samples.source}{single}")
     return rows
 
 
-def _slice(selector: str, part: str, n: int) -> Sequence[int]:
+def _slice(selector: str, part: str, n: int, what: str) -> Sequence[int]:
     if not re.fullmatch(r"-?\d{1,18}|(-?\d{1,18})?:(-?\d{1,18})?(:(-?\d{1,18})?)?", part, re.ASCII):
-        raise ImuError(f"{cut(selector)}: '{cut(part)}' is neither a row number nor a slice such as 0:500")
+        raise ImuError(f"{cut(selector)}: '{cut(part)}' is neither a {what} number nor a slice such as 0:500")
     bounds = [int(text) if text else None for text in part.split(":")]
     if len(bounds) == 1:
         if not 0 <= int(part) < n:
-            raise ImuError(f"{cut(selector)}: {part} is out of range; rows are 0 to {n - 1}")
+            raise ImuError(f"{cut(selector)}: {part} is out of range; {what}s are 0 to {n - 1}")
         return [int(part)]
     # Python would cut a slice at the end in silence: 0:5000 of 500 rows is a mistake.
     if any(bound is not None and abs(bound) > n for bound in bounds[:2]):
-        raise ImuError(f"{cut(selector)}: {part} is out of range; rows are 0 to {n - 1}")
+        raise ImuError(f"{cut(selector)}: {part} is out of range; {what}s are 0 to {n - 1}")
     if bounds[2:] == [0]:
         raise ImuError(f"{cut(selector)}: the step of a slice cannot be 0")
     return range(n)[slice(*bounds)]

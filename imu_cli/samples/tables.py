@@ -15,6 +15,7 @@ from imu_cli.samples.column_names import (
     MESSAGES,
     PARAPHRASES,
     RECORD_COLUMNS,
+    TAGS,
     TEXT,
 )
 from imu_cli.samples.packing import A_BLOCK, Packer, Texts, numbers, take
@@ -49,7 +50,8 @@ class Problems:
             InvalidRowsError: all problems, in the order of their lines.
         """
         if self.found:
-            raise InvalidRowsError([text for _, text in sorted(self.found, key=lambda problem: problem[0])])
+            told = [text for _, text in sorted(self.found, key=lambda problem: problem[0])]
+            raise InvalidRowsError(list(dict.fromkeys(told)))  # all words of a sentence may have one problem
 
 
 @dataclass(frozen=True)
@@ -164,5 +166,8 @@ def unknown_columns(table: Table) -> list[str]:
     """A note for the columns that have no meaning here, with the nearest name that has one."""
     known = (*KNOWN_COLUMNS, *(PARAPHRASES if {COMPLETION, MESSAGES} & set(table.columns) else ()))
     unknown = [name for name in table.columns if name and name not in known]
-    named = ", ".join(f"'{cut(name)}'{nearest(name, KNOWN_COLUMNS)}" for name in unknown)
+    free = [
+        name for name in KNOWN_COLUMNS if name not in table.columns and not (name == TAGS and table.words is not None)
+    ]
+    named = ", ".join(f"'{cut(name)}'{nearest(name, free)}" for name in unknown)
     return [f"{table.name}: ignored columns that have no meaning here: {named}"] if unknown else []

@@ -33,7 +33,7 @@ FLOATS = ("F32", "F64", "F16", "BF16")
 TEXTS = ("name", "id", "group", "camera", "role")
 """Columns of text: UTF-8 bytes one after the other, and in ``X.end`` where each row's end."""
 KINDS = {
-    "labels": ("I64", 1), "digest": ("U8", 2), "size": ("I64", 1), "weight": ("F64", 1), "true_label": ("I64", 1),
+    "labels": ("I64", 1), "word": ("I64", 2), "digest": ("U8", 2), "size": ("I64", 1), "weight": ("F64", 1), "true_label": ("I64", 1),
     **dict.fromkeys(TEXTS, ("U8", 1)), **{f"{name}.end": ("I64", 1) for name in TEXTS},
 }  # fmt: skip
 """dtype and dimensions of every column that is read; tensors of other names are left alone, whatever they are."""
@@ -66,9 +66,15 @@ class FeaturesSaid(Said):
 
 
 def columns_of(
-    samples: SampleSet, weights: Sequence[float] | None = None, true_labels: Sequence[int] | None = None
+    samples: SampleSet,
+    weights: Sequence[float] | None = None,
+    true_labels: Sequence[int] | None = None,
+    words: NDArray[np.int64] | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """What a file says of each row beside its features: label, name, digest and size, and what its list has of the others."""
+    """What a file says of each row beside its features: label, name, digest and size, and what its list has of the others.
+
+    ``words`` (n, 2) are the sentence of each word and its number in it.
+    """
     made: dict[str, NDArray[Any]] = {"labels": np.asarray(samples.labels, np.int64)}
     for column in TEXTS:
         texts = samples.names if column == "name" else samples.columns.get(column)
@@ -77,6 +83,8 @@ def columns_of(
             made[column], made[f"{column}.end"] = packed.data, packed.ends
     made["digest"] = samples.digest_bytes()
     made["size"] = as_array(numbers(samples.size(row) for row in range(len(samples))))
+    if words is not None:
+        made["word"] = words
     if weights is not None:
         made["weight"] = np.asarray(weights, np.float64)
     if true_labels is not None:
@@ -144,7 +152,7 @@ class Vectors:
     """Features in a file, as what holds the samples of an ``SampleSet``: there is no image to decode.
 
     ``said`` is what the file's metadata hold; ``sizes`` and ``digests`` are those of the images, ``weights`` and
-    ``true_labels`` those of the forget list, where it has them.
+    ``true_labels`` those of the forget list, where it has them; ``words`` (n, 2) the sentence of each word, and its number in it.
     """
 
     path: Path
@@ -156,6 +164,7 @@ class Vectors:
     sizes: NDArray[np.int64] | None = None
     weights: NDArray[np.float64] | None = None
     true_labels: NDArray[np.int64] | None = None
+    words: NDArray[np.int64] | None = None
 
     kind = FEATURES
 
@@ -233,7 +242,7 @@ def open_features(spec: str) -> SampleSet:
     texts = {name: Texts(arrays[name], arrays[f"{name}.end"]) for name in TEXTS if name in arrays}
     digests = Digests.given(arrays["digest"]) if "digest" in arrays else Digests.unknown(n)
     classes = said.get("classes")
-    numbered = (arrays.get(name) for name in ("size", "weight", "true_label"))
+    numbered = (arrays.get(name) for name in ("size", "weight", "true_label", "word"))
     store = Vectors(path.resolve(), spec, width, shard.entries["features"], said, digests, *numbered)
     return SampleSet(
         spec,
@@ -307,6 +316,8 @@ def _refuse_values(path: Path, arrays: Mapping[str, NDArray[Any]], classes: Sequ
     weights, sizes = arrays.get("weight"), arrays.get("size")
     if weights is not None and not (np.isfinite(weights) & (weights > 0)).all():
         raise ImuError(f"{path}: 'weight' is not a number above 0 in every row; write it again")
+    if "word" in arrays and (arrays["word"] < 0).any():
+        raise ImuError(f"{path}: 'word' is below 0; sentences and their words count from 0: write it again")
     if sizes is not None and (sizes < 0).any():
         raise ImuError(f"{path}: 'size' is below 0; write it again")
 
@@ -326,6 +337,8 @@ def _refuse_lengths(path: Path, arrays: Mapping[str, NDArray[Any]], n: int) -> N
                 )
         elif name == "digest" and array.shape != (n, 32):
             raise ImuError(f"{path}: 'digest' is not of shape ({n}, 32) in U8; write it again")
+        elif name == "word" and array.shape != (n, 2):
+            raise ImuError(f"{path}: 'word' is not of shape ({n}, 2) in I64; write it again")
         elif name in ("size", "weight", "true_label") and array.shape != (n,):
             raise ImuError(f"{path}: '{name}' has {len(array)} rows, 'features' {n}; write it again")
 

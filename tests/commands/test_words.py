@@ -248,6 +248,9 @@ BAD = {
     "no tags": ('{"tokens": ["a"], "tags": null}', "tags is no list of classes"),
     "a NUL": ('{"tokens": ["a\\u0000"], "tags": ["O"]}', "holds a NUL"),
     "no class": ('{"tokens": ["a"], "tags": ["B-DOG"]}', "label 'B-DOG' is not a class"),
+    "half a character": ('{"tokens": ["\\ud800"], "tags": ["O"]}', "holds half a character"),
+    "tags called label": ('{"tokens": ["a"], "label": ["O"]}', "--columns tags=label"),
+    "a truth for each": ('{"tokens": ["a"], "tags": ["O"], "true_label": ["O"]}', "index 17:3, label, true_label"),
     "beyond the ids": ('{"tokens": ["a"], "tags": [7]}', "label 7 is out of range"),
 }
 
@@ -339,3 +342,83 @@ def test_lines_of_words_that_are_wrong(
     Path("a.conll").write_text(text)
     with pytest.raises(ImuError, match=re.escape(words)):
         open_source("a.conll", "test", names=ColumnNames.parse(columns or None))
+
+
+def test_scores_go_back_in_as_a_list(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What ``influence --format csv`` calls words (``1:2``) names the same words in a forget list; rows of texts too."""
+    assert (
+        main(["influence", "net", "--forget", "index=0:2", "--data", "sentences.jsonl", "--format", "csv", "-q"]) == 0
+    )
+    lines = [line.rsplit(",", 2)[0] for line in capsys.readouterr().out.splitlines()]  # but weights, of which 0 is none
+    Path("scores.csv").write_text("\n".join(lines) + "\n")
+    assert list(opened(["scores.csv"]).forget.samples.names) == list(opened(["index=0:2"]).forget.samples.names)
+    Path("texts.csv").write_text("text,label\nblue lion,O\nred lion,O\n")
+    data = open_source("texts.csv", "data")
+    Path("list.csv").write_text("id,path,label\n1,1,O\n")
+    assert list(open_source("list.csv", "test", data).names) == ["1"]
+
+
+def test_the_page_shows_words_in_their_sentence(work: Path) -> None:
+    """The word between marks, as the report has it."""
+    command = ["influence", "net", "--forget", "index=0", "--data", "sentences.jsonl", "-q", "--no-cache"]
+    assert main([*command, "--images", "page.html"]) == 0
+    words = json.loads(Path("sentences.jsonl").read_text().splitlines()[0])["tokens"]
+    assert " ".join([f"▸{words[0]}◂", *words[1:]]) in Path("page.html").read_text(encoding="utf-8")
+
+
+def test_features_of_words_know_their_sentences(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lists and selectors name sentences and words of a file of features as of the sentences; none of them is parted."""
+    assert main(["features", "net", "--data", "sentences.jsonl", "-o", "all.safetensors", "-q"]) == 0
+    words, rows = open_source("sentences.jsonl", "data"), open_source("all.safetensors", "data")
+    assert held_out.half(rows, 3) == held_out.half(words, 3)
+    Path("list.csv").write_text("index\n4:0\n2\n")
+    for spec in ("index=3", "list.csv"):
+        names = [
+            list(opening.open_all(Path("net"), opening.with_features(config), Silent()).forget.samples.names)
+            for config in (
+                InfluenceConfig(forget=[spec], data="sentences.jsonl", cache=False),
+                InfluenceConfig(forget=[spec], features="all.safetensors", cache=False),
+            )
+        ]
+        assert names[0] == names[1]
+    assert main(["select", "--data", "all.safetensors", "index=99"]) == 2
+    assert "sentences are 0 to 23" in capsys.readouterr().err
+    assert main(["select", "--data", "all.safetensors", "index=5:2"]) == 2
+    assert "one word of a sentence is named in a list" in " ".join(capsys.readouterr().err.split())
+
+
+def test_no_word_with_a_class(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A list in which every tag is −100 is refused, and so is one without tags, each with what to do."""
+    Path("none.jsonl").write_text('{"tokens": ["lion"], "tags": [-100]}\n')
+    assert main(["influence", "net", "--forget", "none.jsonl", "-q"]) == 2
+    assert "no word of it has a class" in capsys.readouterr().err
+    Path("bare.jsonl").write_text('{"tokens": ["lion"]}\n')
+    assert main(["influence", "net", "--forget", "bare.jsonl", "-q"]) == 2
+    assert "give their tags" in capsys.readouterr().err
+
+
+def test_a_sentence_is_one_in_every_kind_of_file(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """However its JSON is spaced and escaped; columns beside it do not make a text of it, and one that is not there is said once."""
+    row = {"tokens": ["größer", "lion", "zoo"], "ner_tags": ["O", "B-PER", "O"], "text": "größer lion zoo"}
+    Path("data.jsonl").write_text(json.dumps(row) + "\n")
+    cells = [json.dumps(row[name], separators=(",", ":")).replace('"', '""') for name in ("tokens", "ner_tags")]
+    Path("list.csv").write_text('tokens,tags\n"{}","{}"\n'.format(*cells))
+    Path("list.conll").write_text("größer O\nlion B-PER\nzoo O\n")
+    data = open_source("data.jsonl", "data")
+    for name in ("list.csv", "list.conll"):
+        listed = open_source(name, "test")
+        assert listed.digest_bytes().tolist() == data.digest_bytes().tolist()
+    Path("other.conll").write_text("blue O\nlion O\n")
+    assert main(["influence", "net", "--forget", "other.conll", "--data", "sentences.jsonl", "-q"]) == 2
+    assert capsys.readouterr().err.count("has no such sentence") == 1
+
+
+def test_all_words_without_a_token_are_named(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each by its line and number; a sentence that is too long is named once."""
+    Path("long.jsonl").write_text(json.dumps({"tokens": ["lion"] * 40, "tags": ["O"] * 40}) + "\n")
+    assert main(["influence", "net", "--forget", "long.jsonl", "-q"]) == 2
+    assert capsys.readouterr().err.count("is 42 tokens") == 1
+    assert main(["influence", "net", "--forget", "long.jsonl", "-q", "--truncate"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("is beyond what the model takes") == 18
+    assert "long.jsonl:1, word 40" in said

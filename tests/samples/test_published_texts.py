@@ -169,5 +169,5 @@ def test_sentiment140_and_trec_are_told_their_encoding(tmp_path: Path) -> None:
     assert (data.read(0), data.columns["group"][0]) == ('@x ya, café - that\'s a "bummer"', "_TheSpecialOne_")
     trec = written(tmp_path, "train_5500.label", "DESC:manner How did serfdom develop in and then leave Russia ?\n")
     assert refusal(lambda: read(trec)) == (
-        f"{trec}: is a file, not a folder; name a folder of images, a .csv, .tsv or .jsonl, or cifar10:DIR and the like"
+        f"{trec}: is a file, not a folder; name a folder of images, a .csv, .tsv, .jsonl or .conll, or cifar10:DIR and the like"
     )

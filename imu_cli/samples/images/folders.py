@@ -142,7 +142,7 @@ def _real_folder(source: str, path: Path) -> str:
     if not path.is_dir():
         what = "is a file, not a folder" if path.exists() else "no such folder"
         raise ImuError(
-            f"{source}: {what}; name a folder of images, a .csv, .tsv or .jsonl, or cifar10:DIR and the like"
+            f"{source}: {what}; name a folder of images, a .csv, .tsv, .jsonl or .conll, or cifar10:DIR and the like"
         )
     return os.path.realpath(path)
 

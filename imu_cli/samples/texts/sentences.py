@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imu_cli.files.reading import cut, json_value
+from imu_cli.files.reading import cut, json_value, strings_in
 from imu_cli.samples import packing
 from imu_cli.samples.column_names import ABOUT_COLUMNS, COMPLETION, FILE_COLUMNS, MESSAGES, NER_TAGS, TAGS, TEXT, TOKENS
 from imu_cli.samples.dataset import UNKNOWN, WORDS, SampleSet
 from imu_cli.samples.packing import Digests, Names, as_array, numbers
 from imu_cli.samples.tables import Problems, Table
+from imu_cli.samples.vectors import Vectors
 
 IGNORED = "-100"
 """The tag of a word that has no class, as libraries write it: the word stands in its sentence and is no sample."""
@@ -29,8 +30,9 @@ REMEDY = "write both as lists, one tag for each word"
 
 
 def holds_sentences(table: Table) -> bool:
-    """Whether the rows of a list are sentences of words, and name no files or texts."""
-    return TOKENS in table.columns and not {TEXT, COMPLETION, MESSAGES, *FILE_COLUMNS} & set(table.columns)
+    """Whether the rows of a list are sentences of words: with their tags, or with no text, and name no files."""
+    others = {COMPLETION, MESSAGES, *FILE_COLUMNS} | (set() if {TAGS, NER_TAGS} & set(table.columns) else {TEXT})
+    return TOKENS in table.columns and not others & set(table.columns)
 
 
 def words_of(table: Table, problems: Problems) -> Table:
@@ -43,7 +45,10 @@ def words_of(table: Table, problems: Problems) -> Table:
     tags = next((name for name in (TAGS, NER_TAGS) if name in table.columns), None)
     if tags is not None and "label" in table.columns:
         problems.add(0, "has tags and a column label; a word's class is its tag: leave label out, or name it otherwise")
-    own, words, labels = numbers([]), numbers([]), list[str]()
+    # Without the sentence as one text, which is the same again, and without the tags that are not read.
+    kept = tuple(name for name in table.columns if name not in (TEXT, *((NER_TAGS,) if tags == TAGS else ())))
+    table = replace(table, columns=kept)
+    own, words, labels, written = numbers([]), numbers([]), list[str](), list[str]()
     given = table.column(tags) if tags is not None else None
     for row, cell in enumerate(table.column(TOKENS)):
         found = _listed(cell)
@@ -51,6 +56,8 @@ def words_of(table: Table, problems: Problems) -> Table:
         said = None if given is None or wrong else _listed(given[row])
         if not wrong and given is not None:
             wrong = _wrong_tags(said, len(found or ()), tags or TAGS)
+        # One way to write it: a sentence is known by these bytes, whatever kind of file it stands in.
+        written.append("" if wrong else json.dumps(found, ensure_ascii=False))
         if wrong:
             problems.add(table.lines[row], wrong)
             continue
@@ -61,6 +68,11 @@ def words_of(table: Table, problems: Problems) -> Table:
                 own.append(row)
                 words.append(word)
                 labels.append(tag)
+    if len(table) and not words and not problems.found:
+        problems.add(
+            0, f"no word of it has a class: every tag is {IGNORED}; give the classes of the words that are samples"
+        )
+    table = replace(table, cells={**table.cells, TOKENS: packing.Texts.of(written)})
     made = replace(table.over(own), words=words)
     if tags is None:
         return made
@@ -69,9 +81,10 @@ def words_of(table: Table, problems: Problems) -> Table:
 
 
 def _listed(cell: str) -> list[Any] | None:
-    """A cell's list; None where it is none."""
+    """A cell's list; None where it is none, or holds half a character (a lone surrogate), which no text does."""
     try:
         found = json_value(cell, "any")
+        "".join(strings_in(found)).encode()
     except ValueError:
         return None
     return found if isinstance(found, list) else None
@@ -79,7 +92,7 @@ def _listed(cell: str) -> list[Any] | None:
 
 def _wrong_words(found: Sequence[Any] | None) -> str:
     if found is None:
-        return f'tokens is no list of words; write ["…", "…"] ({REMEDY})'
+        return f'tokens is no list of words; write ["…", "…"], as JSON has it ({REMEDY})'
     if not found:
         return "tokens holds no words; write them, or take the row out"
     bad = next((number for number, word in enumerate(found, 1) if not isinstance(word, str) or not word.strip()), None)
@@ -109,6 +122,13 @@ class Word:
     of: int
 
 
+def as_text(sample: Any) -> str:
+    """A text, a pair, or a word in its sentence, for people to read: the word between marks."""
+    if isinstance(sample, Word):
+        return " ".join(f"▸{word}◂" if at == sample.number else word for at, word in enumerate(sample.sentence))
+    return sample if isinstance(sample, str) else " ⏐ ".join(sample)
+
+
 @dataclass(frozen=True, eq=False)
 class Words:
     """Words of one file, by the sentences that they stand in.
@@ -117,7 +137,7 @@ class Words:
         shown: the file as the user named it, for messages.
         identity: the file, all links resolved.
         lines: physical line of each word's sentence.
-        sentences: each word's sentence as JSON, packed once.
+        sentences: each word's sentence as JSON, written in one way, packed once.
         words: number of each word in its sentence.
     """
 
@@ -155,9 +175,13 @@ class Words:
         """Bytes of the sentence, which a word's class depends on."""
         return int(self.sentences.lengths[self.sentences.rows[at]])
 
+    def sentence(self, at: int) -> bytes:
+        """The word's sentence as JSON."""
+        return self.sentences.bytes_of(self.sentences.rows[at])
+
     def stored(self, at: int) -> bytes:
         """The sentence as JSON, and the word's number after a NUL."""
-        return self.sentences.bytes_of(self.sentences.rows[at]) + b"\0%d" % self.words[at]
+        return self.sentence(at) + b"\0%d" % self.words[at]
 
     def decode(self, at: int) -> Word:
         """The word in its sentence."""
@@ -200,9 +224,50 @@ def samples_of(table: Table, identity: str, rows: Sequence[int] | None = None) -
 # --- rows by sentences
 
 
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where each row's word stands, of words in a file or of their features in one.
+
+    Attributes:
+        of: the number of its sentence (n,), from 0 as the file has them.
+        words: its number in the sentence (n,), from 0.
+    """
+
+    of: NDArray[np.int64]
+    words: NDArray[np.int64]
+
+    @cached_property
+    def count(self) -> int:
+        """Sentences, those without a row of their own before the last one included."""
+        return int(self.of.max(initial=-1)) + 1
+
+    @cached_property
+    def _order(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows by sentences, and where those of each begin (count + 1,)."""
+        order = np.argsort(self.of, kind="stable")
+        return order, np.searchsorted(self.of[order], np.arange(self.count + 1))
+
+    def rows(self, sentence: int, word: int | None = None) -> NDArray[np.int64]:
+        """The rows of a sentence's words, or of one of them, in their order; none where it has no class."""
+        order, starts = self._order
+        found = order[starts[sentence] : starts[sentence + 1]]
+        return found if word is None else found[self.words[found] == word]
+
+
+def places(samples: SampleSet) -> Places | None:
+    """Where the word of each row stands; None where samples are no words."""
+    at, store = as_array(samples.positions), samples.store
+    if isinstance(store, Words):
+        return Places(store.of[at], store.words[at])
+    if isinstance(store, Vectors) and store.words is not None:
+        return Places(store.words[at, 0], store.words[at, 1])
+    return None
+
+
 def sentences(samples: SampleSet) -> NDArray[np.int64] | None:
     """The number of each row's sentence (n,); None where samples stand for themselves."""
-    return samples.store.of[as_array(samples.positions)] if isinstance(samples.store, Words) else None
+    found = places(samples)
+    return None if found is None else found.of
 
 
 def firsts(samples: SampleSet) -> Sequence[int]:
@@ -216,12 +281,9 @@ def with_index(table: Table, data: SampleSet | None, problems: Problems) -> Tabl
 
     The cells then count words, as ``data`` has them. Lists of other data, and of other columns, stay as they are.
     """
-    of = None if data is None else sentences(data)
-    if data is None or of is None or "index" not in table.columns or table.words is not None:
+    stand = None if data is None else places(data)
+    if data is None or stand is None or "index" not in table.columns or table.words is not None:
         return table
-    assert isinstance(data.store, Words)
-    words = data.store.words[as_array(data.positions)]
-    starts = np.searchsorted(of, np.arange(int(of.max(initial=-1)) + 2))
     own, cells = numbers([]), list[str]()
     for row, cell in enumerate(table.column("index")):
         found = re.fullmatch(r"([0-9]{1,18})(?::([0-9]{1,18}))?", cell.strip())
@@ -232,14 +294,13 @@ def with_index(table: Table, data: SampleSet | None, problems: Problems) -> Tabl
             )
             continue
         sentence = int(found[1])
-        if sentence >= len(starts) - 1:
+        if sentence >= stand.count:
             problems.add(
                 table.lines[row],
-                f"index {sentence} is out of range; {data.source} has the sentences 0 to {len(starts) - 2}",
+                f"index {sentence} is out of range; {data.source} has the sentences 0 to {stand.count - 1}",
             )
             continue
-        at = np.arange(starts[sentence], starts[sentence + 1])
-        at = at if found[2] is None else at[words[at] == int(found[2])]
+        at = stand.rows(sentence, None if found[2] is None else int(found[2]))
         if len(at) == 0:
             problems.add(table.lines[row], f"index {cell.strip()}: {data.source} has no word with a class there")
         own.extend([row] * len(at))

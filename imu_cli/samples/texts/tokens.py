@@ -206,18 +206,22 @@ class Tokens(InputStep):
             for at, ids in enumerate(found[IDS])
         ]
 
+    def _where(self, samples: SampleSet, row: int) -> str:
+        """Where a text stands that cannot be had."""
+        return samples.where(row)
+
     def _problems(self, samples: SampleSet, row: int, made: Encoded) -> list[str]:
-        most, where = self.tokenizer.max_length, samples.where
+        most, where = self.tokenizer.max_length, self._where(samples, row)
         if not len(made):
-            return [f"{where(row)}: no token is made of this text; leave it out"]
+            return [f"{where}: no token is made of this text; leave it out"]
         if most is not None and len(made) > most:
             return [
-                f"{where(row)}: is {len(made):,} tokens, and the model takes {most:,}; shorten or split the text, or let such texts be "
+                f"{where}: is {len(made):,} tokens, and the model takes {most:,}; shorten or split the text, or let such texts be "
                 "cut with --truncate"
             ]
         if self.vocabulary is not None and int(made.ids.max()) >= self.vocabulary:
             return [
-                f"{where(row)}: has the token {int(made.ids.max()):,}, and the model knows {self.vocabulary:,}; the tokenizer is another "
+                f"{where}: has the token {int(made.ids.max()):,}, and the model knows {self.vocabulary:,}; the tokenizer is another "
                 "model's: put its own beside the weights"
             ]
         return []

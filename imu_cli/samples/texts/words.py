@@ -120,6 +120,11 @@ class WordTokens(Tokens):
         place = int((at == token).nonzero()[0])
         return row, {**made, WORDS: torch.tensor([[0, place]], device=words.device)}
 
+    def _where(self, samples: SampleSet, row: int) -> str:
+        """The sentence that a word stands in: the problem is all its words'."""
+        whole = samples.where(row)
+        return whole.rpartition(", word ")[0] or whole
+
     # --- sentences to ids
 
     def _sentences(
@@ -139,8 +144,9 @@ class WordTokens(Tokens):
         problems = [
             text for at, one in zip(first, made, strict=True) for text in self._problems(samples, rows[at], one.encoded)
         ]
+        whole = not problems  # else a word may have no token for that
         for row, sentence, number in zip(rows, of.tolist(), numbers.tolist(), strict=True):
-            if made[sentence].starts[number] < 0 and not problems:
+            if whole and made[sentence].starts[number] < 0:
                 cut = self.truncate and number > int(made[sentence].starts.argmax())
                 why = "is beyond what the model takes" if cut else "is made into no token"
                 problems.append(
