@@ -201,9 +201,7 @@ def with_own_answers(opened: Session, anchored: SampleSet, seed: int, ranks: Ran
     given = [(one.prompt, one.completion) for one in records]
     own = _that_fit(opened, [pair for pair in dict.fromkeys(asked) if pair not in set(given)])
     pairs = list(dict.fromkeys(given)) + own
-    opened.note(
-        f"anchored too: {len(own)} answers of the model's own to the anchored questions, drawn by the seed"
-    )
+    opened.note(f"anchored too: {len(own)} answers of the model's own to the anchored questions, drawn by the seed")
     return suites.records_of(f"{anchored.source} (and own answers)", range(1, len(pairs) + 1), pairs)
 
 
@@ -212,7 +210,11 @@ def _that_fit(opened: Session, pairs: list[tuple[str, str]]) -> list[tuple[str, 
     assert opened.network is not None
     if not pairs:
         return []
-    step, written, fit = opened.network.preprocess, suites.records_of("own answers", range(1, len(pairs) + 1), pairs), []
+    step, written, fit = (
+        opened.network.preprocess,
+        suites.records_of("own answers", range(1, len(pairs) + 1), pairs),
+        [],
+    )
     for row, pair in enumerate(pairs):
         try:
             step.together(written, [row])
