@@ -198,9 +198,9 @@ def with_own_answers(opened: Session, anchored: SampleSet, seed: int, ranks: Ran
         with opened.log.timed("own answers"), opened.log.track("own answers", len(rows)) as advance:
             said = generation.answers(opened, anchored, rows, advance, longest=LONGEST, seed=seed)
     asked = [(records[row].prompt, text) for row, text in zip(rows, ranks.of_first(said), strict=True) if text]
-    given = [(one.prompt, one.completion) for one in records]
-    own = _that_fit(opened, [pair for pair in dict.fromkeys(asked) if pair not in set(given)])
-    pairs = list(dict.fromkeys(given)) + own
+    given = dict.fromkeys((one.prompt, one.completion) for one in records)
+    own = _that_fit(opened, [pair for pair in dict.fromkeys(asked) if pair not in given])
+    pairs = [*given, *own]
     opened.note(f"anchored too: {len(own)} answers of the model's own to the anchored questions, drawn by the seed")
     return suites.records_of(f"{anchored.source} (and own answers)", range(1, len(pairs) + 1), pairs)
 
@@ -210,11 +210,8 @@ def _that_fit(opened: Session, pairs: list[tuple[str, str]]) -> list[tuple[str, 
     assert opened.network is not None
     if not pairs:
         return []
-    step, written, fit = (
-        opened.network.preprocess,
-        suites.records_of("own answers", range(1, len(pairs) + 1), pairs),
-        [],
-    )
+    written, fit = suites.records_of("own answers", range(1, len(pairs) + 1), pairs), list[tuple[str, str]]()
+    step = opened.network.preprocess
     for row, pair in enumerate(pairs):
         try:
             step.together(written, [row])

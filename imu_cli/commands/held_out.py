@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from imu_cli.commands import preparing
 from imu_cli.errors import ImuError, InvalidRowsError
@@ -15,7 +16,7 @@ from imu_cli.samples.classes import in_model_ids
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.manifest import open_source
 from imu_cli.samples.overlap import overlap, without
-from imu_cli.samples.texts.sentences import firsts, sentences
+from imu_cli.samples.texts.sentences import sentences
 from imu_cli.unlearning import targets
 from imu_cli.unlearning.targets import HeldOut
 
@@ -23,13 +24,15 @@ from imu_cli.unlearning.targets import HeldOut
 def half(samples: SampleSet, seed: int) -> list[int]:
     """A random half of the rows, sorted, drawn by the seed: what an unlearning may choose by. Words go with their sentence."""
     of = sentences(samples)
-    n = len(samples) if of is None else len(firsts(samples))
+    place = np.arange(len(samples)) if of is None else np.unique(of, return_inverse=True)[1]
+    n = int(place.max(initial=-1)) + 1
+    return np.flatnonzero(_drawn(place, n, (n + 1) // 2, seed)).tolist()
+
+
+def _drawn(place: NDArray[np.int64], n: int, count: int, seed: int) -> NDArray[np.bool_]:
+    """Which rows (k,) are of ``count`` of n wholes, drawn by the seed; ``place`` (k,) is the whole of each."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    chosen = sorted(order[: (n + 1) // 2].tolist())
-    if of is None:
-        return chosen
-    place = np.unique(of, return_inverse=True)[1]
-    return [int(row) for row in np.flatnonzero(np.isin(place, chosen))]
+    return np.isin(place, order[:count].numpy())
 
 
 def two_parts(samples: SampleSet, share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -38,8 +41,7 @@ def two_parts(samples: SampleSet, share: float, seed: int) -> tuple[list[int], l
     if of is not None:  # words of one sentence stay together, whatever their classes
         place = np.unique(of, return_inverse=True)[1]
         n = int(place.max()) + 1
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-        apart = np.isin(place, order[: max(1, round(share * n))].numpy())
+        apart = _drawn(place, n, max(1, round(share * n)), seed)
         return np.flatnonzero(~apart).tolist(), np.flatnonzero(apart).tolist()
     of_class: dict[int, list[int]] = {}
     for row in torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist():

@@ -25,7 +25,7 @@ from imu_cli.errors import ImuError, RefusedError
 from imu_cli.features import allocation
 from imu_cli.features.engine import to_device
 from imu_cli.files import writing
-from imu_cli.models.batches import ALONE, WORDS, Batch, call, count, each, first, tensors
+from imu_cli.models.batches import ALONE, WORDS, Batch, call, count, each, first, tensors, twice
 from imu_cli.models.head import Tap, hooked, logits_of
 from imu_cli.models.replay import REPLAY_TOLERANCE
 from imu_cli.models.scopes import Answers, Event, events, logits
@@ -122,11 +122,7 @@ def find(model: nn.Module, probe: Batch, moving: Collection[str], *, tried: int 
         answers: what has to come out the same.
     """
     if len(tensors(probe)[0]) < 2:
-        words = {WORDS: torch.tensor([[1, 0]])} if isinstance(probe, dict) and WORDS in probe else {}
-        given = probe
-        probe = each(given, lambda tensor: torch.cat([tensor, tensor]))
-        if words and isinstance(probe, dict) and isinstance(given, dict):
-            probe[WORDS] = torch.cat([given[WORDS], given[WORDS] + words[WORDS].to(given[WORDS])])
+        probe = twice(probe)
     few = _shorter(probe)
     one, other = events(model, probe, outputs=True), events(model, few, outputs=True)
     done = _completed(one, moving)

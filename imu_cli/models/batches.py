@@ -26,9 +26,14 @@ def call(model: nn.Module, batch: Batch) -> Any:
     return at_words(made, batch[WORDS]) if WORDS in batch else made
 
 
+def logits_in(output: Any) -> Any:
+    """A model's output itself, its ``logits`` field, or the value under that key."""
+    return output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
+
+
 def at_words(output: Any, words: Tensor) -> Any:
     """The logits (n, c) of words in a model's output of (b, t, c) for their sentences; another output as it is."""
-    found = output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
+    found = logits_in(output)
     return found[words[:, 0], words[:, 1]] if isinstance(found, Tensor) and found.ndim == 3 else output
 
 
@@ -66,6 +71,14 @@ def part(batch: Batch, rows: slice) -> Batch:
     of, at = torch.unique(words[:, 0], return_inverse=True)
     made = {name: tensor[of] for name, tensor in batch.items() if name != WORDS}
     return {**made, WORDS: torch.stack([at, words[:, 1]], dim=1)}
+
+
+def twice(batch: Batch) -> Batch:
+    """Every sample, and every one again."""
+    made = each(batch, lambda tensor: torch.cat([tensor, tensor]))
+    if isinstance(made, dict) and isinstance(batch, dict) and WORDS in batch:
+        made[WORDS][len(batch[WORDS]) :, 0] += len(tensors(batch)[0])  # the second time in the sentences' second copies
+    return made
 
 
 def halves(batch: Batch) -> list[Batch]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from imu_cli.errors import RefusedError
-from imu_cli.models.batches import WORDS, Batch
+from imu_cli.models.batches import WORDS, Batch, logits_in
 from imu_cli.models.checkpoint import DTYPES
 
 PRECISIONS = {
@@ -98,7 +98,7 @@ def logits_of(output: Any) -> Tensor:
     Raises:
         RefusedError: anything else.
     """
-    found = output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
+    found = logits_in(output)
     if isinstance(found, Tensor) and found.ndim == 1:
         raise RefusedError(
             "model: returned one number for a sample, as a regression or a yes-or-no head of one sigmoid does; imu changes heads "

@@ -15,7 +15,7 @@ from imu_cli.errors import ImuError, RefusedError
 from imu_cli.models import correspondence
 from imu_cli.models.architecture import Loaded
 from imu_cli.models.arithmetic import float32_as
-from imu_cli.models.batches import Batch, call, count, tensors
+from imu_cli.models.batches import Batch, call, count, logits_in, tensors
 from imu_cli.models.checkpoint import Checkpoint, same_bits
 from imu_cli.models.head import Head, hooked, in_words
 from imu_cli.models.replay import REPLAY_TOLERANCE
@@ -30,7 +30,7 @@ def words_of(output: Any) -> Tensor:
     Raises:
         RefusedError: it returns something else.
     """
-    found = output.get("logits", output) if isinstance(output, dict) else getattr(output, "logits", output)
+    found = logits_in(output)
     if not isinstance(found, Tensor) or found.ndim != 3:
         raise RefusedError(
             f"model: returned {in_words(found)}, not one (records, tokens, words) tensor of logits; this is no causal language model"

@@ -96,9 +96,9 @@ class WordTokens(Tokens):
         """The first row of each sentence, the place of each word's sentence among those (n,), and its token (n,)."""
         numbers = sentences.sentences(samples)
         assert numbers is not None, "the samples are words"
-        alone, of = sentences.firsts(samples), np.zeros(len(samples), np.int64)
+        alone = sentences.firsts(samples)
         place = {int(numbers[row]): at for at, row in enumerate(alone)}
-        of[:] = [place[number] for number in numbers.tolist()]
+        of = np.array([place[number] for number in numbers.tolist()], np.int64)
         at = np.zeros(len(samples), np.int64)
         for start in range(0, len(samples), WINDOW):
             rows = range(start, min(start + WINDOW, len(samples)))
