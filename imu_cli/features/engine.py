@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from imu_cli.errors import ImuError, InvalidRowsError, RefusedError
-from imu_cli.features import folding
+from imu_cli.features import folding, prepacking
 from imu_cli.features.precision import Precision
 from imu_cli.models.arithmetic import Kind, float32_as
 from imu_cli.models.batches import Batch, call, count, each, first, tensors, word
@@ -194,7 +194,7 @@ PADDED = 1e-3
 
 @dataclass(frozen=True)
 class Engine:
-    """A model as it runs over many samples: folded where that can be, in a precision, so many samples at a time.
+    """A model as it runs over many samples: folded and laid out where that can be, in a precision, so many samples at a time.
 
     ``folded`` counts the batch norms that were folded into convolutions; ``batch_size`` is the plan that results depend
     on in their last bits. ``embeds``: the features are what ``layer`` returns, not what enters it, and there are no logits.
@@ -242,7 +242,7 @@ def engine(
     full: float = 1.0,
     embeds: bool = False,
 ) -> Engine:
-    """The quickest way to run a model that gives its features: batch norm folded, and a batch size that suits the device.
+    """The quickest way to run a model that gives its features: norms folded, weights laid out, and a batch size that suits the device.
 
     Args:
         model: in ``eval()`` mode, on its device.
@@ -257,8 +257,10 @@ def engine(
     size = batch_size or _batch_size(model, probe, full)
     plain = Engine(model, layer, tensors(probe)[0].device, size, "float32", embeds=embeds)
     quick, count = folding.folded(model, probe)
+    if precision == "float32":
+        quick, _ = prepacking.prepacked(quick, layer)
     chosen = replace(plain, model=quick, folded=count)
-    if count and not _alike(plain, chosen, probe):
+    if quick is not model and not _alike(plain, chosen, probe):
         chosen = plain
     return replace(chosen, precision=precision)
 

@@ -19,7 +19,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def _plain(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+def plain(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
     """Exactly one of these kinds, since a subclass may do more; without hooks, which would hear something else."""
     return type(module) in kinds and not module._forward_hooks and not module._forward_pre_hooks
 
@@ -43,9 +43,9 @@ def pairs(model: nn.Module, samples: Batch) -> list[tuple[str, str]]:
 
     handles = []
     for module in names:
-        if _plain(module, CONVOLUTIONS):
+        if plain(module, CONVOLUTIONS):
             handles.append(module.register_forward_hook(after))
-        elif _plain(module, NORMS) and module.running_mean is not None:
+        elif plain(module, NORMS) and module.running_mean is not None:
             handles.append(module.register_forward_pre_hook(before))
     with hooked(handles), torch.inference_mode(), float32_as("ieee"):
         call(model, samples)
@@ -66,11 +66,12 @@ def folded(model: nn.Module, samples: Batch) -> tuple[nn.Module, int]:
         return model, 0
     for conv, norm in found:
         fused = fuse_conv_bn_eval(made.get_submodule(conv), made.get_submodule(norm))  # type: ignore[arg-type, type-var]
-        _replace(made, conv, fused)
-        _replace(made, norm, nn.Identity())
+        put(made, conv, fused)
+        put(made, norm, nn.Identity())
     return made.to(memory_format=torch.channels_last), len(found)
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+def put(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of the one of this name."""
     above, _, own = name.rpartition(".")
     setattr(model.get_submodule(above), own, module)
