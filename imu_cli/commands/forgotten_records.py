@@ -230,10 +230,16 @@ def completed(opened: Session, upper: Upper, kept: Kept | KeptWords, samples: Sa
     def run(rows: Tensor) -> Tensor:
         return answers.chosen(upper.answers(kept, rows, partial(entering, layer=head.module)), rows)
 
+    features: Tensor | None = None
     with torch.no_grad():
-        features = torch.cat([run(rows) for rows in torch.arange(len(samples)).split(opened.engine.batch_size)])
+        for rows in loop.portions(torch.arange(len(samples)), opened.engine.batch_size, answers.lengths):
+            found = run(rows).float()
+            if features is None:
+                features = found.new_empty(len(answers.targets), found.shape[1])
+            features[answers.of(rows)] = found
+    assert features is not None, "a set has records"
     record = torch.repeat_interleave(torch.arange(len(samples)), answers.counts)
-    return Completed(run, features.float(), answers.targets, record, answers.ends, answers.of)
+    return Completed(run, features, answers.targets, record, answers.ends, answers.of, answers.lengths)
 
 
 # --- what is aimed at

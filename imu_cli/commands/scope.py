@@ -335,12 +335,14 @@ def _training(
 
     def answers(kept: Kept | KeptWords) -> tuple[Tensor, Tensor]:
         features, logits = [], []
+        places = loop.portions(torch.arange(len(kept)), at_once, kept.lengths)
         with torch.no_grad():
-            for rows in torch.arange(len(kept)).split(at_once):
+            for rows in places:
                 f, z = upper(kept, rows)
                 features.append(f)
                 logits.append(z.double())
-        return torch.cat(features), torch.cat(logits)
+        back = torch.cat(places).argsort()
+        return torch.cat(features)[back], torch.cat(logits)[back]
 
     labels = opened.labels().to(device)
     wanted = job.procedure
@@ -348,7 +350,8 @@ def _training(
     alone = torch.arange(0)
     if anchor_kept is not None and anchored is not None:
         f, z = answers(anchor_kept)
-        anchor = Anchor(runs(anchor_kept), z, f, _blended(upper, anchor_kept, torch.arange(len(anchor_kept))))
+        blended = _blended(upper, anchor_kept, torch.arange(len(anchor_kept)))
+        anchor = Anchor(runs(anchor_kept), z, f, blended, anchor_kept.lengths)
         if job.plan.kind == "class":
             anchor, places = _of_kept_classes(anchor, anchored, z, job.plan.forgotten, anchor_kept, upper)
         else:
@@ -357,7 +360,7 @@ def _training(
     if unseen_kept is not None and unseen is not None:
         own = torch.tensor(list(unseen.labels), device=device)
         stays = ~torch.isin(own, torch.tensor(job.plan.forgotten, dtype=own.dtype, device=device))
-        seen = Unseen(runs(unseen_kept), answers(unseen_kept)[1], own, stays)
+        seen = Unseen(runs(unseen_kept), answers(unseen_kept)[1], own, stays, unseen_kept.lengths)
     logits = torch.cat([logits_of(h[rows], matrix) for rows in blocks(len(h), matrix.shape[0])]).to(device)
     true = opened.true_labels()
     limits = job.limits if seen is None else replace(job.limits, m=int(seen.kept.sum()))
@@ -374,7 +377,8 @@ def _training(
         weights = closed_form.magnitude(job.scored.scores, wanted.ascent.clip_quantile, given)
     else:
         weights = closed_form.uniform(len(labels), given)
-    forgotten = Forgotten(runs(forget), logits, labels, None if true is None else true.to(device), weights.to(device))
+    given_true = None if true is None else true.to(device)
+    forgotten = Forgotten(runs(forget), logits, labels, given_true, weights.to(device), forget.lengths)
     turned: dict[str, Bend] = {}
     if anchor is not None and job.plan.kind != "mislabelled":  # wrong labels may be what all answers have in common
         each = anchor.run  # of words one of each sentence: what enters a layer is the whole of it
@@ -430,7 +434,8 @@ def _of_kept_classes(
         raise ImuError("--anchor: holds nothing but the classes that go; give samples of the classes that stay")
     places = stays.cpu()
     made = Anchor(
-        lambda rows: upper(kept, places[rows]), anchor.logits[stays], anchor.features[stays], _blended(upper, kept, places)
+        lambda rows: upper(kept, places[rows]), anchor.logits[stays], anchor.features[stays], _blended(upper, kept, places),
+        None if anchor.lengths is None else anchor.lengths[places],
     )  # fmt: skip
     return made, places
 

@@ -290,6 +290,14 @@ class Kept:
         return made.to(device), mask.to(device)
 
     @property
+    def lengths(self) -> Tensor | None:
+        """(n,) tokens of each text; None for images."""
+        if not self._ragged:
+            return None
+        held = next(iter(self._ragged.values()))
+        return torch.tensor([0 if row is None else len(row) for row in held])
+
+    @property
     def names(self) -> list[str]:
         """What is kept."""
         return [*self._parts, *self._ragged]
@@ -316,6 +324,12 @@ class KeptWords:
     def bytes(self) -> int:
         """What is kept, in bytes."""
         return self.sentences.bytes
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """(n,) tokens of each word's sentence."""
+        found = self.sentences.lengths
+        return None if found is None else found[self.of]
 
     def of_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The sentences (b,) of some words, and each word's sentence among those and its token (k, 2)."""

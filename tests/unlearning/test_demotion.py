@@ -420,6 +420,26 @@ def test_portions_change_nothing_but_rounding(trained: World) -> None:
         torch.testing.assert_close(value, all_of_them.weights[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["sample", "class"])
+def test_texts_of_about_one_length_run_together_and_change_nothing_but_rounding(trained: World, kind: str) -> None:
+    """What rows say of themselves goes back to their places: the same end in any order, and portions by falling length."""
+    ends, seen = [], list[Tensor]()
+    for long in (False, True):
+        made = work(trained.copied(), kind=kind, batches=6, at_once=5, attraction=float(kind == "class"))
+        if long:
+            run = made.forgotten.run
+            of = torch.arange(len(made.forgotten.labels)) * 7 % 11
+            made.forgotten.lengths = of
+            made.forgotten.run = lambda rows, run=run: (seen.append(rows), run(rows))[1]  # type: ignore[misc]
+            assert made.anchor is not None
+            made.anchor.lengths = torch.arange(len(made.anchor.logits)) * 5 % 13
+        ends.append(end(made))
+    for name, value in ends[0].weights.items():
+        torch.testing.assert_close(ends[1].weights[name], value, rtol=1e-3, atol=1e-4)
+    assert all(len(rows) <= 5 and bool((of[rows].diff() <= 0).all()) for rows in seen)
+    assert max(int(of[rows].max() - of[rows].min()) for rows in seen) < 10
+
+
 class Group:
     """Two processes, as threads: they wait for each other at every sum."""
 

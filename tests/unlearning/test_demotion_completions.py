@@ -83,7 +83,7 @@ def side(model: Small, counts: list[int], first: int) -> Completed:
     record = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
     with torch.no_grad():
         features = run(torch.arange(len(sizes)))
-    return Completed(run, features, targets, record, ends, places)
+    return Completed(run, features, targets, record, ends, places, sizes)
 
 
 def training(seed: int = 0, moving_head: bool = False, **given: Any) -> CompletionTraining:
@@ -97,9 +97,7 @@ def training(seed: int = 0, moving_head: bool = False, **given: Any) -> Completi
         nn.functional.cross_entropy(forgotten.run(torch.arange(4)) @ head.detach().T, forgotten.targets).backward()
         optimizer.step()
     model.given.requires_grad_(False)
-    forgotten, unseen = (
-        Completed(one.run, one.run(torch.arange(one.n)).detach(), one.targets, one.records, one.ends, one.places) for one in (forgotten, unseen)
-    )  # fmt: skip
+    forgotten, unseen = (replace(one, features=one.run(torch.arange(one.n)).detach()) for one in (forgotten, unseen))
     parameters = {"layer.weight": model.layer.weight, "layer.bias": model.layer.bias}
     if moving_head:
         parameters["head.weight"] = head
@@ -129,8 +127,8 @@ def test_records_are_judged_as_one_would_by_hand() -> None:
 
 
 def test_gradients_are_those_of_the_whole_loss() -> None:
-    """Through the network and through the head where it moves; portions that run together do not matter."""
-    for at_once in (1, 10):
+    """Through the network and through the head where it moves; portions that run together, and lengths, do not matter."""
+    for at_once in (1, 3, 10):
         work = training(moving_head=True, at_once=at_once)
         wanted = work.targets(work.original()[1])
         batch = completions._Batch(torch.arange(4), torch.arange(6))

@@ -71,6 +71,7 @@ class Completed:
         records: row of the set, ascending, (N,).
         ends: whether a token is the end token, (N,).
         places: places in these of the tokens of some records (k,).
+        lengths: tokens of each record, prompt and all, (n,); where they are not known, records run in the order that they come in.
     """
 
     run: Run
@@ -79,6 +80,7 @@ class Completed:
     records: Tensor
     ends: Tensor
     places: Callable[[Tensor], Tensor]
+    lengths: Tensor | None = None
 
     @property
     def n(self) -> int:
@@ -289,7 +291,7 @@ class CompletionTraining(loop.Objective[Look]):
         self.spent += of.n
         made = torch.zeros_like(of.features)
         with torch.no_grad():
-            for rows, counts in self.portions(of.n, self.schedule.at_once):
+            for rows, counts in self.portions(of.n, self.schedule.at_once, of.lengths):
                 entered = of.run(rows).to(made)
                 if counts:
                     made[of.places(rows)] = entered
@@ -335,7 +337,8 @@ class CompletionTraining(loop.Objective[Look]):
             if of is None or rows is None:
                 continue
             share = self._shares(of, rows)
-            for some, counts in self.portions(len(rows), self.schedule.at_once):
+            long = None if of.lengths is None else of.lengths[rows]
+            for some, counts in self.portions(len(rows), self.schedule.at_once, long):
                 places, entered = of.places(rows[some]), of.run(rows[some])
                 own = share[some][self._record_of(of, rows[some])] * counts
                 aim = wanted[places] if of is self.forgotten else None

@@ -95,14 +95,14 @@ class Surroundings:
     to_file: Callable[[str, Tensor], Tensor] = lambda _, value: value
     bends: Mapping[str, Bend] = field(default_factory=dict)
 
-    def portions(self, n: int, at_once: int) -> Iterator[tuple[Tensor, bool]]:
-        """Of n rows those of this process, in portions that run together, and whether they count.
+    def portions(self, n: int, at_once: int, lengths: Tensor | None = None) -> Iterator[tuple[Tensor, bool]]:
+        """Of n rows, of texts of these lengths (n,), those of this process, in portions that run together, and whether they count.
 
         Where weights lie in parts, all processes run equally often, since each needs what the others hold: one with fewer rows runs the
         first one again, which does not count.
         """
         mine = self.share(torch.arange(n))
-        made = mine.split(at_once) if len(mine) else ()
+        made = portions(mine, at_once, lengths) if len(mine) else ()
         for some in made:
             signals.check()
             yield some, True
@@ -363,6 +363,17 @@ def add(summed: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
 def under(word: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin with a word, without it."""
     return {name.removeprefix(f"{word}."): value for name, value in tensors.items() if name.startswith(f"{word}.")}
+
+
+def portions(rows: Tensor, most: int, lengths: Tensor | None) -> tuple[Tensor, ...]:
+    """Rows (k,) of a set in portions that run together; of texts those of about one length, since a portion is padded to its longest.
+
+    ``lengths``: of all texts of the set, (n,).
+    """
+    if lengths is not None:
+        rows = rows[lengths[rows].argsort(descending=True, stable=True)]
+    made: tuple[Tensor, ...] = rows.split(most)
+    return made
 
 
 class Order:

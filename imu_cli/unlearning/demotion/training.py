@@ -4,7 +4,7 @@ Tensors and functions in, weights out: what runs the network is handed in, so th
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,18 +55,19 @@ class Schedule(loop.Pace):
 
 @dataclass
 class Forgotten:
-    """The forget set: what runs it, its logits (n, c) under the original, labels (n,), true labels, and weights (n,)."""
+    """The forget set: what runs it, logits (n, c) under the original, labels (n,), true ones, weights (n,), and texts' lengths (n,)."""
 
     run: Run
     logits: Tensor
     labels: Tensor
     true_labels: Tensor | None
     weights: Tensor
+    lengths: Tensor | None = None
 
 
 @dataclass
 class Anchor:
-    """Samples on which nothing is to change: what runs them, logits (m, c) and features (m, d) under the original.
+    """Samples on which nothing is to change: what runs them, logits (m, c), features (m, d) under the original, and texts' lengths (m,).
 
     ``blended`` runs them mixed with others (rows, others' rows, share (k,)): the original says what is to be said of mixtures too, and
     so there are more things to hold on to than samples. None where samples cannot be mixed.
@@ -76,6 +77,7 @@ class Anchor:
     logits: Tensor
     features: Tensor
     blended: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    lengths: Tensor | None = None
 
 
 @dataclass
@@ -86,6 +88,7 @@ class Unseen:
     logits: Tensor
     labels: Tensor
     kept: Tensor
+    lengths: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -148,15 +151,16 @@ class Training(loop.Objective[Look]):
         assert self.unseen is not None
         return (logits.argmax(dim=1) == self.unseen.labels)[self.unseen.kept]
 
-    def logits_of(self, run: Run, n: int) -> Tensor:
+    def logits_of(self, of: Forgotten | Unseen) -> Tensor:
         """Logits (n, c) float64 of a whole set under the weights as they are."""
+        n = len(of.labels)
         self.spent += n
         mine = self.share(torch.arange(n))
         made = self.forgotten.logits.new_zeros(n, self.classes, dtype=torch.float64)
         with torch.no_grad():
-            for rows in mine.split(self.schedule.at_once):
+            for rows in loop.portions(mine, self.schedule.at_once, of.lengths):
                 signals.check()
-                made[rows.to(made.device)] = run(rows)[1].double()
+                made[rows.to(made.device)] = of.run(rows)[1].double()
         self.join([made])
         return made
 
@@ -168,8 +172,8 @@ class Training(loop.Objective[Look]):
 
     def look(self) -> tuple[Look, Tensor | None]:
         """What the weights as they are do, and the unseen samples' logits."""
-        found = self.logits_of(self.forgotten.run, len(self.forgotten.labels))
-        seen = None if self.unseen is None else self.logits_of(self.unseen.run, len(self.unseen.labels))
+        found = self.logits_of(self.forgotten)
+        seen = None if self.unseen is None else self.logits_of(self.unseen)
         return self.look_at(found, seen), seen
 
     def look_at(self, found: Tensor, seen: Tensor | None) -> Look:
@@ -237,15 +241,16 @@ class Training(loop.Objective[Look]):
         if self.means is not None and anchored is not None:
             add(self._with_features(rows, anchored, wanted, weights / total))
         else:
-            for some in self.share(rows).split(self.schedule.at_once):
+            for some in loop.portions(self.share(rows), self.schedule.at_once, self.forgotten.lengths):
                 signals.check()
                 _, logits = self.forgotten.run(some)
                 own = (self.forgotten.weights[some] / total).to(logits.dtype)
                 add((own * teacher.divergence(self.teacher(some, wanted, logits).to(logits.dtype), logits)).sum())
             if anchored is not None and self.anchor is not None:
-                mine = self.share(torch.arange(len(anchored)))
+                long = None if self.anchor.lengths is None else self.anchor.lengths[anchored]
+                mine = loop.portions(self.share(torch.arange(len(anchored))), self.schedule.at_once, long)
                 said = self._said(anchored, mine, others)
-                for answer, some in zip(said, mine.split(self.schedule.at_once), strict=True):
+                for answer, some in zip(said, mine, strict=True):
                     signals.check()
                     logits = self._anchored(anchored, some, others)
                     log_p = answer.log_softmax(dim=1).to(logits.dtype)
@@ -262,10 +267,9 @@ class Training(loop.Objective[Look]):
             return self.anchor.run(anchored[some])[1]
         return self.anchor.blended(anchored[some], others[0][some], others[1][some])[1]
 
-    def _said(self, anchored: Tensor, mine: Tensor, others: tuple[Tensor, Tensor] | None) -> list[Tensor]:
+    def _said(self, anchored: Tensor, parts: Sequence[Tensor], others: tuple[Tensor, Tensor] | None) -> list[Tensor]:
         """What the original says (k, c) of the anchored rows, in the portions that run together."""
         assert self.anchor is not None
-        parts = mine.split(self.schedule.at_once)
         if others is None or self.anchor.blended is None:
             return [self.anchor.logits[anchored[some]] for some in parts]
         self.spent += len(anchored)
@@ -281,16 +285,26 @@ class Training(loop.Objective[Look]):
         assert self.anchor is not None
         assert self.means is not None
         signals.check()
-        h, logits = self.forgotten.run(rows)
+        h, logits = self._together(self.forgotten.run, rows, self.forgotten.lengths)
         log_q = self.teacher(rows, wanted, logits)
         made = (weights.to(logits.dtype) * teacher.divergence(log_q.to(logits.dtype), logits)).sum()
-        f, kept = self.anchor.run(anchored)
+        f, kept = self._together(self.anchor.run, anchored, self.anchor.lengths)
         given = self._answers(self.anchor.logits[anchored])
         made = made + self.schedule.beta * teacher.divergence(given.log_softmax(dim=1).to(logits.dtype), kept).mean()
         own = given.argmax(dim=1)
         return made + self.schedule.attraction * features_module.spread(
             h, log_q, f, own, self.means, self.schedule.covariance / self.schedule.attraction
         )
+
+    def _together(self, run: Run, rows: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Features (k, d) and logits (k, c) of rows in their order; texts run in portions."""
+        if lengths is None:
+            return run(rows)
+        places = loop.portions(torch.arange(len(rows)), self.schedule.at_once, lengths[rows])
+        made = [run(rows[some]) for some in places]
+        back = torch.cat(places).argsort()
+        h, logits = (torch.cat(parts)[back] for parts in zip(*made, strict=True))
+        return h, logits
 
     # What the loop asks for
 
