@@ -18,6 +18,7 @@ from torch import Tensor
 from imu_cli.errors import ImuError
 from imu_cli.linear.margins import margins
 from imu_cli.linear.rows import Outputs, by_rows
+from imu_cli.records.parts import Interval
 from imu_cli.statistics import clustered
 from imu_cli.statistics.clustered import Clusters, Sides
 from imu_cli.statistics.intervals import (
@@ -223,13 +224,17 @@ def _quantile(pool: Tensor, share: float) -> Tensor:
 
 def over_unlearned_chance(
     forget: Tensor, pool: Tensor, share: float = 0.01, clusters: Sides | None = None
-) -> tuple[float, float] | None:
+) -> Interval | tuple[float, float] | None:
     """``over_unlearned_range`` of these samples, at their effective numbers where they come in clusters; None where too few."""
+    if clusters is None:
+        return over_unlearned_range(len(forget), len(pool), share)
     sizes = [len(forget), len(pool)]
-    if clusters is not None:
-        below = pool.double() < _quantile(pool.double(), share)
-        sizes = [round(clustered.expected_n(below, clusters[1], of, n)) for of, n in zip(clusters, sizes, strict=True)]
-    return over_unlearned_range(sizes[0], sizes[1], share) if share * (sizes[1] + 1) >= 1 else None
+    below = pool.double() < _quantile(pool.double(), share)
+    sizes = [round(clustered.expected_n(below, clusters[1], of, n)) for of, n in zip(clusters, sizes, strict=True)]
+    if share * (sizes[1] + 1) < 1:
+        return None
+    low, high = over_unlearned_range(sizes[0], sizes[1], share)
+    return Interval(low=low, high=high, method=clustered.by("central 95 %", clusters[0]))
 
 
 def over_unlearned_range(

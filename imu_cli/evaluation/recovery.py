@@ -82,8 +82,7 @@ def k_shot_recovery(
     adjusted = kept_features is not None and taken_before is not None
     for _ in range(repeats):
         signals.check()
-        shots, held = _draw(labels, k, generator)
-        held = held[clustered.apart(clusters, held, torch.cat(list(shots.values())))]
+        shots, held = _draw(labels, k, generator, clusters)
         if len(held) == 0:
             return NotMeasured(f"needs forget samples of more sentences than {k} of each class stand in")
         means = torch.stack([features[rows].double().mean(0) for rows in shots.values()])
@@ -290,15 +289,16 @@ def _orthonormal(rows: Tensor) -> Tensor:
     return basis
 
 
-def _draw(labels: Tensor, k: int, generator: torch.Generator) -> tuple[dict[int, Tensor], Tensor]:
-    """K rows of each class, and all other rows."""
+def _draw(labels: Tensor, k: int, generator: torch.Generator, clusters: Clusters) -> tuple[dict[int, Tensor], Tensor]:
+    """K rows of each class, of few clusters where there are such, and all other rows that share no cluster with them."""
     shots, held = {}, []
     for label in class_counts(labels):
         rows = torch.nonzero(labels.cpu() == label)[:, 0]
-        rows = rows[torch.randperm(len(rows), generator=generator)]
+        rows = rows[clustered.mixed(len(rows), clustered.some(clusters, rows), generator)]
         shots[label] = rows[:k]
         held.append(rows[k:])
-    return shots, torch.cat(held)
+    others = torch.cat(held)
+    return shots, others[clustered.apart(clusters, others, torch.cat(list(shots.values())))]
 
 
 def _over_draws(values: list[float], n: int) -> Estimate:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from imu_cli import signals
 from imu_cli.events import Log
 from imu_cli.models.batches import Batch
-from imu_cli.statistics.clustered import Clusters, some
+from imu_cli.statistics.clustered import Clusters, mixed, some
 from imu_cli.statistics.intervals import Estimate, NotMeasured
 from imu_cli.statistics.metrics import among, predictions
 
@@ -142,8 +142,8 @@ def _tried(learner: Learner, asked: Asked, side: Side, given: Labelled, k: int) 
     generator = torch.Generator().manual_seed(asked.seed)
     classes: list[int | None] = [None]
     if asked.forgotten:
-        mixed = torch.randperm(len(asked.forgotten), generator=generator)[:CLASSES]
-        classes = [asked.forgotten[at] for at in mixed.tolist()]
+        drawn = torch.randperm(len(asked.forgotten), generator=generator)[:CLASSES]
+        classes = [asked.forgotten[at] for at in drawn.tolist()]
         if asked.kept is None:
             return NotMeasured("needs --test samples of kept classes")
     of_class = [given if label is None else given.only(given.labels == label) for label in classes]
@@ -151,7 +151,7 @@ def _tried(learner: Learner, asked: Asked, side: Side, given: Labelled, k: int) 
         return NotMeasured(f"needs more than {k} forget samples" + (" of each class" if asked.forgotten else ""))
     shares, n = [], 0
     for _ in range(DRAWS):
-        mixed_up = [part.only(torch.randperm(len(part), generator=generator)) for part in of_class]
+        mixed_up = [part.only(mixed(len(part), part.clusters, generator)) for part in of_class]
         shots = _joined([part.only(torch.arange(k)) for part in mixed_up])
         most = HELD // len(classes)
         held = _joined([_first(part.only(torch.arange(k, len(part))).apart(shots), most) for part in mixed_up])
@@ -182,10 +182,10 @@ def _first(given: Labelled, most: int) -> Labelled:
 
 def _dealt(kept: Labelled, most: int, generator: torch.Generator) -> tuple[Labelled, Labelled]:
     """Kept samples to learn beside, at most half of what there is, and others to judge by."""
-    mixed = torch.randperm(len(kept), generator=generator)
+    order = mixed(len(kept), kept.clusters, generator)
     learnt = min(most, len(kept) // 2)
-    replayed = kept.only(mixed[:learnt])
-    return replayed, _first(kept.only(mixed[learnt:]).apart(replayed), KEPT)
+    replayed = kept.only(order[:learnt])
+    return replayed, _first(kept.only(order[learnt:]).apart(replayed), KEPT)
 
 
 def fine_tuned(learner: Learner, lessons: list[tuple[Side, Labelled]]) -> dict[str, Tensor]:

@@ -1,17 +1,16 @@
-"""Intervals of samples that come in clusters, as words do in sentences: those of one cluster are not independent of each other.
+"""Samples that come in clusters, as words do in sentences: those of one cluster are not independent of each other.
 
 Every function takes ``clusters`` beside its samples: a number for each that is the same within a cluster, in any split; None where
-samples stand for themselves, and then it is the function of ``intervals``. Here, and nowhere else, is chosen between the two.
-Values are the same either way; n counts samples; the method names the clusters.
+samples stand for themselves. Draws do not part a cluster, and intervals go by clusters; without, they are those of ``intervals``. Here, and
+nowhere else, is chosen between the two. Values are the same either way; n counts samples; the method names the clusters.
 
-Shares and differences go by the *effective n*: samples that are independent and vary as much. It is n over the design effect, the
-variance of the linearised mean when it is summed by cluster (and one cluster left out in turn) over that when it is not (Kish; Rao and
-Scott, Biometrics 48, 1992), times
-the squared ratio of Student's quantiles at n and at the clusters' degrees of freedom (Korn and Graubard, Survey Methodology 24,
-1998), and between the Kish number of clusters (Σ m)²/Σ m², of clusters of m samples that are all alike, and n. The exact or score
-interval of independent samples is taken at that n. How much rare errors keep together is not seen from a few of them, so
-``UNSEEN`` of a cluster of errors that are all alike is added to both variances: without any, the samples of a cluster count as one. One sample a
-cluster gives the interval of independent ones.
+Shares and differences go by the *effective n*: independent samples that would vary as much. It is n over the design effect, the variance
+of the linearised mean summed by cluster (as the jackknife has it) over that of the samples one by one (Kish; Rao and Scott, Biometrics
+48, 1992), times the squared ratio of Student's quantiles at the degrees of freedom of n samples and of the clusters (Korn and Graubard,
+Survey Methodology 24, 1998). It lies between the Kish number of clusters (Σ m)²/Σ m², those of m samples that are all alike, and n. The
+exact or score interval of independent samples is taken at that n. How errors keep together is not seen from a few of them, so ``UNSEEN``
+of a cluster of nothing else is added to both variances: where there are none, a cluster counts as one sample. With one sample a
+cluster the interval is that of independent samples.
 """
 
 import math
@@ -45,17 +44,23 @@ def apart(clusters: Clusters, rows: Tensor, others: Tensor) -> Tensor:
     return ~torch.isin(clusters.cpu()[rows.cpu()], clusters.cpu()[others.cpu()]).to(rows.device)
 
 
+def mixed(n: int, clusters: Clusters, generator: torch.Generator) -> Tensor:
+    """The numbers of n samples in random order (n,), those of a cluster one after the other: the first few are of few clusters."""
+    order = torch.randperm(n, generator=generator)
+    if clusters is None:
+        return order
+    place = clusters.cpu().unique(return_inverse=True)[1]
+    rank = torch.randperm(len(place.unique()), generator=generator)
+    return order[rank[place[order]].argsort(stable=True)]
+
+
 def parted(n: int, clusters: Clusters, generator: torch.Generator) -> Sides:
     """Two random halves of the numbers of n samples, none of which has a cluster in common with the other."""
-    if clusters is None:
-        mixed = torch.randperm(n, generator=generator)
-        return mixed[: n // 2], mixed[n // 2 :]
-    place, sizes = clusters.cpu().unique(return_inverse=True, return_counts=True)[1:]
-    order = torch.randperm(len(sizes), generator=generator)
-    before = sizes[order].cumsum(0) - sizes[order]
-    first = torch.zeros(len(sizes), dtype=torch.bool)
-    first[order] = (before + before + sizes[order]) <= n  # by the middle of each
-    return first[place].nonzero()[:, 0], (~first[place]).nonzero()[:, 0]
+    order, half = mixed(n, clusters, generator), n // 2
+    if clusters is not None and n:
+        ends = clusters.cpu()[order].unique_consecutive(return_counts=True)[1].cumsum(0)
+        half = int(ends[(ends - n / 2).abs()[:-1].argmin()]) if len(ends) > 1 else n
+    return order[:half], order[half:]
 
 
 def share(hits: Tensor, clusters: Clusters, confidence: float = 0.95) -> Estimate:
