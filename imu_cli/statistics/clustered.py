@@ -259,7 +259,7 @@ def auc_difference(first: Sides, second: Sides, clusters: Sides | None, confiden
         found.append(_Placed.of(value, (placed[0], placed[1]), clusters))
     a, b = found
     limits = [intervals.auc_limits(one.value, one.spread(), confidence) for one in found]
-    scale = math.sqrt(a.variance * b.variance)
+    scale = math.sqrt(max(a.covariance(a), 0.0) * max(b.covariance(b), 0.0))
     rho = min(1.0, max(-1.0, a.covariance(b) / scale)) if scale > 0 else 0.0
     low, high = intervals.mover(a.value, b.value, limits, rho)
     method = f"paired Obuchowski, MOVER, {counted(clusters)}"
@@ -274,12 +274,14 @@ class _Placed:
         value: the AUC.
         totals: placements less the AUC, summed by cluster, over the samples of the side (2, G).
         there: which clusters have samples of the side (2, G).
+        least: variance that each side would add were its samples independent: it adds no less.
         overlaps: clusters of the scarcer side that overlap with the other, above and below (``intervals.Spread``).
     """
 
     value: float
     totals: Tensor
     there: Tensor
+    least: tuple[float, float]
     overlaps: tuple[int, int]
 
     @classmethod
@@ -305,7 +307,8 @@ class _Placed:
         above, below = (
             int((summed(list(sides)) > 0).sum(dim=1).min()) for sides in ((1 - placed[0], 1 - placed[1]), placed)
         )
-        return cls(value, totals, sizes > 0, (above, below))
+        alone = [float(side.var()) / len(side) if len(side) > 1 else 0.0 for side in placed]
+        return cls(value, totals, sizes > 0, (alone[0], alone[1]), (above, below))
 
     @property
     def sides(self) -> list[int]:
@@ -314,17 +317,23 @@ class _Placed:
 
     def covariance(self, other: "_Placed") -> float:
         """Of this AUC and another of the same samples; 0 where a side has one cluster."""
+        return sum(self._terms(other))
+
+    def _terms(self, other: "_Placed") -> list[float]:
+        """What each side adds to it, and what sides have in common."""
         many = [*self.sides, self.there.shape[1]]
         if min(many) < 2:
-            return 0.0
+            return [0.0, 0.0, 0.0]
         own = [float((one * two).sum()) for one, two in zip(self.totals, other.totals, strict=True)]
         crossed = float((self.totals[0] * other.totals[1] + self.totals[1] * other.totals[0]).sum())
-        return sum(n / (n - 1) * term for n, term in zip(many, [*own, crossed], strict=True))
+        return [n / (n - 1) * term for n, term in zip(many, [*own, crossed], strict=True)]
 
     @property
     def variance(self) -> float:
-        """Obuchowski's; what the clusters as wholes vary by at least, where its parts cancel out."""
-        return max(self.covariance(self), float(self.totals.sum(dim=0).square().sum()))
+        """Obuchowski's; no less than of independent samples, nor, where its parts cancel out, than the clusters as wholes vary by."""
+        *own, crossed = self._terms(self)
+        total = sum(max(found, least) for found, least in zip(own, self.least, strict=True)) + crossed
+        return max(total, float(self.totals.sum(dim=0).square().sum()))
 
     def spread(self) -> Spread:
         """What the limits rest on."""
