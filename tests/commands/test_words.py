@@ -411,6 +411,10 @@ def test_features_of_words_know_their_sentences(work: Path, capsys: pytest.Captu
     assert main(["features", "net", "--data", "sentences.jsonl", "-o", "all.safetensors", "-q"]) == 0
     words, rows = open_source("sentences.jsonl", "data"), open_source("all.safetensors", "data")
     assert held_out.half(rows, 3) == held_out.half(words, 3)
+    of, own = clusters(rows), sentences(words)
+    assert of is not None
+    assert own is not None
+    assert len(set(zip(of.tolist(), own.tolist(), strict=True))) == len(set(of.tolist())) == 24
     Path("list.csv").write_text("index\n4:0\n2\n")
     for spec in ("index=3", "list.csv"):
         names = [
