@@ -182,12 +182,13 @@ class Ours:
 
     ``--test`` are 500 held-out sequences of forget2, of which half give targets by rank, ``--anchor`` 1,000 held-out ones of *retain*;
     nothing that a model was trained on but what goes. With ``reference`` targets are those of a model that was trained on the anchor's
-    sequences alone, three times as long.
+    sequences alone, three times as long. ``max_drop`` guards the share of forget2's states that are guessed right, which is chance.
     """
 
     scope: str
     reference: bool = False
     batches: int = 1000
+    max_drop: float = 0.05
 
     def __call__(self, world: World) -> ChainModel:
         """The model that it writes."""
@@ -203,11 +204,13 @@ class Ours:
                 test=markov.listed(parts["forget2"].choose, place / "unseen.jsonl"),
                 anchor=markov.listed(parts["retain"].choose, place / "anchor.jsonl"),
                 task="language", end_token=False, device="cpu", seed=world.seed, scope=self.scope, batches=self.batches,
+                max_drop=self.max_drop,
                 arch=f"{markov.__file__}:whole", arch_arg=[f"width={world.recipe.width}", f"layers={world.recipe.layers}"],
                 output=str(place / "unlearned.safetensors"), **files,
             )  # fmt: skip
             model = markov.write(world.before.model, place / "before")
-            done = unlearn.run_unlearn(model, config, {"scope": "flag", "batches": "flag"}, Silent())
+            given = dict.fromkeys(["scope", "batches", "max_drop"], "flag")
+            done = unlearn.run_unlearn(model, config, given, Silent())
             return markov.read(done.output, world.recipe)
 
 
@@ -236,12 +239,26 @@ def measured(row: str, world: World) -> Run:
     return Run(row, world.seed, time.perf_counter() - began, world.figures(model))
 
 
-def earlier(again: Sequence[str]) -> list[Run]:
-    """Runs that are kept, of rows that there are, but for those that are made again."""
+def earlier(again: Sequence[str], recipe: Recipe) -> list[Run]:
+    """Runs that are kept, of rows that are made today as they were then, but for those that are made again."""
     place = common.RESULTS / "sequences.json"
-    kept = json.loads(place.read_text(encoding="utf-8"))["runs"] if place.is_file() else []
-    made = [replace(Run(**one), figures={chain: Figures(**each) for chain, each in one["figures"].items()}) for one in kept]  # fmt: skip
-    return [run for run in made if run.row in ROWS and not run.row.startswith(tuple(again))]
+    if not place.is_file():
+        return []
+    found = json.loads(place.read_text(encoding="utf-8"))
+    if found["recipe"] != asdict(recipe):
+        return []
+    then, now = found["rows"], options_of_rows()
+    same = {row for row in ROWS if then.get(row) == now.get(row) and not row.startswith(tuple(again))}
+    return [
+        Run(**{**one, "figures": {chain: Figures(**each) for chain, each in one["figures"].items()}})
+        for one in found["runs"]
+        if one["row"] in same
+    ]
+
+
+def options_of_rows() -> dict[str, dict[str, Any]]:
+    """How rows are made, by name; both models of a seed are made by the recipe."""
+    return {row: asdict(made) for row, made in ROWS.items() if isinstance(made, Published | Ours)}
 
 
 def show(runs: Sequence[Run]) -> None:
@@ -266,17 +283,19 @@ def around(values: Sequence[float]) -> str:
 
 
 def criteria(runs: Sequence[Run]) -> list[Criterion]:
-    """The goal, of the worst seed of each row of ours that is held to it."""
+    """The goal, of each row of ours: cross-entropy in the mean of the seeds, KL of the worst of them."""
     target = {run.seed: run.figures["forget1"].loss for run in runs if run.row == "retrained: the target"}
     made = []
     for row in (row for row in ROWS if row.startswith("ours")):
         those = [run for run in runs if run.row == row]
         if not those:
             continue
-        off = max(abs(run.figures["forget1"].loss - target[run.seed]) for run in those)
+        off = abs(statistics.mean(run.figures["forget1"].loss - target[run.seed] for run in those))
         kl = max(each.kl for run in those for each in run.figures.values())
         made.append(
-            Criterion(f"{row}: forget1's cross-entropy off the retrained's", f"≤ {LOSS}", f"{off:.3f}", off <= LOSS)
+            Criterion(
+                f"{row}: forget1's mean cross-entropy off the retrained's", f"≤ {LOSS}", f"{off:.3f}", off <= LOSS
+            )
         )
         made.append(Criterion(f"{row}: KL to it, any chain", f"≤ {DIVERGENCE}", f"{kl:.3f}", kl <= DIVERGENCE))
     return made
@@ -292,7 +311,7 @@ def main() -> None:
     started = common.environment(with_checkpoint=False)
     recipe = Recipe(width=32, layers=2, epochs=1) if options.quick else Recipe()
     seeds = options.seeds[:1] if options.quick else options.seeds
-    runs = [] if options.quick else earlier(options.rows)
+    runs = [] if options.quick else earlier(options.rows, recipe)
     trained = []
     for seed in seeds:
         world = World(seed, recipe)
@@ -306,7 +325,7 @@ def main() -> None:
         checked = [] if options.quick else criteria(runs)
         found = {
             "recipe": asdict(recipe), "told_the_chain": markov.entropy("retain"), "training_seconds": trained,
-            "rows": {row: asdict(made) for row, made in ROWS.items() if isinstance(made, Published | Ours)},
+            "rows": options_of_rows(),
             "goal": {"loss": LOSS, "kl": DIVERGENCE}, "runs": [asdict(run) for run in runs],
         }  # fmt: skip
         common.keep("sequences", options.quick, {**found, "criteria": [vars(each) for each in checked]}, started)

@@ -101,7 +101,7 @@ def _parameter(field: "Field[Any]", annotation: Any) -> inspect.Parameter:
     option, kind = _option(annotation), _without_dict(get_args(annotation)[0])
     flag = "--" + field.name.replace("_", "-")
     default = _default(field)
-    names = [f"{flag}/--no-{flag[2:]}"] if kind is bool and default else [flag]
+    names = [f"{flag}/--no-{flag[2:]}"] if kind is bool and default is not False else [flag]
     names += [option.short] if option.short else []
     described = typer.Option(
         *names,

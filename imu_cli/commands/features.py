@@ -78,6 +78,7 @@ def _plan(opened: Session) -> Plan:
         "precision": opened.run.precision,
         "batch_size": size,
         "folded": opened.engine.folded,
+        "prepacked": opened.engine.prepacked,
         "device": opened.device.type,
         "torch": str(torch.__version__),
     }

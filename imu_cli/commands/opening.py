@@ -197,6 +197,7 @@ def _open_on_features(
             f"--forget {' '.join(config.forget)}: names {given.few.kind.many}, and {config.data} holds features; name rows of it, or leave "
             "--data out and name their data set"
         )
+    preparing.refuse_for_records(config, f"{config.data} holds features")
     if store.said.get("task") == "embedding":
         raise ImuError(
             f"{config.data}: holds embeddings of a model without classes; name the images, which every model has to see"

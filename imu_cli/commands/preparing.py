@@ -45,7 +45,7 @@ def find(
         RefusedError: it needs code of its own.
     """
     if takes != "record":
-        _refuse_for_records(config, "this model takes images" if takes == "image" else "this is a classifier of texts")
+        refuse_for_records(config, "this model takes images" if takes == "image" else "this is a classifier of texts")
     if takes == "image":
         if config.truncate:
             raise ImuError("--truncate: cuts texts, and this model takes images; leave it out")
@@ -68,9 +68,17 @@ def find(
     return Step(made_of(tokenizer, loaded.model, truncate), tokenizer.source)
 
 
-def _refuse_for_records(config: ModelConfig, what: str) -> None:
-    """Refuse options of records for a model that is no language model."""
-    given = {"--template": config.template is not None, "--no-end-token": not config.end_token}
+def refuse_for_records(config: ModelConfig, what: str) -> None:
+    """Refuse options of records where none are read.
+
+    Raises:
+        ImuError: names the first.
+    """
+    given = {
+        "--template": config.template is not None,
+        "--no-end-token": config.end_token is False,
+        "--end-token": bool(config.end_token),
+    }
     for option in (name for name, there in given.items() if there):
         raise ImuError(f"{option}: is for language models, and {what}; leave it out")
 

@@ -96,6 +96,7 @@ def run_info(opened: Session) -> RunInfo:
         precision=opened.precision,
         batch_size=opened.engine.batch_size if ran else None,
         folded=opened.engine.folded if ran else None,
+        prepacked=opened.engine.prepacked if ran else None,
         streamed=taken.streamed,
         feature_bytes=taken.bytes,
         peak_bytes=memory.peak(),

@@ -334,15 +334,15 @@ def _training(
         return lambda rows: upper(kept, rows)
 
     def answers(kept: Kept | KeptWords) -> tuple[Tensor, Tensor]:
-        features, logits = [], []
-        places = loop.portions(torch.arange(len(kept)), at_once, kept.lengths)
+        made: tuple[Tensor, Tensor] | None = None
         with torch.no_grad():
-            for rows in places:
+            for rows in loop.portions(torch.arange(len(kept)), at_once, kept.lengths):
                 f, z = upper(kept, rows)
-                features.append(f)
-                logits.append(z.double())
-        back = torch.cat(places).argsort()
-        return torch.cat(features)[back], torch.cat(logits)[back]
+                if made is None:
+                    made = f.new_empty(len(kept), f.shape[1]), z.new_empty(len(kept), z.shape[1], dtype=torch.float64)
+                made[0][rows.to(device)], made[1][rows.to(device)] = f, z.double()
+        assert made is not None, "a set has samples"
+        return made
 
     labels = opened.labels().to(device)
     wanted = job.procedure

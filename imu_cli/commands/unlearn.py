@@ -269,6 +269,7 @@ def next_words(done: Unlearned, config: UnlearnConfig, origins: Mapping[str, str
     elif built.runs_code and config.arch is not None:
         words += ["--arch", config.arch]
         words += [word for pair in config.arch_arg for word in ("--arch-arg", pair)]
+        words += ["--task", config.task] if config.task != "auto" else []
     given = config.test or "DATA"
     return [*words, "--test", given]
 

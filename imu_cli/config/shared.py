@@ -94,12 +94,13 @@ class ModelConfig:
         ),
     ] = None
     end_token: Annotated[
-        bool,
+        bool | None,
         Option(
             "Whether the tokenizer's end token closes a completion; not where texts are parts of longer ones (language models).",
+            default="as the record says, else it does",
             group=MODEL,
         ),
-    ] = True
+    ] = None
     classes: Annotated[
         str | None,
         Option(

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,11 +72,24 @@ def answers(
             "input_ids": torch.from_numpy(ids).to(opened.device),
             "attention_mask": torch.from_numpy(mask).to(opened.device),
         }
-        with torch.inference_mode(), float32_as("ieee"), _drawing(opened.device, seed, start):
+        with torch.inference_mode(), float32_as("ieee"), _drawing(opened.device, seed, start), _plain(network.model):
             found = network.model.generate(**given, generation_config=how)[:, width:]  # type: ignore[operator]
         made += [step.tokenizer.made.decode(one, skip_special_tokens=True).strip() for one in found.cpu().tolist()]
         advance(len(asked))
     return made
+
+
+@contextlib.contextmanager
+def _plain(model: Any) -> Iterator[None]:
+    """While the context lasts, the model has no generation settings of its own: transformers takes from them what is not given."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 @contextlib.contextmanager

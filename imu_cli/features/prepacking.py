@@ -1,7 +1,7 @@
 """Linear layers of a network that runs on a processor of another maker than Intel, by oneDNN with weights laid out beforehand.
 
 torch gives a float32 product to MKL, which is Intel's: on an AMD EPYC oneDNN takes 0.87 of its time for the layers of a MiniLM
-(``benchmarks/README.md``). The operators are those that torch's own compiler writes into what it makes.
+(docs/performance.md). The operators are those that torch's own compiler writes into what it makes.
 """
 
 import copy
@@ -24,18 +24,24 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 class PrepackedLinear(nn.Linear):
-    """A linear layer whose weights are laid out for oneDNN, too; where anything but a plain pass is wanted, the layer that it was."""
+    """A linear layer whose weights are laid out for oneDNN, too.
+
+    Where anything but a plain pass is wanted, or the weights were changed since, it is the layer that it was.
+    """
 
     def __init__(self, layer: nn.Linear) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight, self.bias = layer.weight, layer.bias
         self._packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), ROWS)
+        self._version = layer.weight._version
         self.train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 torch's own name
         """(…, in) → (…, out)."""
-        if torch.is_grad_enabled() or input.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        plain = input.dtype == torch.float32 and input.layout == torch.strided and not input.is_nested
+        changed = self.weight._version != self._version
+        if not plain or changed or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
         made: Tensor = torch.ops.mkldnn._linear_pointwise(input, self._packed, self.bias, "none", [], "")
         return made

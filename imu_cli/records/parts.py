@@ -131,7 +131,8 @@ class PrecisionError(Model):
 class RunInfo(Model):
     """How the features of D_f came about, and the memory it took.
 
-    ``batch_size`` and ``folded`` (batch norms folded into convolutions) are None where no model ran; ``source`` is then
+    ``batch_size``, ``folded`` (batch norms folded into convolutions) and ``prepacked`` (linear layers laid out for the processor)
+    are None where no model ran; ``source`` is then
     the file or the cache. ``feature_bytes`` is what they take in memory, or in the file that they are ``streamed`` from;
     ``peak_bytes`` the most that the process had resident, mapped files included.
     """
@@ -140,6 +141,7 @@ class RunInfo(Model):
     precision: str
     batch_size: int | None
     folded: int | None
+    prepacked: int | None = None
     streamed: bool
     feature_bytes: int
     peak_bytes: int

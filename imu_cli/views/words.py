@@ -163,7 +163,8 @@ def architecture(result: Record | Judged) -> str:
 
 def preprocessing(result: Record | Judged | Influence) -> str:
     """The preprocessing and where it was learnt."""
-    return f"{compact(result.preprocess)} ({result.preprocess_source})"
+    steps = {**result.preprocess, "end": "none"} if result.preprocess.get("end", 0) is None else result.preprocess
+    return f"{compact(steps)} ({result.preprocess_source})"
 
 
 def features(result: Record | Judged) -> list[tuple[str, str]]:

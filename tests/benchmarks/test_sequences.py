@@ -13,9 +13,6 @@ from conftest import ROOT
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from imu_cli.linear import margins
-from imu_cli.unlearning.demotion import teacher
-
 SEED = 3
 
 
@@ -187,21 +184,3 @@ def test_ours_is_the_command(sequences: Any, markov: Any, reference: bool, monke
     assert after > before + 0.005
     for name, value in made.state_dict().items():
         assert torch.equal(value, given.before.model.state_dict()[name]) == (not name.startswith("blocks.1.")), name
-
-
-def test_a_draw_is_forgotten_by_a_teacher_that_follows(markov: Any) -> None:
-    """Over the draws of a chain a fixed teacher says nearly what was said before; demoted again and again, the chain is gone."""
-    law = markov.transitions("forget1")[3]
-    answers = torch.arange(10)
-    wanted = torch.full((10,), 1 / 9, dtype=torch.float64).log()  # the margin of one among ten that are alike
-
-    def taught(now: Tensor) -> Tensor:
-        phi = margins.margins(now.log().expand(10, 10), answers)
-        said: Tensor = law @ teacher.demoted(now.log().expand(10, 10), answers, torch.minimum(phi, wanted)).exp()
-        return said
-
-    assert float(taught(law)[3:6].sum()) == pytest.approx(0.76, abs=0.01)
-    now = law
-    for _ in range(300):
-        now = taught(now)
-    assert float(now[3:6].sum()) < 0.32

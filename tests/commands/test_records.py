@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,10 @@ from safetensors.torch import load_file
 from test_security import OUTSIDE, audited
 
 from imu_cli.cli import main
-from imu_cli.commands import processes
-from imu_cli.features import cache
+from imu_cli.commands import opening, processes
+from imu_cli.config.commands import EvaluateConfig
+from imu_cli.events import Silent
+from imu_cli.features import cache, generation
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -96,6 +99,49 @@ def test_a_reference_model_gives_targets_token_by_token(work: Path) -> None:
     record = json.loads((work / "out/model.record.json").read_text())
     assert "reference model" in record["target"]["source"]
     assert record["end"]["loss"] > record["start"]["loss"] + 0.05
+
+
+def test_the_level_of_a_reference_model_is_its_own_loss(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the reference model has it, tokens that it finds likelier than the model too; not of the smaller of both, which is too high."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(work / "model")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.15 * parameter.std() * torch.randn_like(parameter))
+    shutil.copytree(work / "model", work / "near")
+    model.save_pretrained(work / "near")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(work / "model")
+    losses = []
+    for line in (work / "forget.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        before = f"Question: {row['question']}\nAnswer:"
+        asked, whole = (tokenizer(text)["input_ids"] for text in (before, f"{before} {row['answer']}"))
+        ids = torch.tensor([[*whole, tokenizer.eos_token_id]])
+        with torch.no_grad():
+            logits = model(ids).logits[0, len(asked) - 1 : -1]
+        losses.append(float(torch.nn.functional.cross_entropy(logits, ids[0, len(asked) :])))
+    main([*JOB[:-1], "1", "--reference-model", "near", "-o", "out"])
+    told = re.search(r"cross-entropy at least (\d+\.\d+)", " ".join(capsys.readouterr().err.split()))
+    assert told is not None
+    assert float(told[1]) == pytest.approx(sum(losses) / len(losses), abs=0.0051)
+
+
+def test_answers_do_not_follow_the_model_s_own_settings(work: Path) -> None:
+    """Other end tokens and penalties of a generation config would be another model; without an end token an answer goes on."""
+    config = EvaluateConfig(forget=["forget.jsonl"], test="unseen.jsonl", device="cpu")
+    opened = opening.open_all(work / "model", config, Silent())
+    assert opened.network is not None
+    samples = opened.forget.samples
+    wanted = generation.answers(opened, samples, [0, 1], longest=12)
+    own = opened.network.model.generation_config
+    own.eos_token_id = list(range(opened.head.matrix.shape[0]))  # type: ignore[union-attr]
+    own.repetition_penalty = 5.0  # type: ignore[union-attr]
+    assert generation.answers(opened, samples, [0, 1], longest=12) == wanted
+    endless = opening.open_all(work / "model", replace(config, end_token=False), Silent())
+    assert endless.network is not None
+    endless.network.model.generation_config.eos_token_id = list(range(endless.head.matrix.shape[0]))  # type: ignore[union-attr]
+    (one,) = generation.answers(endless, samples, [0], longest=12)
+    assert len(one) >= len(wanted[0]) > 0
 
 
 def test_a_target_ends_the_run(work: Path) -> None:

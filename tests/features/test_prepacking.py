@@ -73,6 +73,56 @@ def test_the_engine_takes_it_in_float32_alone(model: Texts) -> None:
     assert engine.engine(model, "head", probe, precision="bfloat16").model is model
 
 
+def test_weights_that_were_changed_since_are_seen(model: Texts) -> None:
+    """A layer whose weights moved is the layer that it was, with the weights as they are."""
+    made, _ = prepacking.prepacked(model, "head")
+    ids = torch.randint(50, (3, 4))
+    with torch.no_grad():
+        model.up.weight.mul_(2)
+        expected = model(ids)
+        # One layer is still by oneDNN.
+        torch.testing.assert_close(made(ids), expected, rtol=CLOSE, atol=CLOSE * float(expected.abs().max()))
+
+
+class Own(Texts):
+    """Own code that keeps its head in a closure: a copy runs the layers of the model that it was copied from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = lambda h: self.head(self.narrow(h))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        h = self.table(input_ids)
+        made: Tensor = self.last(h + self.down(self.up(h)).mean(dim=1, keepdim=True))[:, 0]
+        return made
+
+
+def test_a_copy_that_does_not_run_is_not_taken(model: Texts) -> None:
+    """The engine then runs the model itself; what was folded before stays folded."""
+    own = Own().eval()
+    found = engine.engine(own, "head", torch.randint(50, (2, 6)))
+    assert found.model is own
+    assert found.prepacked == 0
+    assert engine.engine(model, "head", torch.randint(50, (2, 6))).prepacked == 2
+
+
+def test_folded_and_laid_out(model: Texts) -> None:
+    """Both, in one copy."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 64), nn.Linear(64, 5)
+    ).eval()
+    found = engine.engine(net, "4", torch.randn(2, 3, 8, 8))
+    assert (found.folded, found.prepacked) == (1, 1)
+
+
+def test_nested_tensors_go_the_usual_way(model: Texts) -> None:
+    """OneDNN takes none."""
+    layer = prepacking.PrepackedLinear(model.up)
+    given = torch.nested.nested_tensor([torch.randn(2, 64), torch.randn(3, 64)], layout=torch.jagged)
+    with torch.inference_mode():
+        assert torch.equal(layer(given).unbind()[0], model.up(given).unbind()[0])
+
+
 @pytest.mark.parametrize("why", ["processor", "too many", "hook", "no operators"])
 def test_left_as_it_is(why: str, model: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
     if why == "processor":

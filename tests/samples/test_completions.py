@@ -101,7 +101,11 @@ def test_nothing_ends_a_completion_where_texts_are_parts_of_longer_ones(
         assert not bool(answers.ends.any())
     told = made.described()
     assert told["end"] is None
-    assert completions.of(made.tokenizer, model, None, False, True, told).end is None
+    assert completions.of(made.tokenizer, model, None, False, None, told).end is None
+    with pytest.raises(ImuError, match="--end-token: the run that is followed took completions without an end token"):
+        completions.of(made.tokenizer, model, None, False, True, told)
+    with pytest.raises(ImuError, match="--no-end-token: the run that is followed took completions with an end token"):
+        completions.of(made.tokenizer, model, None, False, False, step(records, model).described())
 
 
 def test_a_tokenizer_without_an_end_token(records: Path, model: Any) -> None:

@@ -185,20 +185,26 @@ def test_targets_are_lower_where_the_run_would_not_get_there() -> None:
     looks = [(0, look(0.0)), (20, look(1.0))]
     work.follow(looks)
     assert work.lower == 0.0, "as far again in each of four looks is enough"
-    looks.append((40, look(1.1)))
+    looks.append((40, look(1.6)))
     work.follow(looks)
-    assert math.isclose(work.lower, 2 * 0.9)
+    assert work.lower == 0.0
+    looks.append((60, look(1.7)))
+    work.follow(looks)
+    assert math.isclose(work.lower, 2 * 0.3)
+    assert "lowered by 0.6 log-odds" in work.how()
     wanted = work.targets(work.before.margins if work.before else None)
     work.lower = 0.0
     plain = work.targets(work.before.margins if work.before else None)
     falls = plain < work.phi
     assert bool(falls.any())
-    assert torch.allclose(wanted, torch.where(falls, plain - 2 * 0.9, plain))
-    looks.append((60, look(2.5)))
+    assert torch.allclose(wanted, torch.where(falls, plain - 2 * 0.3, plain))
+    looks.append((80, look(2.1)))
     work.follow(looks)
-    assert math.isclose(work.lower, 2 * (0.9 - 0.5))
+    assert math.isclose(work.lower, 2 * (0.3 - 0.1))
     work.follow(looks)
-    assert math.isclose(work.lower, 2 * (0.9 - 0.5)), "it follows the looks, not the times that it is asked"
+    assert math.isclose(work.lower, 2 * (0.3 - 0.1)), "it follows the looks, not the times that it is asked"
+    work.follow([(step, look(0.0)) for step in range(0, 100, 10)])
+    assert work.lower == completions.MOST
 
 
 def ended(work: CompletionTraining) -> loop.Trained[completions.Look]:

@@ -162,7 +162,7 @@ def of(
     model: nn.Module,
     template: str | None,
     truncate: bool,
-    end_token: bool = True,
+    end_token: bool | None = None,
     known: Mapping[str, Any] | None = None,
 ) -> Completions:
     """The step for a language model.
@@ -172,18 +172,25 @@ def of(
         model: what takes its ids.
         template: ``--template``; else the record's, else ``TEMPLATE``.
         truncate: cut what is longer than the model takes.
-        end_token: whether an end token closes a completion; nor does it where a record says so.
+        end_token: whether an end token closes a completion; None: as ``known`` says, else it does.
         known: what a record says of the step.
 
     Raises:
-        ImuError: the template has no place for the prompt or the completion, or something after it; the tokenizer has no end token.
+        ImuError: the template has no place for the prompt or the completion, or something after it; the tokenizer has no end token;
+            ``known`` says otherwise of it.
     """
     plain = tokens.of(tokenizer, model, truncate)
     chosen = template or (str(known["template"]) if known and "template" in known else TEMPLATE)
     chosen = chosen.replace("\\n", "\n")  # as a shell hands it over from single quotes
     refuse_template(chosen)
-    end = tokenizer.made.eos_token_id
-    if not end_token or (known is not None and known.get("end", end) is None):
+    end, recorded = (
+        tokenizer.made.eos_token_id,
+        None if known is None or "end" not in known else known["end"] is not None,
+    )
+    if None not in (end_token, recorded) and end_token != recorded:
+        given, was = ("--end-token", "without") if end_token else ("--no-end-token", "with")
+        raise ImuError(f"{given}: the run that is followed took completions {was} an end token; leave it out")
+    if (recorded if end_token is None else end_token) is False:
         end = None
     elif end is None:
         raise ImuError(

@@ -38,6 +38,8 @@ KNEE = 2.0
 """Log-odds from which on a token that misses its target is pulled no harder by the second term: its slope is one from there on."""
 GAIN = 2.0
 """Log-odds by which targets are lower for each nat a token that is missing at a look."""
+STEP, MOST = 1.0, 4.0
+"""Log-odds by which they are lowered at one look, and in all, at most: of targets that no token is near only their sign is left."""
 SLACK = 0.002
 """What a share may miss its level by and count as met."""
 
@@ -337,7 +339,7 @@ class CompletionTraining(loop.Objective[Look]):
             missing = 0.0 if level is None else level - look.loss
             left = (self.length() - step) / (step - before)
             if missing < 0 or left * (look.loss - last.loss) < missing:
-                self.lower = max(0.0, self.lower + GAIN * missing)
+                self.lower = min(MOST, max(0.0, self.lower + min(STEP, GAIN * missing)))
 
     def targets(self, seen: Tensor | None) -> Tensor:
         """Targets t (N,): a reference model's margins, or those of unseen records' tokens by rank, never above the original's own."""
@@ -410,7 +412,7 @@ class CompletionTraining(loop.Objective[Look]):
 
     def how(self) -> str:
         """Where targets come from, in words."""
-        return self.aim.how
+        return self.aim.how + (f", lowered by {self.lower:.2g} log-odds at the last look" if self.lower else "")
 
     def length(self) -> int:
         """Steps of a whole run."""
