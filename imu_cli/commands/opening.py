@@ -177,6 +177,11 @@ def takes_of(config: ModelConfig, loaded: Loaded, few: SampleSet | None) -> prep
                 f"--task language: {loaded.architecture.name} is {type(loaded.model).__name__}, which writes no text; leave the option out"
             )
         return "record"
+    if config.task == "classification" and loaded.takes == "record":
+        raise ImuError(
+            f"--task classification: {loaded.architecture.name} is {type(loaded.model).__name__}, which writes text and has no classes; "
+            "leave the option out"
+        )
     if loaded.takes is not None:
         return loaded.takes
     if few is not None and few.kind is RECORDS:

@@ -44,6 +44,10 @@ LONGEST_NAME, WORDS = 40, 3
 REMEDY = "write for example --columns text=utterance,label=category"
 
 
+EARLY = 100
+"""First rows of which lists in columns without a meaning are kept, as JSON: by them a message proposes what to call a column."""
+
+
 def is_sentence(name: str) -> bool:
     """Whether a cell of a header is likely none: a row that stands where a header should."""
     return len(name) > LONGEST_NAME or name.count(" ") >= WORDS

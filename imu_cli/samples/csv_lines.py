@@ -37,6 +37,8 @@ def _kind(path: Path | None, data: bytes) -> str:
     first = data.lstrip().split(b"\n", 1)[0]
     if first.startswith((b"{", b"[")):
         return ".jsonl"
+    if conll.is_likely(first):
+        return ".conll"
     return ".tsv" if b"\t" in first and b"," not in first else ".csv"
 
 
@@ -63,7 +65,8 @@ def read_table(path: Path | None, stdin: BinaryIO | None, problems: Problems, na
     encodings.refuse(problems.name, data)
     kind = _kind(path, data)
     if kind == ".conll":
-        rows = conll.sentence_rows(data, names, problems)
+        universal = path is not None and path.suffix.lower() == conll.UNIVERSAL
+        rows = conll.sentence_rows(data, names, problems, universal)
     else:
         rows = json_rows(data, names, problems) if kind == ".jsonl" else _csv_rows(data, kind, names, problems)
     if not rows.lines and not problems.found:

@@ -104,9 +104,22 @@ class Completions(Tokens):
     def _chat(self, turns: list[dict[str, str]], ask: bool) -> list[int]:
         if not turns:
             return []
-        made = self.tokenizer.made.apply_chat_template(
-            turns, add_generation_prompt=ask, tokenize=True, return_dict=True
-        )
+        if not getattr(self.tokenizer.made, "chat_template", None):
+            raise ImuError(
+                f"{self.tokenizer.source}: has no chat template, which makes one text of a conversation (messages); save the tokenizer with "
+                "the one that the model was trained with (chat_template.jinja), or write records as prompt and completion"
+            )
+        try:
+            made = self.tokenizer.made.apply_chat_template(
+                turns, add_generation_prompt=ask, tokenize=True, return_dict=True
+            )
+        except Exception as error:  # a template is a program of the model's authors, and raises anything
+            said = cut((str(error).strip().splitlines() or [type(error).__name__])[0])
+            roles = ", ".join(dict.fromkeys(turn["role"] for turn in turns))
+            raise ImuError(
+                f"{self.tokenizer.source}: its chat template does not take a conversation of {cut(roles)} ({said}); write its turns as the "
+                "template has them"
+            ) from error
         found: list[int] = list(made[IDS])
         return found
 
@@ -116,8 +129,8 @@ class Completions(Tokens):
 
     def prompt(self, record: Record) -> str:
         """What stands before the completion: what a model is asked with."""
-        before, _, _ = self.template.partition("{completion}")
-        return before.replace("{prompt}", record.prompt)
+        before, _, _ = self.template.rpartition("{completion}")
+        return before.format(prompt=record.prompt)  # a brace of the text itself stands twice in it
 
     def asked(self, record: Record) -> Ids:
         """Token ids (t,) that a completion of this record follows, for generation."""
@@ -134,11 +147,15 @@ class Completions(Tokens):
 
     def _problems(self, samples: SampleSet, row: int, made: Encoded) -> list[str]:
         found = super()._problems(samples, row, made)
-        if not found and isinstance(made, Completed) and made.answer < 1:
+        if not found and isinstance(made, Completed) and not self._says(made):
             return [
                 f"{samples.where(row)}: no token of its completion is left; shorten the prompt, or leave the record out"
             ]
         return found
+
+    def _says(self, made: Completed) -> bool:
+        """Whether anything of a completion is left beside the token that ends it."""
+        return any(one != self.end for one in made.ids[len(made) - made.answer :].tolist())
 
     def _padded(self, encoded: Sequence[Encoded]) -> Batch:
         length = max(len(one) for one in encoded)
@@ -184,15 +201,18 @@ def refuse_template(template: str) -> None:
         ImuError: with what it lacks.
     """
     try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         raise ImuError(
-            f"--template {cut(template)!r}: its braces do not pair up ({error}); write {TEMPLATE!r}"
+            f"--template {cut(template)!r}: its braces do not pair up ({error}); write {TEMPLATE!r}, and a brace of the text itself twice"
         ) from error
-    wrong = [name for name in fields if name not in FIELDS]
+    fields = [name for _, name, _, _ in parts]
+    wrong = [f"{name}{'!' + turned if turned else ''}{':' + form if form else ''}" for _, name, form, turned in parts]
+    wrong = [name for name in wrong if name not in FIELDS]
     if wrong:
         raise ImuError(
-            f"--template {cut(template)!r}: has the field {{{wrong[0]}}}; a record has {{prompt}} and {{completion}}"
+            f"--template {cut(template)!r}: has the field {{{wrong[0]}}}; a record has {{prompt}} and {{completion}} (a brace of the text "
+            "itself is written twice)"
         )
     if fields.count("completion") != 1 or not template.endswith("{completion}"):
         raise ImuError(

@@ -107,7 +107,7 @@ def _wrong_tags(found: Sequence[Any] | None, count: int, name: str) -> str:
     if len(found) != count:
         return f"has {count} words and {len(found)} tags; {REMEDY}"
     bad = next((at for at, tag in enumerate(found, 1) if isinstance(tag, bool) or not isinstance(tag, str | int)), None)
-    return "" if bad is None else f"tag {bad} is neither a class's name nor its id; write one of them"
+    return "" if bad is None else f"the tag of word {bad} is neither a class's name nor its id; write one of them"
 
 
 # --- what holds them
