@@ -39,6 +39,8 @@ from imu_cli.samples.texts.reading import (
 from imu_cli.samples.texts.sentences import with_index
 from imu_cli.samples.vectors import is_features
 
+KNOWN = "; or give --data that has these sentences with tags"
+
 
 def is_table(spec: str) -> bool:
     """Whether it names a list, by its ending."""
@@ -266,7 +268,7 @@ def _from_table(
     table = by_number(table, data)
     alone = data is None and holds_own(table, names)
     if TEXT in table.columns or table.words is not None or is_record(table):
-        refuse_columns(table, names, problems, labels=alone and label is None and table.words is not None)
+        refuse_columns(table, names, problems, labels=alone and label is None and table.words is not None, known=KNOWN)
     table = pointed(with_index(table, data, problems), data, problems)
     places = [] if alone else places_of(table, data, problems)
     weights = _weights(table, problems) if "weight" in table.columns else None

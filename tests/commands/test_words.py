@@ -1,7 +1,9 @@
 """The commands on token classifiers: a word is a sample, a sentence runs once, and what is wrong with a list is said with its line."""
 
+import io
 import json
 import re
+import sys
 from pathlib import Path
 
 import oracles
@@ -244,7 +246,7 @@ BAD = {
     "no words": ('{"tokens": [], "tags": []}', "tokens holds no words"),
     "an empty word": ('{"tokens": ["a", " "], "tags": ["O", "O"]}', "word 2 of its tokens is empty"),
     "a number": ('{"tokens": ["a", 3], "tags": ["O", "O"]}', "word 2 of its tokens is no text"),
-    "a truth": ('{"tokens": ["a"], "tags": [true]}', "tag 1 is neither a class's name nor its id"),
+    "a truth": ('{"tokens": ["a"], "tags": [true]}', "the tag of word 1 is neither a class's name nor its id"),
     "no tags": ('{"tokens": ["a"], "tags": null}', "tags is no list of classes"),
     "a NUL": ('{"tokens": ["a\\u0000"], "tags": ["O"]}', "holds a NUL"),
     "no class": ('{"tokens": ["a"], "tags": ["B-DOG"]}', "label 'B-DOG' is not a class"),
@@ -309,6 +311,11 @@ PUBLISHED = {
         "# http://example.org/1 [2009-10-17]\n1\tAnna\tB-PER\tO\n2\tlives\tO\tO\n\n# x\n1\tRome\tB-LOC\tO\n",
         "tokens=2,tags=3",
     ),
+    "CoNLL-U": (
+        "# sent_id = 1\n1-2\tAnnas\t_\t_\t_\t_\t_\t_\t_\t_\n1\tAnna\tAnna\tB-PER\t_\t_\t_\t_\t_\t_\n"
+        "2\tlives\tlive\tO\t_\t_\t_\t_\t_\t_\n2.1\tat\tat\tO\t_\t_\t_\t_\t_\t_\n\n1\tRome\tRome\tB-LOC\t_\t_\t_\t_\t_\t_\n",
+        "tokens=2,tags=4",
+    ),
     "with Windows' line ends": ("Anna B-PER\r\nlives O\r\n\r\nRome B-LOC\r\n\r\n", ""),
 }
 
@@ -332,6 +339,8 @@ def test_files_as_their_authors_publish_them(tmp_path: Path, name: str) -> None:
         ("Anna\0 B-PER\n", "", "a.conll:1: holds a NUL"),
         ("\n\n", "", "a.conll: holds no rows"),
         ("Anna\nlives\n", "", "has no tags"),
+        ("Anna NNP B-PER\nlives O\n", "", "a.conll:2: has 2 fields, and the lines before it 3; correct it"),
+        ("Anna B-PER\rlives O\r\r", "", "a.conll: its lines end in CR alone; write it with LF"),
     ],
 )
 def test_lines_of_words_that_are_wrong(
@@ -342,6 +351,62 @@ def test_lines_of_words_that_are_wrong(
     Path("a.conll").write_text(text)
     with pytest.raises(ImuError, match=re.escape(words)):
         open_source("a.conll", "test", names=ColumnNames.parse(columns or None))
+
+
+def test_universal_dependencies_are_known_by_their_name(tmp_path: Path) -> None:
+    """The word is the second field and its part of speech the fourth, without ``--columns``."""
+    (tmp_path / "a.conllu").write_text(
+        "1\tAnna\tAnna\tPROPN\tNNP\t_\t2\tnsubj\t_\t_\n2\tlives\tlive\tVERB\t_\t_\t0\troot\t_\t_\n"
+    )
+    samples = open_source(str(tmp_path / "a.conllu"), "data")
+    assert [samples.class_text(label) for label in samples.labels] == ["PROPN", "VERB"]
+
+
+def test_words_come_by_standard_input(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no name says what it is, the first line does, which ends with a tag."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"lion NN B-PER\nblue NN O\n")))
+    assert main(["influence", "net", "--forget", "-", "--format", "csv", "-q", "--no-cache"]) == 0
+    assert capsys.readouterr().out.count("\n0:") == 2
+
+
+NAMES = {
+    ("words", "labels"): "--columns tokens=words,tags=labels",
+    ("sentence", "pos_tags"): "--columns tokens=sentence,tags=pos_tags",
+    ("tokens", "ner"): "--columns tags=ner",
+    (
+        "text",
+        "ner",
+    ): "f.jsonl: 'text' is a list in every row; if it holds the words of sentences, add --columns tokens=text,tags=ner",
+    ("a", "b"): "--columns tokens=a,tags=b",
+}
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_columns_of_words_are_proposed(work: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, str]) -> None:
+    """Whatever a file calls them, in one line that says nothing else, for lists and for data, of one row and of several."""
+    rows = [json.loads(row) for row in Path("sentences.jsonl").read_text().splitlines()[:4]]
+    for many in (1, 4):
+        made = [json.dumps({names[0]: row["tokens"], names[1]: row["ner_tags"]}) for row in rows[:many]]
+        Path("f.jsonl").write_text("\n".join(made) + "\n")
+        for given in (["--forget", "f.jsonl"], ["--data", "f.jsonl", "--forget", "index=0"]):
+            assert main(["influence", "net", *given, "-q"]) == 2
+            said = capsys.readouterr().err.splitlines()
+            assert len(said) == 1
+            assert NAMES[names] in said[0]
+
+
+def test_ids_without_data_are_one_problem(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And where the list has words of its own under other names, both ways out are said."""
+    Path("f.csv").write_text("id\n4711\n")
+    assert main(["influence", "net", "--forget", "f.csv", "-q"]) == 2
+    assert capsys.readouterr().err == "imu: f.csv: names rows of --data by their id; give --data\n"
+    Path("f.jsonl").write_text('{"id": 1, "words": ["lion", "blue"], "ner": ["O", "O"]}\n')
+    assert main(["influence", "net", "--forget", "f.jsonl", "-q"]) == 2
+    assert capsys.readouterr().err.endswith(
+        "give --data, or if it holds samples of its own add --columns tokens=words,tags=ner\n"
+    )
 
 
 def test_scores_go_back_in_as_a_list(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -394,7 +459,9 @@ def test_no_word_with_a_class(work: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "no word of it has a class" in capsys.readouterr().err
     Path("bare.jsonl").write_text('{"tokens": ["lion"]}\n')
     assert main(["influence", "net", "--forget", "bare.jsonl", "-q"]) == 2
-    assert "give their tags" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "bare.jsonl: has no tags (it has tokens); write the class of each word, or name their column" in said
+    assert "give --data that has these sentences" in said
 
 
 def test_a_sentence_is_one_in_every_kind_of_file(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from imu_cli.errors import ImuError
+from imu_cli.errors import ImuError, InvalidRowsError
 from imu_cli.files.reading import cut
 from imu_cli.models.batches import Batch
 from imu_cli.samples.dataset import SampleSet
@@ -22,6 +22,10 @@ from imu_cli.samples.texts.tokens import IDS, MASK, Encoded, Ids, Tokens
 TEMPLATE = "Question: {prompt}\nAnswer: {completion}"
 """How a prompt and its completion become one text, where nothing else is said."""
 FIELDS = ("prompt", "completion")
+
+
+class _NotTakenError(ImuError):
+    """A chat template that does not take a conversation; the message has no place in it."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,26 @@ class Completions(Tokens):
             InvalidRowsError: every record of them that cannot be had, is too long, or has no completion left.
         """
         return self.encode(samples, rows)  # type: ignore[return-value]
+
+    def encode(self, samples: SampleSet, rows: Sequence[int]) -> list[Encoded]:
+        """Token ids of some records, in the order given.
+
+        Raises:
+            ImuError: there is no chat template, and records are conversations.
+            InvalidRowsError: every record of them that cannot be had, that the template does not take, or that is too long.
+        """
+        try:
+            return super().encode(samples, rows)
+        except _NotTakenError:
+            problems = list[str]()
+            for row in rows:
+                try:
+                    super().encode(samples, [row])
+                except _NotTakenError as error:
+                    problems.append(f"{samples.where(row)}: {error}")
+                except InvalidRowsError as error:
+                    problems += error.problems
+            raise InvalidRowsError(problems) from None
 
     def _tokenised(self, texts: Sequence[Any]) -> list[Encoded]:
         return [self._completed(as_record(text)) for text in texts]
@@ -102,25 +126,24 @@ class Completions(Tokens):
         return whole[: last + 1], start
 
     def _chat(self, turns: list[dict[str, str]], ask: bool) -> list[int]:
-        if not turns:
-            return []
         if not getattr(self.tokenizer.made, "chat_template", None):
             raise ImuError(
                 f"{self.tokenizer.source}: has no chat template, which makes one text of a conversation (messages); save the tokenizer with "
                 "the one that the model was trained with (chat_template.jinja), or write records as prompt and completion"
             )
         try:
+            # As a list of one: alone, a conversation without turns is none to the library.
             made = self.tokenizer.made.apply_chat_template(
-                turns, add_generation_prompt=ask, tokenize=True, return_dict=True
+                [turns], add_generation_prompt=ask, tokenize=True, return_dict=True
             )
         except Exception as error:  # a template is a program of the model's authors, and raises anything
+            if not turns:  # many look at the first turn: then nothing stands before it
+                return []
             said = cut((str(error).strip().splitlines() or [type(error).__name__])[0])
-            roles = ", ".join(dict.fromkeys(turn["role"] for turn in turns))
-            raise ImuError(
-                f"{self.tokenizer.source}: its chat template does not take a conversation of {cut(roles)} ({said}); write its turns as the "
-                "template has them"
+            raise _NotTakenError(
+                f"the tokenizer's chat template does not take its turns ({said}); write them as it has them"
             ) from error
-        found: list[int] = list(made[IDS])
+        found: list[int] = list(made[IDS][0])
         return found
 
     @property
@@ -148,9 +171,13 @@ class Completions(Tokens):
     def _problems(self, samples: SampleSet, row: int, made: Encoded) -> list[str]:
         found = super()._problems(samples, row, made)
         if not found and isinstance(made, Completed) and not self._says(made):
-            return [
-                f"{samples.where(row)}: no token of its completion is left; shorten the prompt, or leave the record out"
-            ]
+            talk = as_record(samples.read(row)).messages and not self.truncate
+            why = (
+                "the tokenizer's chat template writes nothing of its last turn; leave it out"
+                if talk
+                else "no token of its completion is left; shorten the prompt, or leave the record out"
+            )
+            return [f"{samples.where(row)}: {why}"]
         return found
 
     def _says(self, made: Completed) -> bool:

@@ -35,6 +35,8 @@ LABEL_NAMES = (
     "labels", "category", "categories", "class", "classes", "intent", "target", "sentiment", "topic", "emotion", "label_text",
     "class_index", "class index", "coarse_label", "gold_label", "y", "stars", "rating",
 )  # fmt: skip
+TOKEN_NAMES = (TOKENS, "words", "token", "word", "token_list", "sentence")
+"""What data sets of sentences call a list of words; where nothing else could be their classes, a list of another name may be anything."""
 TAG_NAMES = (
     "ner", "ner_tag", "ner_labels", "entities", "labels", "tag", "tag_list", "pos_tags", "upos", "pos", "chunk_tags", "xpos",
 )  # fmt: skip
@@ -45,6 +47,8 @@ RECORDS = (
     ("problem", "solution"), ("input", "output"), ("context", "completion"), ("source", "target"),
 )  # fmt: skip
 """What data sets of a language model call prompt and completion."""
+SPEAKERS = {"role", "from", "speaker"}
+"""What a turn of a conversation calls who speaks."""
 WORDS = 12
 """Characters that texts have on average, at the least; and of them most hold a space."""
 LISTED = 12
@@ -148,6 +152,8 @@ def of_sentences(table: Table) -> str:
     tags = next((name for name in TAG_NAMES if name in alike), None) or min(
         alike, key=lambda name: _different(alike[name]), default=None
     )
+    if tags is None and tokens not in TOKEN_NAMES:
+        return ""
     parts = [f"{meaning}={name}" for meaning, name in ((TOKENS, tokens), (TAGS, tags)) if name not in (None, meaning)]
     return f"--columns {_quoted(','.join(parts))}" if parts else ""
 
@@ -165,7 +171,9 @@ def _of_records(table: Table) -> str:
         ]
         return f"--columns {','.join(parts)}"
     turns = (
-        name for name, made in _lists(table).items() if all(isinstance(turn, Mapping) for one in made for turn in one)
+        name
+        for name, made in _lists(table).items()
+        if all(isinstance(turn, Mapping) and SPEAKERS & set(turn) for one in made for turn in one)
     )
     name = next(turns, None)
     return "" if name in (None, MESSAGES) else f"--columns {_quoted(f'{MESSAGES}={name}')}"

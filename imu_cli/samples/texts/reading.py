@@ -174,10 +174,10 @@ def _unreadable(texts: packing.Texts | None, *, empty: bool = False) -> list[tup
     ]
 
 
-def refuse_columns(table: Table, names: ColumnNames, problems: Problems, *, labels: bool) -> None:
+def refuse_columns(table: Table, names: ColumnNames, problems: Problems, *, labels: bool, known: str = "") -> None:
     """A problem where ``--columns`` names what is not there, or where a column could be the label and nothing says so.
 
-    ``labels``: whether the rows are to have labels of their own, as a data set's.
+    ``labels``: whether the rows are to have labels of their own, as a data set's; ``known``: who else could know them.
     """
     for meaning, name in names.missing(table.own):
         near = nearest(name, table.own)
@@ -191,7 +191,7 @@ def refuse_columns(table: Table, names: ColumnNames, problems: Problems, *, labe
         problems.add(
             0,
             f"has no tags (it has {proposals.listed(table)}); write the class of each word, or name their column: "
-            f"{proposals.of_sentences(table) or '--columns tags=NAME'}",
+            f"{proposals.of_sentences(table) or '--columns tags=NAME'}{known}",
         )
     elif labels and "label" not in table.columns and not is_record(table):
         proposed = proposals.of_labels(table)
