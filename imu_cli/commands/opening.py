@@ -111,6 +111,8 @@ class _Given:
 
 def _read_data(config: ForgetConfig) -> _Given:
     names = ColumnNames.parse(config.columns)
+    if config.data == "-" and config.forget == ["-"]:
+        raise ImuError("--data -: the forget list is what standard input holds; name a file")
     data = open_source(config.data, "data", names=names) if config.data else None
     stdin = BytesIO(streams.from_stdin()) if config.forget == ["-"] else None
     return _Given(data, stdin, peek(config.forget, data, engine_module.TRIED, stdin, names), names)

@@ -134,8 +134,9 @@ class ColumnNames:
         return [meanings.get(name, "" if name in taken else name) for name in columns]
 
     def missing(self, own: Sequence[str]) -> list[tuple[str, str]]:
-        """Pairs (meaning, name) that a file with these columns of its own has neither by that name nor by the meaning's."""
-        return [pair for pair in self.given.items() if not set(pair) & set(own)]
+        """Pairs (meaning, name) that a file with these columns of its own has neither by that name nor by one that is read so anyway."""
+        other = {TAGS: NER_TAGS, **{meaning: name for name, meaning in ALIASES.items()}}
+        return [pair for pair in self.given.items() if not {*pair, other.get(pair[0])} & set(own)]
 
 
 def _pairs(value: str) -> list[tuple[str, str]]:

@@ -32,6 +32,7 @@ def json_rows(data: bytes, names: ColumnNames, problems: Problems) -> Rows:
         return rows
     meanings = {name: meaning for meaning, name in names.given.items()}
     columns: dict[str, None] = {}
+    wrong = list[tuple[int, str]]()
     # Lines end in \\n alone: U+2028 may stand inside a JSON string.
     for line, source in enumerate(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="\n"), 1):
         if not source.strip():
@@ -39,13 +40,17 @@ def json_rows(data: bytes, names: ColumnNames, problems: Problems) -> Rows:
         try:
             row = _json_row(source, meanings)
         except ValueError as error:
-            problems.add(line, f"no JSON object of plain values ({error}); write one object a line")
+            wrong.append((line, f"no JSON object of plain values ({error}); write one object a line"))
             continue
         columns |= dict.fromkeys(row)
         renamed = {name: new for name, new in zip(row, names.renamed(row), strict=True) if new}
         rows.odd += [(line, new, kind) for name, new in renamed.items() if (kind := _not_text(new, row[name]))]
         early = len(rows.lines) < EARLY
         rows.add(line, {new: _plain(new, row[name], early) for name, new in renamed.items()})
+    if len(wrong) > 1 and not rows.lines and (whole := _no_lines(data)):
+        wrong = [(0, whole.replace("FILE", problems.name))]
+    for line, told in wrong:
+        problems.add(line, told)
     rows.own = list(columns)
     rows.columns = names.renamed(columns)
     return rows
@@ -75,6 +80,15 @@ def _one_value(data: bytes, known: Set[str]) -> str:
         f"is one JSON object with {keys}, not lines of samples; write each list of it as lines of objects, such as "
         '{"text": "…", "label": "…"}'
     )
+
+
+def _no_lines(data: bytes) -> str:
+    """What to say of a file no line of which is an object; empty where its lines are objects, each with something wrong."""
+    first = data.removeprefix(b"\xef\xbb\xbf").lstrip().split(b"\n", 1)[0].strip()
+    if not first.startswith(b"{"):
+        return "no line of it is a JSON object; name it as what it is, such as .csv or .tsv, or write one object a line"
+    whole = first.rstrip(b",").endswith(b"}")
+    return "" if whole else "its objects go over several lines; write one object a line (jq -c . FILE > OUT.jsonl)"
 
 
 def _is_row(found: Mapping[str, Any], data: bytes) -> bool:
