@@ -60,7 +60,9 @@ class ClassNames:
 
     def _listed(self) -> str:
         """`` (its classes are ant, bee, …)``, a few of them."""
-        names = [cut(name) for name in (self.names or ())[:SHOWN]]
+        names = [
+            f"one of {len(name):,} characters" if is_sentence(name) else name for name in (self.names or ())[:SHOWN]
+        ]
         more = "" if self.num_classes <= SHOWN else f", and {self.num_classes - SHOWN} more"
         return f"; its classes are {', '.join(names)}{more}"
 
@@ -171,7 +173,12 @@ def _two_vocabularies(samples: SampleSet, classes: ClassNames, own: Sequence[int
 
 
 def _few(names: Sequence[str]) -> str:
-    return ", ".join(repr(name[:30]) for name in names[:2]) + (", …" if len(names) > 2 else "")
+    return ", ".join(_name(name, 30) for name in names[:2]) + (", …" if len(names) > 2 else "")
+
+
+def _name(name: str, most: int) -> str:
+    """A class's name, but not where it is likely a text in the wrong column."""
+    return f"one of {len(name):,} characters" if is_sentence(name) else repr(name[:most])
 
 
 def in_model_ids(samples: SampleSet, classes: ClassNames) -> SampleSet:

@@ -489,3 +489,46 @@ def test_all_words_without_a_token_are_named(work: Path, capsys: pytest.CaptureF
     said = capsys.readouterr().err
     assert said.count("is beyond what the model takes") == 18
     assert "long.jsonl:1, word 40" in said
+
+
+def test_columns_are_for_every_file(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Held-out data and anchors that call them otherwise are read beside a list that has the usual names."""
+    rows = [json.loads(row) for row in Path("sentences.jsonl").read_text().splitlines()]
+    for name, some in (("test.jsonl", rows[12:]), ("anchor.jsonl", rows[8:12])):
+        made = [json.dumps({"words": row["tokens"], "ner": row["ner_tags"]}) for row in some]
+        Path(name).write_text("\n".join(made) + "\n")
+    command = [
+        "unlearn",
+        "net",
+        "--forget",
+        "forget.jsonl",
+        "--test",
+        "test.jsonl",
+        "--anchor",
+        "anchor.jsonl",
+        "-q",
+        "--scope",
+        "last-block",
+    ]
+    assert main(
+        [*command, "--batches", "1", "--until", "forget.accuracy<=0.999", "--columns", "tokens=words,tags=ner"]
+    ) in (0, 3)
+    capsys.readouterr()
+    rows = [json.dumps({"tokens": row["tokens"], "tags": row["ner_tags"]}) for row in rows[12:]]
+    Path("test.jsonl").write_text("\n".join(rows) + "\n")
+    Path("texts.jsonl").write_text('{"text": "blue lion", "label": "O"}\n')
+    for option in ("--test", "--reference", "--anchor"):
+        given = [
+            *command,
+            "--anchor",
+            "test.jsonl",
+            "-o",
+            "other",
+            "--until",
+            "forget.accuracy<=0.999",
+            option,
+            "texts.jsonl",
+        ]
+        assert main(given) == 2
+        assert "texts.jsonl: holds texts, and net is a classifier of words" in capsys.readouterr().err
+    assert not Path("other").exists()

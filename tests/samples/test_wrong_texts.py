@@ -21,6 +21,7 @@ from imu_cli.samples.column_names import ColumnNames
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images.stores import Pixels
 from imu_cli.samples.manifest import load_forget, open_source
+from imu_cli.samples.selectors import select_rows
 
 MOODS = ClassNames(2, ("bad", "good"), "the model")
 SECRET = "my number is 0151"
@@ -202,6 +203,19 @@ def test_a_wrong_list_is_refused_with_its_line_and_a_remedy(tmp_path: Path, kind
     assert said.replace("{F}", str(path)) in message
     assert ";" in message or "did you mean" in message or "ids are 0 to 1" in message or "classes are" in message
     assert "0151" not in message
+
+
+def test_texts_in_the_column_of_labels_are_no_names(tmp_path: Path) -> None:
+    """Neither where none of them is a class of the model, nor where a class of the data is looked for."""
+    (tmp_path / "d.csv").write_text(f"text,label\ngood,{SECRET} and you know it\nbad,{SECRET} and I know it\n")
+    data = open_source(str(tmp_path / "d.csv"), "data")
+    said = refusal(lambda: load_forget("index=0", data, None, MOODS))
+    assert (
+        "its classes (one of 33 characters, one of 31 characters) are other names than the model's ('bad', 'good', from the model)"
+        in said
+    )
+    said += refusal(lambda: select_rows(data, ["class=fine"]))
+    assert "0151" not in said
 
 
 def as_data(path: Path) -> Callable[[], object]:
