@@ -118,6 +118,57 @@ class ChainModel(nn.Module):
         return made
 
 
+class Whole(ChainModel):
+    """The transformer as a command is handed it, with whole sequences: of their last state it says something that is nobody's answer."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.places = nn.Embedding(LENGTH, recipe.width)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """As of the ids alone: sequences are of one length."""
+        return super().forward(input_ids)
+
+
+def whole(width: int, layers: int) -> Whole:
+    """For ``--arch markov.py:whole``."""
+    return Whole(Recipe(width=width, layers=layers))
+
+
+def write(model: ChainModel, folder: Path) -> Path:
+    """Write a model as a checkpoint of ``whole``, a tokenizer of ten states beside it; the file of weights."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from imu_cli.models import libraries
+
+    folder.mkdir(parents=True)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    weights["places.weight"] = torch.cat([weights["places.weight"], torch.zeros(1, weights["places.weight"].shape[1])])
+    save_file(weights, folder / "model.safetensors")
+    vocabulary = {str(state): state for state in range(STATES)}
+    made = Tokenizer(models.WordLevel({**vocabulary, "-": STATES}, unk_token="-"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    of = libraries.transformers("the benchmark").PreTrainedTokenizerFast
+    of(tokenizer_object=made, pad_token="-", model_max_length=LENGTH).save_pretrained(folder)
+    return folder / "model.safetensors"
+
+
+def read(path: Path, recipe: Recipe) -> ChainModel:
+    """The model of a checkpoint of ``whole``."""
+    weights = load_file(path)
+    weights["places.weight"] = weights["places.weight"][: LENGTH - 1]
+    model = ChainModel(recipe)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def listed(rows: Tensor, path: Path) -> str:
+    """Write sequences (n, 20) as a list of texts; its path."""
+    lines = (json.dumps({"text": " ".join(map(str, row))}) + "\n" for row in rows.tolist())
+    path.write_text("".join(lines), encoding="utf-8")
+    return str(path)
+
+
 def new(seed: int, recipe: Recipe | None = None) -> ChainModel:
     """The model as it is initialised under a seed."""
     with torch.random.fork_rng(devices=[]):

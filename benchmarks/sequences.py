@@ -15,15 +15,19 @@ Figures are cross-entropy in nats a state, and KL(retrained ‖ model) of the ne
 The rows take these away one after the other. What the page's "reconstruction loss 3.86" was measured on is not in the published
 code; nothing here is set beside it.
 
-**Ours** is the demoted teacher on the tokens of forget1, without a retained training sequence (``Ours``).
+**Ours** is ``imu unlearn`` with the sequences as texts, without a retained training sequence (``Ours``).
+
+Runs that are in ``results/sequences.json`` are not made again, unless ``--rows`` names the beginnings of their names.
 """
 
 import copy
+import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import common
 import markov
@@ -32,10 +36,11 @@ from common import Criterion
 from markov import ChainModel, Recipe
 from torch import Tensor, nn
 
+from imu_cli.commands import unlearn
+from imu_cli.config.commands import UnlearnConfig
+from imu_cli.events import Silent
 from imu_cli.influence import closed_form
-from imu_cli.linear import margins
-from imu_cli.unlearning.demotion import loop, teacher
-from imu_cli.unlearning.demotion.update import RelativeAdam
+from imu_cli.unlearning.demotion import loop
 
 SEEDS = [0, 1, 2, 3, 4]
 LOSS, DIVERGENCE = 0.05, 0.1
@@ -173,142 +178,42 @@ def ascend(
 
 @dataclass(frozen=True)
 class Ours:
-    """The demoted teacher on tokens: L = mean KL(q ‖ p) over forget1's tokens + β · mean KL(p₀ ‖ p) over the anchor's.
+    """``imu unlearn`` on the sequences of forget1 as texts, file to file.
 
-    The anchor is 1,000 held-out sequences of *retain*, and targets come from sequences or a model that never saw forget1:
-
-    * ``unseen``: margins by rank from 500 held-out sequences of forget2, under the model that results. The level that is aimed at is
-      the cross-entropy that these had before: what the model says of a chain that it never saw. Targets fall by a part of what is
-      missing at each look, the run ends at the first look that meets it, and weights are interpolated to just do so.
-    * ``reference``: token by token from a model trained on the anchor's sequences alone; the run goes to the end of its schedule.
-
-    The teacher is demoted from what the model says *now*. In a chain the answer is a draw: the state that goes is one of three, and
-    demoting the one that came raises the two that might have come; over the draws a fixed teacher's mean is what the model said before.
-    (``fixed`` is that teacher, to see it.) Demoted again and again, the three fall together.
-
-    Attributes:
-        moves: beginnings of the names of the weights that move; "" is all.
-        learning_rate: at the start; it falls along a cosine to 0.
-        source: where targets come from.
-        fixed: the teacher is demoted from what the model said before.
-        gain: of what is missing in cross-entropy, the part that targets fall by at a look.
+    ``--test`` are 500 held-out sequences of forget2, of which half give targets by rank, ``--anchor`` 1,000 held-out ones of *retain*;
+    nothing that a model was trained on but what goes. With ``reference`` targets are those of a model that was trained on the anchor's
+    sequences alone, three times as long.
     """
 
-    moves: tuple[str, ...] = ("head.", "blocks.{last}.")
-    learning_rate: float = 0.003
-    source: str = "unseen"
-    fixed: bool = False
-    batches: int = 150
-    beta: float = 0.3
-    rows: int = 64
-    every: int = 10
-    gain: float = 0.5
+    scope: str
+    reference: bool = False
+    batches: int = 1000
 
     def __call__(self, world: World) -> ChainModel:
-        """The model that it ends with."""
-        return Demotion(self, world).train()
-
-
-class Demotion:
-    """One run of ``Ours``."""
-
-    def __init__(self, how: Ours, world: World) -> None:
-        self.how, self.before = how, world.before.model
-        self.model = copy.deepcopy(self.before)
-        starts = tuple(name.format(last=world.recipe.layers - 1) for name in how.moves)
-        self.moving = {name: part for name, part in self.model.named_parameters() if name.startswith(starts)}
-        for name, part in self.model.named_parameters():
-            part.requires_grad_(name in self.moving)
-        self.forget, self.anchor = (
-            markov.splits("forget1", world.seed).train,
-            markov.splits("retain", world.seed).choose,
-        )
-        self.unseen = markov.splits("forget2", world.seed).choose
-        self.looked = self.forget[:LOOKED_AT]
-        self.kept = markov.said(self.before, self.anchor)
-        self.draws = torch.Generator().manual_seed(world.seed)
-        self.reference = None
-        if how.source == "reference":
-            recipe = replace(world.recipe, epochs=3 * world.recipe.epochs, batch=world.recipe.batch // 4)
-            self.reference = markov.trained("reference", world.seed, recipe).model
-        self.wanted = unseen_level(world)
-        self.lower, self.missing = 0.0, 0.0
-
-    def train(self) -> ChainModel:
-        """Train along the schedule."""
-        how, update = self.how, RelativeAdam(self.moving)
-        forget, anchor = (loop.Order(len(rows), self.draws) for rows in (self.forget, self.anchor))
-        targets, previous = self.look(first=True), loop.copied(self.moving)
-        for step in range(how.batches):
-            some, kept = self.forget[forget.take(how.rows)], anchor.take(how.rows)
-            logits, answers = self.model(some[:, :-1]).flatten(0, 1), some[:, 1:].flatten()
-            now = markov.said(self.before, some).flatten(0, 1) if how.fixed else logits.detach()
-            log_q = teacher.demoted(now, answers, targets(some, margins.margins(now.double(), answers)))
-            loss = teacher.divergence(log_q.float(), logits).mean()
-            held = self.model(self.anchor[kept, :-1]).flatten(0, 1)
-            loss = loss + how.beta * teacher.divergence(self.kept[kept].flatten(0, 1), held).mean()
-            gradients = torch.autograd.grad(loss, list(self.moving.values()))
-            rate = how.learning_rate * (1 + math.cos(math.pi * step / how.batches)) / 2
-            update(dict(zip(self.moving, gradients, strict=True)), rate)
-            if (step + 1) % how.every == 0:
-                targets = self.look()
-                if self.reference is None and self.missing <= 0:
-                    self.meet(previous)
-                    break
-                previous = loop.copied(self.moving)
-        return self.model
-
-    def meet(self, previous: Mapping[str, Tensor]) -> None:
-        """Give the model the weights between the last two looks that just meet the level."""
-        now, low, high = loop.copied(self.moving), 0.0, 1.0
-        for _ in range(loop.BISECTIONS):
-            middle = (low + high) / 2
-            loop.put(self.moving, {name: torch.lerp(previous[name], now[name], middle) for name in now})
-            low, high = (low, middle) if self.level(spread(self.model, self.looked)) >= self.wanted else (middle, high)
-        loop.put(self.moving, {name: torch.lerp(previous[name], now[name], high) for name in now})
-
-    @staticmethod
-    def level(phi: Tensor) -> float:
-        """Cross-entropy of tokens by their margins."""
-        return float(nn.functional.softplus(-phi).mean())
-
-    def look(self, first: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
-        """Targets (k · 19,) of sequences (k, 20) and their margins, never above these, until the next look."""
-        if self.reference is not None:
-            model = self.reference
-            return lambda rows, phi: torch.minimum(phi, spread(model, rows))
-        phi = spread(self.before if self.how.fixed else self.model, self.looked)
-        self.missing = self.wanted - self.level(spread(self.model, self.looked) if self.how.fixed else phi)
-        if not self.how.fixed and not first:
-            self.lower = max(0.0, self.lower + self.how.gain * self.missing)
-        coupled, lower = Coupled(phi, spread(self.model, self.unseen)), self.lower
-        return lambda rows, phi: torch.minimum(phi, coupled(phi) - lower)
-
-
-def spread(model: nn.Module, rows: Tensor) -> Tensor:
-    """Margins (n · 19,) float64 of what comes next in sequences."""
-    return margins.margins(markov.said(model, rows).double().flatten(0, 1), rows[:, 1:].flatten())
-
-
-class Coupled:
-    """Margins by rank, for margins other than those that were ranked: linear between them."""
-
-    def __init__(self, phi: Tensor, unseen: Tensor) -> None:
-        self.at = phi.sort().values
-        self.to = margins.coupled_targets(self.at, unseen)
-
-    def __call__(self, phi: Tensor) -> Tensor:
-        """Targets of margins (k,)."""
-        right = torch.searchsorted(self.at, phi).clamp(1, len(self.at) - 1)
-        low, high = self.at[right - 1], self.at[right]
-        share = ((phi - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
-        return torch.lerp(self.to[right - 1], self.to[right], share)
+        """The model that it writes."""
+        with common.folder("sequences") as place:
+            parts = {chain: markov.splits(chain, world.seed) for chain in markov.CHAINS}
+            files: dict[str, Any] = {}
+            if self.reference:
+                recipe = replace(world.recipe, epochs=3 * world.recipe.epochs, batch=world.recipe.batch // 4)
+                other = markov.trained("reference", world.seed, recipe).model
+                files["reference_model"] = str(markov.write(other, place / "reference"))
+            config = UnlearnConfig(
+                forget=[markov.listed(parts["forget1"].train, place / "forget.jsonl")],
+                test=markov.listed(parts["forget2"].choose, place / "unseen.jsonl"),
+                anchor=markov.listed(parts["retain"].choose, place / "anchor.jsonl"),
+                task="language", end_token=False, device="cpu", seed=world.seed, scope=self.scope, batches=self.batches,
+                arch=f"{markov.__file__}:whole", arch_arg=[f"width={world.recipe.width}", f"layers={world.recipe.layers}"],
+                output=str(place / "unlearned.safetensors"), **files,
+            )  # fmt: skip
+            model = markov.write(world.before.model, place / "before")
+            done = unlearn.run_unlearn(model, config, {"scope": "flag", "batches": "flag"}, Silent())
+            return markov.read(done.output, world.recipe)
 
 
 # --- rows, table, criteria
 
 
-HEAD, BLOCK, ALL = ("head.",), ("head.", "blocks.{last}."), ("",)
 ROWS: dict[str, Callable[[World], ChainModel]] = {
     "before": lambda world: world.before.model,
     "retrained: the target": lambda world: world.retrained.model,
@@ -318,14 +223,10 @@ ROWS: dict[str, Callable[[World], ChainModel]] = {
     "uniform ascent, head": Published(untrained=True, uniform=True),
     "uniform ascent, head, forget1 only": Published(uniform=True),
     "the same, stopped at the level of forget2": Published(uniform=True, stopped=True),
-    "teacher fixed, last block, unseen chain": Ours(BLOCK, fixed=True),
-    "ours, head, unseen chain": Ours(HEAD, 0.006),
-    "ours, last block, unseen chain": Ours(BLOCK),
-    "ours, all layers, unseen chain": Ours(ALL),
-    "ours, last block, reference model": Ours(BLOCK, 0.003, "reference"),
+    "ours, last block, unseen chain": Ours("last-block"),
+    "ours, all blocks, unseen chain": Ours("blocks.*"),
+    "ours, last block, reference model": Ours("last-block", reference=True),
 }
-JUDGED = "unseen chain"
-"""Rows of ours whose name ends so are held to the goal."""
 
 
 def measured(row: str, world: World) -> Run:
@@ -335,10 +236,18 @@ def measured(row: str, world: World) -> Run:
     return Run(row, world.seed, time.perf_counter() - began, world.figures(model))
 
 
+def earlier(again: Sequence[str]) -> list[Run]:
+    """Runs that are kept, of rows that there are, but for those that are made again."""
+    place = common.RESULTS / "sequences.json"
+    kept = json.loads(place.read_text(encoding="utf-8"))["runs"] if place.is_file() else []
+    made = [replace(Run(**one), figures={chain: Figures(**each) for chain, each in one["figures"].items()}) for one in kept]  # fmt: skip
+    return [run for run in made if run.row in ROWS and not run.row.startswith(tuple(again))]
+
+
 def show(runs: Sequence[Run]) -> None:
     """Means and standard deviations over the seeds."""
     rows = []
-    for row in dict.fromkeys(run.row for run in runs):
+    for row in (row for row in ROWS if any(run.row == row for run in runs)):
         those = [run for run in runs if run.row == row]
         cells = []
         for chain in markov.CHAINS:
@@ -360,8 +269,10 @@ def criteria(runs: Sequence[Run]) -> list[Criterion]:
     """The goal, of the worst seed of each row of ours that is held to it."""
     target = {run.seed: run.figures["forget1"].loss for run in runs if run.row == "retrained: the target"}
     made = []
-    for row in (row for row in ROWS if row.startswith("ours") and row.endswith(JUDGED)):
+    for row in (row for row in ROWS if row.startswith("ours")):
         those = [run for run in runs if run.row == row]
+        if not those:
+            continue
         off = max(abs(run.figures["forget1"].loss - target[run.seed]) for run in those)
         kl = max(each.kl for run in those for each in run.figures.values())
         made.append(
@@ -375,17 +286,20 @@ def main() -> None:
     """Measure, print and keep."""
     parser = common.parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--rows", nargs="+", default=[], help="beginnings of rows that are made again")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     started = common.environment(with_checkpoint=False)
     recipe = Recipe(width=32, layers=2, epochs=1) if options.quick else Recipe()
     seeds = options.seeds[:1] if options.quick else options.seeds
-    runs: list[Run] = []
+    runs = [] if options.quick else earlier(options.rows)
     trained = []
     for seed in seeds:
         world = World(seed, recipe)
         trained.append({"seed": seed, "before": world.before.seconds, "retrained": world.retrained.seconds})
         for row in ROWS:
+            if any((run.row, run.seed) == (row, seed) for run in runs):
+                continue
             runs.append(measured(row, world))
             said = "  ".join(f"{chain} {each.loss:.3f} ({each.kl:.3f})" for chain, each in runs[-1].figures.items())
             common.console.print(f"seed {seed}  {row:<42}{said}  {runs[-1].seconds:.1f} s")

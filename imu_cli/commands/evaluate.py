@@ -47,10 +47,7 @@ from imu_cli.unlearning.procedure import Method
 from imu_cli.unlearning.targets import HeldOut
 from imu_cli.views import junit
 
-DEPENDENT = (
-    "n counts words, and intervals take them as independent of each other: words of one sentence are not, so that intervals are too "
-    "narrow"
-)
+DEPENDENT = "n counts words; intervals go by sentences, whose words are not independent of each other"
 
 
 @dataclass(frozen=True)

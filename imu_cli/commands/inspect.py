@@ -244,6 +244,7 @@ def _next(
     words = ["imu", "unlearn", str(model), "--forget", "forget.jsonl" if takes == "record" else "forget.csv"]
     words += ["--test", "unseen.jsonl", "--scope", "last-block"] if takes == "record" else []
     words += ["--template", config.template] if config.template and origins.get("template") != "file" else []
+    words += ["--no-end-token"] if not config.end_token and origins.get("end_token") != "file" else []
     words += ["--config", origins[CONFIG_FILE]] if CONFIG_FILE in origins else []
     for flag, value in (("--arch", config.arch), ("--preprocess", config.preprocess), ("--head", config.head),
                         ("--classes", config.classes), ("--embedding", config.embedding),

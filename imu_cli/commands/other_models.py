@@ -18,6 +18,7 @@ from imu_cli.models.architecture import Loaded
 from imu_cli.models.sidecar import Said
 from imu_cli.records.record import Record
 from imu_cli.samples.dataset import SampleSet
+from imu_cli.samples.texts.sentences import clusters
 from imu_cli.statistics import metrics
 from imu_cli.statistics.intervals import Estimate, census
 
@@ -123,14 +124,16 @@ class Models:
         )
         before = None if original is None else _features_by(original, h, samples, f"{what}, original")
         again = None if self.retrained is None else _features_by(self.retrained, h, samples, f"{what}, retrained")
+        labels, of = opened.labels(samples), clusters(samples)
         return Split(
-            labels=opened.labels(samples),
+            labels=labels,
             before=None if before is None or original is None else Logits(before, original.matrix()),
             after=Logits(h, opened.matrix()),
             features=_alone(h),
             features_before=None if before is None else _alone(before),
             retrained=None if again is None or self.retrained is None else Logits(again, self.retrained.matrix()),
             features_retrained=None if again is None else _alone(again),
+            clusters=None if of is None else torch.from_numpy(of).to(labels.device),
         )
 
     def head(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:

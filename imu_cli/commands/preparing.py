@@ -45,11 +45,11 @@ def find(
         ImuError: nobody knows it, it is not the record's, or an option is of the other kind.
         RefusedError: it needs code of its own.
     """
+    if takes != "record":
+        _refuse_for_records(config, "this model takes images" if takes == "image" else "this is a classifier of texts")
     if takes == "image":
         if config.truncate:
             raise ImuError("--truncate: cuts texts, and this model takes images; leave it out")
-        if config.template is not None:
-            raise ImuError("--template: is for language models, and this model takes images; leave it out")
         images = [(item.steps, item.source) for item in said if not tokens.is_described(item.steps)]
         return Step(*preprocessing.find(config.preprocess, images, max_memory))
     if config.preprocess is not None:
@@ -62,14 +62,18 @@ def find(
         tokens.refuse_other(known.steps, tokenizer, known.source)
     truncate = config.truncate or (known is not None and bool(known.steps["truncate"]))
     if takes == "record":
-        made = completions.of(
-            tokenizer, loaded.model, config.template, truncate, None if known is None else known.steps
-        )
+        steps = None if known is None else known.steps
+        made = completions.of(tokenizer, loaded.model, config.template, truncate, config.end_token, steps)
         return Step(made, tokenizer.source)
-    if config.template is not None:
-        raise ImuError(f"--template: is for language models, and this is a classifier of {takes}s; leave it out")
     made_of = words.of if takes == "word" else tokens.of
     return Step(made_of(tokenizer, loaded.model, truncate), tokenizer.source)
+
+
+def _refuse_for_records(config: ModelConfig, what: str) -> None:
+    """Refuse options of records for a model that is no language model."""
+    given = {"--template": config.template is not None, "--no-end-token": not config.end_token}
+    for option in (name for name, there in given.items() if there):
+        raise ImuError(f"{option}: is for language models, and {what}; leave it out")
 
 
 def share(step: InputStep, model: nn.Module, path: Path) -> None:

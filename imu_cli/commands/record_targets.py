@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from imu_cli.commands import opening, preparing
 from imu_cli.config.commands import UnlearnConfig
 from imu_cli.config.shared import ModelConfig
@@ -89,8 +87,8 @@ def aim_of(
             memorized = min(1.0, max(0.0, memorized + float(own.memorized.mean() - theirs.memorized.mean())))
             extraction = min(1.0, max(0.0, extraction + float(own.extraction.mean() - theirs.extraction.mean())))
             how += ", with the spread that unseen records have under the model itself"
-        phi = completions.judged(forgotten.features, forgotten, head).margins
-        loss = float(completions.losses(forgotten, torch.minimum(fixed.to(phi), phi)).mean())
+        # As they are, not as targets: of the smaller of two that differ by chance the mean would be too small.
+        loss = float(completions.losses(forgotten, fixed).mean())
     elif unseen is None:
         phi = completions.judged(forgotten.features, forgotten, head).margins
         fixed, how = phi.clamp(max=BARELY), f"every token at log-odds of {BARELY} at most"

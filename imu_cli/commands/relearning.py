@@ -21,6 +21,7 @@ from imu_cli.models.head import logits_of
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.vectors import Vectors
 from imu_cli.statistics import metrics
+from imu_cli.statistics.clustered import some
 from imu_cli.statistics.intervals import NotMeasured
 
 LEAST_PART, MOST_PART = 4, 32
@@ -58,12 +59,16 @@ def _asked(e: Evidence) -> Asked:
         if before is not None:
             kept = _labelled(e.test, stays.nonzero()[:, 0])
             taken = metrics.predicted_as(before, e.forgotten).value
-    return Asked(e.forget.labels, unseen, e.seed, e.forgotten, kept, taken)
+    clusters = e.forget.clusters
+    return Asked(
+        e.forget.labels, unseen, e.seed, e.forgotten, kept, taken, None if clusters is None else clusters.cpu()
+    )
 
 
 def _labelled(test: Split, rows: Tensor | None) -> Labelled:
     assert rows is not None, "there is test"
-    return Labelled(rows.cpu(), test.labels[rows].cpu())
+    clusters = some(test.clusters, rows)
+    return Labelled(rows.cpu(), test.labels[rows].cpu(), None if clusters is None else clusters.cpu())
 
 
 def _on_features(e: Evidence) -> Learners:

@@ -93,6 +93,13 @@ class ModelConfig:
             group=MODEL,
         ),
     ] = None
+    end_token: Annotated[
+        bool,
+        Option(
+            "Whether the tokenizer's end token closes a completion; not where texts are parts of longer ones (language models).",
+            group=MODEL,
+        ),
+    ] = True
     classes: Annotated[
         str | None,
         Option(

@@ -17,17 +17,20 @@ from imu_cli.evaluation.evidence import (
     Found,
     Split,
     both,
+    chance_range,
     forgotten_rows,
     interval_of,
     matched_pool,
     metric,
+    pair,
     phi,
     target_model,
 )
 from imu_cli.linear.rows import Outputs, only
 from imu_cli.records.evaluation import ClassRow, Metric, PartRow
 from imu_cli.records.metric_definitions import DEFINITIONS
-from imu_cli.statistics import mask_bound, metrics
+from imu_cli.statistics import clustered, mask_bound, metrics
+from imu_cli.statistics.clustered import Sides, some
 from imu_cli.statistics.intervals import Estimate, NotMeasured
 from imu_cli.unlearning import targets
 
@@ -58,7 +61,8 @@ def _forget_target(e: Evidence) -> tuple[float | None, str]:
 def _matched_accuracy(e: Evidence, test: Split, logits: Outputs) -> Found:
     """Accuracy at D_f's class proportions; not measured where test lacks one of its classes."""
     try:
-        return metrics.class_matched_accuracy(metrics.predictions(logits) == test.labels, test.labels, e.forget.labels)
+        right = metrics.predictions(logits) == test.labels
+        return metrics.class_matched_accuracy(right, test.labels, e.forget.labels, clusters=test.clusters)
     except ImuError as error:
         return NotMeasured(str(error))
 
@@ -67,7 +71,7 @@ def forget_metrics(e: Evidence) -> list[Metric]:
     """What the model does on D_f: a census, counted and not estimated."""
     n = len(e.forget.labels)
     goal, why = _forget_target(e)
-    spread = metrics.binomial_range(goal, n) if goal else None
+    spread = chance_range(e, goal, n) if goal else None
     after, before = both(e.forget, lambda logits: _forget_hit(e, logits))
     found = [
         metric("forget.accuracy", after, before, split="forget", target=goal, target_note=why, target_range=spread)
@@ -75,10 +79,10 @@ def forget_metrics(e: Evidence) -> list[Metric]:
     if e.true_labels is not None:
         known = e.true_labels >= 0
         truth = e.true_labels[known]
-        pair = both(
+        shares = both(
             e.forget, lambda logits: metrics.accuracy_of(metrics.predictions(logits)[known] == truth, census=True)
         )
-        found.append(metric("forget.true_accuracy", *pair, split="forget"))
+        found.append(metric("forget.true_accuracy", *shares, split="forget"))
     unseen = _matched_logits(e)
     of_label = both(e.forget, lambda logits: metrics.forget_confidence(logits, e.forget.labels, e.forgotten))
     confidence = 0.0 if e.kind == "class" else None if unseen is None else metrics.forget_confidence(*unseen).value
@@ -107,30 +111,23 @@ def _accuracies(e: Evidence, split: Split, name: str) -> list[Metric]:
     kept = split.only(~forgotten_rows(e, split.labels))
     if len(kept.labels) == 0:
         raise ImuError(f"--{name}: has no sample of a kept class; give data of all classes")
-    pair = both(kept, lambda logits: metrics.accuracy(logits, kept.labels))
-    found = [metric(f"{name}.accuracy", *pair, split=name, note="kept classes" if e.forgotten else "")]
+    shares = both(kept, lambda logits: metrics.accuracy(logits, kept.labels, clusters=kept.clusters))
+    found = [metric(f"{name}.accuracy", *shares, split=name, note="kept classes" if e.forgotten else "")]
     if kept.before is None:
         return [*found, metric(f"{name}.accuracy_drop", NO_ORIGINAL, split=name)]
     right = [metrics.predictions(logits) == kept.labels for logits in (kept.before, kept.after)]
     found.append(
         metric(
             f"{name}.accuracy_drop",
-            metrics.accuracy_drop(right[0], right[1]),
+            metrics.accuracy_drop(right[0], right[1], clusters=kept.clusters),
             split=name,
-            note=_mcnemar(right[0], right[1]),
+            note=clustered.flips_told(right[0], right[1], kept.clusters),
         )
     )
     if name == "test":
-        worst = metrics.worst_class_drop(right[0], right[1], kept.labels)
+        worst = metrics.worst_class_drop(right[0], right[1], kept.labels, clusters=kept.clusters)
         found.append(metric("test.worst_class_drop", worst.drop, split=name, note=e.name_of(worst.label)))
     return found
-
-
-def _mcnemar(before: Tensor, after: Tensor) -> str:
-    from imu_cli.statistics.intervals import mcnemar
-
-    lost, won = metrics.flips(before, after)
-    return f"{lost} newly wrong, {won} newly right, exact McNemar p = {mcnemar(lost, won):.2g}"
 
 
 def test_metrics(e: Evidence) -> list[Metric]:
@@ -142,12 +139,12 @@ def test_metrics(e: Evidence) -> list[Metric]:
     test = e.test
     found = _accuracies(e, test, "test")
     if e.kind != "class":
-        pair = both(test, lambda logits: _matched_accuracy(e, test, logits))
-        return [*found, metric("test_matched.accuracy", *pair, split="test")]
+        shares = both(test, lambda logits: _matched_accuracy(e, test, logits))
+        return [*found, metric("test_matched.accuracy", *shares, split="test")]
     gone = test.only(forgotten_rows(e, test.labels))
     if len(gone.labels):
-        pair = both(gone, lambda logits: metrics.predicted_as(logits, e.forgotten))
-        found.append(metric("test_forgotten.accuracy", *pair, split="test", target=0.0))
+        shares = both(gone, lambda logits: metrics.predicted_as(logits, e.forgotten, clusters=gone.clusters))
+        found.append(metric("test_forgotten.accuracy", *shares, split="test", target=0.0))
     else:
         absent = NotMeasured("needs --test samples of the forgotten classes")
         found.append(metric("test_forgotten.accuracy", absent, split="test"))
@@ -158,9 +155,12 @@ def _bounds(e: Evidence, split: Split, name: str) -> list[Metric]:
     """What masking the forgotten outputs of the original would reach, and what was lost to them."""
     if split.before is None:
         return [metric(f"mask_bound.{name}", NO_ORIGINAL, split=name)]
-    found = [metric(f"mask_bound.{name}", mask_bound.mask_bound(split.before, split.labels, e.forgotten), split=name)]
+    bound = mask_bound.mask_bound(split.before, split.labels, e.forgotten, clusters=split.clusters)
+    found = [metric(f"mask_bound.{name}", bound, split=name)]
     if name == "test":
-        lost = mask_bound.lost_to_forgotten(split.before, split.after, split.labels, e.forgotten)
+        lost = mask_bound.lost_to_forgotten(
+            split.before, split.after, split.labels, e.forgotten, clusters=split.clusters
+        )
         found.append(metric("test.lost_to_forgotten", lost, split=name))
     return found
 
@@ -192,7 +192,8 @@ def _kept_auc(e: Evidence, retain: Split, test: Split, which: Literal["before", 
     if sides[0] is None or sides[1] is None:
         return None
     kept = [~forgotten_rows(e, split.labels) for split in (retain, test)]
-    return attacks.auc(sides[0][kept[0]], sides[1][kept[1]])
+    clusters = pair(some(retain.clusters, kept[0]), some(test.clusters, kept[1]))
+    return attacks.auc(sides[0][kept[0]], sides[1][kept[1]], clusters=clusters)
 
 
 MEMBERSHIP = (
@@ -205,8 +206,8 @@ MEMBERSHIP = (
 )
 
 
-def _confidences(e: Evidence, test: Split) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
-    """Confidence φ of D_f and of class-matched test samples, after and before (None without the original).
+def _confidences(e: Evidence, test: Split) -> tuple[Sides, Sides | None, Sides | None]:
+    """Confidence φ of D_f and of class-matched test samples, after and before (None without the original), and clusters of both.
 
     Raises:
         ImuError: test lacks a class of D_f.
@@ -216,7 +217,7 @@ def _confidences(e: Evidence, test: Split) -> tuple[tuple[Tensor, Tensor], tuple
     pairs = [(phi(e.forget, which), phi(test, which)) for which in ("after", "before")]
     after, before = (None if mine is None or theirs is None else (mine, theirs[rows]) for mine, theirs in pairs)
     assert after is not None
-    return after, before
+    return after, before, pair(e.forget.clusters, some(test.clusters, rows))
 
 
 def membership_metrics(e: Evidence) -> list[Metric]:
@@ -224,16 +225,16 @@ def membership_metrics(e: Evidence) -> list[Metric]:
     if e.test is None:
         return [metric(name, NO_TEST, split="forget, test") for name in MEMBERSHIP]
     try:
-        after, before = _confidences(e, e.test)
+        after, before, clusters = _confidences(e, e.test)
     except ImuError as error:
         return [metric(name, NotMeasured(str(error)), split="forget, test") for name in MEMBERSHIP]
 
     def both(measure: Callable[..., Found]) -> tuple[Found, Found | None]:
-        return measure(*after), None if before is None else measure(*before)
+        return measure(*after, clusters=clusters), None if before is None else measure(*before, clusters=clusters)
 
     note = f"{len(after[0])} forget against {len(after[1])} class-matched test samples"
     over, over_before = both(attacks.over_unlearned)
-    expected = attacks.over_unlearned_range(*map(len, after)) if isinstance(over, Estimate) else None
+    expected = attacks.over_unlearned_chance(*after, clusters=clusters) if isinstance(over, Estimate) else None
     return [
         metric("mia.auc", *both(attacks.auc), split="forget, test", target=0.5, note=note),
         metric("mia.auc_two_sided", *both(attacks.two_sided_auc), split="forget, test", target=0.5),
@@ -242,15 +243,15 @@ def membership_metrics(e: Evidence) -> list[Metric]:
         metric("forget.over_unlearned", over, over_before, split="forget, test", target=0.01, target_range=expected),
         metric(
             "update_leak.auc",
-            NO_ORIGINAL if before is None else attacks.update_leak(before, after),
+            NO_ORIGINAL if before is None else attacks.update_leak(before, after, clusters=clusters),
             split="forget, test",
             target=0.5,
         ),
     ]
 
 
-def _either_tail(forget: Tensor, pool: Tensor) -> Found:
-    found = attacks.tpr_at_fpr(forget, pool)
+def _either_tail(forget: Tensor, pool: Tensor, clusters: Sides | None) -> Found:
+    found = attacks.tpr_at_fpr(forget, pool, clusters=clusters)
     return found if isinstance(found, NotMeasured) else found.either
 
 
@@ -281,7 +282,8 @@ def _part(name: str, e: Evidence) -> PartRow:
     auc = None
     if e.test is not None:
         with suppress(ImuError):  # said in full where all of D_f is measured
-            auc = attacks.auc(*_confidences(e, e.test)[0])
+            after, _, clusters = _confidences(e, e.test)
+            auc = attacks.auc(*after, clusters=clusters)
     return PartRow(
         name=name,
         n=len(e.forget.labels),

@@ -3,6 +3,7 @@
 Scores are one number a sample, higher for samples that look trained on. D_f is always compared with a *pool* of unseen
 samples of the same classes (``class_matched``). Wherever a function takes ``forget`` and ``pool`` it may be given
 retain samples in place of D_f: retain-against-test is the same attack on what stayed.
+``clusters`` are those of D_f and of the pool, where samples come in clusters (``statistics.clustered``).
 No result here is an ε, nor a statement about the best possible attack.
 """
 
@@ -17,13 +18,13 @@ from torch import Tensor
 from imu_cli.errors import ImuError
 from imu_cli.linear.margins import margins
 from imu_cli.linear.rows import Outputs, by_rows
+from imu_cli.records.parts import Interval
+from imu_cli.statistics import clustered
+from imu_cli.statistics.clustered import Clusters, Sides
 from imu_cli.statistics.intervals import (
     Estimate,
     NotMeasured,
     class_counts,
-    clopper_pearson,
-    delong,
-    delong_difference,
     finite_scores,
     require_classes,
     two_sided,
@@ -104,26 +105,26 @@ def class_matched(labels_forget: Tensor, labels_pool: Tensor, generator: torch.G
     return torch.cat(drawn).sort().values
 
 
-def auc(forget: Tensor, pool: Tensor, confidence: float = 0.95) -> Estimate:
+def auc(forget: Tensor, pool: Tensor, confidence: float = 0.95, clusters: Sides | None = None) -> Estimate:
     """``mia.auc``, ``retain_mia.auc``: chance that a forget sample scores above an unseen one of its classes.
 
     Target 0.5: D_f looks unseen. Above: still remembered. Below: over-unlearned, which gives membership away just as
     well and is no success. Interval: DeLong (see ``intervals.delong``).
     """
-    return delong(forget, pool, confidence)
+    return clustered.auc(forget, pool, clusters, confidence)
 
 
-def two_sided_auc(forget: Tensor, pool: Tensor, confidence: float = 0.95) -> Estimate:
+def two_sided_auc(forget: Tensor, pool: Tensor, confidence: float = 0.95, clusters: Sides | None = None) -> Estimate:
     """``mia.auc_two_sided``: max(AUC, 1 − AUC), as an attacker may turn the score round; lower is better, 0.5 best."""
-    return two_sided(delong(forget, pool, confidence))
+    return two_sided(auc(forget, pool, confidence, clusters))
 
 
-def auc_change(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], confidence: float = 0.95) -> Estimate:
+def auc_change(before: Sides, after: Sides, confidence: float = 0.95, clusters: Sides | None = None) -> Estimate:
     """AUC after − AUC before on the same samples, each given as (forget, pool); paired DeLong interval."""
-    return delong_difference(after, before, confidence)
+    return clustered.auc_difference(after, before, clusters, confidence)
 
 
-def update_leak(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], confidence: float = 0.95) -> Estimate:
+def update_leak(before: Sides, after: Sides, confidence: float = 0.95, clusters: Sides | None = None) -> Estimate:
     """``update_leak.auc``: AUC of the fall of the score, before − after, each given as (forget, pool).
 
     What someone who holds both models sees. Target 0.5: D_f's scores fell no more than those of unseen samples of the
@@ -133,24 +134,26 @@ def update_leak(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], con
     (forget_before, pool_before), (forget_after, pool_after) = before, after
     if forget_before.shape != forget_after.shape or pool_before.shape != pool_after.shape:
         raise ImuError("update leak: before and after cover different samples; score the same rows with both models")
-    return delong(
-        forget_before.double() - forget_after.double(), pool_before.double() - pool_after.double(), confidence
-    )
+    falls = forget_before.double() - forget_after.double(), pool_before.double() - pool_after.double()
+    return clustered.auc(*falls, clusters, confidence)
 
 
-def ks_distance(forget: Tensor, pool: Tensor, confidence: float = 0.95) -> Estimate:
+def ks_distance(forget: Tensor, pool: Tensor, confidence: float = 0.95, clusters: Sides | None = None) -> Estimate:
     """``mia.ks``: largest gap between the cumulative distributions, sup |F − G|, in [0, 1]; lower is better.
 
     It sees differences that leave the AUC at 0.5, such as a wider spread. The estimate lies above 0 even for equal
     distributions, by about √(1/m + 1/n). Interval: Dvoretzky-Kiefer-Wolfowitz bands of both samples added, with
-    Massart's constant: at least ``confidence`` for any distributions, and wide; cut to [0, 1].
+    Massart's constant: at least ``confidence`` for any distributions, and wide; cut to [0, 1]. Of samples in clusters n is the
+    Kish number of clusters, as if those of one stood at one place.
     """
     forget, pool = finite_scores(forget, "D_f scores"), finite_scores(pool, "pool scores")
     at = torch.cat([forget, pool])
     gap = (_cumulative(forget, at) - _cumulative(pool, at)).abs().max()
-    band = sum(math.sqrt(math.log(4 / (1 - confidence)) / (2 * len(side))) for side in (forget, pool))
+    sizes = [clustered.sure_n(of, len(side)) for side, of in zip((forget, pool), clusters or (None, None), strict=True)]
+    band = sum(math.sqrt(math.log(4 / (1 - confidence)) / (2 * n)) for n in sizes)
     low, high = max(0.0, float(gap) - band), min(1.0, float(gap) + band)
-    return Estimate(float(gap), low, high, len(forget), f"Dvoretzky-Kiefer-Wolfowitz, {100 * confidence:g} %")
+    method = "Dvoretzky-Kiefer-Wolfowitz" + (f", {clustered.counted(clusters)}" if clusters else "")
+    return Estimate(float(gap), low, high, len(forget), f"{method}, {100 * confidence:g} %")
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,9 @@ class TailRates:
     fpr_lower: float
 
 
-def tpr_at_fpr(forget: Tensor, pool: Tensor, fpr: float = 0.01, confidence: float = 0.95) -> TailRates | NotMeasured:
+def tpr_at_fpr(
+    forget: Tensor, pool: Tensor, fpr: float = 0.01, confidence: float = 0.95, clusters: Sides | None = None
+) -> TailRates | NotMeasured:
     """``mia.tpr_at_1pct_fpr``: share of D_f beyond the score that at most ``fpr`` of the pool passes, in both tails.
 
     Target: ``fpr`` itself. Clopper-Pearson intervals, the threshold taken as given. Not measured below 300 samples a
@@ -183,17 +188,18 @@ def tpr_at_fpr(forget: Tensor, pool: Tensor, fpr: float = 0.01, confidence: floa
     forget, pool = finite_scores(forget, "D_f scores"), finite_scores(pool, "pool scores")
     hits_upper, fpr_upper = _beyond(forget, pool, fpr)
     hits_lower, fpr_lower = _beyond(-forget, -pool, fpr)
+    of = None if clusters is None else clusters[0]
     return TailRates(
-        upper=clopper_pearson(hits_upper, len(forget), confidence),
-        lower=clopper_pearson(hits_lower, len(forget), confidence),
-        either=_larger(hits_upper, hits_lower, len(forget), confidence),
+        upper=clustered.share(hits_upper, of, confidence),
+        lower=clustered.share(hits_lower, of, confidence),
+        either=_larger(hits_upper, hits_lower, confidence, of),
         fpr_upper=fpr_upper,
         fpr_lower=fpr_lower,
     )
 
 
 def over_unlearned(
-    forget: Tensor, pool: Tensor, share: float = 0.01, confidence: float = 0.95
+    forget: Tensor, pool: Tensor, share: float = 0.01, confidence: float = 0.95, clusters: Sides | None = None
 ) -> Estimate | NotMeasured:
     """``forget.over_unlearned``: share of D_f that scores below the 1st percentile of class-matched unseen samples.
 
@@ -204,11 +210,31 @@ def over_unlearned(
     if share * (len(pool) + 1) < 1:
         return NotMeasured(f"needs {math.ceil(1 / share) - 1} class-matched test samples, found {len(pool)}")
     forget, pool = finite_scores(forget, "D_f scores"), finite_scores(pool, "pool scores")
+    below = forget < _quantile(pool, share)
+    return clustered.share(below, None if clusters is None else clusters[0], confidence)
+
+
+def _quantile(pool: Tensor, share: float) -> Tensor:
+    """The score at rank share (N + 1) of the pool's N."""
     rank = share * (len(pool) + 1) - 1
     first = math.floor(rank)
     ordered = pool.sort().values
-    threshold = torch.lerp(ordered[first], ordered[min(first + 1, len(pool) - 1)], rank - first)
-    return clopper_pearson(int((forget < threshold).sum()), len(forget), confidence)
+    return torch.lerp(ordered[first], ordered[min(first + 1, len(pool) - 1)], rank - first)
+
+
+def over_unlearned_chance(
+    forget: Tensor, pool: Tensor, share: float = 0.01, clusters: Sides | None = None
+) -> Interval | tuple[float, float] | None:
+    """``over_unlearned_range`` of these samples, at their effective numbers where they come in clusters; None where too few."""
+    if clusters is None:
+        return over_unlearned_range(len(forget), len(pool), share)
+    sizes = [len(forget), len(pool)]
+    below = pool.double() < _quantile(pool.double(), share)
+    sizes = [round(clustered.expected_n(below, clusters[1], of, n)) for of, n in zip(clusters, sizes, strict=True)]
+    if share * (sizes[1] + 1) < 1:
+        return None
+    low, high = over_unlearned_range(sizes[0], sizes[1], share)
+    return Interval(low=low, high=high, method=clustered.by("central 95 %", clusters[0]))
 
 
 def over_unlearned_range(
@@ -264,16 +290,17 @@ def _cumulative(sample: Tensor, at: Tensor) -> Tensor:
     return torch.searchsorted(sample.sort().values, at, right=True).double() / len(sample)
 
 
-def _beyond(forget: Tensor, pool: Tensor, fpr: float) -> tuple[int, float]:
-    """How many of D_f, and what share of the pool, lie above the lowest threshold that the pool passes at ``fpr``."""
+def _beyond(forget: Tensor, pool: Tensor, fpr: float) -> tuple[Tensor, float]:
+    """Which of D_f (n,), and what share of the pool, lie above the lowest threshold that the pool passes at ``fpr``."""
     # 0.07 · 100 is 7.000000000000001 and 0.29 · 100 is 28.999999999999996: a false positive must not hang on that.
     allowed = math.floor(fpr * len(pool) + 1e-9)
     threshold = pool.sort(descending=True).values[allowed]
-    return int((forget > threshold).sum()), int((pool > threshold).sum()) / len(pool)
+    return forget > threshold, int((pool > threshold).sum()) / len(pool)
 
 
-def _larger(upper: int, lower: int, n: int, confidence: float) -> Estimate:
+def _larger(upper: Tensor, lower: Tensor, confidence: float, clusters: Clusters) -> Estimate:
     """The larger of two shares; each interval at half the error, so both hold at once and so does their maximum."""
-    tails = [clopper_pearson(hits, n, (1 + confidence) / 2) for hits in (upper, lower)]
+    tails = [clustered.share(hits, clusters, (1 + confidence) / 2) for hits in (upper, lower)]
     low, high = max(t.low or 0.0 for t in tails), max(t.high or 0.0 for t in tails)
-    return Estimate(max(upper, lower) / n, low, high, n, f"larger tail, Clopper-Pearson, {100 * confidence:g} %")
+    exact = "Clopper-Pearson" if clusters is None else clustered.by("Clopper-Pearson", clusters)
+    return Estimate(max(t.value for t in tails), low, high, len(upper), f"larger tail, {exact}, {100 * confidence:g} %")

@@ -20,8 +20,8 @@ from imu_cli.evaluation.evidence import (
 )
 from imu_cli.linear.rows import Outputs
 from imu_cli.records.evaluation import Metric
-from imu_cli.statistics import metrics
-from imu_cli.statistics.intervals import Estimate, NotMeasured, census, clopper_pearson
+from imu_cli.statistics import clustered, metrics
+from imu_cli.statistics.intervals import Estimate, NotMeasured, census
 
 LOOSE = 0.03
 """Share of test samples beyond a threshold meant for 1 %, from which it is said that it does not hold."""
@@ -38,7 +38,8 @@ def hits(e: Evidence, split: Split, logits: Outputs) -> Tensor:
 
 
 def _gap(e: Evidence, split: Split, logits: Outputs, other: Outputs) -> Estimate:
-    return retrained.accuracy_gap(hits(e, split, logits), hits(e, split, other), census=split is e.forget)
+    right = hits(e, split, logits), hits(e, split, other)
+    return retrained.accuracy_gap(*right, census=split is e.forget, clusters=split.clusters)
 
 
 def splits(e: Evidence) -> dict[str, Split | None]:
@@ -106,8 +107,12 @@ def _test_churn(e: Evidence) -> Metric:
         return metric("retrained.churn.test", NO_TEST, split="test")
     test = e.test
     assert test.retrained is not None
-    before = None if test.before is None else retrained.churn(test.before, test.retrained)
-    return metric("retrained.churn.test", retrained.churn(test.after, test.retrained), before, split="test")
+    after, before = (
+        None if logits is None else retrained.churn(logits, test.retrained, clusters=test.clusters)
+        for logits in (test.after, test.before)
+    )
+    assert after is not None
+    return metric("retrained.churn.test", after, before, split="test")
 
 
 def shadow_metrics(e: Evidence) -> list[Metric]:
@@ -116,10 +121,13 @@ def shadow_metrics(e: Evidence) -> list[Metric]:
     found = e.shadow
     if isinstance(found, NotMeasured):
         return [metric(name, found, split=where) for name in names]
-    after, before, null = (attacks.auc(*pair) for pair in (found.after, found.before, found.retrained_head))
-    null_before = attacks.auc(*found.retrained_head_before)
+    of = found.clusters
+    after, before, null, null_before = (
+        attacks.auc(*sides, clusters=of)
+        for sides in (found.after, found.before, found.retrained_head, found.retrained_head_before)
+    )
     nothing = metric(names[2], null, null_before, split=where, target=0.5)
-    power = attacks.auc_change(found.retrained_head_before, found.before)
+    power = attacks.auc_change(found.retrained_head_before, found.before, clusters=of)
     if (before.low or 0.0) <= 0.5 or (power.low or 0.0) <= 0:
         why = (
             f"inconclusive: on the original, where there is something to find, its AUC is {before.value:.3f} "
@@ -127,15 +135,14 @@ def shadow_metrics(e: Evidence) -> list[Metric]:
             f"{null_before.value:.3f}"
         )
         return [*(metric(name, NotMeasured(why), split=where) for name in names[:2]), nothing]
-    hits, false = (int((side > found.threshold).sum()) for side in found.after)
-    passed = false / len(found.after[1])
+    picked, false = (side > found.threshold for side in found.after)
+    passed = int(false.sum()) / len(false)
+    share = clustered.share(picked, None if of is None else of[0])
     note = f"{found.heads} heads" + ("; the shadows' threshold does not hold here" if passed > LOOSE else "")
     why = "share of the test samples that pass the same threshold"
     return [
         metric(names[0], after, before, split=where, target=0.5, note=f"{found.heads} heads"),
-        metric(
-            names[1], clopper_pearson(hits, len(found.after[0])), split=where, target=passed, target_note=why, note=note
-        ),
+        metric(names[1], share, split=where, target=passed, target_note=why, note=note),
         nothing,
     ]
 
@@ -148,7 +155,7 @@ def compat_metrics(e: Evidence) -> list[Metric]:
 
 
 def _labelled(split: Split, which: str) -> published_scores.Labelled:
-    return published_scores.Labelled(getattr(split, which), split.labels)
+    return published_scores.Labelled(getattr(split, which), split.labels, split.clusters)
 
 
 def _svc(e: Evidence) -> list[Metric]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from imu_cli.errors import ImuError
 from imu_cli.evaluation.evidence import Evidence, matched_pool, phi
 from imu_cli.records.evaluation import Curves, Histogram, RocCurve, Series, SplitName, When
-from imu_cli.statistics.intervals import clopper_pearson
+from imu_cli.statistics.clustered import Clusters, share
 
 BINS, ROC_POINTS = 48, 60
 """Most bins of a histogram and points of a curve."""
@@ -36,11 +36,11 @@ def of(e: Evidence) -> Curves | None:
         found["forget", when] = phi(e.forget, when)
         unseen = None if e.test is None else phi(e.test, when)
         found["test", when] = None if unseen is None or rows is None else unseen[rows]
-    return gather({at: values for at, values in found.items() if values is not None})
+    return gather({at: values for at, values in found.items() if values is not None}, e.forget.clusters)
 
 
-def gather(confidences: Confidences) -> Curves:
-    """Histogram of every φ on common bins, and the ROC of D_f against test where both are there.
+def gather(confidences: Confidences, clusters: Clusters = None) -> Curves:
+    """Histogram of every φ on common bins, and the ROC of D_f against test where both are there; ``clusters`` (n,) of D_f.
 
     Both tails of the model after are kept: high φ gives away what is remembered, low φ what was over-unlearned.
     """
@@ -49,9 +49,9 @@ def gather(confidences: Confidences) -> Curves:
         forget, pool = confidences.get(("forget", when)), confidences.get(("test", when))
         if forget is None or pool is None:
             continue
-        roc.append(_roc(forget, pool, when, "remembered"))
+        roc.append(_roc(forget, pool, when, "remembered", clusters))
         if when == "after":
-            roc.append(_roc(-forget, -pool, when, "over-unlearned"))
+            roc.append(_roc(-forget, -pool, when, "over-unlearned", clusters))
     return Curves(confidence=histogram(confidences), roc=roc)
 
 
@@ -76,19 +76,19 @@ def histogram(confidences: Confidences) -> Histogram:
     return Histogram(edges=[round(edge * width, 9) for edge in range(first, last + 1)], series=series)
 
 
-def _roc(forget: Tensor, pool: Tensor, when: When, tail: str) -> RocCurve:
+def _roc(forget: Tensor, pool: Tensor, when: When, tail: str, clusters: Clusters) -> RocCurve:
     """Share of D_f above the thresholds that 1, … of the n pool samples pass, evenly in log n.
 
     Clopper-Pearson 95 % intervals point by point, each threshold taken as given, as in ``attacks.tpr_at_fpr``.
     """
-    n, m = len(forget), len(pool)
+    m = len(pool)
     ordered = pool.double().cpu().sort(descending=True).values
     scores = forget.double().cpu()
     ranks = {min(m, round(m ** (step / (ROC_POINTS - 1)))) for step in range(ROC_POINTS)}
     found: dict[float, tuple[float, float, float]] = {}
     for rank in sorted(ranks):
         threshold = float(ordered[rank]) if rank < m else -math.inf
-        beyond = clopper_pearson(int((scores > threshold).sum()), n)
+        beyond = share(scores > threshold, clusters)
         assert beyond.low is not None
         assert beyond.high is not None
         passed = round(float((ordered > threshold).double().mean()), 6)

@@ -14,6 +14,8 @@ from imu_cli.linear.rows import Logits, Outputs, Rows, only
 from imu_cli.records.evaluation import Metric
 from imu_cli.records.metric_definitions import EVERY
 from imu_cli.records.parts import Interval
+from imu_cli.statistics import clustered, metrics
+from imu_cli.statistics.clustered import Clusters, Sides, some
 from imu_cli.statistics.intervals import Estimate, NotMeasured
 from imu_cli.statistics.metrics import among, predictions
 from imu_cli.unlearning import scenario
@@ -35,7 +37,8 @@ class Split:
 
     ``before``, ``retrained`` and the features of these two are None without those models; ``features`` are of the model after.
     Logits and features may be what makes them by rows, so that no split's logits need be in memory. ``memo`` holds φ (n,)
-    of a model by its name once it was asked for.
+    of a model by its name once it was asked for. ``clusters`` (n,): of samples that are not independent of each other, words, the
+    number of the sentence that each stands in, the same in every split; None where samples stand for themselves.
     """
 
     labels: Tensor
@@ -46,6 +49,7 @@ class Split:
     retrained: Outputs | None = None
     features_retrained: Rows | None = None
     memo: dict[str, Tensor] = field(default_factory=dict)
+    clusters: Clusters = None
 
     def only(self, rows: Tensor) -> "Split":
         """Some rows of it, by their numbers or a mask (n,); what was found for them stays found."""
@@ -61,6 +65,7 @@ class Split:
             None if self.retrained is None else only(self.retrained, rows),
             None if self.features_retrained is None else only(self.features_retrained, rows),
             {name: found[rows] for name, found in self.memo.items()},
+            some(self.clusters, rows),
         )
 
 
@@ -68,7 +73,7 @@ class Split:
 class Shadow:
     """Likelihood ratios of D_f (n,) and of samples never seen (m,) under shadow heads, for three models each.
 
-    ``threshold`` is the ratio that 1 % of never-seen samples pass in the unlearned shadows.
+    ``threshold`` is the ratio that 1 % of never-seen samples pass in the unlearned shadows. ``clusters``: of both sides.
     """
 
     after: tuple[Tensor, Tensor]
@@ -77,6 +82,7 @@ class Shadow:
     retrained_head_before: tuple[Tensor, Tensor]
     threshold: float
     heads: int
+    clusters: Sides | None = None
 
 
 @dataclass(frozen=True)
@@ -196,6 +202,24 @@ def matched_pool(e: Evidence) -> Tensor | None:
     if e.test is None:
         return None
     return attacks.class_matched(e.forget.labels, e.test.labels, torch.Generator().manual_seed(e.seed))
+
+
+def pair(first: Clusters, second: Clusters) -> Sides | None:
+    """The clusters of two sides, where their samples come in such."""
+    return None if first is None or second is None else (first, second)
+
+
+def chance_range(e: Evidence, rate: float, n: int) -> Interval | tuple[float, float]:
+    """Shares that D_f's n samples show by chance where unseen ones have this rate; words vary together as those of test do."""
+    clusters = e.forget.clusters
+    if clusters is None:
+        return metrics.binomial_range(rate, n)
+    many = clustered.sure_n(clusters, n)
+    if e.test is not None:
+        right = metrics.predictions(target_model(e, e.test)[0]) == e.test.labels
+        many = clustered.expected_n(right, e.test.clusters, clusters, n)
+    low, high = metrics.binomial_range(rate, round(many))
+    return Interval(low=low, high=high, method=clustered.by("central 95 %", clusters))
 
 
 def forgotten_rows(e: Evidence, labels: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from imu_cli import signals
 from imu_cli.linear.rows import Rows
-from imu_cli.statistics.intervals import Estimate, NotMeasured, delong, two_sided
+from imu_cli.statistics import clustered
+from imu_cli.statistics.clustered import Clusters, Sides
+from imu_cli.statistics.intervals import Estimate, NotMeasured, two_sided
 
 FOLDS = 5
 MOST, NUMBERS, LEAST = 2_000, 4_000_000, 300
@@ -28,13 +30,20 @@ BLOCK = 256
 class Chosen:
     """Rows of D_f and of the pool that are attacked, their labels, and the part that each is scored in; the same for all models.
 
-    ``forget``, ``pool``: (m,) and (k,) row numbers. ``labels`` (m + k,), ``folds`` (m + k,) 0 to ``FOLDS`` − 1, D_f's first.
+    ``forget``, ``pool``: (m,) and (k,) row numbers. ``labels`` (m + k,), ``folds`` (m + k,) 0 to ``FOLDS`` − 1, D_f's first;
+    ``clusters`` (m + k,) where samples come in such: those of one are in one part, or a fit would know a word by its sentence.
     """
 
     forget: Tensor
     pool: Tensor
     labels: Tensor
     folds: Tensor
+    clusters: Clusters = None
+
+    def sides(self, rows: Tensor) -> Sides | None:
+        """The clusters of D_f's and of the other ones of some samples, by a mask (m + k,)."""
+        of, members = self.clusters, self.members
+        return None if of is None else (of[members & rows], of[~members & rows])
 
     @property
     def members(self) -> Tensor:
@@ -47,7 +56,12 @@ class Chosen:
 
 
 def choose(
-    labels_forget: Tensor, pool: Tensor, labels_pool: Tensor, width: int, generator: torch.Generator
+    labels_forget: Tensor,
+    pool: Tensor,
+    labels_pool: Tensor,
+    width: int,
+    generator: torch.Generator,
+    clusters: Sides | None = None,
 ) -> Chosen | NotMeasured:
     """Draw the samples that are attacked, a bounded number, and deal them into parts that hold each side and class alike.
 
@@ -57,6 +71,7 @@ def choose(
         labels_pool: (k,) of these.
         width: of the features.
         generator: of the draws.
+        clusters: of D_f (n,) and of the pool (k,), where samples come in such.
     """
     if min(len(labels_forget), len(pool)) < FEWEST:
         return NotMeasured(f"needs {FEWEST} or more samples of D_f and class-matched --test samples")
@@ -65,8 +80,31 @@ def choose(
         torch.randperm(n, generator=generator)[:most].sort().values for n in (len(labels_forget), len(pool))
     )
     sides = labels_forget.cpu()[ours], labels_pool.cpu()[theirs]
-    folds = torch.cat([_dealt(labels, generator) for labels in sides])
-    return Chosen(ours, pool.cpu()[theirs], torch.cat(sides), folds)
+    if clusters is None:
+        folds = torch.cat([_dealt(labels, generator) for labels in sides])
+        return Chosen(ours, pool.cpu()[theirs], torch.cat(sides), folds)
+    of = torch.cat([clusters[0].cpu()[ours], clusters[1].cpu()[theirs]])
+    found = _dealt_whole(of, len(ours), generator)
+    if found is None:
+        return NotMeasured(f"needs {FOLDS} or more sentences of D_f and of class-matched --test samples")
+    return Chosen(ours, pool.cpu()[theirs], torch.cat(sides), found, of)
+
+
+def _dealt_whole(clusters: Tensor, ours: int, generator: torch.Generator) -> Tensor | None:
+    """A part for each sample (n,) by its cluster, the first ``ours`` of D_f, parts as equal as can be; None where one lacks a side.
+
+    The largest first, each to the part that has least of its sides.
+    """
+    place = clusters.unique(return_inverse=True)[1]
+    many = int(place.max()) + 1
+    sizes = torch.stack([torch.bincount(side, minlength=many) for side in (place[:ours], place[ours:])]).double()
+    sizes /= sizes.sum(1, keepdim=True)
+    mixed = torch.randperm(many, generator=generator)
+    load, part = torch.zeros(2, FOLDS, dtype=torch.float64), torch.zeros(many, dtype=torch.long)
+    for at in mixed[sizes.sum(0)[mixed].argsort(descending=True, stable=True)].tolist():
+        part[at] = load[sizes[:, at] > 0].sum(0).argmin()
+        load[:, part[at]] += sizes[:, at]
+    return part[place] if bool((load > 0).all()) else None
 
 
 def _dealt(labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -101,7 +139,8 @@ def by_regression(h: Tensor, chosen: Chosen, confidence: float = 0.95) -> Estima
         scaler, model = StandardScaler().fit(x[fitted].numpy()), LogisticRegression(C=STRENGTH, max_iter=1000)
         model.fit(scaler.transform(x[fitted].numpy()), members[fitted].numpy())
         scores[~fitted] = torch.from_numpy(model.decision_function(scaler.transform(x[~fitted].numpy())))
-    return delong(scores[members], scores[~members], confidence)
+    sides = chosen.sides(torch.ones_like(members))
+    return clustered.auc(scores[members], scores[~members], sides, confidence)
 
 
 def _within_classes(h: Tensor, labels: Tensor, fitted: Tensor) -> Tensor:
@@ -138,7 +177,7 @@ def by_distance(h: Tensor, chosen: Chosen, confidence: float = 0.95) -> Estimate
         own = distances.masked_fill(labels[:, None] != of_class, math.inf).amin(1)
         nearest.append(torch.where(own.isfinite(), own, distances.amin(1)))
     score, ours = -torch.cat(nearest), members[asked]
-    return two_sided(delong(score[ours], score[~ours], confidence))
+    return two_sided(clustered.auc(score[ours], score[~ours], chosen.sides(asked), confidence))
 
 
 def _spread(h: Tensor, labels: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from imu_cli import signals
 from imu_cli.evaluation.feature_attacks import FOLDS, Chosen
+from imu_cli.statistics import clustered
+from imu_cli.statistics.clustered import Clusters, some
 from imu_cli.statistics.intervals import Estimate, NotMeasured
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -26,7 +28,8 @@ def balanced(chosen: Chosen) -> Chosen:
     few = min(len(chosen.forget), len(chosen.pool))
     kept = [torch.linspace(0, len(side) - 1, few).round().long() for side in (chosen.forget, chosen.pool)]
     rows = torch.cat([kept[0], len(chosen.forget) + kept[1]])
-    return Chosen(chosen.forget[kept[0]], chosen.pool[kept[1]], chosen.labels[rows], chosen.folds[rows])
+    clusters = some(chosen.clusters, rows)
+    return Chosen(chosen.forget[kept[0]], chosen.pool[kept[1]], chosen.labels[rows], chosen.folds[rows], clusters)
 
 
 def gained(h: Tensor, chosen: Chosen) -> Tensor:
@@ -71,13 +74,18 @@ class Index:
 
 
 def difference_index(
-    after: Tensor, before: Tensor, retrained: Tensor, generator: torch.Generator, confidence: float = 0.95
+    after: Tensor,
+    before: Tensor,
+    retrained: Tensor,
+    generator: torch.Generator,
+    confidence: float = 0.95,
+    clusters: Clusters = None,
 ) -> Index:
     """``retrained.idi``: (I_after − I_retrained) / (I_original − I_retrained); 0: as after retraining, 1: nothing went.
 
     Below 0 the features know less than the retrained model's, above 1 more than the original's. Not measured where the
     original does not surely know more than the retrained model: then there is no distance to have gone.
-    Interval: bootstrap over samples of the paired terms, the fits as they are.
+    Interval: bootstrap over samples (over clusters, where there are such) of the paired terms, the fits as they are.
 
     Args:
         after: (n,) of ``gained`` for the model at hand, and the other two on the same samples.
@@ -85,19 +93,24 @@ def difference_index(
         retrained: (n,) of the retrained model.
         generator: of the resamples.
         confidence: two-sided level.
+        clusters: (n,), where samples come in such.
     """
     means = [float(found.mean()) for found in (after, before, retrained)]
     left, whole = after - retrained, before - retrained
     n, quantiles = len(after), torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
     drawn = torch.empty(RESAMPLES, 2, dtype=torch.float64)
-    both = torch.stack([left, whole], dim=1)
+    both, units = torch.stack([left, whole], dim=1), n
+    if clusters is not None:
+        both = torch.stack([clustered.sums(part, clusters) for part in (left, whole)], dim=1)
+        units = len(both)
     for at in range(RESAMPLES):
-        drawn[at] = both[torch.randint(n, (n,), generator=generator)].mean(0)
+        drawn[at] = both[torch.randint(units, (units,), generator=generator)].mean(0)
     least = float(drawn[:, 1].quantile(quantiles[0]))
     if least <= 0:
         why = f"the original's features tell D_f apart no better than the retrained model's ({means[1]:.3f} and {means[2]:.3f} nats)"
         return Index(NotMeasured(why), *means)
     low, high = (drawn[:, 0] / drawn[:, 1]).quantile(quantiles).tolist()
     value = float(left.mean() / whole.mean())
-    method = f"bootstrap over samples, {100 * confidence:g} %"
+    what = "samples" if clusters is None else f"{units} {clustered.WHAT}"
+    method = f"bootstrap over {what}, {100 * confidence:g} %"
     return Index(Estimate(value, low, high, n, method), *means)

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from imu_cli.errors import ImuError
 from imu_cli.evaluation.attacks import class_matched, logit_confidence, modified_entropy, modified_entropy_published
 from imu_cli.linear.rows import Outputs, by_rows, only
+from imu_cli.statistics.clustered import Clusters, parted, some
 from imu_cli.statistics.intervals import Estimate, NotMeasured, class_counts
 from imu_cli.statistics.intervals import census as counted
 from imu_cli.statistics.metrics import predictions
@@ -28,14 +29,15 @@ SVC_SAMPLES = 2_000
 
 @dataclass(frozen=True)
 class Labelled:
-    """Logits (n, c) and labels (n,) of one split."""
+    """Logits (n, c) and labels (n,) of one split, and clusters (n,) where its samples come in such."""
 
     logits: Outputs
     labels: Tensor
+    clusters: Clusters = None
 
     def only(self, rows: Tensor | slice) -> "Labelled":
         """Some rows of it."""
-        return Labelled(self.logits[rows], self.labels[rows])
+        return Labelled(self.logits[rows], self.labels[rows], None if self.clusters is None else self.clusters[rows])
 
 
 def _float32_p(split: Labelled) -> Tensor:
@@ -113,8 +115,10 @@ def svc_corrected(
         return NotMeasured(str(error))
     if len(pool) < 4:
         return NotMeasured(f"needs 4 class-matched test samples, found {len(pool)}")
-    mixed = pool[torch.randperm(len(pool), generator=generator)]
-    fitted, other = mixed[: len(mixed) // 2][:SVC_SAMPLES], mixed[len(mixed) // 2 :]
+    halves = parted(len(pool), some(test.clusters, pool), generator)
+    fitted, other = pool[halves[0]][:SVC_SAMPLES], pool[halves[1]]
+    if not len(fitted) or not len(other):
+        return NotMeasured("needs class-matched test samples of two sentences")
     members = _members(test.only(fitted).labels, retain.labels, generator)
     if len(members) < 2:
         return NotMeasured("needs 2 retain samples")

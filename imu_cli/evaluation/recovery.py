@@ -13,6 +13,8 @@ from torch import Tensor
 from imu_cli import signals
 from imu_cli.errors import ImuError
 from imu_cli.linear.rows import Rows, blocks, by_rows, mean, only
+from imu_cli.statistics import clustered
+from imu_cli.statistics.clustered import Clusters
 from imu_cli.statistics.intervals import Estimate, NotMeasured, class_counts
 from imu_cli.statistics.metrics import accuracy_of, among, class_matched_accuracy, predictions
 
@@ -46,6 +48,7 @@ def k_shot_recovery(
     kept_features: Rows | None = None,
     taken_before: float | None = None,
     repeats: int = 10,
+    clusters: Clusters = None,
 ) -> Recovery | NotMeasured:
     """``recovery.k1|k5|k10``: put the mean feature of k forget samples back as their class's row, then classify.
 
@@ -70,6 +73,7 @@ def k_shot_recovery(
         kept_features: (m, d) of kept-class test samples, for ``taken``.
         taken_before: the share of these that the original predicts as a forgotten class.
         repeats: draws.
+        clusters: (n,) of D_f, where samples come in such: those of a cluster that k is drawn from are not asked about.
     """
     if min(class_counts(labels).values(), default=0) <= k:
         return NotMeasured(f"needs more than {k} forget samples of each class")
@@ -78,7 +82,9 @@ def k_shot_recovery(
     adjusted = kept_features is not None and taken_before is not None
     for _ in range(repeats):
         signals.check()
-        shots, held = _draw(labels, k, generator)
+        shots, held = _draw(labels, k, generator, clusters)
+        if len(held) == 0:
+            return NotMeasured(f"needs forget samples of more sentences than {k} of each class stand in")
         means = torch.stack([features[rows].double().mean(0) for rows in shots.values()])
         head = put_back(means, weight, bias, list(shots), centre)
         if isinstance(head, NotMeasured):
@@ -176,6 +182,7 @@ def linear_probe(
     *,
     per_class: int = 500,
     confidence: float = 0.95,
+    clusters: Clusters = None,
 ) -> Probe | NotMeasured:
     """``probe.accuracy``: what logistic regression recovers from the features, with forget and test samples alone.
 
@@ -195,11 +202,14 @@ def linear_probe(
         generator: of the halves and of the training samples.
         per_class: training samples of each class at most.
         confidence: two-sided level.
+        clusters: (m,) of test, where samples come in such: halves do not part them.
     """
     gone = among(test_labels, forgotten)
     if forgotten and (not bool(gone.any()) or len(class_counts(test_labels[~gone])) == 0):
         return NotMeasured("needs --test samples of the forgotten and of the kept classes")
-    train, other = _halves(torch.nonzero(~gone)[:, 0].cpu(), generator)
+    rows = torch.nonzero(~gone)[:, 0].cpu()
+    of = None if clusters is None else clusters.cpu()
+    train, other = (rows[half] for half in clustered.parted(len(rows), clustered.some(of, rows), generator))
     if len(train) == 0 or len(other) == 0:
         return NotMeasured("needs at least two --test samples")
     y = torch.cat([forget_labels, test_labels[train]]) if forgotten else test_labels[train]
@@ -210,11 +220,13 @@ def linear_probe(
     asked = (only(test_features, gone), test_labels[gone]) if forgotten else (forget_features, forget_labels)
     right, right_other, converged = _probe(x, y[rows], asked, (only(test_features, other), test_labels[other]))
     if forgotten:
-        found, reference = accuracy_of(right, confidence), accuracy_of(right_other, confidence)
+        found = accuracy_of(right, confidence, clusters=clustered.some(of, gone.cpu()))
+        reference = accuracy_of(right_other, confidence, clusters=clustered.some(of, other))
     else:
         found = accuracy_of(right, census=True)
         try:
-            reference = class_matched_accuracy(right_other, test_labels[other], forget_labels, confidence)
+            of_other = clustered.some(of, other)
+            reference = class_matched_accuracy(right_other, test_labels[other], forget_labels, confidence, of_other)
         except ImuError as error:
             return NotMeasured(str(error))
     return Probe(found, reference, converged)
@@ -277,24 +289,20 @@ def _orthonormal(rows: Tensor) -> Tensor:
     return basis
 
 
-def _draw(labels: Tensor, k: int, generator: torch.Generator) -> tuple[dict[int, Tensor], Tensor]:
-    """K rows of each class, and all other rows."""
+def _draw(labels: Tensor, k: int, generator: torch.Generator, clusters: Clusters) -> tuple[dict[int, Tensor], Tensor]:
+    """K rows of each class, of few clusters where there are such, and all other rows that share no cluster with them."""
     shots, held = {}, []
     for label in class_counts(labels):
         rows = torch.nonzero(labels.cpu() == label)[:, 0]
-        rows = rows[torch.randperm(len(rows), generator=generator)]
+        rows = rows[clustered.mixed(len(rows), clustered.some(clusters, rows), generator)]
         shots[label] = rows[:k]
         held.append(rows[k:])
-    return shots, torch.cat(held)
+    others = torch.cat(held)
+    return shots, others[clustered.apart(clusters, others, torch.cat(list(shots.values())))]
 
 
 def _over_draws(values: list[float], n: int) -> Estimate:
     return Estimate(sum(values) / len(values), min(values), max(values), n, f"mean and range of {len(values)} draws")
-
-
-def _halves(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    mixed = rows[torch.randperm(len(rows), generator=generator)]
-    return mixed[: len(rows) // 2], mixed[len(rows) // 2 :]
 
 
 def _at_most(labels: Tensor, per_class: int, generator: torch.Generator) -> Tensor:

@@ -16,11 +16,12 @@ from torch.nn.functional import logsigmoid
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import attacks, likelihood_ratios
 from imu_cli.evaluation.comparisons import MISSING, hits, splits
-from imu_cli.evaluation.evidence import NO_ORIGINAL, NO_RETAIN, NO_TEST, Evidence, Split, metric, phi
+from imu_cli.evaluation.evidence import NO_ORIGINAL, NO_RETAIN, NO_TEST, Evidence, Split, metric, pair, phi
 from imu_cli.linear import refits
 from imu_cli.linear.rows import Joined, Logits, Outputs, Rows, with_bias
 from imu_cli.records.evaluation import Metric
-from imu_cli.statistics.intervals import Estimate, NotMeasured, census, class_counts, mean_difference
+from imu_cli.statistics.clustered import Clusters, mean_difference, parted, some
+from imu_cli.statistics.intervals import Estimate, NotMeasured, census, class_counts
 
 REFERENCES = 8
 """Heads on random halves of the retain samples that RMIA compares with."""
@@ -171,8 +172,9 @@ def reference_head_metrics(e: Evidence) -> list[Metric]:
         control = _differences(e, seen, seen.before, found.control)
         if split_name == "forget" and found.drawn is not None:
             control = control[found.drawn]
+        of = seen.clusters if split_name != "forget" or found.drawn is None else some(seen.clusters, found.drawn)
         after, before = (
-            _gap(_differences(e, seen, logits, found.without), control, counted=split_name == "forget")
+            _gap(_differences(e, seen, logits, found.without), control, of, counted=split_name == "forget")
             for logits in (seen.after, seen.before)
         )
         note = f"{float(control.double().mean()):+.2%} taken off, by which the original is off its own refit"
@@ -187,17 +189,17 @@ def _differences(e: Evidence, split: Split, logits: Outputs, other: Tensor) -> T
     return hits(e, split, logits).int() - hits(e, split, Logits(wide(e, split), other)).int()
 
 
-def _gap(own: Tensor, control: Tensor, *, counted: bool) -> Estimate:
-    """Mean difference from the head without D_f, less that of the original from the head with it.
+def _gap(own: Tensor, control: Tensor, clusters: Clusters, *, counted: bool) -> Estimate:
+    """Mean difference from the head without D_f, less that of the original from the head with it; ``clusters`` are of ``control``.
 
     D_f is counted; where the second head was fitted on some of it, those stand for all, with an interval.
     """
     if not counted:
-        return mean_difference(own - control)
+        return mean_difference(own - control, clusters)
     value = float(own.double().mean() - control.double().mean())
     if len(own) == len(control):
         return census(value, len(own))
-    spread = mean_difference(control)
+    spread = mean_difference(control, clusters)
     assert spread.low is not None
     assert spread.high is not None
     shift = float(own.double().mean())
@@ -210,14 +212,14 @@ def _rmia(e: Evidence, found: Refitted) -> Metric:
     if e.test is None:
         return metric(name, NO_TEST, split=where)
     test = e.test
-    mixed = torch.randperm(len(e.test.labels), generator=torch.Generator().manual_seed(e.seed))
-    half = len(mixed) // 2
-    population, others = mixed[:half].sort().values, mixed[half:].sort().values
+    halves = parted(len(test.labels), test.clusters, torch.Generator().manual_seed(e.seed))
+    population, others = (rows.sort().values for rows in halves)
     try:
         matched = attacks.class_matched(e.forget.labels, e.test.labels[others], torch.Generator().manual_seed(e.seed))
     except ImuError as error:
         return metric(name, NotMeasured(str(error)), split=where)
     pool = others[matched]
+    clusters = pair(e.forget.clusters, some(test.clusters, pool))
     forget_references, references = (
         logsigmoid(
             torch.stack([attacks.logit_confidence(Logits(wide(e, split), head), split.labels) for head in found.halves])
@@ -236,11 +238,11 @@ def _rmia(e: Evidence, found: Refitted) -> Metric:
             likelihood_ratios.rmia_offline(mine, forget_references, *known),
             likelihood_ratios.rmia_offline(theirs[pool], references[:, pool], *known),
         )
-        return attacks.auc(*scores)
+        return attacks.auc(*scores, clusters=clusters)
 
     after = auc_of("after")
     assert after is not None
     return metric(
         name, after, auc_of("before"), split=where, target=0.5,
-        note=f"{REFERENCES} heads on halves of retain, {half} population samples",
+        note=f"{REFERENCES} heads on halves of retain, {len(population)} population samples",
     )  # fmt: skip

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from imu_cli import signals
 from imu_cli.events import Log
 from imu_cli.models.batches import Batch
+from imu_cli.statistics.clustered import Clusters, mixed, some
 from imu_cli.statistics.intervals import Estimate, NotMeasured
 from imu_cli.statistics.metrics import among, predictions
 
@@ -67,23 +68,31 @@ def linear(weight: Tensor, bias: Tensor | None, rows: Callable[[Side, list[int]]
 
 @dataclass(frozen=True)
 class Labelled:
-    """Rows (m,) of a set, and their labels (m,), on the CPU."""
+    """Rows (m,) of a set, their labels (m,) and, where samples come in such, clusters (m,), on the CPU."""
 
     rows: Tensor
     labels: Tensor
+    clusters: Clusters = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def only(self, wanted: Tensor) -> "Labelled":
         """Some of them, by their numbers or a mask."""
-        return Labelled(self.rows[wanted], self.labels[wanted])
+        return Labelled(self.rows[wanted], self.labels[wanted], some(self.clusters, wanted))
+
+    def apart(self, others: "Labelled") -> "Labelled":
+        """Those that share no cluster with others: a word is not asked about where its sentence was learnt from."""
+        if self.clusters is None or others.clusters is None:
+            return self
+        return self.only(~torch.isin(self.clusters, others.clusters))
 
 
 @dataclass(frozen=True)
 class Asked:
     """What is relearnt: labels (n,) of D_f, and rows of test with their labels, never seen or of kept classes.
 
+    ``clusters``: (n,) of D_f, where samples come in such.
     ``unseen``: of the classes of D_f, None where there is nothing to compare with. Of the class scenario alone, else empty:
     ``forgotten`` class ids, ``kept`` samples, and ``taken``, the share of these that the original predicts as a forgotten class.
     """
@@ -94,6 +103,7 @@ class Asked:
     forgotten: tuple[int, ...] = ()
     kept: Labelled | None = None
     taken: float = 0.0
+    clusters: Clusters = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,7 @@ def relearn(learner: Learner, asked: Asked, log: Log, what: str) -> Relearned:
     in all, and a sample has come back if it is predicted as its label.
     """
     sides: dict[Side, Labelled | None] = {
-        "forget": Labelled(torch.arange(len(asked.labels)), asked.labels.cpu()),
+        "forget": Labelled(torch.arange(len(asked.labels)), asked.labels.cpu(), asked.clusters),
         "test": asked.unseen,
     }
     found: dict[Side, dict[int, Estimate | NotMeasured]] = {"forget": {}, "test": {}}
@@ -132,8 +142,8 @@ def _tried(learner: Learner, asked: Asked, side: Side, given: Labelled, k: int) 
     generator = torch.Generator().manual_seed(asked.seed)
     classes: list[int | None] = [None]
     if asked.forgotten:
-        mixed = torch.randperm(len(asked.forgotten), generator=generator)[:CLASSES]
-        classes = [asked.forgotten[at] for at in mixed.tolist()]
+        drawn = torch.randperm(len(asked.forgotten), generator=generator)[:CLASSES]
+        classes = [asked.forgotten[at] for at in drawn.tolist()]
         if asked.kept is None:
             return NotMeasured("needs --test samples of kept classes")
     of_class = [given if label is None else given.only(given.labels == label) for label in classes]
@@ -141,14 +151,18 @@ def _tried(learner: Learner, asked: Asked, side: Side, given: Labelled, k: int) 
         return NotMeasured(f"needs more than {k} forget samples" + (" of each class" if asked.forgotten else ""))
     shares, n = [], 0
     for _ in range(DRAWS):
-        mixed_up = [part.only(torch.randperm(len(part), generator=generator)) for part in of_class]
+        mixed_up = [part.only(mixed(len(part), part.clusters, generator)) for part in of_class]
         shots = _joined([part.only(torch.arange(k)) for part in mixed_up])
         most = HELD // len(classes)
-        held = _joined([part.only(torch.arange(k, min(len(part), k + most))) for part in mixed_up])
+        held = _joined([_first(part.only(torch.arange(k, len(part))).apart(shots), most) for part in mixed_up])
+        if len(held) == 0:
+            return NotMeasured(f"needs samples of more sentences than {k} stand in")
         lessons: list[tuple[Side, Labelled]] = [(side, shots)]
         judges = None
         if asked.kept is not None:
             replayed, judges = _dealt(asked.kept, REPLAYED * len(shots), generator)
+            if len(judges) == 0:
+                return NotMeasured("needs kept --test samples of more sentences")
             lessons.append(("test", replayed))
         tensors = fine_tuned(learner, lessons)
         shares.append(float(_come_back(learner, tensors, asked, side, held, judges).double().mean()))
@@ -157,14 +171,21 @@ def _tried(learner: Learner, asked: Asked, side: Side, given: Labelled, k: int) 
 
 
 def _joined(parts: list[Labelled]) -> Labelled:
-    return Labelled(torch.cat([part.rows for part in parts]), torch.cat([part.labels for part in parts]))
+    clusters = [part.clusters for part in parts if part.clusters is not None]
+    rows, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("rows", "labels"))
+    return Labelled(rows, labels, torch.cat(clusters) if clusters else None)
+
+
+def _first(given: Labelled, most: int) -> Labelled:
+    return given.only(torch.arange(min(len(given), most)))
 
 
 def _dealt(kept: Labelled, most: int, generator: torch.Generator) -> tuple[Labelled, Labelled]:
     """Kept samples to learn beside, at most half of what there is, and others to judge by."""
-    mixed = torch.randperm(len(kept), generator=generator)
+    order = mixed(len(kept), kept.clusters, generator)
     learnt = min(most, len(kept) // 2)
-    return kept.only(mixed[:learnt]), kept.only(mixed[learnt : learnt + KEPT])
+    replayed = kept.only(order[:learnt])
+    return replayed, _first(kept.only(order[learnt:]).apart(replayed), KEPT)
 
 
 def fine_tuned(learner: Learner, lessons: list[tuple[Side, Labelled]]) -> dict[str, Tensor]:

@@ -20,14 +20,17 @@ from imu_cli.evaluation.evidence import (
     Evidence,
     Found,
     Split,
+    chance_range,
     forgotten_rows,
     interval_of,
     matched_pool,
     metric,
+    pair,
 )
 from imu_cli.linear.rows import Rows
 from imu_cli.records.evaluation import Metric
 from imu_cli.statistics import metrics
+from imu_cli.statistics.clustered import some
 from imu_cli.statistics.intervals import Estimate, NotMeasured
 
 Which = Literal["after", "before", "retrained"]
@@ -93,7 +96,7 @@ def _recoveries(e: Evidence) -> list[Metric]:
             return None
         return recovery.k_shot_recovery(
             features, *head, e.forget.labels, k, torch.Generator().manual_seed(e.seed),
-            kept_features=None if kept is None else features_of(kept, which), taken_before=taken,
+            kept_features=None if kept is None else features_of(kept, which), taken_before=taken, clusters=e.forget.clusters,
         )  # fmt: skip
 
     made = []
@@ -148,7 +151,8 @@ def _probe_metric(e: Evidence) -> Metric:
         if forget is None or other is None:
             return None
         generator = torch.Generator().manual_seed(e.seed)
-        found = recovery.linear_probe(forget, e.forget.labels, other, test.labels, e.forgotten, generator)
+        given = (forget, e.forget.labels, other, test.labels, e.forgotten, generator)
+        found = recovery.linear_probe(*given, clusters=test.clusters)
         if isinstance(found, NotMeasured):
             return found
         whole[which] = found
@@ -162,7 +166,7 @@ def _probe_metric(e: Evidence) -> Metric:
     again = found["retrained"]
     spread: dict[str, Any] = {}
     if isinstance(again, Estimate) and again.low is None:  # on D_f, a census: what chance shows at that rate
-        spread = {"target_range": metrics.binomial_range(again.value, again.n)}
+        spread = {"target_range": chance_range(e, again.value, again.n)}
     return _from("probe.accuracy", found, split="forget, test", note=note, **spread)
 
 
@@ -198,7 +202,7 @@ def _compared(e: Evidence, split: Split) -> dict[similarity.Pair, Found]:
     asked = {pair: (same.get(pair[0], pair[0]), same.get(pair[1], pair[1])) for pair in wanted}
     pairs = list(dict.fromkeys((a, b) for a, b in asked.values() if a != b))
     generator = torch.Generator().manual_seed(e.seed)
-    found = similarity.linear_cka(there, pairs, generator) if pairs else {}
+    found = similarity.linear_cka(there, pairs, generator, clusters=split.clusters) if pairs else {}
     alike = Estimate(1.0, None, None, len(split.labels), "the same features")
     return {pair: alike if of[0] == of[1] else found[of] for pair, of in asked.items()}
 
@@ -238,7 +242,8 @@ def _against_unseen(e: Evidence) -> _Sides | NotMeasured:
 def _sides(e: Evidence, rows: Tensor, others: Split) -> _Sides | NotMeasured:
     generator = torch.Generator().manual_seed(e.seed)
     width = others.features.shape[1]
-    found = feature_attacks.choose(e.forget.labels, rows, others.labels[rows], width, generator)
+    clusters = pair(e.forget.clusters, some(others.clusters, rows))
+    found = feature_attacks.choose(e.forget.labels, rows, others.labels[rows], width, generator, clusters)
     return found if isinstance(found, NotMeasured) else _Sides(found, others)
 
 
@@ -285,7 +290,8 @@ def _index(e: Evidence) -> Metric:
         h = None if which == "before" and e.same_backbone else sides.features(e, which)
         known[which] = known["after"] if h is None else information.gained(h, sides.chosen)
     generator = torch.Generator().manual_seed(e.seed)
-    found = information.difference_index(known["after"], known["before"], known["retrained"], generator)
+    of_models = (known["after"], known["before"], known["retrained"])
+    found = information.difference_index(*of_models, generator, clusters=sides.chosen.clusters)
     note = (
         f"D_f against {'kept' if e.kind == 'class' else 'class-matched'} {others} samples, {len(sides.chosen.pool)} each; nats "
         f"at the head's input: {found.after:.3f}, original {found.before:.3f}, retrained {found.retrained:.3f}"

@@ -12,14 +12,18 @@ from torch import Tensor
 
 from imu_cli.errors import ImuError
 from imu_cli.linear.rows import Outputs, by_rows
-from imu_cli.statistics.intervals import Estimate, paired_difference
+from imu_cli.statistics import clustered
+from imu_cli.statistics.clustered import Clusters
+from imu_cli.statistics.intervals import Estimate, flips
 from imu_cli.statistics.intervals import census as counted
-from imu_cli.statistics.metrics import accuracy_of, flips, predictions
+from imu_cli.statistics.metrics import accuracy_of, predictions
 
 ROUNDING = 1e-14
 
 
-def accuracy_gap(right: Tensor, right_retrained: Tensor, *, census: bool = False) -> Estimate:
+def accuracy_gap(
+    right: Tensor, right_retrained: Tensor, *, census: bool = False, clusters: Clusters = None
+) -> Estimate:
     """``retrained.accuracy_gap.*``: accuracy of the model less that of the retrained one, on the same rows; target 0.
 
     Both are (n,) bool, what counts as right or, for D_f in the class scenario, as still predicted. Above 0 on D_f:
@@ -28,7 +32,7 @@ def accuracy_gap(right: Tensor, right_retrained: Tensor, *, census: bool = False
     if census:
         lost, won = flips(right, right_retrained)
         return counted((lost - won) / max(len(right), 1), len(right))
-    return paired_difference(*flips(right, right_retrained), len(right))
+    return clustered.paired_difference(right, right_retrained, clusters)
 
 
 def average_gap(gaps: list[Estimate]) -> float:
@@ -39,13 +43,13 @@ def average_gap(gaps: list[Estimate]) -> float:
     return sum(abs(gap.value) for gap in gaps) / len(gaps)
 
 
-def churn(logits: Outputs, retrained: Outputs, *, census: bool = False) -> Estimate:
+def churn(logits: Outputs, retrained: Outputs, *, census: bool = False, clusters: Clusters = None) -> Estimate:
     """``retrained.churn``: share of samples that the two models predict differently; lower is better.
 
     Milani Fard et al., *Launch and iterate: reducing prediction churn* (NeurIPS 2016).
     """
     same_rows(logits, retrained)
-    return accuracy_of(predictions(logits) != predictions(retrained), census=census)
+    return accuracy_of(predictions(logits) != predictions(retrained), census=census, clusters=clusters)
 
 
 def kl(logits: Outputs, retrained: Outputs) -> Tensor:

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from imu_cli.errors import ImuError
 from imu_cli.evaluation import attacks, likelihood_ratios
-from imu_cli.evaluation.evidence import Evidence, Shadow
+from imu_cli.evaluation.evidence import Evidence, Shadow, pair
 from imu_cli.events import Log
 from imu_cli.influence import scores
 from imu_cli.influence.closed_form import influence
 from imu_cli.influence.scores import Scored
 from imu_cli.linear import objective, refits
 from imu_cli.linear.rows import held, with_bias
+from imu_cli.statistics.clustered import Sides, some
 from imu_cli.statistics.intervals import NotMeasured
 from imu_cli.unlearning import methods, scenario
 from imu_cli.unlearning.procedure import Classifier, Forgetting, Method, Procedure
@@ -51,11 +52,19 @@ class Unlearning:
 
 @dataclass(frozen=True)
 class Candidates:
-    """D_f first, then samples never seen: H (n + m, d+1), labels, and how many are D_f's."""
+    """D_f first, then samples never seen: H (n + m, d+1), labels, how many are D_f's, and clusters where they come in such."""
 
     h: Tensor
     labels: Tensor
     forget: int
+    clusters: Sides | None = None
+
+    def members(self, heads: int, generator: torch.Generator) -> Tensor:
+        """Which head trains on which of them (K, n + m) bool: each in half of the heads, those of one cluster in the same."""
+        if self.clusters is None:
+            return likelihood_ratios.balanced_members(heads, len(self.labels), generator)
+        place = torch.cat(self.clusters).cpu().unique(return_inverse=True)[1]
+        return likelihood_ratios.balanced_members(heads, int(place.max()) + 1, generator)[:, place]
 
     def split(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Scores of D_f, and of the samples never seen."""
@@ -72,7 +81,8 @@ def _candidates(e: Evidence, h_forget: Tensor, h_test: Tensor) -> Candidates:
     pool = attacks.class_matched(e.forget.labels, e.test.labels, generator)
     pool = pool[torch.randperm(len(pool), generator=generator)][: len(e.forget.labels)]
     labels = torch.cat([e.forget.labels, e.test.labels[pool]])
-    return Candidates(torch.cat([h_forget, h_test[pool]]), labels, len(e.forget.labels))
+    clusters = pair(e.forget.clusters, some(e.test.clusters, pool))
+    return Candidates(torch.cat([h_forget, h_test[pool]]), labels, len(e.forget.labels), clusters)
 
 
 def run(
@@ -102,9 +112,7 @@ def run(
         l2 = refits.own_weight_decay([(wide[2], e.retain.labels), (wide[0], e.forget.labels)], original)
         if l2 <= 0:
             return NotMeasured("no weight decay explains the original's head, so none can be fitted like it")
-        inside = likelihood_ratios.balanced_members(
-            shadows, len(candidates.labels), torch.Generator().manual_seed(e.seed)
-        )
+        inside = candidates.members(shadows, torch.Generator().manual_seed(e.seed))
         fitted = _fit(candidates, (wide[2], e.retain.labels), inside, original, l2, log)
         with log.timed("unlearning shadow heads"), log.track("shadow heads", shadows) as advance:
             unlearned = []
@@ -173,4 +181,5 @@ def _compare(
         retrained_head_before=candidates.split(spread_before.ratio(candidates.phi(without))),
         threshold=likelihood_ratios.threshold(likelihood_ratios.left_out(scores_after, inside), inside),
         heads=len(fitted),
+        clusters=candidates.clusters,
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from imu_cli import signals
 from imu_cli.errors import ImuError
 from imu_cli.linear.rows import Rows, blocks, mean
+from imu_cli.statistics.clustered import Clusters
 from imu_cli.statistics.intervals import Estimate, NotMeasured
 
 GROUPS = 20
@@ -83,7 +84,11 @@ Sums = dict[Pair, _Sums]
 
 
 def linear_cka(
-    features: Mapping[str, Rows], pairs: Sequence[Pair], generator: torch.Generator, confidence: float = 0.95
+    features: Mapping[str, Rows],
+    pairs: Sequence[Pair],
+    generator: torch.Generator,
+    confidence: float = 0.95,
+    clusters: Clusters = None,
 ) -> dict[Pair, Estimate | NotMeasured]:
     """``cka.*``: similarity of pairs of models' features on the same samples; 1: alike up to rotation and scale, 0: unrelated.
 
@@ -98,6 +103,7 @@ def linear_cka(
         pairs: names of the two models of each comparison.
         generator: of the groups, and of the samples where not all are taken.
         confidence: two-sided level.
+        clusters: (n,), where samples come in such: a group has all of a cluster.
     """
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     n, width = len(features[names[0]]), max(features[name].shape[1] for name in names)
@@ -106,7 +112,10 @@ def linear_cka(
     if n < FEWEST:
         return dict.fromkeys(pairs, NotMeasured(f"needs {FEWEST} or more samples"))
     drawn = torch.randperm(n, generator=generator)[: max(LEAST, min(MOST, PRODUCTS // width**2))]
-    groups = [rows.sort().values for rows in drawn.tensor_split(min(GROUPS, len(drawn) // 2))]
+    split = drawn.tensor_split(min(GROUPS, len(drawn) // 2)) if clusters is None else _whole(drawn, clusters)
+    if len(drawn) - max(map(len, split)) < FEWEST // 2:
+        return dict.fromkeys(pairs, NotMeasured(f"needs {FEWEST // 2} or more samples beside those of any sentence"))
+    groups = [rows.sort().values for rows in split]
     wanted = list(dict.fromkeys([*pairs, *((name, name) for name in names)]))
     centres = {name: mean(features[name]) for name in names}
     whole = _sums(features, wanted, centres, drawn.sort().values)
@@ -115,7 +124,18 @@ def linear_cka(
         part = _sums(features, wanted, centres, rows)
         without.append({pair: whole[pair].without(part[pair]).hsic() for pair in wanted})
     at_once = {pair: whole[pair].hsic() for pair in wanted}
-    return {pair: _estimate(pair, at_once, without, len(drawn), confidence) for pair in pairs}
+    what = "samples" if clusters is None else f"{len(clusters[drawn].unique())} sentences"
+    return {pair: _estimate(pair, at_once, without, (len(drawn), what), confidence) for pair in pairs}
+
+
+def _whole(drawn: Tensor, clusters: Tensor) -> list[Tensor]:
+    """Mixed rows in at most ``GROUPS`` groups, about equal, none of which shares a cluster with another."""
+    place = clusters.cpu()[drawn].unique(return_inverse=True)[1]
+    first = torch.full((int(place.max()) + 1,), len(place)).scatter_reduce_(0, place, torch.arange(len(place)), "amin")
+    order = first[place].argsort(stable=True)  # clusters as they were drawn first
+    sizes = torch.bincount(place)[place[order].unique_consecutive()]
+    group = (sizes.cumsum(0) - sizes) * min(GROUPS, len(sizes)) // len(place)
+    return list(drawn[order].split(torch.bincount(group, sizes)[torch.bincount(group) > 0].long().tolist()))
 
 
 def _none(features: Mapping[str, Rows], pairs: Sequence[Pair]) -> Sums:
@@ -144,7 +164,11 @@ def _cka(pair: Pair, hsic: Mapping[Pair, float]) -> float | None:
 
 
 def _estimate(
-    pair: Pair, hsic: Mapping[Pair, float], without: Sequence[Mapping[Pair, float]], n: int, confidence: float
+    pair: Pair,
+    hsic: Mapping[Pair, float],
+    without: Sequence[Mapping[Pair, float]],
+    counted: tuple[int, str],
+    confidence: float,
 ) -> Estimate | NotMeasured:
     from scipy import special
 
@@ -155,5 +179,6 @@ def _estimate(
     g = len(known)
     error = math.sqrt(float((g - 1) / g * (known - known.mean()).square().sum()))
     half = -float(special.stdtrit(g - 1, (1 - confidence) / 2)) * error
-    method = f"jackknife over {g} groups of samples, {100 * confidence:g} %"
+    n, what = counted
+    method = f"jackknife over {g} groups of {what}, {100 * confidence:g} %"
     return Estimate(value, max(-1.0, value - half), min(1.0, value + half), n, method)

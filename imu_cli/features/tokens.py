@@ -87,7 +87,8 @@ def answers_of(samples: SampleSet, step: InputStep) -> Answers:
     targets = torch.cat([torch.from_numpy(one.ids[len(one) - one.answer :]) for one in made])
     last = torch.zeros(len(targets), dtype=torch.bool)
     last[counts.cumsum(0) - 1] = True
-    return Answers(targets, torch.tensor([len(one) for one in made]), counts, last & (targets == step.end))
+    ends = torch.zeros_like(last) if step.end is None else last & (targets == step.end)
+    return Answers(targets, torch.tensor([len(one) for one in made]), counts, ends)
 
 
 def gather(

@@ -7,6 +7,7 @@ Everything here is a function of counts or of one-dimensional score tensors. ``c
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,8 +57,8 @@ def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Estimat
     Clopper and Pearson, Biometrika 26 (1934).
     """
     _check_counts(successes, n)
-    low, high = _beta_limits(successes, n - successes, confidence)
-    return Estimate(successes / n, low, high, n, _named("Clopper-Pearson", confidence))
+    low, high = beta_limits(successes, n - successes, confidence)
+    return Estimate(successes / n, low, high, n, named("Clopper-Pearson", confidence))
 
 
 def korn_graubard(value: float, effective_n: float, n: int, confidence: float = 0.95) -> Estimate:
@@ -68,8 +69,8 @@ def korn_graubard(value: float, effective_n: float, n: int, confidence: float = 
     """
     if not 0 <= value <= 1 or not effective_n > 0:
         raise ImuError(f"weighted share: value {value}, effective n {effective_n}; needs 0 to 1 and more than 0")
-    low, high = _beta_limits(effective_n * value, effective_n * (1 - value), confidence)
-    return Estimate(value, low, high, n, _named("Clopper-Pearson at the effective n", confidence))
+    low, high = beta_limits(effective_n * value, effective_n * (1 - value), confidence)
+    return Estimate(value, low, high, n, named("Clopper-Pearson at the effective n", confidence))
 
 
 def paired_difference(before_only: int, after_only: int, n: int, confidence: float = 0.95) -> Estimate:
@@ -81,11 +82,8 @@ def paired_difference(before_only: int, after_only: int, n: int, confidence: flo
     """
     for count in (before_only, after_only, before_only + after_only):
         _check_counts(count, n)
-    value = (before_only - after_only) / n
-    z2 = _normal_quantile(confidence) ** 2
-    high = _tango_limit(before_only, after_only, n, z2)
-    low = -_tango_limit(after_only, before_only, n, z2)
-    return Estimate(value, low, high, n, _named("Tango score", confidence))
+    low, high = tango_limits(before_only, after_only, n, confidence)
+    return Estimate((before_only - after_only) / n, low, high, n, named("Tango score", confidence))
 
 
 def mean_difference(differences: Tensor, confidence: float = 0.95) -> Estimate:
@@ -98,10 +96,22 @@ def mean_difference(differences: Tensor, confidence: float = 0.95) -> Estimate:
     if n < 1:
         raise ImuError("difference of gaps: no samples; give at least one")
     total, squares = int(differences.sum()), int(differences.square().sum())
+    limits = agresti_min_limits(total, squares, n, confidence)
+    return Estimate(total / n, *limits, n, named("paired, Agresti-Min", confidence))
+
+
+def agresti_min_limits(total: float, squares: float, n: float, confidence: float) -> tuple[float, float]:
+    """Limits of the mean of n differences from their sum and that of their squares (``mean_difference``)."""
     centre = total / (n + 2)
-    half = _normal_quantile(confidence) * math.sqrt(((squares + 1) / (n + 2) - centre * centre) / (n + 2))
-    limits = max(-2.0, min(total / n, centre - half)), min(2.0, max(total / n, centre + half))
-    return Estimate(total / n, *limits, n, _named("paired, Agresti-Min", confidence))
+    half = normal_quantile(confidence) * math.sqrt(((squares + 1) / (n + 2) - centre * centre) / (n + 2))
+    return max(-2.0, min(total / n, centre - half)), min(2.0, max(total / n, centre + half))
+
+
+def flips(before: Tensor, after: Tensor) -> tuple[int, int]:
+    """Rows right before and wrong after, and rows wrong before and right after, from (n,) bool of each."""
+    if before.shape != after.shape:
+        raise ImuError(f"paired accuracy: {len(before)} rows before, {len(after)} after; predict the same rows twice")
+    return int((before & ~after).sum()), int((~before & after).sum())
 
 
 def mcnemar(before_only: int, after_only: int) -> float:
@@ -132,10 +142,10 @@ def delong(positive: Tensor, negative: Tensor, confidence: float = 0.95) -> Esti
     Raises:
         ImuError: an empty side or a non-finite score, with its row.
     """
-    value, v10, v01 = _placements(positive, negative)
+    value, v10, v01 = placements(positive, negative)
     m, n = len(v10), len(v01)
-    low, high = _auc_limits(value, v10, v01, confidence)
-    return Estimate(value, low, high, m, _named(f"DeLong, logit scale, {m} against {n}", confidence))
+    low, high = auc_limits(value, _spread(v10, v01), confidence)
+    return Estimate(value, low, high, m, named(f"DeLong, logit scale, {m} against {n}", confidence))
 
 
 def delong_difference(
@@ -147,15 +157,13 @@ def delong_difference(
     correlation ρ of the two AUCs: d − √(a² + b² − 2ρab), a = A₁ − low₁, b = high₂ − A₂ (MOVER; Zou, Psychological
     Methods 12, 2007), so they stay sensible where an AUC is near 1 and equal the usual ones elsewhere.
     """
-    a, a10, a01 = _placements(*first)
-    b, b10, b01 = _placements(*second)
+    a, a10, a01 = placements(*first)
+    b, b10, b01 = placements(*second)
     if a10.shape != b10.shape or a01.shape != b01.shape:
         raise ImuError("paired AUCs: the two scores cover different samples; score the same rows twice")
     rho = _auc_correlation((a10, a01), (b10, b01))
-    (low_a, high_a), (low_b, high_b) = _auc_limits(a, a10, a01, confidence), _auc_limits(b, b10, b01, confidence)
-    low = a - b - _correlated_sum(a - low_a, high_b - b, rho)
-    high = a - b + _correlated_sum(high_a - a, b - low_b, rho)
-    return Estimate(a - b, low, high, len(a10), _named("paired DeLong, MOVER", confidence))
+    limits = [auc_limits(value, _spread(*sides), confidence) for value, sides in ((a, (a10, a01)), (b, (b10, b01)))]
+    return Estimate(a - b, *mover(a, b, limits, rho), len(a10), named("paired DeLong, MOVER", confidence))
 
 
 def two_sided(estimate: Estimate) -> Estimate:
@@ -208,32 +216,46 @@ def _check_counts(successes: int, n: int) -> None:
         raise ImuError(f"share: {successes} of {n}; needs at least one sample and no more hits than samples")
 
 
-def _tail(confidence: float) -> float:
+def tail_of(confidence: float) -> float:
+    """Probability beyond each end.
+
+    Raises:
+        ImuError: a level that is not between 0 and 1.
+    """
     if not 0 < confidence < 1:
         raise ImuError(f"interval: confidence {confidence} is not between 0 and 1; 0.95 is usual")
     return (1 - confidence) / 2
 
 
-def _normal_quantile(confidence: float) -> float:
+def normal_quantile(confidence: float) -> float:
+    """Standard deviations to each end: 1.96 at 0.95."""
     from scipy import special
 
-    return -float(special.ndtri(_tail(confidence)))
+    return -float(special.ndtri(tail_of(confidence)))
 
 
-def _named(method: str, confidence: float) -> str:
+def named(method: str, confidence: float) -> str:
+    """A method with its level in percent."""
     return f"{method}, {100 * confidence:g} %"
 
 
-def _beta_limits(successes: float, failures: float, confidence: float) -> tuple[float, float]:
+def beta_limits(successes: float, failures: float, confidence: float) -> tuple[float, float]:
+    """Clopper-Pearson limits; counts may be parts of samples, as at an effective n."""
     from scipy import special
 
-    tail = _tail(confidence)
+    tail = tail_of(confidence)
     low = 0.0 if successes == 0 else float(special.betaincinv(successes, failures + 1, tail))
     high = 1.0 if failures == 0 else float(special.betaincinv(successes + 1, failures, 1 - tail))
     return low, high
 
 
-def _tango_limit(b: int, c: int, n: int, z2: float) -> float:
+def tango_limits(b: float, c: float, n: float, confidence: float) -> tuple[float, float]:
+    """Both limits of the drop (b − c)/n; counts may be parts of samples, as at an effective n."""
+    z2 = normal_quantile(confidence) ** 2
+    return -_tango_limit(c, b, n, z2), _tango_limit(b, c, n, z2)
+
+
+def _tango_limit(b: float, c: float, n: float, z2: float) -> float:
     """The largest Δ that the score test accepts, by bisection between the estimate and 1."""
     accepted, refused = (b - c) / n, 1.0
     while True:
@@ -246,7 +268,7 @@ def _tango_limit(b: int, c: int, n: int, z2: float) -> float:
             refused = middle
 
 
-def _tango_accepts(delta: float, b: int, c: int, n: int, z2: float) -> bool:
+def _tango_accepts(delta: float, b: float, c: float, n: float, z2: float) -> bool:
     """Whether b and c flips of n are compatible with a true drop of ``delta``."""
     linear = -b - c + (2 * n - b + c) * delta
     # Rounding alone can take the discriminant, a sum of squares, below 0.
@@ -256,7 +278,7 @@ def _tango_accepts(delta: float, b: int, c: int, n: int, z2: float) -> bool:
     return (b - c - n * delta) ** 2 <= z2 * n * (2 * share + delta * (1 - delta))
 
 
-def _placements(positive: Tensor, negative: Tensor) -> tuple[float, Tensor, Tensor]:
+def placements(positive: Tensor, negative: Tensor) -> tuple[float, Tensor, Tensor]:
     """The AUC, each positive's share of negatives below it (m,), each negative's share of positives above it (n,)."""
     positive, negative = finite_scores(positive, "positive scores"), finite_scores(negative, "negative scores")
     below = _below_or_half(positive, negative)
@@ -272,23 +294,47 @@ def _below_or_half(scores: Tensor, others: Tensor) -> Tensor:
     return torch.searchsorted(ordered, scores) + torch.searchsorted(ordered, scores, right=True)
 
 
-def _auc_limits(value: float, v10: Tensor, v01: Tensor, confidence: float) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Spread:
+    """What the limits of an AUC rest on.
+
+    ``variance`` of the AUC, its ``degrees`` of freedom, ``pairs``: independent ones that there are, ``above`` and ``below``: how many
+    of the scarcer side overlap with the other, of those that should lie above it, and if they were to lie below.
+    """
+
+    variance: float
+    degrees: float
+    pairs: int
+    above: int
+    below: int
+
+
+def _spread(v10: Tensor, v01: Tensor) -> Spread:
+    """Of samples that are independent of each other; of fewer than two on a side nothing but that is known."""
+    pairs = min(len(v10), len(v01))
+    if pairs < 2:
+        return Spread(0.0, 0.0, pairs, 0, 0)
+    variance = float(v10.var() / len(v10) + v01.var() / len(v01))
+    spread = sum(variance_of_variance(v) / len(v) ** 2 for v in (v10, v01))
+    return Spread(variance, degrees_of(variance, spread), pairs, _overlaps(1 - v10, 1 - v01), _overlaps(v10, v01))
+
+
+def auc_limits(value: float, known: Spread, confidence: float) -> tuple[float, float]:
+    """The limits on the logit scale, with the bound of disjoint pairs where few samples overlap (``delong``)."""
     from scipy import special
 
-    k = min(len(v10), len(v01))
-    if k < 2:
+    if known.pairs < 2:
         return 0.0, 1.0
-    variance = float(v10.var() / len(v10) + v01.var() / len(v01))
-    slack = 1 - _tail(confidence) ** (1 / k)
-    if variance == 0:
+    slack = 1 - tail_of(confidence) ** (1 / known.pairs)
+    if known.variance == 0:
         # Only 0, 1/2 (all tied) and 1 have none; a share of ``slack`` of pairs may yet be otherwise.
         return value * (1 - slack), value + (1 - value) * slack
     logit = math.log(value / (1 - value))
-    half = _t_quantile(variance, v10, v01, confidence) * math.sqrt(variance) / (value * (1 - value))
+    half = _t_quantile(known.degrees, confidence) * math.sqrt(known.variance) / (value * (1 - value))
     low, high = float(special.expit(logit - half)), float(special.expit(logit + half))
-    if value > 0.5 and _overlaps(1 - v10, 1 - v01) < FEW_OVERLAPS:
+    if value > 0.5 and known.above < FEW_OVERLAPS:
         low = min(low, 1 - slack)
-    if value < 0.5 and _overlaps(v10, v01) < FEW_OVERLAPS:
+    if value < 0.5 and known.below < FEW_OVERLAPS:
         high = max(high, slack)
     return low, high
 
@@ -297,19 +343,22 @@ def _overlaps(v10: Tensor, v01: Tensor) -> int:
     return min(int((v10 > 0).sum()), int((v01 > 0).sum()))
 
 
-def _t_quantile(variance: float, v10: Tensor, v01: Tensor, confidence: float) -> float:
-    """Student's quantile at 2 Var²/Var(Var) degrees of freedom (Satterthwaite, with the samples' own kurtosis)."""
+def degrees_of(variance: float, spread: float) -> float:
+    """Degrees of freedom 2 Var²/Var(Var) of a variance, ``spread`` Var(Var) (Satterthwaite, with the samples' own kurtosis)."""
+    # Two-valued placements have no spread to speak of: the normal quantile. Below 1 degree t has no use.
+    return max(2 * variance**2 / spread, 1.0) if spread > 0 else math.inf
+
+
+def _t_quantile(degrees: float, confidence: float) -> float:
     from scipy import special
 
-    spread = sum(_variance_of_variance(v) / len(v) ** 2 for v in (v10, v01))
-    # Two-valued placements have no spread to speak of: the normal quantile. Below 1 degree t has no use.
-    degrees = max(2 * variance**2 / spread, 1.0) if spread > 0 else math.inf
     if math.isinf(degrees):
-        return _normal_quantile(confidence)
-    return -float(special.stdtrit(degrees, _tail(confidence)))
+        return normal_quantile(confidence)
+    return -float(special.stdtrit(degrees, tail_of(confidence)))
 
 
-def _variance_of_variance(values: Tensor) -> float:
+def variance_of_variance(values: Tensor) -> float:
+    """Of the variance of the values (n,), by their own fourth moment."""
     fourth = float(((values - values.mean()) ** 4).mean())
     return (fourth - float(values.var()) ** 2) / len(values)
 
@@ -325,6 +374,12 @@ def _auc_correlation(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]
     if scale_first * scale_second == 0:
         return 0.0
     return covariance / math.sqrt(scale_first * scale_second)
+
+
+def mover(a: float, b: float, limits: Sequence[tuple[float, float]], rho: float) -> tuple[float, float]:
+    """Limits of a − b from the limits of each and the correlation of the two (``delong_difference``)."""
+    (low_a, high_a), (low_b, high_b) = limits
+    return a - b - _correlated_sum(a - low_a, high_b - b, rho), a - b + _correlated_sum(high_a - a, b - low_b, rho)
 
 
 def _correlated_sum(a: float, b: float, rho: float) -> float:

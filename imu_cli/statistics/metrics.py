@@ -15,14 +15,9 @@ from torch import Tensor
 
 from imu_cli.errors import ImuError
 from imu_cli.linear.rows import Outputs, Rows, blocks, by_rows
-from imu_cli.statistics.intervals import (
-    Estimate,
-    class_counts,
-    clopper_pearson,
-    korn_graubard,
-    paired_difference,
-    require_classes,
-)
+from imu_cli.statistics import clustered
+from imu_cli.statistics.clustered import Clusters
+from imu_cli.statistics.intervals import Estimate, class_counts, require_classes
 from imu_cli.statistics.intervals import census as counted
 
 NOTHING = 1e-25
@@ -57,13 +52,15 @@ def argmax_of(logits: Tensor, rows: slice) -> Tensor:
     return logits.argmax(1)
 
 
-def accuracy(logits: Outputs, labels: Tensor, *, census: bool = False, confidence: float = 0.95) -> Estimate:
+def accuracy(
+    logits: Outputs, labels: Tensor, *, census: bool = False, confidence: float = 0.95, clusters: Clusters = None
+) -> Estimate:
     """``forget.accuracy``, ``test.accuracy``, ``retain.accuracy``: share of rows predicted as their label.
 
     Higher is better on test and retain; on D_f the target is the accuracy on class-matched unseen samples (0 for whole
     classes). Clopper-Pearson interval, none for a census.
     """
-    return accuracy_of(predictions(logits) == labels, confidence, census=census)
+    return accuracy_of(predictions(logits) == labels, confidence, census=census, clusters=clusters)
 
 
 def class_accuracy(
@@ -75,7 +72,7 @@ def class_accuracy(
 
 
 def class_matched_accuracy(
-    correct: Tensor, labels_pool: Tensor, labels_forget: Tensor, confidence: float = 0.95
+    correct: Tensor, labels_pool: Tensor, labels_forget: Tensor, confidence: float = 0.95, clusters: Clusters = None
 ) -> Estimate:
     """``test_matched.accuracy``: accuracy that unseen samples with the classes of D_f reach, Σ_k (n_k/n) acc_k.
 
@@ -93,6 +90,7 @@ def class_matched_accuracy(
         labels_pool: (N,).
         labels_forget: (n,).
         confidence: two-sided level.
+        clusters: (N,), where the pool's samples come in clusters.
 
     Raises:
         ImuError: a class of D_f that the pool lacks.
@@ -103,13 +101,19 @@ def class_matched_accuracy(
     right = torch.tensor([int(correct[labels_pool == k].sum()) for k in wanted], dtype=torch.float64)
     size = torch.tensor([int((labels_pool == k).sum()) for k in wanted], dtype=torch.float64)
     value = float((share * right / size).sum()) if bool((right < size).any()) else 1.0
-    effective = float((size / share).min())
+    effective, smooth = float((size / share).min()), (right + value) / (size + 1)
     if 0 < value < 1:
-        smooth = (right + value) / (size + 1)
         unbiased = size * (1 - (1 - share) * size / (size + 1) ** 2)
         variance = float((share**2 * smooth * (1 - smooth) / unbiased).sum())
         effective = min(value * (1 - value) / variance, 1 / float((share**2 / size).sum()))
-    return korn_graubard(value, effective, int(size.sum()), confidence)
+    of_class = torch.full((max(int(labels_pool.max()), *wanted) + 1,), -1, dtype=torch.long)
+    of_class[list(wanted)] = torch.arange(len(wanted))
+    place = of_class[labels_pool.cpu()]
+    there = place >= 0
+    place = place[there]
+    residuals = correct.cpu()[there].double() - smooth[place]
+    of_there = None if clusters is None else clusters.cpu()[there]
+    return clustered.weighted_share(value, effective, residuals, (share / size)[place], of_there, confidence)
 
 
 def binomial_range(p: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -145,13 +149,18 @@ def _binomial_quantile(tail: float, n: int, p: float) -> int:
 
 
 def predicted_as(
-    logits: Outputs, classes: Collection[int], *, census: bool = False, confidence: float = 0.95
+    logits: Outputs,
+    classes: Collection[int],
+    *,
+    census: bool = False,
+    confidence: float = 0.95,
+    clusters: Clusters = None,
 ) -> Estimate:
     """Share of rows predicted as any of ``classes``, whatever their label.
 
     ``forget.accuracy`` and ``test_forgotten.accuracy`` in the class scenario, with the forgotten classes: target 0.
     """
-    return accuracy_of(among(predictions(logits), classes), confidence, census=census)
+    return accuracy_of(among(predictions(logits), classes), confidence, census=census, clusters=clusters)
 
 
 def forget_confidence(logits: Outputs, labels: Tensor, classes: Collection[int] = ()) -> Estimate:
@@ -205,25 +214,24 @@ def redirect_share(logits: Outputs, labels: Tensor, forgotten: Collection[int] =
     return Redirect(top if hits else None, counted(hits / len(labels), len(labels)))
 
 
-def accuracy_drop(before: Tensor, after: Tensor, confidence: float = 0.95) -> Estimate:
+def accuracy_drop(before: Tensor, after: Tensor, confidence: float = 0.95, clusters: Clusters = None) -> Estimate:
     """``test.accuracy_drop``, ``retain.accuracy_drop``: accuracy before − after on the same rows; lower is better.
 
-    ``before`` and ``after`` are (n,) bool, whether each row is predicted rightly. Tango's interval; for the exact
-    McNemar p-value pass ``flips`` to ``intervals.mcnemar``.
+    ``before`` and ``after`` are (n,) bool, whether each row is predicted rightly. Tango's interval; McNemar's p-value:
+    ``clustered.flips_told``.
     """
-    return paired_difference(*flips(before, after), len(before), confidence)
+    return clustered.paired_difference(before, after, clusters, confidence)
 
 
-def flips(before: Tensor, after: Tensor) -> tuple[int, int]:
-    """Rows right before and wrong after, and rows wrong before and right after."""
-    if before.shape != after.shape:
-        raise ImuError(f"paired accuracy: {len(before)} rows before, {len(after)} after; predict the same rows twice")
-    return int((before & ~after).sum()), int((~before & after).sum())
-
-
-def class_drops(before: Tensor, after: Tensor, labels: Tensor, confidence: float = 0.95) -> dict[int, Estimate]:
+def class_drops(
+    before: Tensor, after: Tensor, labels: Tensor, confidence: float = 0.95, clusters: Clusters = None
+) -> dict[int, Estimate]:
     """``accuracy_drop`` on the rows of each class, by class id; each interval holds by itself."""
-    return {k: accuracy_drop(before[labels == k], after[labels == k], confidence) for k in class_counts(labels)}
+    rows = {k: labels == k for k in class_counts(labels)}
+    return {
+        k: accuracy_drop(before[own], after[own], confidence, None if clusters is None else clusters[own])
+        for k, own in rows.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -234,19 +242,22 @@ class ClassDrop:
     drop: Estimate
 
 
-def worst_class_drop(before: Tensor, after: Tensor, labels: Tensor, confidence: float = 0.95) -> ClassDrop:
+def worst_class_drop(
+    before: Tensor, after: Tensor, labels: Tensor, confidence: float = 0.95, clusters: Clusters = None
+) -> ClassDrop:
     """``test.worst_class_drop``: the largest per-class drop; lower is better, the lowest id where several tie.
 
     Picking the worst of c classes finds one by chance: the interval is that of the largest *true* drop, each class at
     1 − α/c (Bonferroni), from the largest of the lower ends to the largest of the upper ends.
     """
     classes = len(class_counts(labels))
-    drops = class_drops(before, after, labels, 1 - (1 - confidence) / max(classes, 1))
+    drops = class_drops(before, after, labels, 1 - (1 - confidence) / max(classes, 1), clusters)
     if not drops:
         raise ImuError("worst class drop: no samples; give at least one")
     worst = max(drops, key=lambda k: drops[k].value)
     low, high = max(_low(d) for d in drops.values()), max(_high(d) for d in drops.values())
-    method = f"Tango score, Bonferroni over {classes} classes, {100 * confidence:g} %"
+    score = "Tango score" if clusters is None else clustered.by("Tango score", clusters)
+    method = f"{score}, Bonferroni over {classes} classes, {100 * confidence:g} %"
     return ClassDrop(worst, Estimate(drops[worst].value, low, high, drops[worst].n, method))
 
 
@@ -268,10 +279,10 @@ def feature_drift(before: Rows, after: Rows) -> Estimate:
     return counted(math.sqrt(change) / scale, len(before))
 
 
-def accuracy_of(hits: Tensor, confidence: float = 0.95, *, census: bool = False) -> Estimate:
+def accuracy_of(hits: Tensor, confidence: float = 0.95, *, census: bool = False, clusters: Clusters = None) -> Estimate:
     """Share of true entries of a (n,) bool tensor, with its Clopper-Pearson interval; counted where it is a census."""
     n = len(hits)
-    return counted(int(hits.sum()) / max(n, 1), n) if census else clopper_pearson(int(hits.sum()), n, confidence)
+    return counted(int(hits.sum()) / max(n, 1), n) if census else clustered.share(hits, clusters, confidence)
 
 
 def among(ids: Tensor, classes: Collection[int]) -> Tensor:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from conftest import ROOT
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from imu_cli.linear import margins
@@ -154,16 +156,37 @@ def test_ascent_moves_the_head_alone(sequences: Any, markov: Any) -> None:
         assert torch.equal(value, before[name]) == (not name.startswith("head.")), name
 
 
-def test_coupled_margins_are_the_packages_between_ranks_too(sequences: Any) -> None:
-    """At the margins that were ranked the targets are the package's; between two of them they lie between theirs."""
-    draws = torch.Generator().manual_seed(SEED)
-    phi, unseen = torch.randn(40, generator=draws).double() + 2, torch.randn(30, generator=draws).double()
-    coupled = sequences.Coupled(phi, unseen)
-    torch.testing.assert_close(coupled(phi), margins.coupled_targets(phi, unseen))
-    ranked = phi.sort().values
-    middle = (ranked[:-1] + ranked[1:]) / 2
-    assert bool((coupled(middle) >= coupled(ranked[:-1]) - 1e-12).all())
-    assert bool((coupled(middle) <= coupled(ranked[1:]) + 1e-12).all())
+def test_a_checkpoint_is_the_model(markov: Any, tmp_path: Path) -> None:
+    """Written for the command and read again it says the same, of whole sequences too; a tokenizer has an id for each state."""
+    shape = markov.Recipe(width=8, layers=1)
+    model = markov.new(SEED, shape)
+    path = markov.write(model, tmp_path / "model")
+    rows = markov.sequences("retain", 3, SEED)
+    with torch.no_grad():
+        wanted = model(rows[:, :-1])
+        assert torch.equal(markov.read(path, shape)(rows[:, :-1]), wanted)
+        given = markov.whole(8, 1)
+        given.load_state_dict(load_file(path))
+        torch.testing.assert_close(given(rows, torch.ones_like(rows))[:, :-1], wanted)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent)
+    assert tokenizer(" ".join(map(str, rows[0].tolist())))["input_ids"] == rows[0].tolist()
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_ours_is_the_command(sequences: Any, markov: Any, reference: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small model through imu unlearn, by texts without an end token: what goes becomes less likely, what is below stays."""
+    monkeypatch.setattr(markov, "CHAINS", {"retain": 1_000, "forget1": 200, "forget2": 200})
+    markov.splits.cache_clear()
+    shape = sequences.Recipe(width=8, layers=2, epochs=20, batch=32)
+    given = world(sequences, markov.trained("before", SEED, shape).model)
+    given.recipe = shape
+    made = sequences.Ours("last-block", reference, batches=20)(given)
+    rows = markov.splits("forget1", SEED).train
+    markov.splits.cache_clear()
+    before, after = (float(markov.losses(markov.said(one, rows), rows).mean()) for one in (given.before.model, made))
+    assert after > before + 0.005
+    for name, value in made.state_dict().items():
+        assert torch.equal(value, given.before.model.state_dict()[name]) == (not name.startswith("blocks.1.")), name
 
 
 def test_a_draw_is_forgotten_by_a_teacher_that_follows(markov: Any) -> None:

@@ -25,7 +25,7 @@ from imu_cli.models import scopes
 from imu_cli.models.batches import WORDS, Batch, count, first, halves
 from imu_cli.samples.column_names import ColumnNames
 from imu_cli.samples.manifest import open_source
-from imu_cli.samples.texts.sentences import sentences
+from imu_cli.samples.texts.sentences import clusters, sentences
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -192,6 +192,46 @@ def test_words_of_a_sentence_are_not_parted(work: Path) -> None:
         assert rest
         assert not {of[row] for row in one} & {of[row] for row in rest}
     assert sorted(parts[0] + parts[1]) == list(range(len(samples)))
+
+
+def test_intervals_go_by_sentences(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What n counts and what intervals go by is said; every interval of samples names its sentences."""
+    forget = ["--forget", "forget.jsonl", "--data", "sentences.jsonl"]
+    rows = Path("sentences.jsonl").read_text().splitlines()
+    Path("retain.jsonl").write_text("\n".join(rows[8:12]) + "\n")
+    assert main(["unlearn", "net", *forget, *GOAL, "-q", "-o", "out"]) in (0, 3)
+    given = ["evaluate", "out", "--test", "test.jsonl", "--retain", "retain.jsonl", "--relearn", "--format", "json"]
+    capsys.readouterr()
+    assert main(given) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert any("n counts words; intervals go by sentences" in note for note in found["notes"])
+    methods = {item["name"]: item["interval"]["method"] for item in found["metrics"] if item["interval"]}
+    counted = {name: re.search(r"(\d+)(?: and (\d+))? sentences", method) for name, method in methods.items()}
+    assert {name for name, each in counted.items() if each is None} <= {name for name in methods if "relearn" in name}
+    assert counted["test.accuracy"] is not None
+    assert counted["test.accuracy"][1] == "12"
+    assert counted["mia.auc"] is not None
+    assert counted["mia.auc"].groups() == ("8", "12")
+    by_name = {item["name"]: item for item in found["metrics"]}
+    words = sum(len(json.loads(row)["tokens"]) for row in Path("test.jsonl").read_text().splitlines())
+    assert by_name["test.accuracy"]["n"] == words > 12
+
+
+def test_words_know_their_sentence_in_whatever_file(work: Path) -> None:
+    """The same sentence has one number in two files, and twice in one; others have others; texts have none."""
+    rows = Path("sentences.jsonl").read_text().splitlines()
+    Path("other.jsonl").write_text("\n".join([rows[3], rows[5], rows[3]]) + "\n")
+    whole, other = (open_source(f"{name}.jsonl", "test") for name in ("sentences", "other"))
+    mine, theirs, of = clusters(whole), clusters(other), sentences(whole)
+    assert mine is not None
+    assert theirs is not None
+    assert of is not None
+    assert len(set(mine.tolist())) == 24
+    assert set(theirs.tolist()) == {*mine[of == 3].tolist(), *mine[of == 5].tolist()}
+    assert (mine[of == 3] == mine[of == 3][0]).all()
+    assert len(set(theirs.tolist())) == 2
+    Path("texts.jsonl").write_text(json.dumps({"text": "blue lamp", "label": "O"}) + "\n")
+    assert clusters(open_source("texts.jsonl", "test")) is None
 
 
 def test_lists_name_sentences_and_words(work: Path) -> None:
@@ -436,6 +476,10 @@ def test_features_of_words_know_their_sentences(work: Path, capsys: pytest.Captu
     assert main(["features", "net", "--data", "sentences.jsonl", "-o", "all.safetensors", "-q"]) == 0
     words, rows = open_source("sentences.jsonl", "data"), open_source("all.safetensors", "data")
     assert held_out.half(rows, 3) == held_out.half(words, 3)
+    of, own = clusters(rows), sentences(words)
+    assert of is not None
+    assert own is not None
+    assert len(set(zip(of.tolist(), own.tolist(), strict=True))) == len(set(of.tolist())) == 24
     Path("list.csv").write_text("index\n4:0\n2\n")
     for spec in ("index=3", "list.csv"):
         names = [

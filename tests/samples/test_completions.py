@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from imu_cli.errors import ImuError, InvalidRowsError
+from imu_cli.features import tokens
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.manifest import open_source
 from imu_cli.samples.texts import completions, tokenizers
@@ -27,13 +28,18 @@ def model(records: Path) -> Any:
 
 
 def step(
-    records: Path, model: Any, template: str | None = None, truncate: bool = False, length: int | None = None
+    records: Path,
+    model: Any,
+    template: str | None = None,
+    truncate: bool = False,
+    length: int | None = None,
+    end: bool = True,
 ) -> Completions:
     tokenizer = tokenizers.load(records / "model", model)
     if length is not None:
         tokenizer = tokenizers.Tokenizer(tokenizer.made, tokenizer.source, tokenizer.sha256, length, tokenizer.padding)
     tokenizer.made.chat_template = CHAT
-    return completions.of(tokenizer, model, template, truncate)
+    return completions.of(tokenizer, model, template, truncate, end)
 
 
 def listed(folder: Path, rows: list[dict[str, object]]) -> SampleSet:
@@ -71,6 +77,40 @@ def test_a_conversation_ends_with_the_assistant_s_turn(records: Path, model: Any
     answer = found.ids[len(found) - found.answer :]
     assert made.tokenizer.made.decode(answer[:-1]) == "In Rome."
     assert answer[-1] == made.end
+
+
+def test_nothing_ends_a_completion_where_texts_are_parts_of_longer_ones(
+    records: Path, model: Any, tmp_path: Path
+) -> None:
+    """Without the end token a record is the same but for it, a conversation too; a record of such a run says so, and is followed."""
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "In Rome."}]
+    samples = [
+        listed(tmp_path, [row])
+        for row in (
+            {"text": "Alra lives in Oslo."},
+            {"prompt": "Where?", "completion": "In Rome."},
+            {"messages": turns},
+        )
+    ]
+    made = step(records, model, end=False)
+    for one in samples:
+        (found,), (ended,) = made.encoded(one, [0]), step(records, model).encoded(one, [0])
+        assert found.ids.tolist() == ended.ids[:-1].tolist()
+        assert found.answer == ended.answer - 1
+        answers = tokens.answers_of(one, made)
+        assert not bool(answers.ends.any())
+    told = made.described()
+    assert told["end"] is None
+    assert completions.of(made.tokenizer, model, None, False, True, told).end is None
+
+
+def test_a_tokenizer_without_an_end_token(records: Path, model: Any) -> None:
+    """It is said what to do; with --no-end-token none is needed."""
+    bare = tokenizers.load(records / "model", model)
+    bare.made.eos_token = None
+    with pytest.raises(ImuError, match=r"names no end token.*--no-end-token"):
+        completions.of(bare, model, None, False)
+    assert completions.of(bare, model, None, False, end_token=False).end is None
 
 
 def test_a_text_alone_is_predicted_from_its_second_token_on(records: Path, model: Any, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from imu_cli.errors import ImuError
 from imu_cli.statistics import mask_bound, metrics
-from imu_cli.statistics.intervals import Estimate, clopper_pearson, paired_difference
+from imu_cli.statistics.intervals import Estimate, clopper_pearson, flips, paired_difference
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -198,7 +198,7 @@ def test_the_drop_is_before_minus_after_on_the_same_rows() -> None:
     """Three rows lost, one gained, of eight: a drop of 1/4 with Tango's interval."""
     before = torch.tensor([1, 1, 1, 1, 0, 0, 1, 1], dtype=torch.bool)
     after = torch.tensor([1, 0, 0, 0, 1, 0, 1, 1], dtype=torch.bool)
-    assert metrics.flips(before, after) == (3, 1)
+    assert flips(before, after) == (3, 1)
     assert metrics.accuracy_drop(before, after) == paired_difference(3, 1, 8)
     with pytest.raises(ImuError, match="same rows"):
         metrics.accuracy_drop(before, after[:7])

@@ -153,6 +153,54 @@ def test_gradients_are_those_of_the_whole_loss() -> None:
             assert torch.allclose(found, gradient, rtol=1e-3, atol=1e-5)
 
 
+def test_of_a_draw_the_rest_is_free() -> None:
+    """A token that was less likely than not asks for its own log-odds alone; one that was likelier holds the rest too."""
+    work = training(moving_head=True)
+    with torch.no_grad():
+        work.parameters["head.weight"].add_(0.3 * torch.randn_like(work.parameters["head.weight"]))
+    head = work.parameters["head.weight"]
+    for likely in (True, False):
+        work.phi = torch.full_like(work.phi, 2.0 if likely else -2.0)
+        wanted = torch.full_like(work.phi, -3.0)
+        made, _ = work.gradients(completions._Batch(torch.arange(4), None), wanted)
+        of = work.forgotten
+        z, old = of.run(torch.arange(of.n)) @ head.T, of.features @ work.head.matrix.T
+        share = torch.full((len(of.targets), 1), 1 / len(of.targets))
+        total = loss_of(z, old, of.targets[:, None], wanted[:, None].float(), share, float(likely))
+        for gradient, found in zip(
+            torch.autograd.grad(total, list(work.parameters.values())), made.values(), strict=True
+        ):
+            # float32: sums over 18 tokens in two orders.
+            assert torch.allclose(found, gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_targets_are_lower_where_the_run_would_not_get_there() -> None:
+    """At a look from which its pace does not suffice, by twice what is missing; less again where it went too far; the same after a pause."""
+    work = training(batches=100)
+    work.aim = replace(work.aim, by_loss=True, loss=2.0)
+
+    def look(loss: float) -> completions.Look:
+        return completions.Look(0.5, 0.1, loss, 0.1)
+
+    looks = [(0, look(0.0)), (20, look(1.0))]
+    work.follow(looks)
+    assert work.lower == 0.0, "as far again in each of four looks is enough"
+    looks.append((40, look(1.1)))
+    work.follow(looks)
+    assert math.isclose(work.lower, 2 * 0.9)
+    wanted = work.targets(work.before.margins if work.before else None)
+    work.lower = 0.0
+    plain = work.targets(work.before.margins if work.before else None)
+    falls = plain < work.phi
+    assert bool(falls.any())
+    assert torch.allclose(wanted, torch.where(falls, plain - 2 * 0.9, plain))
+    looks.append((60, look(2.5)))
+    work.follow(looks)
+    assert math.isclose(work.lower, 2 * (0.9 - 0.5))
+    work.follow(looks)
+    assert math.isclose(work.lower, 2 * (0.9 - 0.5)), "it follows the looks, not the times that it is asked"
+
+
 def ended(work: CompletionTraining) -> loop.Trained[completions.Look]:
     """What a training ends with."""
     *_, last = work.train()

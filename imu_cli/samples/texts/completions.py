@@ -41,11 +41,11 @@ class Completions(Tokens):
 
     Attributes:
         template: how prompt and completion become one text; conversations have the tokenizer's own.
-        end: the id that ends a completion.
+        end: the id that ends a completion; None where nothing does.
     """
 
     template: str = TEMPLATE
-    end: int = 0
+    end: int | None = 0
 
     @property
     def left(self) -> bool:
@@ -109,9 +109,9 @@ class Completions(Tokens):
         else:
             own = self.tokenizer.made(before, padding=False, truncation=False, verbose=False)[IDS]
             start = next((at for at, (one, other) in enumerate(zip(own, ids, strict=False)) if one != other), len(own))
-        while len(ids) > start and ids[-1] in (self.end, self.tokenizer.made.sep_token_id):
+        while len(ids) > start and ids[-1] in (self._eos, self.tokenizer.made.sep_token_id):
             ids.pop()
-        return [*ids, self.end], start
+        return ids if self.end is None else [*ids, self.end], start
 
     def _conversation(self, record: Record) -> tuple[list[int], int]:
         """Ids of a conversation by the tokenizer's own template, and where those of the last turn start."""
@@ -122,8 +122,10 @@ class Completions(Tokens):
             (at for at, (one, other) in enumerate(zip(before, whole, strict=False)) if one != other), len(before)
         )
         # Templates write a line end behind the end of a turn, which no model is asked for.
-        last = next((at for at in range(len(whole) - 1, start, -1) if whole[at] == self.end), len(whole) - 1)
-        return whole[: last + 1], start
+        last = next((at for at in range(len(whole) - 1, start, -1) if whole[at] == self._eos), None)
+        if last is None:
+            return whole, start
+        return whole[: last if self.end is None else last + 1], start
 
     def _chat(self, turns: list[dict[str, str]], ask: bool) -> list[int]:
         if not getattr(self.tokenizer.made, "chat_template", None):
@@ -145,6 +147,11 @@ class Completions(Tokens):
             ) from error
         found: list[int] = list(made[IDS][0])
         return found
+
+    @property
+    def _eos(self) -> int | None:
+        """The tokenizer's end token, whether or not a completion is to have it."""
+        return self.tokenizer.made.eos_token_id if self.end is None else self.end
 
     @property
     def _fast(self) -> bool:
@@ -195,7 +202,12 @@ class Completions(Tokens):
 
 
 def of(
-    tokenizer: Tokenizer, model: nn.Module, template: str | None, truncate: bool, known: Mapping[str, Any] | None = None
+    tokenizer: Tokenizer,
+    model: nn.Module,
+    template: str | None,
+    truncate: bool,
+    end_token: bool = True,
+    known: Mapping[str, Any] | None = None,
 ) -> Completions:
     """The step for a language model.
 
@@ -204,6 +216,7 @@ def of(
         model: what takes its ids.
         template: ``--template``; else the record's, else ``TEMPLATE``.
         truncate: cut what is longer than the model takes.
+        end_token: whether an end token closes a completion; nor does it where a record says so.
         known: what a record says of the step.
 
     Raises:
@@ -214,11 +227,14 @@ def of(
     chosen = chosen.replace("\\n", "\n")  # as a shell hands it over from single quotes
     refuse_template(chosen)
     end = tokenizer.made.eos_token_id
-    if end is None:
+    if not end_token or (known is not None and known.get("end", end) is None):
+        end = None
+    elif end is None:
         raise ImuError(
-            f"{tokenizer.source}: names no end token (eos_token), which ends every completion; set it in tokenizer_config.json"
+            f"{tokenizer.source}: names no end token (eos_token), which ends every completion; set it in tokenizer_config.json, or add "
+            "--no-end-token where the model was trained on texts without one"
         )
-    return Completions(plain.tokenizer, plain.names, plain.vocabulary, truncate, chosen, int(end))
+    return Completions(plain.tokenizer, plain.names, plain.vocabulary, truncate, chosen, end)
 
 
 def refuse_template(template: str) -> None:

@@ -270,6 +270,27 @@ def sentences(samples: SampleSet) -> NDArray[np.int64] | None:
     return None if found is None else found.of
 
 
+def clusters(samples: SampleSet) -> NDArray[np.int64] | None:
+    """A number for each row that is the same for words of one sentence, in whatever file it stands (n,); None where samples are no words.
+
+    Made of the sentence's words. Files of features do not hold them: there it is made of the file and the sentence's number in it.
+    """
+    of, store = sentences(samples), samples.store
+    if of is None:
+        return None
+    number, made = dict[int, int](), np.zeros(len(of), np.int64)
+    for row, (sentence, at) in enumerate(zip(of.tolist(), as_array(samples.positions).tolist(), strict=True)):
+        if sentence not in number:
+            if isinstance(store, Words):
+                known = store.sentence(at)
+            else:
+                assert isinstance(store, Vectors)
+                known = f"{store.path}\0{sentence}".encode()
+            number[sentence] = int.from_bytes(hashlib.sha256(known).digest()[:8], "big", signed=True)
+        made[row] = number[sentence]
+    return made
+
+
 def firsts(samples: SampleSet) -> Sequence[int]:
     """The first row of each sentence; every row where samples stand for themselves."""
     of = sentences(samples)

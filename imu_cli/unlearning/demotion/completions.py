@@ -7,14 +7,18 @@ t ≤ φ⁰ its target. With p₋ the model's distribution over all other words 
 
 KL(t ‖ φ) between the chances that these log-odds are. Where φ = t and p₋ = q₋ the model says what the demoted teacher says. Its KL(q ‖ p)
 alone would ask for that too, but hardly sees how small p_y is once q_y is small: the second term goes on there, with a slope of at most one
-(docs/method.md). Logits are made by blocks of rows and never held as a whole; gradients are closed-form.
+(docs/method.md). A token with φ⁰ < 0 is a draw rather than an answer: other draws that go, too, are among what the original says beside it, so
+that there the third term is left out, and the rest goes where the anchor takes it.
+
+Logits are made by blocks of rows and never held as a whole; gradients are closed-form.
 
 Tensors and functions in, weights out, as in ``training``.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -32,6 +36,8 @@ ASTRAY = 0.25
 """Fall of the share of unseen records' tokens that are predicted right, from which no run recovers."""
 KNEE = 2.0
 """Log-odds from which on a token that misses its target is pulled no harder by the second term: its slope is one from there on."""
+GAIN = 2.0
+"""Log-odds by which targets are lower for each nat a token that is missing at a look."""
 SLACK = 0.002
 """What a share may miss its level by and count as met."""
 
@@ -45,7 +51,7 @@ class Schedule(loop.Pace):
         forget, anchor: records in a batch.
         at_once: records that run together; gradients are summed over them.
         beta: weight of the anchor.
-        others: weight of KL(q₋ ‖ p₋) beside the log-odds of the tokens that go.
+        others: weight of KL(q₋ ‖ p₋) beside the log-odds of the tokens that go, of those that were likelier than not.
     """
 
     batches: int | None = None
@@ -266,7 +272,7 @@ class CompletionTraining(loop.Objective[Look]):
     def __post_init__(self) -> None:
         """What does not change: the original weights, margins, and how unseen records were answered."""
         self.start = loop.copied(self.parameters)
-        self.spent = 0
+        self.spent, self.lower = 0, 0.0
         self.astray_when = f"unseen records' tokens are predicted right less often by more than {ASTRAY:.0%}"
         if self.moving_head:
             self.head = replace(self.head, matrix=self.head.matrix.clone())
@@ -323,10 +329,20 @@ class CompletionTraining(loop.Objective[Look]):
 
     # What is trained
 
+    def follow(self, looks: Sequence[tuple[int, Look]]) -> None:
+        """By how much targets are lower than the aim: more at each look from which the run, at its pace, would not get there."""
+        self.lower = 0.0
+        for (before, last), (step, look) in pairwise(looks):
+            level = self.aim.levels(look)[2]
+            missing = 0.0 if level is None else level - look.loss
+            left = (self.length() - step) / (step - before)
+            if missing < 0 or left * (look.loss - last.loss) < missing:
+                self.lower = max(0.0, self.lower + GAIN * missing)
+
     def targets(self, seen: Tensor | None) -> Tensor:
         """Targets t (N,): a reference model's margins, or those of unseen records' tokens by rank, never above the original's own."""
         found = self.aim.margins(self.phi, seen)
-        return torch.where(found < self.phi, found - self.aim.beyond, self.phi)
+        return torch.where(found < self.phi, found - self.aim.beyond - self.lower, self.phi)
 
     def gradients(self, batch: _Batch, wanted: Tensor) -> tuple[dict[str, Tensor], float]:
         """Gradients of the loss on a batch by name, summed over processes, and the loss."""
@@ -368,6 +384,7 @@ class CompletionTraining(loop.Objective[Look]):
         """Loss of some tokens, its gradient with respect to what enters the head (N, d), and with respect to the head's weight."""
         device = entered.device
         features, targets = of.features[places], of.targets[places].to(device)
+        sure = self.phi[places if of is self.forgotten else places[:0]] > 0
         down = torch.empty_like(entered, dtype=torch.float32)
         up = torch.zeros_like(head.matrix) if self.moving_head else None
         loss, width = 0.0, head.matrix.shape[1] - head.bias
@@ -379,7 +396,8 @@ class CompletionTraining(loop.Objective[Look]):
                 made, slopes = _held(z, old, own)
             else:
                 aim = wanted[part].to(device, z.dtype)[:, None]
-                made, slopes = _demoted(z, old, targets[part][:, None], aim, own, self.schedule.others)
+                others = self.schedule.others * sure[part].to(device, z.dtype)[:, None]
+                made, slopes = _demoted(z, old, targets[part][:, None], aim, own, others)
             loss += made
             slopes = slopes * slope
             down[part] = slopes @ head.matrix[:, :width].to(slopes.dtype)
@@ -419,8 +437,11 @@ def _held(z: Tensor, old: Tensor, share: Tensor) -> tuple[float, Tensor]:
     return loss, log_p.exp_().sub_(q).mul_(share)
 
 
-def _demoted(z: Tensor, old: Tensor, y: Tensor, t: Tensor, share: Tensor, others: float) -> tuple[float, Tensor]:
-    """Loss of tokens that go, Σ share · (… + others · KL(q₋ ‖ p₋)), and its gradient with respect to logits z (b, V), which are overwritten."""
+def _demoted(z: Tensor, old: Tensor, y: Tensor, t: Tensor, share: Tensor, others: Tensor) -> tuple[float, Tensor]:
+    """Loss of tokens that go, Σ share · (… + others · KL(q₋ ‖ p₋)), and its gradient with respect to logits z (b, V), which are overwritten.
+
+    ``t``, ``share`` and ``others`` are (b, 1).
+    """
     z_y = z.gather(1, y)
     top = z.scatter_(1, y, -math.inf).logsumexp(dim=1, keepdim=True)
     log_p, log_q = z.sub_(top), _normalised(old.scatter_(1, y, -math.inf))

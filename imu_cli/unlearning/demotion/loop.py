@@ -153,6 +153,9 @@ class Objective(Surroundings, ABC, Generic[LookT]):
     def looked(self, values: Mapping[str, Any]) -> LookT:
         """A look that was kept."""
 
+    def follow(self, looks: Sequence[tuple[int, LookT]]) -> None:
+        """Set what is aimed at by the looks so far, those before an interruption too; nothing else may be asked."""
+
     @abstractmethod
     def targets(self, seen: Any) -> Any:
         """What is aimed at until the next look."""
@@ -267,6 +270,7 @@ class _Attempt(Generic[LookT]):
             batches.restore(tensors)
             seen = work.look()[1]
         yield from looks
+        work.follow(looks)
         wanted, previous = work.targets(seen), copied(work.parameters)
         for step in range(begin, steps):
             gradients, loss = work.gradients(batches.take(), wanted)
@@ -288,6 +292,7 @@ class _Attempt(Generic[LookT]):
                 if met is not None:
                     yield met
                     return
+            work.follow(looks)
             wanted, previous = work.targets(seen), copied(work.parameters)
             if not last:
                 state = {f"weights.{name}": value for name, value in previous.items()}
