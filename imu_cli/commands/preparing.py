@@ -46,7 +46,9 @@ def find(
         RefusedError: it needs code of its own.
     """
     if takes != "record":
-        _refuse_for_records(config, "this model takes images" if takes == "image" else "this is a classifier of texts")
+        _refuse_for_records(
+            config, "this model takes images" if takes == "image" else f"this is a classifier of {takes}s"
+        )
     if takes == "image":
         if config.truncate:
             raise ImuError("--truncate: cuts texts, and this model takes images; leave it out")

@@ -304,3 +304,11 @@ def test_columns_are_for_every_file(work: Path, capsys: pytest.CaptureFixture[st
         assert main(given) == 2
         assert "texts.jsonl: holds texts, and net is a classifier of words" in capsys.readouterr().err
     assert not Path("other").exists()
+
+
+def test_tags_beside_tags_are_told(tmp_path: Path) -> None:
+    """A file may have both columns: ``tags`` are read, and a note says that the others are not."""
+    (tmp_path / "a.jsonl").write_text('{"tokens": ["lion"], "tags": ["O"], "ner_tags": ["B-PER"], "text": "lion"}\n')
+    samples = open_source(str(tmp_path / "a.jsonl"), "data")
+    assert samples.class_text(samples.labels[0]) == "O"
+    assert samples.notes[0].endswith("ignored columns that have no meaning here: 'ner_tags'")
