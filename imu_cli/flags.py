@@ -201,11 +201,14 @@ def build(config: type[Config], values: Mapping[str, Any], origins: Mapping[str,
     try:
         made = TypeAdapter(config).validate_python(dict(values))
     except ValidationError as error:
-        problems = []
+        problems: dict[str, dict[str, None]] = {}
         for item in error.errors():
             name = str(item["loc"][0]) if item["loc"] else "options"
-            problems.append(f"{_where(name, origins)} {shown(item['input'])}: {item['msg'].lower()}")
-        raise ImuError("\n".join(dict.fromkeys(problems))) from error
+            # An option of several types has a message for each, of one value.
+            problems.setdefault(f"{_where(name, origins)} {shown(item['input'])}", {})[
+                item["msg"].lower().removeprefix("value error, ")
+            ] = None
+        raise ImuError("\n".join(f"{where}: {' or '.join(said)}" for where, said in problems.items())) from error
     _refuse_numbers(made, values, origins)
     return made
 

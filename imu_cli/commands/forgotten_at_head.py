@@ -26,12 +26,14 @@ from imu_cli.unlearning.matched import records
 from imu_cli.unlearning.matched.records import Chosen, Point
 from imu_cli.unlearning.matched.words import WordProblem
 
-DEEPER_OR_CLASSES = (
-    "scenario", "preset", "weights", "rows", "reweight", "step", "learning_rate", "momentum", "weight_decay", "l1", "minibatch", "epochs",
+CLASSES = (
+    "scenario", "preset", "weights", "rows", "reweight", "step", "momentum", "weight_decay", "l1", "epochs",
     "max_steps", "max_head_change", "max_class_drop", "max_auc", "class_factor", "keep", "clip_quantile", "damping", "feature_term",
-    "features", "classes", "cache_features", "label", "batches", "beta", "anchor",
+    "features", "classes", "cache_features", "label",
 )  # fmt: skip
 """Options of ``imu unlearn`` that mean nothing at the head of a language model."""
+DEEPER = ("learning_rate", "minibatch", "batches", "beta", "anchor")
+"""Options that mean something where layers below it move."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +58,12 @@ def refuse(opened: Session, config: UnlearnConfig, origins: Mapping[str, str], r
         ImuError: options of other methods, ``--untie`` where nothing is tied, or a file that says nothing of the tie.
         RefusedError: the head is tied and ``--untie`` is not given, or it is not in the file.
     """
-    people.refuse_options(DEEPER_OR_CLASSES, origins, forgotten_records.WHAT)
+    people.refuse_options(CLASSES, origins, forgotten_records.WHAT)
+    deeper = ["--" + name.replace("_", "-") for name in DEEPER if origins.get(name) in ("flag", "environment")]
+    if deeper:
+        raise ImuError(
+            f"{', '.join(deeper)}: for layers below the head; name them, for example --scope {scopes.LAST_BLOCK}, or leave out"
+        )
     if config.method not in ("auto", "matched"):
         raise ImuError(
             f"--method {config.method}: the head of a language model goes by matched; leave it out, or name a deeper --scope"

@@ -13,7 +13,7 @@ from imu_cli.features.session import Session
 from imu_cli.records.parts import HeldOutInfo
 from imu_cli.samples import asked
 from imu_cli.samples.classes import in_model_ids
-from imu_cli.samples.dataset import SampleSet
+from imu_cli.samples.dataset import TEXTS, WORDS, SampleSet
 from imu_cli.samples.manifest import open_source
 from imu_cli.samples.overlap import overlap, without
 from imu_cli.samples.texts.sentences import sentences
@@ -124,16 +124,29 @@ def held_out(opened: Session, spec: str, option: str = "--test") -> SampleSet:
 
 
 def _labelled(opened: Session, samples: SampleSet) -> SampleSet:
-    """The samples in the model's ids; records of a language model have no labels, and have to be records.
+    """The samples in the model's ids; records of a language model have no labels.
 
     Raises:
-        ImuError: other samples for a language model.
+        ImuError: samples of another kind than the model takes.
         InvalidRowsError: labels that the model does not have.
     """
-    if not opened.head.writes:
-        return in_model_ids(samples, opened.classes)
-    preparing.refuse_other_kind("record", samples, opened.checkpoint.path)
-    return asked.unlabelled(samples)
+    refuse_other_kind(opened, samples)
+    return asked.unlabelled(samples) if opened.head.writes else in_model_ids(samples, opened.classes)
+
+
+def refuse_other_kind(opened: Session, samples: SampleSet) -> None:
+    """Refuse samples of another kind than those that the model was opened on.
+
+    Raises:
+        ImuError: naming both.
+    """
+    if opened.network is None:
+        return  # features from a file are what they are; that nothing else can be run is said where it would be
+    kind = opened.forget.samples.kind
+    takes: preparing.Takes = (
+        "record" if opened.head.writes else "word" if kind is WORDS else "text" if kind is TEXTS else "image"
+    )
+    preparing.refuse_other_kind(takes, samples, opened.checkpoint.path)
 
 
 def retained(opened: Session, spec: str) -> SampleSet:

@@ -111,6 +111,8 @@ class _Given:
 
 def _read_data(config: ForgetConfig) -> _Given:
     names = ColumnNames.parse(config.columns)
+    if config.data == "-" and config.forget == ["-"]:
+        raise ImuError("--data -: the forget list is what standard input holds; name a file")
     data = open_source(config.data, "data", names=names) if config.data else None
     stdin = BytesIO(streams.from_stdin()) if config.forget == ["-"] else None
     return _Given(data, stdin, peek(config.forget, data, engine_module.TRIED, stdin, names), names)
@@ -177,6 +179,11 @@ def takes_of(config: ModelConfig, loaded: Loaded, few: SampleSet | None) -> prep
                 f"--task language: {loaded.architecture.name} is {type(loaded.model).__name__}, which writes no text; leave the option out"
             )
         return "record"
+    if config.task == "classification" and loaded.takes == "record":
+        raise ImuError(
+            f"--task classification: {loaded.architecture.name} is {type(loaded.model).__name__}, which writes text and has no classes; "
+            "leave the option out"
+        )
     if loaded.takes is not None:
         return loaded.takes
     if few is not None and few.kind is RECORDS:

@@ -97,7 +97,11 @@ def sets_of(
         InvalidRowsError: held-out data hold forget samples.
     """
     forget = opened.forget.samples
-    trained = opened.data if retain is None else people.with_people(open_source(retain, "retain", opened.data))
+    trained = (
+        opened.data
+        if retain is None
+        else people.with_people(open_source(retain, "retain", opened.data, names=opened.columns))
+    )
     rest = (
         None
         if trained is None or not beside
@@ -128,7 +132,7 @@ def ids(samples: SampleSet) -> list[str]:
 
 
 def _unseen(opened: Session, spec: str, trained: Sequence[SampleSet], option: str) -> SampleSet:
-    samples = people.with_people(open_source(spec, "test", opened.data))
+    samples = people.with_people(open_source(spec, "test", opened.data, names=opened.columns))
     shared = overlap(opened.forget.samples, samples)
     if shared.same:
         raise InvalidRowsError(

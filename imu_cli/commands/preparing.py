@@ -9,6 +9,7 @@ from torch import nn
 
 from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError
+from imu_cli.files.reading import cut
 from imu_cli.models.architecture import Loaded
 from imu_cli.models.sidecar import Said
 from imu_cli.samples.dataset import FEATURES, RECORDS, TEXTS, TOKENIZED, WORDS, SampleSet
@@ -45,7 +46,9 @@ def find(
         RefusedError: it needs code of its own.
     """
     if takes != "record":
-        refuse_for_records(config, "this model takes images" if takes == "image" else "this is a classifier of texts")
+        refuse_for_records(
+            config, "this model takes images" if takes == "image" else f"this is a classifier of {takes}s"
+        )
     if takes == "image":
         if config.truncate:
             raise ImuError("--truncate: cuts texts, and this model takes images; leave it out")
@@ -96,6 +99,25 @@ def share(step: InputStep, model: nn.Module, path: Path) -> None:
     if tokenizers.is_there(folder):
         tokens.refuse_other(step.described(), tokenizers.load(folder, model), f"{path}: the evaluated model")
     tokenizers.tell_padding(model, step.tokenizer.padding)
+
+
+def refuse_other_words(step: InputStep, model: nn.Module, path: Path) -> None:
+    """Refuse a model that is to take another one's tokens, and has a tokenizer that gives some of its words other ids.
+
+    Raises:
+        ImuError: how many, and which is the first.
+        RefusedError: that tokenizer needs code of its own.
+    """
+    folder = path if path.is_dir() else path.parent
+    if not isinstance(step, tokens.Tokens) or not tokenizers.is_there(folder):
+        return
+    own, theirs = step.tokenizer.made.get_vocab(), tokenizers.load(folder, model).made.get_vocab()
+    other = [word for word, at in own.items() if theirs.get(word, at) != at]
+    if other:
+        raise ImuError(
+            f"{path}: its tokenizer gives {len(other):,} of {len(own):,} words another id ({cut(other[0])!r} is {theirs[other[0]]} there and "
+            f"{own[other[0]]} here), and it is to take the same tokens; give a model of the same tokenizer"
+        )
 
 
 def refuse_other_kind(takes: Takes, samples: SampleSet, model: Path) -> None:

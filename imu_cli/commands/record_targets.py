@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from imu_cli.commands import opening
+from imu_cli.commands import opening, preparing
 from imu_cli.config.commands import UnlearnConfig
 from imu_cli.config.shared import ModelConfig
 from imu_cli.errors import ImuError
@@ -20,6 +20,7 @@ from imu_cli.unlearning.demotion.completions import Aim, Completed
 
 BARELY = -3.0
 """Log-odds that tokens come down to at least where nothing but ``--until`` says how far."""
+EXAMPLE = "'forget.extraction_strength<=0.1'"
 UNTIL = re.compile(r"\s*forget\.(exact_memorization|extraction_strength)\s*<=\s*(\S+)\s*")
 
 
@@ -36,7 +37,7 @@ def parse_until(text: str) -> dict[str, float]:
         value = -1.0
     if match is None or not 0 <= value < 1:
         raise ImuError(
-            f"--until {text!r}: no target of a language model; write 'forget.extraction_strength<=0.1' or "
+            f"--until {text!r}: no target of a language model; write {EXAMPLE} or "
             "'forget.exact_memorization<=0.6', with a fraction from 0 to 1"
         )
     return {match.group(1): value}
@@ -46,8 +47,10 @@ def refuse_without_aim(config: UnlearnConfig, unseen: SampleSet | None, until: M
     """Refuse a run that nothing tells how far to go.
 
     Raises:
-        ImuError: neither unseen records, nor a reference model, nor ``--until``.
+        ImuError: neither unseen records, nor a reference model, nor ``--until``; or the reference model is not there.
     """
+    if config.reference_model is not None:
+        checkpoint.open_checkpoint(Path(config.reference_model))  # a name that is none is said before anything runs
     if unseen is None and config.reference_model is None and until is None:
         raise ImuError(
             "--test: not given; records are to become as likely as ones that the model never saw, and such records say how likely that is "
@@ -128,6 +131,12 @@ def open_beside(opened: Session, path: Path, config: ModelConfig) -> Session:
     own = any(item.arch is not None for item in architecture.read_said(found))
     known = None if built.runs_code or own else Said("the model that is unlearned", built.name, built.arguments)
     _, loaded = opening.load_model(path, config, known, found)
+    if loaded.takes not in (None, "record"):
+        raise ImuError(
+            f"{path}: is {type(loaded.model).__name__}, which writes no text, and {opened.checkpoint.path} is a language model; name another "
+            "of those"
+        )
+    preparing.refuse_other_words(network.preprocess, loaded.model, path)
     model = loaded.model.to(opened.device)
     head = language.find_head(model, network.probe, found, loaded, config.head)
     if len(head.matrix) != len(opened.head.matrix):

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from imu_cli.config.commands import EvaluateConfig
-from imu_cli.errors import ImuError
+from imu_cli.errors import ImuError, nearest
 from imu_cli.evaluation import gates
 from imu_cli.files import outputs, writing
 from imu_cli.models.head import Head
@@ -56,8 +56,13 @@ def refuse_other_task(wanted: Sequence[gates.Gate], head: Head, report: Path | N
     which = "embedding" if head.embeds else "language" if head.writes else ""
     known, kind = kinds.get(which, (DEFINITIONS, "a classifier"))
     foreign = [gate for gate in wanted if gate.metric not in known]
-    said = f"is no metric of {kind}, which this is; its metrics are {', '.join(known)}"
-    _refuse({gate.text: f"{gate.text!r}: {gate.metric} {said}" for gate in foreign}, report)
+    every = f"; its metrics are {', '.join(known)}"
+
+    def said(gate: gates.Gate) -> str:
+        near = nearest(gate.metric, known, cutoff=0.5) or every
+        return f"{gate.text!r}: {gate.metric} is no metric of {kind}, which this is{near}"
+
+    _refuse({gate.text: said(gate) for gate in foreign}, report)
 
 
 def junit_file(config: EvaluateConfig, output: Path) -> Path | None:

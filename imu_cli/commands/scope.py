@@ -273,7 +273,8 @@ def anchor_of(opened: Session, given: str, judges: SampleSet | None) -> SampleSe
         ImuError: nothing is left of it.
         InvalidRowsError: forget samples stand in it.
     """
-    samples = open_source(given, "test", opened.data)
+    samples = open_source(given, "test", opened.data, names=opened.columns)
+    held_out.refuse_other_kind(opened, samples)
     shared = overlap(opened.forget.samples, samples)
     if shared.same:
         raise InvalidRowsError(

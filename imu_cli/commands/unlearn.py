@@ -75,7 +75,10 @@ def _refuse_contradictions(config: UnlearnConfig) -> None:
     elif config.scope != scopes.HEAD:
         scope.refuse(config)
     if config.until is not None and not record_targets.UNTIL.fullmatch(config.until):
-        targets.parse_until(config.until)
+        try:
+            targets.parse_until(config.until)
+        except ImuError as error:
+            raise ImuError(f"{error} ({record_targets.EXAMPLE} of a language model)") from error
 
 
 def refuse_for_preset(config: UnlearnConfig) -> None:

@@ -24,6 +24,8 @@ from imu_cli.records.token_influence import TokenInfluence
 DEEPEST = 40
 """Levels of nesting in a record; what the tool writes has fewer than ten."""
 KINDS = "name a .record.json or .evaluation.json"
+RESULTS = (".record.json", ".evaluation.json")
+"""What the results in a folder that was written are called by."""
 
 Written = Record | Judged
 """What a file may hold, told apart by its ``schema``."""
@@ -82,7 +84,8 @@ def read(path: Path) -> Written:
     Raises:
         ImuError: missing, not JSON, of an unknown schema, or not as the schema says.
     """
-    plain = read_json(path, remedy=KINDS, texts="names", deepest=DEEPEST)
+    there = sorted(str(file) for file in path.glob("model.*.json") if file.name.endswith(RESULTS))
+    plain = read_json(path, remedy=f"name {' or '.join(there)}" if there else KINDS, texts="names", deepest=DEEPEST)
     schema = plain.get("schema")
     if not isinstance(schema, str) or schema not in SCHEMAS:
         raise ImuError(f"{path}: schema {shown(schema)} is not known to this version; it reads {', '.join(SCHEMAS)}")

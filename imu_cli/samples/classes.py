@@ -11,13 +11,12 @@ import numpy as np
 
 from imu_cli.errors import ImuError, InvalidRowsError, nearest
 from imu_cli.files.reading import MAX_NAMES, content, cut
+from imu_cli.samples.column_names import is_sentence
 from imu_cli.samples.dataset import TEXTS, UNKNOWN, WORDS, SampleSet
 from imu_cli.samples.packing import as_array, numbers
 
 SHOWN = 12
 """Classes that a message lists."""
-LONGEST = 40
-"""Characters of a label that a message shows whole."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +54,15 @@ class ClassNames:
         if re.fullmatch(r"-?[0-9]{1,18}", text):
             return self._in_range(int(text))
         if self.names is None:
-            raise ImuError(
-                f"label '{_short(text)}': the model's class names are not known; give ids, or --classes FILE"
-            )
-        raise ImuError(
-            f"label '{_short(text)}' is not a class of {self.whose}{nearest(text, self.names) or self._listed()}"
-        )
+            raise ImuError(f"label {_short(text)}: the model's class names are not known; give ids, or --classes FILE")
+        near = nearest(text, self.names)
+        raise ImuError(f"label {_short(text, bool(near))} is not a class of {self.whose}{near or self._listed()}")
 
     def _listed(self) -> str:
         """`` (its classes are ant, bee, …)``, a few of them."""
-        names = [cut(name) for name in (self.names or ())[:SHOWN]]
+        names = [
+            f"one of {len(name):,} characters" if is_sentence(name) else name for name in (self.names or ())[:SHOWN]
+        ]
         more = "" if self.num_classes <= SHOWN else f", and {self.num_classes - SHOWN} more"
         return f"; its classes are {', '.join(names)}{more}"
 
@@ -82,9 +80,9 @@ class ClassNames:
         return self.names[number] if self.names is not None else str(number)
 
 
-def _short(text: str) -> str:
-    """A label for a message: where a column was mistaken for that of labels, it may be a person's text."""
-    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}… ({len(text):,} characters)"
+def _short(text: str, known: bool = False) -> str:
+    """A label for a message, but not where it is like no class that is ``known``, and may be a person's text in the wrong column."""
+    return f"of {len(text):,} characters" if is_sentence(text) and not known else f"'{cut(text)}'"
 
 
 def _classes_file(path: Path, num_classes: int) -> tuple[str, ...]:
@@ -175,7 +173,12 @@ def _two_vocabularies(samples: SampleSet, classes: ClassNames, own: Sequence[int
 
 
 def _few(names: Sequence[str]) -> str:
-    return ", ".join(repr(name[:30]) for name in names[:2]) + (", …" if len(names) > 2 else "")
+    return ", ".join(_name(name, 30) for name in names[:2]) + (", …" if len(names) > 2 else "")
+
+
+def _name(name: str, most: int) -> str:
+    """A class's name, but not where it is likely a text in the wrong column."""
+    return f"one of {len(name):,} characters" if is_sentence(name) else repr(name[:most])
 
 
 def in_model_ids(samples: SampleSet, classes: ClassNames) -> SampleSet:

@@ -44,6 +44,10 @@ LONGEST_NAME, WORDS = 40, 3
 REMEDY = "write for example --columns text=utterance,label=category"
 
 
+EARLY = 100
+"""First rows of which lists in columns without a meaning are kept, as JSON: by them a message proposes what to call a column."""
+
+
 def is_sentence(name: str) -> bool:
     """Whether a cell of a header is likely none: a row that stands where a header should."""
     return len(name) > LONGEST_NAME or name.count(" ") >= WORDS
@@ -130,8 +134,9 @@ class ColumnNames:
         return [meanings.get(name, "" if name in taken else name) for name in columns]
 
     def missing(self, own: Sequence[str]) -> list[tuple[str, str]]:
-        """Pairs (meaning, name) that a file with these columns of its own has neither by that name nor by the meaning's."""
-        return [pair for pair in self.given.items() if not set(pair) & set(own)]
+        """Pairs (meaning, name) that a file with these columns of its own has neither by that name nor by one that is read so anyway."""
+        other = {TAGS: NER_TAGS, **{meaning: name for name, meaning in ALIASES.items()}}
+        return [pair for pair in self.given.items() if not {*pair, other.get(pair[0])} & set(own)]
 
 
 def _pairs(value: str) -> list[tuple[str, str]]:

@@ -37,6 +37,8 @@ def _kind(path: Path | None, data: bytes) -> str:
     first = data.lstrip().split(b"\n", 1)[0]
     if first.startswith((b"{", b"[")):
         return ".jsonl"
+    if conll.is_likely(first):
+        return ".conll"
     return ".tsv" if b"\t" in first and b"," not in first else ".csv"
 
 
@@ -63,7 +65,8 @@ def read_table(path: Path | None, stdin: BinaryIO | None, problems: Problems, na
     encodings.refuse(problems.name, data)
     kind = _kind(path, data)
     if kind == ".conll":
-        rows = conll.sentence_rows(data, names, problems)
+        universal = path is not None and path.suffix.lower() == conll.UNIVERSAL
+        rows = conll.sentence_rows(data, names, problems, universal)
     else:
         rows = json_rows(data, names, problems) if kind == ".jsonl" else _csv_rows(data, kind, names, problems)
     if not rows.lines and not problems.found:
@@ -111,8 +114,7 @@ def _separated_rows(data: bytes, delimiter: str, quoting: Any, names: ColumnName
             cells = next(reader)
         except StopIteration:
             # "" alone is somebody's row, commas alone are a spreadsheet's.
-            for empty in blank if len(rows.columns) == 1 else []:
-                rows.add(empty, {TEXT: ""})
+            _fill(rows, blank if len(rows.columns) == 1 else [])
             return rows
         except csv.Error as error:
             problems.add(line, f"cannot be split into fields ({error}); {_quoting_remedy(str(error))}")
@@ -128,27 +130,43 @@ def _separated_rows(data: bytes, delimiter: str, quoting: Any, names: ColumnName
             )
             continue
         if not rows.own:
-            heads = [cell.strip().lower() for cell in cells]
-            rows.headless = names.headless(heads)
-            rows.own = [str(at) for at in range(1, len(cells) + 1)] if rows.headless else heads
-            rows.columns = _positioned(line, names, cells, problems) if rows.headless else names.renamed(heads)
+            if not _begins(rows, line, cells, delimiter, names, problems):
+                return rows  # what follows from a header of another kind is no problem of its own
             if not rows.headless:
-                _refuse_header(line, heads, delimiter, problems)
                 continue
-        if len(cells) > len(rows.columns) and any(cell.strip() for cell in cells[len(rows.columns) :]):
-            first, mark = (
-                "the first row" if rows.headless else "the header",
-                repr(delimiter) if delimiter != TAB else "tabs",
-            )
-            problems.add(line, f"has {len(cells)} fields, {first} {len(rows.columns)}; quote fields that hold {mark}")
+        if "".join(cells[len(rows.columns) :]).strip():
+            problems.add(line, _too_many(rows, len(cells), delimiter))
             continue
-        for empty in blank:
-            rows.add(empty, {TEXT: ""})
+        _fill(rows, blank)
         blank = []
         # A row may be short: spreadsheets leave out trailing empty cells.
         if len(cells) < len(rows.columns):
             rows.short.append((line, len(cells)))
         rows.add(line, dict(zip(rows.columns, cells, strict=False)))
+
+
+def _fill(rows: Rows, blank: Sequence[int]) -> None:
+    for line in blank:
+        rows.add(line, {TEXT: ""})
+
+
+def _too_many(rows: Rows, count: int, delimiter: str) -> str:
+    first, mark = "the first row" if rows.headless else "the header", "tabs" if delimiter == TAB else repr(delimiter)
+    return f"has {count} fields, {first} {len(rows.columns)}; quote fields that hold {mark}"
+
+
+def _begins(
+    rows: Rows, line: int, cells: Sequence[str], delimiter: str, names: ColumnNames, problems: Problems
+) -> bool:
+    """Take the first row as the header, or by positions; whether rows of this kind may follow."""
+    heads = [cell.strip().lower() for cell in cells]
+    rows.headless = names.headless(heads)
+    rows.own = [str(at) for at in range(1, len(cells) + 1)] if rows.headless else heads
+    rows.columns = _positioned(line, names, cells, problems) if rows.headless else names.renamed(heads)
+    if not rows.headless and _refuse_header(line, heads, delimiter, problems):
+        rows.columns = []
+        return False
+    return True
 
 
 def _positioned(line: int, names: ColumnNames, cells: Sequence[str], problems: Problems) -> list[str]:
@@ -163,7 +181,11 @@ def _quoting_remedy(error: str) -> str:
     return "check the quotes: one inside a quoted field is written twice"
 
 
-def _refuse_header(line: int, columns: Sequence[str], delimiter: str, problems: Problems) -> None:
+def _refuse_header(line: int, columns: Sequence[str], delimiter: str, problems: Problems) -> bool:
+    """Problems of a header; whether it shows that the file is of another kind, whose rows mean nothing."""
+    if re.match(r"[\[{]\s*[\"{]", columns[0]):
+        problems.add(line, "begins as JSON lines do; name the file .jsonl")
+        return True
     for name in sorted({name for name in columns if name and columns.count(name) > 1}):
         problems.add(line, f"column '{cut(name)}' stands twice in the header; remove one")
     if len(columns) == 1 and re.search("[;\t|]" if delimiter == "," else "[;,|]", columns[0]):
@@ -173,6 +195,8 @@ def _refuse_header(line: int, columns: Sequence[str], delimiter: str, problems: 
             else "commas or ';'; use tabs, or name the file .csv for commas"
         )
         problems.add(line, f"the header looks separated by {remedy}")
+        return True
+    return False
 
 
 # --- writing

@@ -49,6 +49,11 @@ def refuse_suffix(spec: str) -> None:
 
 
 def _refuse_start(name: str, data: bytes) -> None:
+    begin = data[:100].lstrip().lower()
+    if begin.startswith((b"<!doctype html", b"<html")):
+        raise ImuError(f"{name}: is a web page, not a list; download the file itself")
+    if begin and not begin.strip(b"\0") and not data.strip(b"\0"):
+        raise ImuError(f"{name}: is nothing but NULs, not a list; it was not written to its end, copy it again")
     for start, what, remedy in PACKED:
         if data.startswith(start):
             raise ImuError(f"{name}: is {what}, not a list; {remedy.replace('FILE', name)}")

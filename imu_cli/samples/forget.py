@@ -132,8 +132,9 @@ def settle(draft: Draft, data: SampleSet | None, classes: ClassNames, problems: 
 def _note_missing(draft: Draft, data: SampleSet | None, unmapped: Mapping[int, str], problems: Problems) -> None:
     """A problem for each line without a label; where there are no lines to mend, one for each cause."""
     missing: dict[str, list[int]] = defaultdict(list)
+    said = {line for line, _ in problems.found}
     for row, label in enumerate(draft.samples.labels):
-        if label == UNKNOWN:
+        if label == UNKNOWN and not said & {0, draft.line(row)}:
             missing[_why_missing(draft.rows[row], data, unmapped)].append(row)
     every = sum(len(rows) for rows in missing.values()) == len(draft.samples)
     for why, rows in missing.items():

@@ -8,16 +8,19 @@ from typing import Any
 from imu_cli.files.reading import MAX_JSON, cut, json_value, refuse_texts, shown, strings_in
 from imu_cli.samples.column_names import (
     ALIASES,
+    EARLY,
     KNOWN_COLUMNS,
     MESSAGES,
     NER_TAGS,
+    PARAPHRASES,
     RECORD_COLUMNS,
     SAMPLE_TEXTS,
     SENTENCE_COLUMNS,
+    TEXT,
     TOKENS,
     ColumnNames,
 )
-from imu_cli.samples.tables import Problems, Rows
+from imu_cli.samples.tables import CR_ALONE, Problems, Rows
 
 
 def json_rows(data: bytes, names: ColumnNames, problems: Problems) -> Rows:
@@ -29,6 +32,7 @@ def json_rows(data: bytes, names: ColumnNames, problems: Problems) -> Rows:
         return rows
     meanings = {name: meaning for meaning, name in names.given.items()}
     columns: dict[str, None] = {}
+    wrong = list[tuple[int, str]]()
     # Lines end in \\n alone: U+2028 may stand inside a JSON string.
     for line, source in enumerate(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="\n"), 1):
         if not source.strip():
@@ -36,12 +40,17 @@ def json_rows(data: bytes, names: ColumnNames, problems: Problems) -> Rows:
         try:
             row = _json_row(source, meanings)
         except ValueError as error:
-            problems.add(line, f"no JSON object of plain values ({error}); write one object a line")
+            wrong.append((line, f"no JSON object of plain values ({error}); write one object a line"))
             continue
         columns |= dict.fromkeys(row)
         renamed = {name: new for name, new in zip(row, names.renamed(row), strict=True) if new}
         rows.odd += [(line, new, kind) for name, new in renamed.items() if (kind := _not_text(new, row[name]))]
-        rows.add(line, {new: _plain(new, row[name]) for name, new in renamed.items()})
+        early = len(rows.lines) < EARLY
+        rows.add(line, {new: _plain(new, row[name], early) for name, new in renamed.items()})
+    if len(wrong) > 1 and not rows.lines and (whole := _no_lines(data)):
+        wrong = [(0, whole.replace("FILE", problems.name))]
+    for line, told in wrong:
+        problems.add(line, told)
     rows.own = list(columns)
     rows.columns = names.renamed(columns)
     return rows
@@ -51,7 +60,7 @@ def _one_value(data: bytes, known: Set[str]) -> str:
     """What to say of a file that is one JSON value over many lines, or one list; empty for lines of objects, with keys that are known."""
     start = data[:1000].removeprefix(b"\xef\xbb\xbf").lstrip()
     if b"\r" in data[:100_000] and b"\n" not in data:
-        return "its lines end in CR alone; write it with LF (tr '\\r' '\\n' < FILE > OUT)"
+        return CR_ALONE
     if start.startswith(b"["):
         return "is one JSON list, not lines of objects; write one object a line (jq -c '.[]' FILE > OUT.jsonl)"
     if not start.startswith(b"{") or len(data) > MAX_JSON:
@@ -64,13 +73,36 @@ def _one_value(data: bytes, known: Set[str]) -> str:
         isinstance(value, list | dict) and len(value) > 1 for value in found.values()
     ):
         return ""
-    if set(found) & known:
+    if set(found) & known or _is_row(found, data):
         return ""
     keys = ", ".join(repr(cut(key)) for key in list(found)[:4])
     return (
         f"is one JSON object with {keys}, not lines of samples; write each list of it as lines of objects, such as "
         '{"text": "…", "label": "…"}'
     )
+
+
+def _no_lines(data: bytes) -> str:
+    """What to say of a file no line of which is an object; empty where its lines are objects, each with something wrong."""
+    first = data.removeprefix(b"\xef\xbb\xbf").lstrip().split(b"\n", 1)[0].strip()
+    if not first.startswith(b"{"):
+        return "no line of it is a JSON object; name it as what it is, such as .csv or .tsv, or write one object a line"
+    whole = first.rstrip(b",").endswith(b"}")
+    return "" if whole else "its objects go over several lines; write one object a line (jq -c . FILE > OUT.jsonl)"
+
+
+def _is_row(found: Mapping[str, Any], data: bytes) -> bool:
+    """Whether one object is a row of its own: it stands on one line, and its lists are words and their tags, or turns."""
+    if b"\n" in data.strip():
+        return False
+    lists = [value for value in found.values() if isinstance(value, list)]
+    plain = all(not isinstance(item, list | dict) for value in lists for item in value)
+    turns = any(value and all(isinstance(item, dict) and set(item) & SPEAKER for item in value) for value in lists)
+    return bool(lists) and (turns or (plain and len({len(value) for value in lists}) == 1))
+
+
+SPEAKER = {"role", "from", "speaker"}
+"""What a turn of a conversation calls its speaker."""
 
 
 def _json_row(source: str, meanings: Mapping[str, str]) -> dict[str, Any]:
@@ -131,7 +163,10 @@ def _not_text(column: str, value: Any) -> str:
     return "null" if value is None else kinds.get(type(value), type(value).__name__)
 
 
-def _plain(column: str, value: Any) -> str:
-    if column in (MESSAGES, NER_TAGS, *SENTENCE_COLUMNS) and isinstance(value, list):
-        return json.dumps(value, ensure_ascii=False)
+def _plain(column: str, value: Any, early: bool) -> str:
+    """A cell as text; a list where its column takes one, or has no meaning and might be called by one."""
+    meant = column in (MESSAGES, NER_TAGS, *SENTENCE_COLUMNS)
+    asked = early and column not in {*KNOWN_COLUMNS, *ALIASES, *PARAPHRASES} - {TEXT}
+    if isinstance(value, list) and (meant or asked):
+        return json.dumps(value, ensure_ascii=not meant)  # half a character may stand where nothing is read
     return "" if value is None or isinstance(value, list | dict) else str(value)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imu_cli.errors import ImuError, nearest
+from imu_cli.files.reading import cut
 from imu_cli.samples.column_names import ABOUT_COLUMNS, COMPLETION, FILE_COLUMNS, KNOWN_COLUMNS, TEXT, TOKENS
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.images.folders import inside
@@ -112,8 +113,10 @@ def _finder(table: Table, data: SampleSet | None) -> _Finder:
 
 
 def _row(text: str, data: SampleSet) -> _Place:
+    if not text.strip():
+        raise ImuError("the index is empty; write it, or take the row out")
     if not re.fullmatch(r"-?[0-9]{1,18}", text.strip()):
-        raise ImuError(f"index '{text}' is not a whole number")
+        raise ImuError(f"index '{cut(text)}' is not a whole number; rows of {data.source} count from 0")
     row = int(text)
     if not 0 <= row < len(data):
         raise ImuError(f"index {row} is out of range; {data.source} has the rows 0 to {len(data) - 1}")
@@ -143,7 +146,7 @@ def _placer(table: Table, data: SampleSet | None, problems: Problems) -> tuple[s
     if len(located) > 1:
         problems.add(0, f"has the columns {', '.join(located)}; keep exactly one that says which image is meant")
     elif not located and table.columns:
-        proposed = proposals.of_texts(table)
+        proposed = proposals.of_samples(table)
         near = "" if proposed else next((near for name in table.own if (near := nearest(name, KNOWN_COLUMNS[:5]))), "")
         problems.add(
             0,
@@ -151,7 +154,7 @@ def _placer(table: Table, data: SampleSet | None, problems: Problems) -> tuple[s
             + (f"; add {proposed}" if proposed else ""),
         )
     elif located == ["index"] and data is None:
-        proposed = proposals.of_texts(table)
+        proposed = proposals.of_samples(table)
         instead = f", or if it holds texts add {proposed}" if proposed else ""
         problems.add(0, f"has an index column, which counts rows of --data; give --data{instead}")
     if len(located) != 1 or (located == ["index"] and data is None):
@@ -166,8 +169,11 @@ def _placer(table: Table, data: SampleSet | None, problems: Problems) -> tuple[s
 
 def places_of(table: Table, data: SampleSet | None, problems: Problems) -> list[_Place | None]:
     """Each row's sample, None where there is none (a problem is noted)."""
-    if table.at is not None and data is not None:
-        return [None if row == UNKNOWN else _Place(data.names[row], data.location(row), row) for row in table.at]
+    if table.at is not None:
+        known = [(None if row == UNKNOWN else row) for row in table.at]
+        return [
+            None if row is None or data is None else _Place(data.names[row], data.location(row), row) for row in known
+        ]
     placer = _placer(table, data, problems)
     if placer is None:
         return [None] * len(table)

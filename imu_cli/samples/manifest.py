@@ -39,6 +39,8 @@ from imu_cli.samples.texts.reading import (
 from imu_cli.samples.texts.sentences import with_index
 from imu_cli.samples.vectors import is_features
 
+KNOWN = "; or give --data that has these sentences with tags"
+
 
 def is_table(spec: str) -> bool:
     """Whether it names a list, by its ending."""
@@ -81,7 +83,7 @@ def open_source(
 
 def _refuse_own_texts(table: Table, data: SampleSet, problems: Problems) -> None:
     """A problem where a list of ids has texts under another name: it would stand for rows of ``data`` and not for its own."""
-    proposed = proposals.of_texts(table)
+    proposed = proposals.of_samples(table)
     if proposed:
         problems.add(
             0,
@@ -136,16 +138,20 @@ def load_forget(
         return settle(_selected(specs, data, label, classes), data, classes, Problems(" ".join(specs)))
     if specs[0] == "-" or is_table(specs[0]):
         return _from_table(specs[0], data, label, classes, stdin, names, column)
-    refuse_suffix(specs[0])
-    if Path(specs[0]).is_file():
-        features = is_features(specs[0])
-        remedy = (
-            "give it as --features"
-            if features
-            else "name it .csv, .tsv or .jsonl (.conll: words and tags by lines), or name a folder of images"
-        )
-        raise ImuError(f"{specs[0]}: no kind of list; {remedy}")
+    _refuse_no_list(specs[0])
     return settle(_from_folder(specs[0], data, label, classes), data, classes, Problems(specs[0]))
+
+
+def _refuse_no_list(spec: str) -> None:
+    """Refuse a file that is no list, by its name.
+
+    Raises:
+        ImuError: what it is, and what to do.
+    """
+    refuse_suffix(spec)
+    if Path(spec).expanduser().is_file():
+        lists = "name it .csv, .tsv or .jsonl (.conll: words and tags by lines), or name a folder of images"
+        raise ImuError(f"{spec}: no kind of list; {'give it as --features' if is_features(spec) else lists}")
 
 
 def peek(
@@ -170,6 +176,7 @@ def peek(
     if is_selector(specs[0]):
         raise ImuError(f"--forget {' '.join(specs)}: selects rows of --data; give --data")
     if specs[0] != "-" and not is_table(specs[0]):
+        _refuse_no_list(specs[0])
         samples = _flat(specs[0]) or open_named(specs[0], "forget")
         return samples.subset(range(min(count, len(samples))))
     path, problems = _list_path(specs[0])
@@ -261,7 +268,7 @@ def _from_table(
     table = by_number(table, data)
     alone = data is None and holds_own(table, names)
     if TEXT in table.columns or table.words is not None or is_record(table):
-        refuse_columns(table, names, problems, labels=False)
+        refuse_columns(table, names, problems, labels=alone and label is None and table.words is not None, known=KNOWN)
     table = pointed(with_index(table, data, problems), data, problems)
     places = [] if alone else places_of(table, data, problems)
     weights = _weights(table, problems) if "weight" in table.columns else None

@@ -14,6 +14,7 @@ from imu_cli.samples.column_names import COMPLETION, FILE_COLUMNS, MESSAGES, PAI
 from imu_cli.samples.dataset import UNKNOWN, SampleSet
 from imu_cli.samples.packing import RowNames, as_array, numbers
 from imu_cli.samples.tables import Problems, Table
+from imu_cli.samples.texts import proposals
 from imu_cli.samples.texts.reading import is_record, store_of, wrong_rows
 from imu_cli.samples.texts.records import Records
 from imu_cli.samples.texts.sentences import WordNames, Words, firsts, places, samples_of
@@ -57,7 +58,9 @@ def pointed(table: Table, data: SampleSet | None, problems: Problems) -> Table:
     """
     if data is None:
         if by_id_alone(table):
-            problems.add(0, "names rows of --data by their id; give --data")
+            proposed = proposals.of_samples(table)
+            instead = f", or if it holds samples of its own add {proposed}" if proposed else ""
+            problems.add(0, f"names rows of --data by their id; give --data{instead}")
             return replace(table, at=numbers([UNKNOWN]) * len(table))
         return table
     if by_id_alone(table):

@@ -86,6 +86,10 @@ def _parts(value: str, known: Mapping[str, object]) -> list[str]:
 
 
 def _of_classes(samples: SampleSet, selector: str, value: str, classes: ClassNames | None) -> list[Sequence[int]]:
+    if classes is not None and not classes.required:
+        raise ImuError(
+            f"{cut(selector)}: {classes.whose} has no classes; name rows of {samples.source} by index, id or group"
+        )
     if classes is None:
         count = len(samples.classes) if samples.classes is not None else max(samples.labels, default=UNKNOWN) + 1
         if not count:

@@ -20,6 +20,9 @@ from imu_cli.samples.column_names import (
 )
 from imu_cli.samples.packing import A_BLOCK, Packer, Texts, numbers, take
 
+CR_ALONE = "its lines end in CR alone; write it with LF (tr '\\r' '\\n' < FILE > OUT)"
+"""What to say of a file whose lines are not told apart."""
+
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import small_texts
 import torch
 from conftest import listing
 from safetensors.torch import load_file
@@ -166,6 +167,20 @@ REFUSED = {
     "nobody to share with": (["--test", "unseen.jsonl", "--shard"], "--shard: there is one process"),
     "no such reference": (["--reference-model", "nowhere"], "nowhere"),
     "a test set of texts with labels alone": (["--test", "labels.csv"], "labels.csv"),
+    "a test set of words": (["--test", "words.jsonl"], "words.jsonl: holds words, and model is a language model; give records"),
+    "an anchor of words": (["--test", "unseen.jsonl", "--anchor", "words.jsonl"], "words.jsonl: holds words, and model is a language model"),
+    "a task of classes": (["--test", "unseen.jsonl", "--task", "classification"], "which writes text and has no classes; leave the option"),
+    "no metric of any model": (["--until", "forget.foo<=0.5"], "not a target; write 'forget.accuracy<=0.92', with a fraction"),
+    "steps of a head": (
+        ["--test", "unseen.jsonl", "--scope", "head", "--untie", "--batches", "3"],
+        "--batches: for layers below the head; name them, for example --scope last-block, or leave out",
+    ),
+    "a reference that classifies": (
+        ["--test", "unseen.jsonl", "--reference-model", "bert/net"], "bert/net: is BertForSequenceClassification, which writes no text",
+    ),
+    "a reference of other words": (
+        ["--test", "unseen.jsonl", "--reference-model", "other"], "other: its tokenizer gives 1 of",
+    ),
 }  # fmt: skip
 
 
@@ -173,13 +188,31 @@ REFUSED = {
 def test_what_means_nothing_is_refused(work: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Each ends with a message that says what was found and what to do, and nothing is written."""
     (work / "labels.csv").write_text("label,note\na,b\n")
+    (work / "words.jsonl").write_text('{"tokens": ["Alra"], "tags": ["O"]}\n')
     words, said = REFUSED[case]
+    if "bert/net" in words:
+        (work / "bert").mkdir()
+        small_texts.write(work / "bert")
+    if "other" in words:
+        shutil.copytree(work / "model", work / "other")
+        tokenizer = json.loads((work / "other/tokenizer.json").read_text())
+        vocabulary = tokenizer["model"]["vocab"]
+        vocabulary["unheard"] = vocabulary.pop("?")
+        tokenizer["model"]["vocab"] = vocabulary | {"?": len(vocabulary)}
+        (work / "other/tokenizer.json").write_text(json.dumps(tokenizer))
     before = listing(work)
     assert main([*JOB, *words]) in (2, 4)
     found = " ".join(capsys.readouterr().err.split())
     assert said in found
     assert "Traceback" not in found
     assert listing(work) == before
+
+
+def test_no_class_of_records_is_forgotten(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Records have no classes, and none of that name is all of them."""
+    assert main(["influence", "model", "--data", "train.jsonl", "--forget", "class=x", "-q"]) == 2
+    said = "imu: class=x: a language model has no classes; name rows of train.jsonl by index, id or group\n"
+    assert capsys.readouterr().err == said
 
 
 DEEPER = ["--scope", "last-block"]

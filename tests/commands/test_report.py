@@ -192,3 +192,10 @@ def test_wrong_gates_and_files_are_refused(job: Path, case: str, capsys: pytest.
     assert main(["evaluate", "model.safetensors", "--config", "imu.yaml", "--forget", "class=3", *words]) == 2
     assert said in capsys.readouterr().err
     assert sorted(job.iterdir()) == before
+
+
+def test_a_folder_is_told_which_results_are_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that was written has a record; its name is in the message."""
+    (tmp_path / "model.record.json").write_text(dump(record()))
+    assert main(["report", str(tmp_path)]) == 2
+    assert f"(Is a directory); name {tmp_path}/model.record.json\n" in capsys.readouterr().err

@@ -15,13 +15,11 @@ from test_security import OUTSIDE, audited
 from imu_cli.cli import main
 from imu_cli.commands import held_out, opening, reuse, scope
 from imu_cli.config.commands import InfluenceConfig
-from imu_cli.errors import ImuError
 from imu_cli.events import Silent
 from imu_cli.features.cut import KeptWords
 from imu_cli.features.session import Session
 from imu_cli.models import scopes
 from imu_cli.models.batches import WORDS, Batch, count, first, halves
-from imu_cli.samples.column_names import ColumnNames
 from imu_cli.samples.manifest import open_source
 from imu_cli.samples.texts.sentences import clusters, sentences
 
@@ -232,32 +230,6 @@ def test_words_know_their_sentence_in_whatever_file(work: Path) -> None:
     assert clusters(open_source("texts.jsonl", "test")) is None
 
 
-def test_lists_name_sentences_and_words(work: Path) -> None:
-    """By index, by id, by a word's two numbers, and by the sentences themselves; the selector counts sentences."""
-    rows = [json.loads(line) for line in Path("sentences.jsonl").read_text().splitlines()]
-    at = next(number for number, row in enumerate(rows) if len(row["tokens"]) > 2)
-    many = len(rows[at]["tokens"])
-
-    def named(forget: list[str], text: str = "") -> list[str]:
-        if text:
-            Path(forget[0]).write_text(text)
-        return list(opened(forget).forget.samples.names)
-
-    whole = [f"{at}:{word}" for word in range(many)]
-    assert named([f"index={at}"]) == named([f"id=s{at}"]) == whole
-    assert named(["list.csv"], f"index\n{at}\n") == whole
-    assert named(["list.csv"], f"id\ns{at}\n") == whole
-    assert named(["list.csv"], f"index\n{at}:2\n") == [f"{at}:2"]
-    assert (
-        named(["list.jsonl"], json.dumps({"tokens": rows[at]["tokens"], "tags": rows[at]["ner_tags"]}) + "\n") == whole
-    )
-    assert main(["select", "--data", "sentences.jsonl", "class=B-PER", "-o", "people.csv"]) == 0
-    tags = [
-        (number, word) for number, row in enumerate(rows) for word, tag in enumerate(row["ner_tags"]) if tag == "B-PER"
-    ]
-    assert named(["people.csv"]) == [f"{number}:{word}" for number, word in tags]
-
-
 def test_words_without_a_class_are_no_samples(work: Path) -> None:
     """The tag −100 leaves a word in its sentence and out of the set; ids of classes are read as names are."""
     ids = {name: number for number, name in enumerate(small_words.CLASSES)}
@@ -276,112 +248,6 @@ def test_words_without_a_class_are_no_samples(work: Path) -> None:
         "-q",
     ]
     assert main([*command, "--format", "json"]) == 0
-
-
-BAD = {
-    "lengths": ('{"tokens": ["a", "b"], "tags": ["O"]}', "has 2 words and 1 tags"),
-    "no list": ('{"tokens": "a b", "tags": ["O", "O"]}', "tokens is no list of words"),
-    "no words": ('{"tokens": [], "tags": []}', "tokens holds no words"),
-    "an empty word": ('{"tokens": ["a", " "], "tags": ["O", "O"]}', "word 2 of its tokens is empty"),
-    "a number": ('{"tokens": ["a", 3], "tags": ["O", "O"]}', "word 2 of its tokens is no text"),
-    "a truth": ('{"tokens": ["a"], "tags": [true]}', "tag 1 is neither a class's name nor its id"),
-    "no tags": ('{"tokens": ["a"], "tags": null}', "tags is no list of classes"),
-    "a NUL": ('{"tokens": ["a\\u0000"], "tags": ["O"]}', "holds a NUL"),
-    "no class": ('{"tokens": ["a"], "tags": ["B-DOG"]}', "label 'B-DOG' is not a class"),
-    "half a character": ('{"tokens": ["\\ud800"], "tags": ["O"]}', "holds half a character"),
-    "tags called label": ('{"tokens": ["a"], "label": ["O"]}', "--columns tags=label"),
-    "a truth for each": ('{"tokens": ["a"], "tags": ["O"], "true_label": ["O"]}', "index 17:3, label, true_label"),
-    "beyond the ids": ('{"tokens": ["a"], "tags": [7]}', "label 7 is out of range"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD)
-def test_what_is_wrong_is_said_with_its_line(work: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
-    """Before anything is written."""
-    row, words = BAD[kind]
-    Path("bad.jsonl").write_text('{"tokens": ["lion"], "tags": ["O"]}\n' + row + "\n")
-    assert main(["unlearn", "net", "--forget", "bad.jsonl", "-q"]) == 2
-    said = capsys.readouterr().err
-    assert words in said
-    assert "bad.jsonl:2" in said
-    assert not Path("net.unlearned").exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("index\n99\n", "index 99 is out of range; sentences.jsonl has the sentences 0 to 23"),
-        ("index\n0:40\n", "has no word with a class there"),
-        ("index\n1:2:3\n", "neither a sentence's number nor a word's"),
-        ("id\ns99\n", "no row of sentences.jsonl has the id 's99'"),
-        ("text,label\nblue lion,O\n", "holds texts, and sentences.jsonl does not"),
-    ],
-)
-def test_lists_that_name_no_word(work: Path, capsys: pytest.CaptureFixture[str], text: str, words: str) -> None:
-    """Each with what there is."""
-    Path("list.csv").write_text(text)
-    assert main(["unlearn", "net", "--forget", "list.csv", "--data", "sentences.jsonl", "-q"]) == 2
-    assert words in " ".join(capsys.readouterr().err.split())
-
-
-def test_other_kinds_are_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Texts for a token classifier, sentences for a text classifier, and sentences that are too long."""
-    Path("texts.jsonl").write_text('{"text": "blue lion", "label": "O"}\n')
-    assert main(["unlearn", "net", "--forget", "texts.jsonl", "-q"]) == 2
-    assert "is a classifier of words" in capsys.readouterr().err
-    long = {"tokens": ["lion"] * 40, "tags": ["O"] * 40}
-    Path("long.jsonl").write_text(json.dumps(long) + "\n")
-    assert main(["unlearn", "net", "--forget", "long.jsonl", "-q"]) == 2
-    assert "is 42 tokens, and the model takes 24" in capsys.readouterr().err
-    assert main(["unlearn", "net", "--forget", "long.jsonl", "-q", "--truncate"]) == 2
-    assert "is beyond what the model takes" in capsys.readouterr().err
-    other = Path("other")
-    other.mkdir()
-    small_texts.write(other)
-    assert main(["unlearn", "other/net", "--forget", "forget.jsonl", "-q"]) == 2
-    assert "holds words, and net is a classifier of texts" in capsys.readouterr().err
-
-
-PUBLISHED = {
-    "CoNLL-2003": ("-DOCSTART- -X- O O\n\nAnna NNP I-NP B-PER\nlives VBZ I-VP O\n\nRome NNP I-NP B-LOC\n", ""),
-    "WNUT 2017": ("Anna\tB-PER\nlives\tO\n\t\nRome\tB-LOC\n", ""),
-    "GermEval 2014": (
-        "# http://example.org/1 [2009-10-17]\n1\tAnna\tB-PER\tO\n2\tlives\tO\tO\n\n# x\n1\tRome\tB-LOC\tO\n",
-        "tokens=2,tags=3",
-    ),
-    "with Windows' line ends": ("Anna B-PER\r\nlives O\r\n\r\nRome B-LOC\r\n\r\n", ""),
-}
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_files_as_their_authors_publish_them(tmp_path: Path, name: str) -> None:
-    """Written after each data set's documentation: the same two sentences come out."""
-    text, columns = PUBLISHED[name]
-    (tmp_path / "train.conll").write_bytes(text.encode())
-    samples = open_source(str(tmp_path / "train.conll"), "data", names=ColumnNames.parse(columns or None))
-    assert [samples.read(row).sentence for row in range(3)] == [("Anna", "lives"), ("Anna", "lives"), ("Rome",)]
-    assert [samples.class_text(label) for label in samples.labels] == ["B-PER", "O", "B-LOC"]
-    assert list(samples.names) == ["0:0", "0:1", "1:0"]
-
-
-@pytest.mark.parametrize(
-    ("text", "columns", "words"),
-    [
-        ("Anna B-PER\nlives\n", "", "a.conll:2: has a word and no tag"),
-        ("1\tAnna\tB-PER\n2\tlives\n", "tokens=2,tags=3", "a.conll:2: has 2 fields, and --columns names field 3"),
-        ("Anna\0 B-PER\n", "", "a.conll:1: holds a NUL"),
-        ("\n\n", "", "a.conll: holds no rows"),
-        ("Anna\nlives\n", "", "has no tags"),
-    ],
-)
-def test_lines_of_words_that_are_wrong(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, columns: str, words: str
-) -> None:
-    """With the physical line."""
-    monkeypatch.chdir(tmp_path)
-    Path("a.conll").write_text(text)
-    with pytest.raises(ImuError, match=re.escape(words)):
-        open_source("a.conll", "test", names=ColumnNames.parse(columns or None))
 
 
 def test_scores_go_back_in_as_a_list(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -429,32 +295,6 @@ def test_features_of_words_know_their_sentences(work: Path, capsys: pytest.Captu
     assert "sentences are 0 to 23" in capsys.readouterr().err
     assert main(["select", "--data", "all.safetensors", "index=5:2"]) == 2
     assert "one word of a sentence is named in a list" in " ".join(capsys.readouterr().err.split())
-
-
-def test_no_word_with_a_class(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A list in which every tag is −100 is refused, and so is one without tags, each with what to do."""
-    Path("none.jsonl").write_text('{"tokens": ["lion"], "tags": [-100]}\n')
-    assert main(["influence", "net", "--forget", "none.jsonl", "-q"]) == 2
-    assert "no word of it has a class" in capsys.readouterr().err
-    Path("bare.jsonl").write_text('{"tokens": ["lion"]}\n')
-    assert main(["influence", "net", "--forget", "bare.jsonl", "-q"]) == 2
-    assert "give their tags" in capsys.readouterr().err
-
-
-def test_a_sentence_is_one_in_every_kind_of_file(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """However its JSON is spaced and escaped; columns beside it do not make a text of it, and one that is not there is said once."""
-    row = {"tokens": ["größer", "lion", "zoo"], "ner_tags": ["O", "B-PER", "O"], "text": "größer lion zoo"}
-    Path("data.jsonl").write_text(json.dumps(row) + "\n")
-    cells = [json.dumps(row[name], separators=(",", ":")).replace('"', '""') for name in ("tokens", "ner_tags")]
-    Path("list.csv").write_text('tokens,tags\n"{}","{}"\n'.format(*cells))
-    Path("list.conll").write_text("größer O\nlion B-PER\nzoo O\n")
-    data = open_source("data.jsonl", "data")
-    for name in ("list.csv", "list.conll"):
-        listed = open_source(name, "test")
-        assert listed.digest_bytes().tolist() == data.digest_bytes().tolist()
-    Path("other.conll").write_text("blue O\nlion O\n")
-    assert main(["influence", "net", "--forget", "other.conll", "--data", "sentences.jsonl", "-q"]) == 2
-    assert capsys.readouterr().err.count("has no such sentence") == 1
 
 
 def test_all_words_without_a_token_are_named(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -155,6 +155,9 @@ def test_too_long_a_record_is_told_and_may_be_cut(records: Path, model: Any, tmp
     ("{prompt} {completion} ok", "has to end with {completion}"),
     ("{prompt} {completion}{completion}", "which comes once"),
     ("{prompt} {completion", "its braces do not pair up"),
+    ("{prompt!r} {completion}", "has the field {prompt!r}"),
+    ("{prompt:>9} {completion}", "has the field {prompt:>9}"),
+    ("{{prompt}} {completion}", "has no {prompt}"),
 ])  # fmt: skip
 def test_templates_that_mean_nothing_are_refused(template: str, said: str) -> None:
     """A template has a place for the prompt and ends with the completion."""
@@ -166,3 +169,47 @@ def test_templates_that_mean_nothing_are_refused(template: str, said: str) -> No
 def test_a_template_may_come_with_its_line_ends_written_out(records: Path, model: Any) -> None:
     r"""A shell hands ``\n`` in single quotes over as two characters."""
     assert step(records, model, "Q: {prompt}\\nA: {completion}").template == "Q: {prompt}\nA: {completion}"
+
+
+def test_braces_of_the_text_stand_twice_in_a_template(records: Path, model: Any) -> None:
+    """As in Python's own format strings; braces of a prompt are its own."""
+    made = step(records, model, '{{"q": "{prompt}"}} {completion}')
+    assert made.prompt(Record("{a}", "b")) == '{"q": "{a}"} '
+
+
+def test_conversations_need_a_template(records: Path, model: Any, tmp_path: Path) -> None:
+    """Without one it is said which file lacks it; what it does not take is a problem of each line."""
+    made = step(records, model)
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "In Rome."}]
+    samples = listed(tmp_path, [{"messages": turns}, {"messages": [{"role": "system", "content": "x"}, *turns]}])
+    made.tokenizer.made.chat_template = None
+    with pytest.raises(ImuError, match=r"tokenizer\.json: has no chat template"):
+        made.encoded(samples, [0, 1])
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+    made.tokenizer.made.chat_template = refusal + CHAT
+    with pytest.raises(InvalidRowsError) as caught:
+        made.encoded(samples, [0, 1])
+    assert len(caught.value.problems) == 1
+    assert "rows.jsonl:2: the tokenizer's chat template does not take its turns (no system turns)" in str(
+        caught.value.problems[0]
+    )
+    made.tokenizer.made.chat_template = (
+        "{% for turn in messages if turn.role != 'assistant' %}{{ turn.content }}{% endfor %}"
+    )
+    with pytest.raises(InvalidRowsError, match="chat template writes nothing of its last turn"):
+        made.encoded(samples, [0])
+
+
+def test_an_answer_alone_is_what_the_assistant_says(records: Path, model: Any, tmp_path: Path) -> None:
+    """Of a conversation of one turn, the mark of who speaks is no part of the completion."""
+    made = step(records, model)
+    (found,) = made.encoded(listed(tmp_path, [{"messages": [{"role": "assistant", "content": "In Rome."}]}]), [0])
+    assert made.tokenizer.made.decode(found.ids[len(found) - found.answer : -1]) == "In Rome."
+
+
+def test_an_end_alone_is_no_completion(records: Path, model: Any, tmp_path: Path) -> None:
+    """There is nothing in it to forget."""
+    made = step(records, model)
+    samples = listed(tmp_path, [{"prompt": "Where?", "completion": made.tokenizer.made.eos_token}])
+    with pytest.raises(InvalidRowsError, match=r"rows\.jsonl:1: no token of its completion is left"):
+        made.encoded(samples, [0])

@@ -339,7 +339,8 @@ def test_an_index_out_of_range_is_refused(pets: Path, text: str) -> None:
     """Neither from behind nor beyond the end, and whole numbers only; with the rows that there are."""
     said = problems(pets, f"index,label\n0,cat\n{text},cat\n", array([0, 1, 2, 0, 1]))
     assert len(said) == 1
-    assert said[0].startswith(f"forget.csv:3: index {text}" if text in ("5", "-1") else "forget.csv:3: index '")
+    quoted = f"forget.csv:3: index {text}" if text in ("5", "-1") else f"forget.csv:3: index '{text}'"
+    assert said[0].startswith(quoted if text else "forget.csv:3: the index is empty; write it")
 
 
 @pytest.mark.parametrize("weight", ["0", "-0.5", "nan", "inf", "heavy", "1e999"])

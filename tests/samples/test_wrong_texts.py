@@ -21,6 +21,7 @@ from imu_cli.samples.column_names import ColumnNames
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.images.stores import Pixels
 from imu_cli.samples.manifest import load_forget, open_source
+from imu_cli.samples.selectors import select_rows
 
 MOODS = ClassNames(2, ("bad", "good"), "the model")
 SECRET = "my number is 0151"
@@ -50,7 +51,7 @@ WRONG: dict[str, tuple[str, bytes | str, str | None, str]] = {
     ),
     "a text in the column of labels": (
         "f.csv", f"label,text\n{SECRET} and my street is long and has many numbers,good\n", None,
-        "{F}:2: label 'my number is 0151 an… (60 characters)' is not a class of this model",
+        "{F}:2: label of 60 characters is not a class of this model; its classes are bad, good",
     ),
     "an id beyond the classes": ("f.csv", GOOD + f"{SECRET},2\n", None, "{F}:3: label 2 is out of range; the model's ids are 0 to 1"),
     "a missing label": (
@@ -127,6 +128,18 @@ WRONG: dict[str, tuple[str, bytes | str, str | None, str]] = {
         "f.csv", (GOOD + "it’s “so”,bad\n").encode("cp1252"), None, "{F}:3: not UTF-8 (byte 0x92), probably Windows-1252; save it as UTF-8",
     ),
     "a cut character": ("f.csv", GOOD.encode() + "x🙂".encode()[:-1], None, "{F}:3: not UTF-8 (byte 0xf0)"),
+    "JSON lines called .csv": (
+        "f.csv", json.dumps({"label": "good", "text": SECRET}), None, "{F}:1: begins as JSON lines do; name the file .jsonl",
+    ),
+    "a table called .jsonl": (
+        "f.jsonl", GOOD, None, "{F}: no line of it is a JSON object; name it as what it is, such as .csv or .tsv, or write one object a line",
+    ),
+    "objects over several lines": (
+        "f.jsonl", (json.dumps({"text": SECRET, "label": "good"}, indent=1) + "\n") * 2, None,
+        "{F}: its objects go over several lines; write one object a line (jq -c . {F} > OUT.jsonl)",
+    ),
+    "a web page": ("f.csv", f"<!DOCTYPE html>\n<html>{SECRET}</html>", None, "{F}: is a web page, not a list; download the file itself"),
+    "nothing but NULs": ("f.jsonl", b"\0" * 300, None, "{F}: is nothing but NULs, not a list; it was not written to its end, copy it again"),
     "a NUL": ("f.csv", GOOD + f"{SECRET}\0,bad\n", None, "{F}:3: the text holds a NUL, which no text does; export the file again"),
     "a NUL in JSON": (
         "f.jsonl", json.dumps({"text": SECRET + "\0", "label": "good"}), None, "{F}:1: no JSON object of plain values ('text' holds a NUL)",
@@ -182,15 +195,27 @@ WRONG: dict[str, tuple[str, bytes | str, str | None, str]] = {
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_wrong_list_is_refused_with_its_line_and_a_remedy(tmp_path: Path, kind: str) -> None:
-    """And with nothing of anybody's text, but a label's short beginning."""
+    """And with nothing of anybody's text."""
     name, content, columns, said = WRONG[kind]
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
     message = refusal(lambda: load_forget(str(path), None, None, MOODS, names=ColumnNames.parse(columns)))
     assert said.replace("{F}", str(path)) in message
     assert ";" in message or "did you mean" in message or "ids are 0 to 1" in message or "classes are" in message
-    if kind != "a text in the column of labels":
-        assert "0151" not in message
+    assert "0151" not in message
+
+
+def test_texts_in_the_column_of_labels_are_no_names(tmp_path: Path) -> None:
+    """Neither where none of them is a class of the model, nor where a class of the data is looked for."""
+    (tmp_path / "d.csv").write_text(f"text,label\ngood,{SECRET} and you know it\nbad,{SECRET} and I know it\n")
+    data = open_source(str(tmp_path / "d.csv"), "data")
+    said = refusal(lambda: load_forget("index=0", data, None, MOODS))
+    assert (
+        "its classes (one of 33 characters, one of 31 characters) are other names than the model's ('bad', 'good', from the model)"
+        in said
+    )
+    said += refusal(lambda: select_rows(data, ["class=fine"]))
+    assert "0151" not in said
 
 
 def as_data(path: Path) -> Callable[[], object]:

@@ -13,6 +13,8 @@ from imu_cli.samples.images.stores import Files
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """What torchvision's ``ImageFolder`` takes for an image."""
 
+LISTS = ("csv", "tsv", "jsonl", "json", "ndjson", "conll", "parquet", "arrow")
+"""Endings of what is likely meant where a folder holds no image."""
 _SPLITS = {"train", "val", "valid", "validation", "test"}
 
 
@@ -226,7 +228,7 @@ def _hint(path: Path) -> str:
         "svhn": ("train_32x32.mat", "test_32x32.mat"),
     }
     kinds = [kind for kind, names in marks.items() if any((path / name).exists() for name in names)]
-    lists = sorted(file for ending in ("csv", "tsv", "jsonl") for file in path.glob(f"*.{ending}"))
+    lists = sorted(file for ending in LISTS for file in path.glob(f"*.{ending}"))
     if lists:
         return f"; did you mean {lists[0]}?"
     return f"; did you mean {kinds[0]}:{path}?" if kinds else "; name the folder that holds the class folders"

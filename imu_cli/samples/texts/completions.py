@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from imu_cli.errors import ImuError
+from imu_cli.errors import ImuError, InvalidRowsError
 from imu_cli.files.reading import cut
 from imu_cli.models.batches import Batch
 from imu_cli.samples.dataset import SampleSet
@@ -22,6 +22,10 @@ from imu_cli.samples.texts.tokens import IDS, MASK, Encoded, Ids, Tokens
 TEMPLATE = "Question: {prompt}\nAnswer: {completion}"
 """How a prompt and its completion become one text, where nothing else is said."""
 FIELDS = ("prompt", "completion")
+
+
+class _NotTakenError(ImuError):
+    """A chat template that does not take a conversation; the message has no place in it."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,26 @@ class Completions(Tokens):
             InvalidRowsError: every record of them that cannot be had, is too long, or has no completion left.
         """
         return self.encode(samples, rows)  # type: ignore[return-value]
+
+    def encode(self, samples: SampleSet, rows: Sequence[int]) -> list[Encoded]:
+        """Token ids of some records, in the order given.
+
+        Raises:
+            ImuError: there is no chat template, and records are conversations.
+            InvalidRowsError: every record of them that cannot be had, that the template does not take, or that is too long.
+        """
+        try:
+            return super().encode(samples, rows)
+        except _NotTakenError:
+            problems = list[str]()
+            for row in rows:
+                try:
+                    super().encode(samples, [row])
+                except _NotTakenError as error:
+                    problems.append(f"{samples.where(row)}: {error}")
+                except InvalidRowsError as error:
+                    problems += error.problems
+            raise InvalidRowsError(problems) from None
 
     def _tokenised(self, texts: Sequence[Any]) -> list[Encoded]:
         return [self._completed(as_record(text)) for text in texts]
@@ -104,12 +128,24 @@ class Completions(Tokens):
         return whole[: last if self.end is None else last + 1], start
 
     def _chat(self, turns: list[dict[str, str]], ask: bool) -> list[int]:
-        if not turns:
-            return []
-        made = self.tokenizer.made.apply_chat_template(
-            turns, add_generation_prompt=ask, tokenize=True, return_dict=True
-        )
-        found: list[int] = list(made[IDS])
+        if not getattr(self.tokenizer.made, "chat_template", None):
+            raise ImuError(
+                f"{self.tokenizer.source}: has no chat template, which makes one text of a conversation (messages); save the tokenizer with "
+                "the one that the model was trained with (chat_template.jinja), or write records as prompt and completion"
+            )
+        try:
+            # As a list of one: alone, a conversation without turns is none to the library.
+            made = self.tokenizer.made.apply_chat_template(
+                [turns], add_generation_prompt=ask, tokenize=True, return_dict=True
+            )
+        except Exception as error:  # a template is a program of the model's authors, and raises anything
+            if not turns:  # many look at the first turn: then nothing stands before it
+                return []
+            said = cut((str(error).strip().splitlines() or [type(error).__name__])[0])
+            raise _NotTakenError(
+                f"the tokenizer's chat template does not take its turns ({said}); write them as it has them"
+            ) from error
+        found: list[int] = list(made[IDS][0])
         return found
 
     @property
@@ -123,8 +159,8 @@ class Completions(Tokens):
 
     def prompt(self, record: Record) -> str:
         """What stands before the completion: what a model is asked with."""
-        before, _, _ = self.template.partition("{completion}")
-        return before.replace("{prompt}", record.prompt)
+        before, _, _ = self.template.rpartition("{completion}")
+        return before.format(prompt=record.prompt)  # a brace of the text itself stands twice in it
 
     def asked(self, record: Record) -> Ids:
         """Token ids (t,) that a completion of this record follows, for generation."""
@@ -141,11 +177,19 @@ class Completions(Tokens):
 
     def _problems(self, samples: SampleSet, row: int, made: Encoded) -> list[str]:
         found = super()._problems(samples, row, made)
-        if not found and isinstance(made, Completed) and made.answer < 1:
-            return [
-                f"{samples.where(row)}: no token of its completion is left; shorten the prompt, or leave the record out"
-            ]
+        if not found and isinstance(made, Completed) and not self._says(made):
+            talk = as_record(samples.read(row)).messages and not self.truncate
+            why = (
+                "the tokenizer's chat template writes nothing of its last turn; leave it out"
+                if talk
+                else "no token of its completion is left; shorten the prompt, or leave the record out"
+            )
+            return [f"{samples.where(row)}: {why}"]
         return found
+
+    def _says(self, made: Completed) -> bool:
+        """Whether anything of a completion is left beside the token that ends it."""
+        return any(one != self.end for one in made.ids[len(made) - made.answer :].tolist())
 
     def _padded(self, encoded: Sequence[Encoded]) -> Batch:
         length = max(len(one) for one in encoded)
@@ -207,15 +251,18 @@ def refuse_template(template: str) -> None:
         ImuError: with what it lacks.
     """
     try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         raise ImuError(
-            f"--template {cut(template)!r}: its braces do not pair up ({error}); write {TEMPLATE!r}"
+            f"--template {cut(template)!r}: its braces do not pair up ({error}); write {TEMPLATE!r}, and a brace of the text itself twice"
         ) from error
-    wrong = [name for name in fields if name not in FIELDS]
+    fields = [name for _, name, _, _ in parts]
+    wrong = [f"{name}{'!' + turned if turned else ''}{':' + form if form else ''}" for _, name, form, turned in parts]
+    wrong = [name for name in wrong if name not in FIELDS]
     if wrong:
         raise ImuError(
-            f"--template {cut(template)!r}: has the field {{{wrong[0]}}}; a record has {{prompt}} and {{completion}}"
+            f"--template {cut(template)!r}: has the field {{{wrong[0]}}}; a record has {{prompt}} and {{completion}} (a brace of the text "
+            "itself is written twice)"
         )
     if fields.count("completion") != 1 or not template.endswith("{completion}"):
         raise ImuError(

@@ -84,12 +84,35 @@ def wrong_rows(table: Table, problems: Problems) -> set[int]:
 
 
 def _wrong_texts(table: Table, problems: Problems) -> set[int]:
-    start, wrong = {line: row for row, line in enumerate(table.lines)}, set()
-    parts = RECORD_COLUMNS if is_record(table) else SAMPLE_TEXTS
+    wrong = set[int]()
+    parts = _parts(table)
+    told = _told_all(table, parts)
+    if told:
+        problems.add(0, told)
+        return set(range(len(table)))
+    _wrong_cells(table, parts, problems, wrong)
+    for column in parts:
+        for rows, what in _unreadable(table.cells.get(column), empty=column == PROMPT):
+            for row in rows:
+                if row not in wrong:
+                    problems.add(table.lines[row], f"the {_own(table, column)} {what}, or take the row out")
+                    wrong.add(row)
+    if is_record(table) and COMPLETION not in table.columns:
+        for row, cell in enumerate(table.column(MESSAGES)):
+            what = records.wrong_messages(cell) if row not in wrong else ""
+            if what:
+                problems.add(table.lines[row], f"messages {what}")
+                wrong.add(row)
+    return wrong
+
+
+def _wrong_cells(table: Table, parts: Sequence[str], problems: Problems, wrong: set[int]) -> None:
+    """Cells that hold something else than a text, or that a row is too short for; their rows are added to ``wrong``."""
+    start = {line: row for row, line in enumerate(table.lines)}
     for line, column, what in table.odd:
         if column in parts:
             kind, remedy = ("a list of messages", "as one") if column == MESSAGES else ("a text", "in quotes")
-            problems.add(line, f"'{column}' is {what}, not {kind}; write it {remedy}, or take the row out")
+            problems.add(line, f"'{_own(table, column)}' is {what}, not {kind}; write it {remedy}, or take the row out")
             wrong.add(start[line])
     last = max(table.columns.index(name) for name in (*parts, "label") if name in table.columns)
     for line, count in table.short:
@@ -100,19 +123,39 @@ def _wrong_texts(table: Table, problems: Problems) -> set[int]:
                 "quote texts that hold line ends, or fill the row in",
             )
             wrong.add(start[line])
-    for column in parts:
-        for rows, what in _unreadable(table.cells.get(column), empty=column == PROMPT):
-            for row in rows:
-                if row not in wrong:
-                    problems.add(table.lines[row], f"the {column} {what}, or take the row out")
-                    wrong.add(row)
-    if is_record(table) and COMPLETION not in table.columns:
-        for row, cell in enumerate(table.column(MESSAGES)):
-            what = records.wrong_messages(cell) if row not in wrong else ""
-            if what:
-                problems.add(table.lines[row], f"messages {what}")
-                wrong.add(row)
-    return wrong
+
+
+def _parts(table: Table) -> tuple[str, ...]:
+    """The columns that a sample of this table is made of."""
+    if not is_record(table):
+        return SAMPLE_TEXTS
+    return (PROMPT, COMPLETION) if COMPLETION in table.columns else (MESSAGES,)
+
+
+def _told_all(table: Table, parts: Sequence[str]) -> str:
+    """What is wrong with every row of a table alike; empty where nothing is."""
+    if {COMPLETION, MESSAGES} <= set(table.columns) and is_record(table):
+        answer, talk = _own(table, COMPLETION), _own(table, MESSAGES)
+        return f"has completions ('{answer}') and conversations ('{talk}'); put them into two lists, or leave one column out"
+    if (
+        TEXT in parts
+        and len(table)
+        and len(table.odd) == len(table)
+        and {odd[1:] for odd in table.odd} == {(TEXT, "a list")}
+    ):
+        proposed = proposals.of_sentences(table)
+        return (
+            f"'{_own(table, TEXT)}' is a list in every row; if it holds the words of sentences, add {proposed}"
+            if proposed
+            else ""
+        )
+    return ""
+
+
+def _own(table: Table, column: str) -> str:
+    """What the file itself calls a column; its meaning where the file has no names."""
+    own = table.own[table.columns.index(column)] if column in table.columns else column
+    return column if own.isdecimal() else cut(own)
 
 
 def _unreadable(texts: packing.Texts | None, *, empty: bool = False) -> list[tuple[list[int], str]]:
@@ -131,10 +174,10 @@ def _unreadable(texts: packing.Texts | None, *, empty: bool = False) -> list[tup
     ]
 
 
-def refuse_columns(table: Table, names: ColumnNames, problems: Problems, *, labels: bool) -> None:
+def refuse_columns(table: Table, names: ColumnNames, problems: Problems, *, labels: bool, known: str = "") -> None:
     """A problem where ``--columns`` names what is not there, or where a column could be the label and nothing says so.
 
-    ``labels``: whether the rows are to have labels of their own, as a data set's.
+    ``labels``: whether the rows are to have labels of their own, as a data set's; ``known``: who else could know them.
     """
     for meaning, name in names.missing(table.own):
         near = nearest(name, table.own)
@@ -147,7 +190,8 @@ def refuse_columns(table: Table, names: ColumnNames, problems: Problems, *, labe
     if labels and table.words is not None and "label" not in table.columns:
         problems.add(
             0,
-            f"has no tags (it has {proposals.listed(table)}); write the class of each word, or name their column: --columns tags=NAME",
+            f"has no tags (it has {proposals.listed(table)}); write the class of each word, or name their column: "
+            f"{proposals.of_sentences(table) or '--columns tags=NAME'}{known}",
         )
     elif labels and "label" not in table.columns and not is_record(table):
         proposed = proposals.of_labels(table)

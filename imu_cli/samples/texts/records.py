@@ -49,7 +49,12 @@ def wrong_messages(text: str) -> str:
         return 'hold no turns; write a list of {"role": …, "content": …}'
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
-            return f"have no role and content of text in turn {number}; write both"
+            other = (
+                ", which 'from' and 'value' are elsewhere"
+                if isinstance(turn, dict) and {"from", "value"} <= set(turn)
+                else ""
+            )
+            return f"have no role and content of text in turn {number}{other}; write both"
     if turns[-1]["role"] != ASSISTANT:
         return f"end with a turn of {cut(turns[-1]['role'])!r}; the last one has to be the assistant's, which is what is forgotten"
     return "" if turns[-1]["content"].strip() else "end with an empty turn; the last one is what is forgotten, write it"

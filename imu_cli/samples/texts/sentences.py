@@ -45,9 +45,8 @@ def words_of(table: Table, problems: Problems) -> Table:
     tags = next((name for name in (TAGS, NER_TAGS) if name in table.columns), None)
     if tags is not None and "label" in table.columns:
         problems.add(0, "has tags and a column label; a word's class is its tag: leave label out, or name it otherwise")
-    # Without the sentence as one text, which is the same again, and without the tags that are not read.
-    kept = tuple(name for name in table.columns if name not in (TEXT, *((NER_TAGS,) if tags == TAGS else ())))
-    table = replace(table, columns=kept)
+    # Without the sentence as one text, which is the same again; of ner_tags beside tags a note says that they are not read.
+    table = replace(table, columns=tuple(name for name in table.columns if name != TEXT))
     own, words, labels, written = numbers([]), numbers([]), list[str](), list[str]()
     given = table.column(tags) if tags is not None else None
     for row, cell in enumerate(table.column(TOKENS)):
@@ -107,7 +106,7 @@ def _wrong_tags(found: Sequence[Any] | None, count: int, name: str) -> str:
     if len(found) != count:
         return f"has {count} words and {len(found)} tags; {REMEDY}"
     bad = next((at for at, tag in enumerate(found, 1) if isinstance(tag, bool) or not isinstance(tag, str | int)), None)
-    return "" if bad is None else f"tag {bad} is neither a class's name nor its id; write one of them"
+    return "" if bad is None else f"the tag of word {bad} is neither a class's name nor its id; write one of them"
 
 
 # --- what holds them
