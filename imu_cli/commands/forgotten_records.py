@@ -311,8 +311,8 @@ def _training(
     start, _ = work.original()
     if work.met(start):
         raise ImuError(
-            f"target: no more of the forgotten records is known than is aimed at ({_level(work, start)}): there is nothing to forget here that "
-            "could be measured; nothing was written"
+            f"target: no more of the forgotten records is known than is aimed at, but for chance ({_level(work, start)}): there is nothing to "
+            "forget here that could be measured; nothing was written"
         )
     opened.note(f"target: {_level(work, start)}; {aim.how}")
     return work
