@@ -188,10 +188,13 @@ def linear_probe(
 
     Class scenario (``forgotten`` given): trained on D_f and a random half of the kept-class test samples; ``accuracy``
     is on the test samples of the forgotten classes, none of which it saw, ``reference`` on the other half. Near the
-    reference: the features still hold the class. Sample scenario: trained on a random half of test; ``accuracy`` is on
-    D_f (a census), ``reference`` on the other half at D_f's class proportions. Above the reference's interval: the
-    features still mark D_f as trained on. At most ``per_class`` training samples of a class, so that D_f does not
-    outweigh the rest. Features are standardised. Alain and Bengio, arXiv 1610.01644.
+    reference: the features still hold the class. Where samples come in clusters, all test samples are parted by these,
+    and of the forgotten classes only those in the half that is not trained on are asked about.
+
+    Sample scenario: trained on a random half of test; ``accuracy`` is on D_f (a census), ``reference`` on the other half
+    at D_f's class proportions. Above the reference's interval: the features still mark D_f as trained on. At most
+    ``per_class`` training samples of a class, so that D_f does not outweigh the rest.
+    Features are standardised. Alain and Bengio, arXiv 1610.01644.
 
     Args:
         forget_features: (n, d).
@@ -207,20 +210,20 @@ def linear_probe(
     gone = among(test_labels, forgotten)
     if forgotten and (not bool(gone.any()) or len(class_counts(test_labels[~gone])) == 0):
         return NotMeasured("needs --test samples of the forgotten and of the kept classes")
-    rows = torch.nonzero(~gone)[:, 0].cpu()
     of = None if clusters is None else clusters.cpu()
-    train, other = (rows[half] for half in clustered.parted(len(rows), clustered.some(of, rows), generator))
-    if len(train) == 0 or len(other) == 0:
-        return NotMeasured("needs at least two --test samples")
+    dealt = _dealt(gone.cpu(), of, generator)
+    if isinstance(dealt, NotMeasured):
+        return dealt
+    train, other, unseen = dealt
     y = torch.cat([forget_labels, test_labels[train]]) if forgotten else test_labels[train]
     rows = _at_most(y, per_class, generator)
     if len(class_counts(y[rows])) < 2:
         return NotMeasured("needs training samples of two classes")
     x = _trained_on(rows, forget_features if forgotten else None, test_features, train)
-    asked = (only(test_features, gone), test_labels[gone]) if forgotten else (forget_features, forget_labels)
+    asked = (only(test_features, unseen), test_labels[unseen]) if forgotten else (forget_features, forget_labels)
     right, right_other, converged = _probe(x, y[rows], asked, (only(test_features, other), test_labels[other]))
     if forgotten:
-        found = accuracy_of(right, confidence, clusters=clustered.some(of, gone.cpu()))
+        found = accuracy_of(right, confidence, clusters=clustered.some(of, unseen))
         reference = accuracy_of(right_other, confidence, clusters=clustered.some(of, other))
     else:
         found = accuracy_of(right, census=True)
@@ -230,6 +233,26 @@ def linear_probe(
         except ImuError as error:
             return NotMeasured(str(error))
     return Probe(found, reference, converged)
+
+
+def _dealt(gone: Tensor, clusters: Clusters, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor] | NotMeasured:
+    """Kept test samples to train on, others to compare with, and those of forgotten classes (``gone``, a mask) to ask about.
+
+    Where they come in clusters, none has one in common with what is trained on; the halves change places if only then there
+    is something of each kind.
+    """
+    if clusters is None or not bool(gone.any()):
+        kept = torch.nonzero(~gone)[:, 0]
+        train, other = (kept[half] for half in clustered.parted(len(kept), clustered.some(clusters, kept), generator))
+        if len(train) == 0 or len(other) == 0:
+            return NotMeasured("needs at least two --test samples")
+        return train, other, torch.nonzero(gone)[:, 0]
+    halves = clustered.parted(len(gone), clusters, generator)
+    for learnt, held in (halves, halves[::-1]):
+        train, other, unseen = learnt[~gone[learnt]], held[~gone[held]], held[gone[held]]
+        if min(map(len, (train, other, unseen))) > 0:
+            return train, other, unseen
+    return NotMeasured("needs --test samples of the forgotten and of the kept classes in more sentences")
 
 
 def _trained_on(rows: Tensor, forget: Rows | None, test: Rows, train: Tensor) -> Tensor:

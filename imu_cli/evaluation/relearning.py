@@ -154,16 +154,18 @@ def _tried(learner: Learner, asked: Asked, side: Side, given: Labelled, k: int) 
         mixed_up = [part.only(mixed(len(part), part.clusters, generator)) for part in of_class]
         shots = _joined([part.only(torch.arange(k)) for part in mixed_up])
         most = HELD // len(classes)
-        held = _joined([_first(part.only(torch.arange(k, len(part))).apart(shots), most) for part in mixed_up])
-        if len(held) == 0:
-            return NotMeasured(f"needs samples of more sentences than {k} stand in")
+        others = [part.only(torch.arange(k, len(part))).apart(shots) for part in mixed_up]
         lessons: list[tuple[Side, Labelled]] = [(side, shots)]
         judges = None
         if asked.kept is not None:
-            replayed, judges = _dealt(asked.kept, REPLAYED * len(shots), generator)
+            replayed, judges = _dealt(asked.kept, shots, generator)
             if len(judges) == 0:
                 return NotMeasured("needs kept --test samples of more sentences")
             lessons.append(("test", replayed))
+            others = [part.apart(replayed) for part in others]
+        held = _joined([_first(part, most) for part in others])
+        if len(held) == 0:
+            return NotMeasured("needs samples of more sentences than those that are learnt from")
         tensors = fine_tuned(learner, lessons)
         shares.append(float(_come_back(learner, tensors, asked, side, held, judges).double().mean()))
         n = len(held)
@@ -180,12 +182,12 @@ def _first(given: Labelled, most: int) -> Labelled:
     return given.only(torch.arange(min(len(given), most)))
 
 
-def _dealt(kept: Labelled, most: int, generator: torch.Generator) -> tuple[Labelled, Labelled]:
-    """Kept samples to learn beside, at most half of what there is, and others to judge by."""
+def _dealt(kept: Labelled, shots: Labelled, generator: torch.Generator) -> tuple[Labelled, Labelled]:
+    """Kept samples to learn beside the shots, at most half of what there is, and others to judge by."""
     order = mixed(len(kept), kept.clusters, generator)
-    learnt = min(most, len(kept) // 2)
+    learnt = min(REPLAYED * len(shots), len(kept) // 2)
     replayed = kept.only(order[:learnt])
-    return replayed, _first(kept.only(order[learnt:]).apart(replayed), KEPT)
+    return replayed, _first(kept.only(order[learnt:]).apart(replayed).apart(shots), KEPT)
 
 
 def fine_tuned(learner: Learner, lessons: list[tuple[Side, Labelled]]) -> dict[str, Tensor]:

@@ -162,6 +162,8 @@ def _probe_metric(e: Evidence) -> Metric:
     note = ""
     if "after" in whole:
         note = f"the same probe where nothing was forgotten: {whole['after'].reference.value:.2%}"
+        if e.forgotten and test.clusters is not None:
+            note += f"; asked about {whole['after'].accuracy.n} words, of the half of test's sentences that it was not trained on"
         note += "" if all(probe.converged for probe in whole.values()) else "; did not converge"
     again = found["retrained"]
     spread: dict[str, Any] = {}

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import oracles
 import pytest
 import small_texts
@@ -20,6 +21,7 @@ from imu_cli.features.cut import KeptWords
 from imu_cli.features.session import Session
 from imu_cli.models import scopes
 from imu_cli.models.batches import WORDS, Batch, count, first, halves
+from imu_cli.samples import vectors
 from imu_cli.samples.manifest import open_source
 from imu_cli.samples.texts.sentences import clusters, sentences
 
@@ -281,6 +283,16 @@ def test_features_of_words_know_their_sentences(work: Path, capsys: pytest.Captu
     assert of is not None
     assert own is not None
     assert len(set(zip(of.tolist(), own.tolist(), strict=True))) == len(set(of.tolist())) == 24
+    copied = Path("sentences.jsonl").read_text().splitlines()
+    Path("other.jsonl").write_text("\n".join([copied[3], copied[5], copied[3]]) + "\n")
+    assert main(["features", "net", "--data", "other.jsonl", "-o", "other.safetensors", "-q"]) == 0
+    other, theirs = (clusters(open_source(f"other.{kind}", "data")) for kind in ("safetensors", "jsonl"))
+    known = clusters(words)
+    assert other is not None
+    assert theirs is not None
+    assert known is not None
+    assert other.tolist() == theirs.tolist()
+    assert of.tolist() == known.tolist()
     Path("list.csv").write_text("index\n4:0\n2\n")
     for spec in ("index=3", "list.csv"):
         names = [
@@ -295,6 +307,21 @@ def test_features_of_words_know_their_sentences(work: Path, capsys: pytest.Captu
     assert "sentences are 0 to 23" in capsys.readouterr().err
     assert main(["select", "--data", "all.safetensors", "index=5:2"]) == 2
     assert "one word of a sentence is named in a list" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_file_without_digests_is_one_however_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another path, or a link, it has the same sentences; another file has others."""
+    monkeypatch.chdir(tmp_path)
+    columns = {"labels": np.zeros(6, np.int64), "word": np.array([[at // 2, at % 2] for at in range(6)])}
+    for name in ("one", "two"):
+        vectors.write(Path(f"{name}.safetensors"), (6, 3), [torch.ones(6, 3)], columns, {"head": "fc"})
+    Path("link.safetensors").symlink_to("one.safetensors")
+    names = ["one.safetensors", str(tmp_path / "one.safetensors"), "link.safetensors", "two.safetensors"]
+    found = [clusters(open_source(name, "data")) for name in names]
+    numbers = [[] if each is None else each.tolist() for each in found]
+    assert len(set(numbers[0])) == 3
+    assert numbers[0] == numbers[1] == numbers[2]
+    assert not set(numbers[0]) & set(numbers[3])
 
 
 def test_all_words_without_a_token_are_named(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

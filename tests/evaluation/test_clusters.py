@@ -15,6 +15,7 @@ from imu_cli.evaluation.feature_attacks import FOLDS, Chosen
 from imu_cli.evaluation.relearning import Asked, Labelled, Learner, Side
 from imu_cli.evaluation.shadow_heads import Candidates
 from imu_cli.events import Log
+from imu_cli.linear.rows import Rows
 from imu_cli.models.batches import Batch
 from imu_cli.records.evaluation import Metric
 from imu_cli.statistics.intervals import Estimate, NotMeasured
@@ -225,7 +226,7 @@ def test_relearning_asks_about_other_sentences() -> None:
         assert len({int(of[row]) for row in shots}) <= 2
     few = Labelled(torch.arange(12), labels[:12], torch.zeros(12, dtype=torch.long))
     none = relearning._tried(made, Asked(labels[:12], None, 0, clusters=few.clusters), "forget", few, 5)
-    assert none == NotMeasured("needs samples of more sentences than 5 stand in")
+    assert none == NotMeasured("needs samples of more sentences than those that are learnt from")
 
 
 def test_recovery_asks_about_other_sentences() -> None:
@@ -236,6 +237,80 @@ def test_recovery_asks_about_other_sentences() -> None:
     assert len(learnt) == 10
     assert 150 < len(held) < 190
     assert not set(of[learnt].tolist()) & set(of[held].tolist())
+
+
+def sentences_of(rows: Tensor) -> set[int]:
+    """What the first column of features says."""
+    return set(rows[:, 0].long().tolist())
+
+
+def test_the_probe_asks_about_other_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words of a forgotten class stand in sentences that were not trained on, half of all; with one such sentence it is that."""
+    seen: list[list[set[int]]] = []
+    fit = recovery._probe
+
+    def watched(x: Tensor, y: Tensor, first: tuple[Rows, Tensor], second: tuple[Rows, Tensor]) -> object:
+        assert isinstance(first[0], Tensor)
+        assert isinstance(second[0], Tensor)
+        seen.append([sentences_of(rows) for rows in (x[x[:, 0] >= 0], first[0], second[0])])
+        return fit(x, y, first, second)
+
+    monkeypatch.setattr(recovery, "_probe", watched)
+    of = torch.arange(320) // WORDS
+    forget = -torch.ones(40, 3, dtype=torch.float64), torch.full((40,), 2)
+    features = torch.cat([of[:, None].double(), torch.randn(320, 2, generator=seeded(1)).double()], dim=1)
+    for labels, words in ((torch.arange(320) % 4, 40), (torch.where(of == 7, torch.arange(320) % 4, of % 2), 2)):
+        for seed in range(3):
+            found = recovery.linear_probe(*forget, features, labels, {2}, seeded(seed), clusters=of)
+            assert isinstance(found, recovery.Probe)
+            assert found.accuracy.n == words
+            learnt, asked, compared = seen.pop()
+            assert not learnt & (asked | compared)
+            assert len(learnt) == len(compared) == 20
+            assert asked <= compared
+    whole = torch.where(of == 7, 2, of % 2)
+    few = recovery.linear_probe(*forget, features[48:64], whole[48:64], {2}, seeded(), clusters=of[48:64])
+    assert few == NotMeasured("needs --test samples of the forgotten and of the kept classes in more sentences")
+
+
+def test_the_probe_says_which_words_it_asks_about() -> None:
+    """Of whole classes the note has how many words these are, and n counts them; other samples are all asked about."""
+    alone, ours = (
+        by_name(assembly.measure(one))["probe.accuracy"]
+        for one in (evidence(HEAD, "class"), in_sentences(evidence(HEAD, "class")))
+    )
+    assert ours.n is not None
+    assert alone.n is not None
+    assert ours.n < 0.6 * alone.n
+    assert f"asked about {ours.n} words, of the half of test's sentences that it was not trained on" in ours.note
+    assert "asked about" not in alone.note
+
+
+@pytest.mark.parametrize("side", ["forget", "test"])
+def test_relearning_keeps_apart_from_all_that_is_learnt(side: Side) -> None:
+    """Of whole classes: neither held words nor those that set the bias share a sentence with the shots or with kept words learnt beside."""
+    labels, of = torch.arange(600) % 3, torch.arange(600) // 6
+    seen: list[tuple[Side, set[int]]] = []
+
+    def batches(from_: Side, rows: list[int], size: int) -> Iterator[Batch]:
+        seen.append((from_, set(of[rows].tolist())))
+        yield torch.zeros(len(rows), 2, dtype=torch.float64)
+
+    made = Learner(
+        lambda tensors, h: h @ tensors["weight"].T,  # type: ignore[operator]
+        {"weight": torch.zeros(3, 2, dtype=torch.float64)}, batches, 4096, 4096,
+    )  # fmt: skip
+    gone, whole = labels == 2, Labelled(torch.arange(600), labels, of)
+    asked = Asked(labels[gone], whole.only(gone), 0, (2,), whole.only(~gone), 0.01, of[gone])
+    given = whole.only(gone)
+    found = relearning._tried(made, asked, side, given, 5)
+    assert isinstance(found, Estimate)
+    assert len(seen) == 4 * relearning.DRAWS
+    for at in range(0, len(seen), 4):
+        (_, shots), (_, replayed), (_, held), (_, judges) = seen[at : at + 4]
+        assert [who for who, _ in seen[at : at + 4]] == [side, "test", side, "test"]
+        assert not (shots | replayed) & (held | judges)
+        assert held
 
 
 def test_shadow_heads_know_whole_sentences_or_none() -> None:

@@ -180,7 +180,7 @@ class Words:
 
     def stored(self, at: int) -> bytes:
         """The sentence as JSON, and the word's number after a NUL."""
-        return self.sentence(at) + b"\0%d" % self.words[at]
+        return numbered(self.sentence(at), int(self.words[at]))
 
     def decode(self, at: int) -> Word:
         """The word in its sentence."""
@@ -190,6 +190,11 @@ class Words:
     def arrays(self, _: NDArray[np.int64]) -> None:
         """Words are taken one by one."""
         return
+
+
+def numbered(sentence: bytes, word: int) -> bytes:
+    """What a word is known by: its sentence as JSON, and its number after a NUL."""
+    return sentence + b"\0%d" % word
 
 
 class WordNames(Names):
@@ -272,22 +277,37 @@ def sentences(samples: SampleSet) -> NDArray[np.int64] | None:
 def clusters(samples: SampleSet) -> NDArray[np.int64] | None:
     """A number for each row that is the same for words of one sentence, in whatever file it stands (n,); None where samples are no words.
 
-    Made of the sentence's words. Files of features do not hold them: there it is made of the file and the sentence's number in it.
+    Made of the sentence's words. Files of features do not hold them: there it is made of the digest of the first of them that the
+    file has, which is that of the same sentence elsewhere unless its first word has no row here; without digests, of the file (links
+    resolved) and the sentence's number in it.
     """
     of, store = sentences(samples), samples.store
     if of is None:
         return None
-    number, made = dict[int, int](), np.zeros(len(of), np.int64)
-    for row, (sentence, at) in enumerate(zip(of.tolist(), as_array(samples.positions).tolist(), strict=True)):
-        if sentence not in number:
-            if isinstance(store, Words):
-                known = store.sentence(at)
-            else:
-                assert isinstance(store, Vectors)
-                known = f"{store.path}\0{sentence}".encode()
-            number[sentence] = int.from_bytes(hashlib.sha256(known).digest()[:8], "big", signed=True)
-        made[row] = number[sentence]
+    found, rows, place = np.unique(of, return_index=True, return_inverse=True)
+    if isinstance(store, Words):
+        at = as_array(samples.positions)[rows].tolist()
+        digests = [hashlib.sha256(numbered(store.sentence(each), 0)).digest() for each in at]
+    else:
+        assert isinstance(store, Vectors)
+        digests = _first_digests(store, found)
+    number = np.array([int.from_bytes(digest[:8], "big", signed=True) for digest in digests], np.int64)
+    made: NDArray[np.int64] = number[place]
     return made
+
+
+def _first_digests(store: Vectors, wanted: NDArray[np.int64]) -> list[bytes]:
+    """A digest of each of these sentences: that of its first word in the file, where the file has digests."""
+    assert store.words is not None
+    of, words = store.words.T
+    order = np.lexsort((words, of))
+    firsts = order[np.searchsorted(of[order], wanted)].tolist()
+    return [
+        store.digests.raw[at].tobytes()
+        if store.digests.known[at]
+        else hashlib.sha256(f"{store.path}\0{sentence}".encode()).digest()
+        for sentence, at in zip(wanted.tolist(), firsts, strict=True)
+    ]
 
 
 def firsts(samples: SampleSet) -> Sequence[int]:
