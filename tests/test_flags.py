@@ -109,7 +109,8 @@ def test_flags_over_environment_over_yaml_over_defaults(
     from_flag, from_environment, from_file = samples(kind_of(config, name))
     default = getattr(config(), name)
     if kind_of(config, name) is bool:
-        from_flag, from_environment, from_file = not default, default, not default
+        usual = bool(default)  # one that is not said is followed from elsewhere
+        from_flag, from_environment, from_file = not usual, usual, not usual
     monkeypatch.chdir(tmp_path)
     Path("imu.yaml").write_text(yaml.safe_dump({name.replace("_", "-"): from_file}))
     assert parsed(config)[1][name] == "default"
