@@ -105,6 +105,20 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def words_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with a small BERT in ``net``, its sentences, and a forget list of the first eight."""
+    pytest.importorskip("transformers")
+    import small_words
+
+    small_words.write(tmp_path)
+    rows = (tmp_path / "sentences.jsonl").read_text().splitlines()
+    (tmp_path / "forget.jsonl").write_text("\n".join(rows[:8]) + "\n")
+    (tmp_path / "test.jsonl").write_text("\n".join(rows[12:]) + "\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator["Server"]:
     """The process that forks a child for each run of the command line."""

@@ -8,6 +8,11 @@ import small_texts
 import torch
 from torch import nn
 
+from imu_cli.commands import opening
+from imu_cli.config.commands import InfluenceConfig
+from imu_cli.events import Silent
+from imu_cli.features.session import Session
+
 CLASSES = ("O", "B-PER", "B-LOC")
 
 
@@ -59,3 +64,9 @@ def lines(path: Path, given: list[list[str]], tags: list[str]) -> None:
     for number, words in enumerate(given):
         rows.append(json.dumps({"id": f"s{number}", "tokens": words, "ner_tags": [next(left) for _ in words]}))
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def opened(forget: list[str], **options: object) -> Session:
+    """The model in ``net`` with a forget set of the sentences beside it."""
+    config = InfluenceConfig(forget=forget, data="sentences.jsonl", cache=False, device="cpu", **options)  # type: ignore[arg-type]
+    return opening.open_all(Path("net"), config, Silent())

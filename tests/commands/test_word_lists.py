@@ -8,14 +8,10 @@ from pathlib import Path
 
 import pytest
 import small_texts
-import small_words
+from small_words import opened
 
 from imu_cli.cli import main
-from imu_cli.commands import opening
-from imu_cli.config.commands import InfluenceConfig
 from imu_cli.errors import ImuError
-from imu_cli.events import Silent
-from imu_cli.features.session import Session
 from imu_cli.samples.column_names import ColumnNames
 from imu_cli.samples.manifest import open_source
 
@@ -23,24 +19,7 @@ transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with a small BERT in ``net``, its sentences, and a forget list of the first eight."""
-    small_words.write(tmp_path)
-    rows = (tmp_path / "sentences.jsonl").read_text().splitlines()
-    (tmp_path / "forget.jsonl").write_text("\n".join(rows[:8]) + "\n")
-    (tmp_path / "test.jsonl").write_text("\n".join(rows[12:]) + "\n")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def opened(forget: list[str], **options: object) -> Session:
-    """The model in ``net`` with a forget set of the sentences beside it."""
-    config = InfluenceConfig(forget=forget, data="sentences.jsonl", cache=False, device="cpu", **options)  # type: ignore[arg-type]
-    return opening.open_all(Path("net"), config, Silent())
-
-
-def test_lists_name_sentences_and_words(work: Path) -> None:
+def test_lists_name_sentences_and_words(words_folder: Path) -> None:
     """By index, by id, by a word's two numbers, and by the sentences themselves; the selector counts sentences."""
     rows = [json.loads(line) for line in Path("sentences.jsonl").read_text().splitlines()]
     at = next(number for number, row in enumerate(rows) if len(row["tokens"]) > 2)
@@ -84,7 +63,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_is_wrong_is_said_with_its_line(work: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+def test_what_is_wrong_is_said_with_its_line(words_folder: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
     """Before anything is written."""
     row, words = BAD[kind]
     Path("bad.jsonl").write_text('{"tokens": ["lion"], "tags": ["O"]}\n' + row + "\n")
@@ -105,14 +84,14 @@ def test_what_is_wrong_is_said_with_its_line(work: Path, capsys: pytest.CaptureF
         ("text,label\nblue lion,O\n", "holds texts, and sentences.jsonl does not"),
     ],
 )
-def test_lists_that_name_no_word(work: Path, capsys: pytest.CaptureFixture[str], text: str, words: str) -> None:
+def test_lists_that_name_no_word(words_folder: Path, capsys: pytest.CaptureFixture[str], text: str, words: str) -> None:
     """Each with what there is."""
     Path("list.csv").write_text(text)
     assert main(["unlearn", "net", "--forget", "list.csv", "--data", "sentences.jsonl", "-q"]) == 2
     assert words in " ".join(capsys.readouterr().err.split())
 
 
-def test_other_kinds_are_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_kinds_are_refused(words_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Texts for a token classifier, sentences for a text classifier, and sentences that are too long."""
     Path("texts.jsonl").write_text('{"text": "blue lion", "label": "O"}\n')
     assert main(["unlearn", "net", "--forget", "texts.jsonl", "-q"]) == 2
@@ -189,7 +168,7 @@ def test_universal_dependencies_are_known_by_their_name(tmp_path: Path) -> None:
 
 
 def test_words_come_by_standard_input(
-    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where no name says what it is, the first line does, which ends with a tag."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"lion NN B-PER\nblue NN O\n")))
@@ -210,7 +189,9 @@ NAMES = {
 
 
 @pytest.mark.parametrize("names", NAMES)
-def test_columns_of_words_are_proposed(work: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, str]) -> None:
+def test_columns_of_words_are_proposed(
+    words_folder: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, str]
+) -> None:
     """Whatever a file calls them, in one line that says nothing else, for lists and for data, of one row and of several."""
     rows = [json.loads(row) for row in Path("sentences.jsonl").read_text().splitlines()[:4]]
     for many in (1, 4):
@@ -223,7 +204,7 @@ def test_columns_of_words_are_proposed(work: Path, capsys: pytest.CaptureFixture
             assert NAMES[names] in said[0]
 
 
-def test_ids_without_data_are_one_problem(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ids_without_data_are_one_problem(words_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And where the list has words of its own under other names, both ways out are said."""
     Path("f.csv").write_text("id\n4711\n")
     assert main(["influence", "net", "--forget", "f.csv", "-q"]) == 2
@@ -235,7 +216,7 @@ def test_ids_without_data_are_one_problem(work: Path, capsys: pytest.CaptureFixt
     )
 
 
-def test_no_word_with_a_class(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_word_with_a_class(words_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A list in which every tag is −100 is refused, and so is one without tags, each with what to do."""
     Path("none.jsonl").write_text('{"tokens": ["lion"], "tags": [-100]}\n')
     assert main(["influence", "net", "--forget", "none.jsonl", "-q"]) == 2
@@ -247,7 +228,7 @@ def test_no_word_with_a_class(work: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "give --data that has these sentences" in said
 
 
-def test_a_sentence_is_one_in_every_kind_of_file(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sentence_is_one_in_every_kind_of_file(words_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """However its JSON is spaced and escaped; columns beside it do not make a text of it, and one that is not there is said once."""
     row = {"tokens": ["größer", "lion", "zoo"], "ner_tags": ["O", "B-PER", "O"], "text": "größer lion zoo"}
     Path("data.jsonl").write_text(json.dumps(row) + "\n")
@@ -263,7 +244,7 @@ def test_a_sentence_is_one_in_every_kind_of_file(work: Path, capsys: pytest.Capt
     assert capsys.readouterr().err.count("has no such sentence") == 1
 
 
-def test_columns_are_for_every_file(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_columns_are_for_every_file(words_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Held-out data and anchors that call them otherwise are read beside a list that has the usual names."""
     rows = [json.loads(row) for row in Path("sentences.jsonl").read_text().splitlines()]
     for name, some in (("test.jsonl", rows[12:]), ("anchor.jsonl", rows[8:12])):

@@ -11,6 +11,7 @@ import small_texts
 import small_words
 import torch
 from safetensors.torch import load_file
+from small_words import opened
 from test_security import OUTSIDE, audited
 
 from imu_cli.cli import main
@@ -18,7 +19,6 @@ from imu_cli.commands import held_out, opening, reuse, scope
 from imu_cli.config.commands import InfluenceConfig
 from imu_cli.events import Silent
 from imu_cli.features.cut import KeptWords
-from imu_cli.features.session import Session
 from imu_cli.models import scopes
 from imu_cli.models.batches import WORDS, Batch, count, first, halves
 from imu_cli.samples import vectors
@@ -28,23 +28,6 @@ from imu_cli.samples.texts.sentences import clusters, sentences
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("one_thread")
 GOAL = ["--until", "forget.accuracy<=0.5", "--max-head-change", "10"]
-
-
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with a small BERT in ``net``, its sentences, and a forget list of the first eight."""
-    small_words.write(tmp_path)
-    rows = (tmp_path / "sentences.jsonl").read_text().splitlines()
-    (tmp_path / "forget.jsonl").write_text("\n".join(rows[:8]) + "\n")
-    (tmp_path / "test.jsonl").write_text("\n".join(rows[12:]) + "\n")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def opened(forget: list[str], **options: object) -> Session:
-    """The model in ``net`` with a forget set of the sentences beside it."""
-    config = InfluenceConfig(forget=forget, data="sentences.jsonl", cache=False, device="cpu", **options)  # type: ignore[arg-type]
-    return opening.open_all(Path("net"), config, Silent())
 
 
 @pytest.mark.parametrize("kind", ["Bert", "Roberta", "DistilBert", "GPT2", "Llama"])
@@ -59,7 +42,7 @@ def test_features_of_words_are_the_librarys_own(tmp_path: Path, monkeypatch: pyt
     torch.testing.assert_close(h @ session.matrix().T, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_scores_of_words_are_those_of_autograd(work: Path) -> None:
+def test_scores_of_words_are_those_of_autograd(words_folder: Path) -> None:
     """Closed-form scores are what per-word gradients by autograd give, to float64's precision."""
     session = opened(["index=:"], damping="0.01")
     config = InfluenceConfig(forget=["index=:"], data="sentences.jsonl", cache=False, damping="0.01")
@@ -69,7 +52,7 @@ def test_scores_of_words_are_those_of_autograd(work: Path) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
 
 
-def test_a_sentence_runs_once(work: Path) -> None:
+def test_a_sentence_runs_once(words_folder: Path) -> None:
     """However many of its words are asked for, a batch holds it once; and words of several tokens are read at their first one."""
     session = opened(["index=0:4"])
     network, samples = session.network, session.forget.samples
@@ -83,7 +66,7 @@ def test_a_sentence_runs_once(work: Path) -> None:
     assert seen == 4
 
 
-def test_parts_of_a_batch_of_words(work: Path) -> None:
+def test_parts_of_a_batch_of_words(words_folder: Path) -> None:
     """The first words come with their sentences alone, and two halves hold all words between them."""
     session = opened(["index=0:4"])
     network, samples = session.network, session.forget.samples
@@ -99,7 +82,7 @@ def test_parts_of_a_batch_of_words(work: Path) -> None:
     assert len(first(whole, 1)["input_ids"]) == 1  # type: ignore[call-overload]
 
 
-def test_the_whole_job_on_words(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_job_on_words(words_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Inspect to report, whoever calls: no connection, no program, no sentence in what is written; the folder loads again."""
     with audited() as events:
         assert main(["inspect", "net"]) == 0
@@ -129,7 +112,7 @@ def test_the_whole_job_on_words(work: Path, capsys: pytest.CaptureFixture[str]) 
     assert changed == ["classifier.bias", "classifier.weight"]
 
 
-def test_the_part_above_the_cut_gives_words_too(work: Path) -> None:
+def test_the_part_above_the_cut_gives_words_too(words_folder: Path) -> None:
     """What is kept is kept by sentence; any words of it, in any order, have the whole network's features and logits."""
     session = opened(["index=0:6"])
     network, samples = session.network, session.forget.samples
@@ -138,7 +121,7 @@ def test_the_part_above_the_cut_gives_words_too(work: Path) -> None:
         session, network, scopes.find(network.model, network.probe, "last-block", session.head.module)
     )
     assert upper.cut.module
-    kept = upper.keep(samples, 4, 2**30, lambda: work, lambda _: None)
+    kept = upper.keep(samples, 4, 2**30, lambda: words_folder, lambda _: None)
     assert isinstance(kept, KeptWords)
     assert len(kept.sentences) == 6 < len(kept) == len(samples)
     rows = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
@@ -177,7 +160,7 @@ def test_the_last_block_forgets_words(tmp_path: Path, monkeypatch: pytest.Monkey
     assert main(["evaluate", "out", "--test", "test.jsonl", "-q"]) == 0
 
 
-def test_words_of_a_sentence_are_not_parted(work: Path) -> None:
+def test_words_of_a_sentence_are_not_parted(words_folder: Path) -> None:
     """Neither the half of the held-out data that chooses nor the part that gives targets shares a sentence with the rest."""
     samples = open_source("sentences.jsonl", "test")
     of = sentences(samples)
@@ -192,7 +175,7 @@ def test_words_of_a_sentence_are_not_parted(work: Path) -> None:
     assert sorted(parts[0] + parts[1]) == list(range(len(samples)))
 
 
-def test_intervals_go_by_sentences(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_intervals_go_by_sentences(words_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What n counts and what intervals go by is said; every interval of samples names its sentences."""
     forget = ["--forget", "forget.jsonl", "--data", "sentences.jsonl"]
     rows = Path("sentences.jsonl").read_text().splitlines()
@@ -215,7 +198,7 @@ def test_intervals_go_by_sentences(work: Path, capsys: pytest.CaptureFixture[str
     assert by_name["test.accuracy"]["n"] == words > 12
 
 
-def test_words_know_their_sentence_in_whatever_file(work: Path) -> None:
+def test_words_know_their_sentence_in_whatever_file(words_folder: Path) -> None:
     """The same sentence has one number in two files, and twice in one; others have others; texts have none."""
     rows = Path("sentences.jsonl").read_text().splitlines()
     Path("other.jsonl").write_text("\n".join([rows[3], rows[5], rows[3]]) + "\n")
@@ -232,7 +215,7 @@ def test_words_know_their_sentence_in_whatever_file(work: Path) -> None:
     assert clusters(open_source("texts.jsonl", "test")) is None
 
 
-def test_words_without_a_class_are_no_samples(work: Path) -> None:
+def test_words_without_a_class_are_no_samples(words_folder: Path) -> None:
     """The tag −100 leaves a word in its sentence and out of the set; ids of classes are read as names are."""
     ids = {name: number for number, name in enumerate(small_words.CLASSES)}
     row = json.loads(Path("sentences.jsonl").read_text().splitlines()[1])
@@ -252,7 +235,7 @@ def test_words_without_a_class_are_no_samples(work: Path) -> None:
     assert main([*command, "--format", "json"]) == 0
 
 
-def test_scores_go_back_in_as_a_list(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scores_go_back_in_as_a_list(words_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What ``influence --format csv`` calls words (``1:2``) names the same words in a forget list; rows of texts too."""
     assert (
         main(["influence", "net", "--forget", "index=0:2", "--data", "sentences.jsonl", "--format", "csv", "-q"]) == 0
@@ -266,7 +249,7 @@ def test_scores_go_back_in_as_a_list(work: Path, capsys: pytest.CaptureFixture[s
     assert list(open_source("list.csv", "test", data).names) == ["1"]
 
 
-def test_the_page_shows_words_in_their_sentence(work: Path) -> None:
+def test_the_page_shows_words_in_their_sentence(words_folder: Path) -> None:
     """The word between marks, as the report has it."""
     command = ["influence", "net", "--forget", "index=0", "--data", "sentences.jsonl", "-q", "--no-cache"]
     assert main([*command, "--images", "page.html"]) == 0
@@ -274,7 +257,7 @@ def test_the_page_shows_words_in_their_sentence(work: Path) -> None:
     assert " ".join([f"▸{words[0]}◂", *words[1:]]) in Path("page.html").read_text(encoding="utf-8")
 
 
-def test_features_of_words_know_their_sentences(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_features_of_words_know_their_sentences(words_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Lists and selectors name sentences and words of a file of features as of the sentences; none of them is parted."""
     assert main(["features", "net", "--data", "sentences.jsonl", "-o", "all.safetensors", "-q"]) == 0
     words, rows = open_source("sentences.jsonl", "data"), open_source("all.safetensors", "data")
@@ -324,7 +307,7 @@ def test_a_file_without_digests_is_one_however_it_is_named(tmp_path: Path, monke
     assert not set(numbers[0]) & set(numbers[3])
 
 
-def test_all_words_without_a_token_are_named(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_words_without_a_token_are_named(words_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each by its line and number; a sentence that is too long is named once."""
     Path("long.jsonl").write_text(json.dumps({"tokens": ["lion"] * 40, "tags": ["O"] * 40}) + "\n")
     assert main(["influence", "net", "--forget", "long.jsonl", "-q"]) == 2
