@@ -358,7 +358,7 @@ TRANSFORMERS = [
     _stages("EfficientNet", image_size=64, initializer_range=0.3, width_coefficient=0.25, hidden_dim=320),
     _stages("TextNet"),
     _stages("HGNetV2"),
-    _stages("PPLCNet", "not one (images, classes) tensor of logits"),
+    _stages("PPLCNet", "not one (samples, classes) tensor of logits"),
 ]
 
 
