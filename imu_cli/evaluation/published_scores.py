@@ -37,7 +37,7 @@ class Labelled:
 
     def only(self, rows: Tensor | slice) -> "Labelled":
         """Some rows of it."""
-        return Labelled(self.logits[rows], self.labels[rows], None if self.clusters is None else self.clusters[rows])
+        return Labelled(self.logits[rows], self.labels[rows], some(self.clusters, rows))
 
 
 def _float32_p(split: Labelled) -> Tensor:

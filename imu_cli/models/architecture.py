@@ -237,8 +237,9 @@ def _misfits(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, list[
 
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")
-OF_WORDS = "ForTokenClassification"
 """What the names of transformers' language models end in."""
+OF_WORDS = "ForTokenClassification"
+"""What those of its classifiers of words end in."""
 FIRST = 4096.0
 """The first number of ``library_names``: none that a layer begins with."""
 

@@ -22,6 +22,8 @@ NER_TAGS = "ner_tags"
 """What data sets of names call ``tags``; so read where a file has no column ``tags``."""
 ALIASES = {"question": PROMPT, "answer": COMPLETION}
 """What data sets of questions call them; so read only where a file has both."""
+SPEAKERS = frozenset({"role", "from", "speaker"})
+"""What a turn of a conversation calls who speaks."""
 PARAPHRASES = ("paraphrased_question", "paraphrased_answer")
 """Other words for a record's own, which an evaluation asks by."""
 KNOWN_COLUMNS = (

@@ -16,6 +16,7 @@ from imu_cli.samples.column_names import (
     RECORD_COLUMNS,
     SAMPLE_TEXTS,
     SENTENCE_COLUMNS,
+    SPEAKERS,
     TEXT,
     TOKENS,
     ColumnNames,
@@ -97,12 +98,8 @@ def _is_row(found: Mapping[str, Any], data: bytes) -> bool:
         return False
     lists = [value for value in found.values() if isinstance(value, list)]
     plain = all(not isinstance(item, list | dict) for value in lists for item in value)
-    turns = any(value and all(isinstance(item, dict) and set(item) & SPEAKER for item in value) for value in lists)
+    turns = any(value and all(isinstance(item, dict) and set(item) & SPEAKERS for item in value) for value in lists)
     return bool(lists) and (turns or (plain and len({len(value) for value in lists}) == 1))
-
-
-SPEAKER = {"role", "from", "speaker"}
-"""What a turn of a conversation calls its speaker."""
 
 
 def _json_row(source: str, meanings: Mapping[str, str]) -> dict[str, Any]:

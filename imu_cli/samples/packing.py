@@ -4,6 +4,7 @@ A Python list takes 36 bytes for a number, and 60 and more for a short name. Her
 and 8 more, a row's number as its name nothing, and a SHA-256 32. numpy alone: lists of samples are read without torch.
 """
 
+import hashlib
 import io
 import itertools
 from abc import ABC, abstractmethod
@@ -169,6 +170,14 @@ class Digests:
     def given(cls, raw: NDArray[np.uint8]) -> "Digests":
         """All are known."""
         return cls(raw, np.ones(len(raw), np.bool_))
+
+    @classmethod
+    def of(cls, samples: Iterable[bytes]) -> "Digests":
+        """Those of the bytes of every sample, a microsecond each."""
+        found = bytearray()
+        for sample in samples:
+            found += hashlib.sha256(sample).digest()
+        return cls.given(np.frombuffer(found, np.uint8).reshape(-1, SHA256))
 
     def put(self, at: int, digest: bytes) -> None:
         """Keep one."""

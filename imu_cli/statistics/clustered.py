@@ -32,8 +32,8 @@ Clusters = Tensor | None
 Sides = tuple[Tensor, Tensor]
 
 
-def some(clusters: Clusters, rows: Tensor) -> Clusters:
-    """The clusters of some rows, by their numbers or a mask."""
+def some(clusters: Clusters, rows: Tensor | slice) -> Clusters:
+    """The clusters of some rows, by their numbers, a mask or a slice."""
     return None if clusters is None else clusters[rows]
 
 

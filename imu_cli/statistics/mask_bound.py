@@ -7,6 +7,7 @@ from torch import Tensor
 
 from imu_cli.errors import ImuError
 from imu_cli.linear.rows import Outputs, by_rows
+from imu_cli.statistics import clustered
 from imu_cli.statistics.clustered import Clusters
 from imu_cli.statistics.intervals import Estimate
 from imu_cli.statistics.metrics import accuracy_of, among, argmax_of, predictions
@@ -32,9 +33,7 @@ def mask_bound(
         raise ImuError("mask bound: no sample of a kept class; it is defined for samples of classes that stay")
     names = torch.tensor(columns, device=labels.device)
     masked = by_rows(logits, lambda logits, rows: argmax_of(logits[:, columns], rows))
-    return accuracy_of(
-        names[masked[kept]] == labels[kept], confidence, clusters=None if clusters is None else clusters[kept]
-    )
+    return accuracy_of(names[masked[kept]] == labels[kept], confidence, clusters=clustered.some(clusters, kept))
 
 
 def lost_to_forgotten(
@@ -53,4 +52,4 @@ def lost_to_forgotten(
     if not bool(kept.any()):
         raise ImuError("lost to forgotten: no sample of a kept class; give test or retain data with one")
     newly = among(predictions(after), forgotten) & ~among(predictions(before), forgotten)
-    return accuracy_of(newly[kept], confidence, clusters=None if clusters is None else clusters[kept])
+    return accuracy_of(newly[kept], confidence, clusters=clustered.some(clusters, kept))

@@ -229,8 +229,7 @@ def class_drops(
     """``accuracy_drop`` on the rows of each class, by class id; each interval holds by itself."""
     rows = {k: labels == k for k in class_counts(labels)}
     return {
-        k: accuracy_drop(before[own], after[own], confidence, None if clusters is None else clusters[own])
-        for k, own in rows.items()
+        k: accuracy_drop(before[own], after[own], confidence, clustered.some(clusters, own)) for k, own in rows.items()
     }
 
 

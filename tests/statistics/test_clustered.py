@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from estimates import ends, holds
 from numpy.random import Generator, default_rng
 from torch import Tensor
 
@@ -17,20 +18,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 DRAWS = 250
 LEAST = 0.93
 """Of draws in which an interval has to hold the truth: 95 %, less 1.5 standard errors of ``DRAWS``."""
-
-
-def ends(estimate: Estimate) -> tuple[float, float]:
-    """Both ends, which must be there and lie around the value."""
-    assert estimate.low is not None
-    assert estimate.high is not None
-    assert estimate.low <= estimate.value <= estimate.high
-    return estimate.low, estimate.high
-
-
-def holds(estimate: Estimate, truth: float) -> bool:
-    """Whether the truth lies in the interval."""
-    low, high = ends(estimate)
-    return low <= truth <= high
 
 
 def width(estimate: Estimate) -> float:

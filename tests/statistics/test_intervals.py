@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from estimates import ends, holds
 from scipy import optimize, stats
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -36,20 +37,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def ends(estimate: Estimate) -> tuple[float, float]:
-    """Both ends, which must be there and lie around the value."""
-    assert estimate.low is not None
-    assert estimate.high is not None
-    assert estimate.low <= estimate.value <= estimate.high
-    return estimate.low, estimate.high
-
-
-def holds(estimate: Estimate, truth: float) -> bool:
-    """Whether the truth lies in the interval."""
-    low, high = ends(estimate)
-    return low <= truth <= high
 
 
 # Shares

@@ -13,6 +13,7 @@ from imu_cli.samples.column_names import (
     MESSAGES,
     PAIR,
     PROMPT,
+    SPEAKERS,
     TAGS,
     TEXT,
     TOKENS,
@@ -47,8 +48,6 @@ RECORDS = (
     ("problem", "solution"), ("input", "output"), ("context", "completion"), ("source", "target"),
 )  # fmt: skip
 """What data sets of a language model call prompt and completion."""
-SPEAKERS = {"role", "from", "speaker"}
-"""What a turn of a conversation calls who speaks."""
 WORDS = 12
 """Characters that texts have on average, at the least; and of them most hold a space."""
 LISTED = 12

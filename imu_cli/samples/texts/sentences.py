@@ -157,10 +157,7 @@ class Words:
     @cached_property
     def digests(self) -> Digests:
         """sha256 by position."""
-        found = bytearray()
-        for at in range(len(self.words)):
-            found += hashlib.sha256(self.stored(at)).digest()
-        return Digests.given(np.frombuffer(found, np.uint8).reshape(-1, packing.SHA256))
+        return Digests.of(self.stored(at) for at in range(len(self.words)))
 
     def where(self, at: int) -> str:
         """The file, the line in it and the word's number, from 1, such as ``train.jsonl:17, word 3``."""

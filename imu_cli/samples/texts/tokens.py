@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from imu_cli.errors import ImuError, InvalidRowsError
 from imu_cli.files.reading import shown
@@ -117,25 +117,32 @@ class Tokens(InputStep):
         for part, encoded in zip(
             parts, self._ahead(samples, [wanted[at.start : at.stop] for at in parts]), strict=True
         ):
-            order = sorted(
-                range(len(encoded)), key=lambda at: -len(encoded[at])
-            )  # a stable sort: equal ones stay in order
-            start = 0
-            while start < len(order):
-                most = max(1, size * self._long // len(encoded[order[start]]))
-                chosen = order[start : start + most]
+            for chosen in self._by_length(encoded, size):
                 yield [part[at] for at in chosen], self._padded([encoded[at] for at in chosen])
-                start += most
+
+    def _by_length(self, encoded: Sequence[Encoded], size: int) -> Iterator[list[int]]:
+        """Places of texts of about one length, the longest first: as many as have the tokens of ``size`` long ones."""
+        order = sorted(range(len(encoded)), key=lambda at: -len(encoded[at]))  # stable: equal ones stay in order
+        start = 0
+        while start < len(order):
+            most = max(1, size * self._long // len(encoded[order[start]]))
+            yield order[start : start + most]
+            start += most
 
     def alone(self, batch: Batch) -> tuple[int, Batch] | None:
         """The shortest text of a batch as it would be without the others; None where all are of one length."""
-        own = tensors(batch)[0] != self.tokenizer.padding
-        own = batch[MASK].bool() if isinstance(batch, dict) and MASK in batch else own
+        own = self._own(batch)
         row = int(own.sum(dim=1).argmin())
         at = own[row].nonzero()[:, 0]
         if len(at) == own.shape[1]:
             return None
         return row, each(batch, lambda tensor: tensor[row : row + 1, at])
+
+    def _own(self, batch: Batch) -> Tensor:
+        """Which tokens (k, t) are a text's own, and no padding."""
+        if isinstance(batch, dict) and MASK in batch:
+            return batch[MASK].bool()
+        return tensors(batch)[0] != self.tokenizer.padding
 
     def scale(self, batch: Batch) -> Batch:
         """Token ids are what the model takes."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from imu_cli.errors import ImuError, InvalidRowsError, RefusedError
-from imu_cli.models.batches import ALONE, WORDS, Batch, tensors
+from imu_cli.models.batches import ALONE, WORDS, Batch
 from imu_cli.samples.dataset import SampleSet
 from imu_cli.samples.inputs import Placed
 from imu_cli.samples.texts import sentences, tokens
@@ -76,21 +76,16 @@ class WordTokens(Tokens):
     def _portions(
         self, part: range, made: Sequence[Sentence], of: NDArray[np.int64], numbers: NDArray[np.int64], size: int
     ) -> Iterator[Placed]:
-        order = sorted(range(len(made)), key=lambda at: -len(made[at].encoded))
         words: list[list[int]] = [[] for _ in made]
         for row, sentence in enumerate(of.tolist()):
             words[sentence].append(row)
-        start = 0
-        while start < len(order):
-            most = max(1, size * self._long // len(made[order[start]].encoded))
-            chosen = order[start : start + most]
+        for chosen in self._by_length([one.encoded for one in made], size):
             rows = [row for sentence in chosen for row in words[sentence]]
             place = {sentence: at for at, sentence in enumerate(chosen)}
             batch = self._joined(
                 [made[at] for at in chosen], np.array([place[at] for at in of[rows].tolist()], np.int64), numbers[rows]
             )
             yield [part[row] for row in rows], batch
-            start += most
 
     def sentences(self, samples: SampleSet) -> tuple[Sequence[int], NDArray[np.int64], NDArray[np.int64]]:
         """The first row of each sentence, the place of each word's sentence among those (n,), and its token (n,)."""
@@ -109,7 +104,7 @@ class WordTokens(Tokens):
     def alone(self, batch: Batch) -> tuple[int, Batch] | None:
         """The first word of the batch's shortest sentence as it would be without the others; None where all are of one length."""
         assert isinstance(batch, dict)
-        own = batch[tokens.MASK].bool() if tokens.MASK in batch else tensors(batch)[0] != self.tokenizer.padding
+        own = self._own(batch)
         words = batch[WORDS]
         row = int(own.sum(dim=1)[words[:, 0]].argmin())
         sentence, token = words[row].tolist()

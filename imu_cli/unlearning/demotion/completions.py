@@ -386,7 +386,6 @@ class CompletionTraining(loop.Objective[Look]):
         """Loss of some tokens, its gradient with respect to what enters the head (N, d), and with respect to the head's weight."""
         device = entered.device
         features, targets = of.features[places], of.targets[places].to(device)
-        sure = self.phi[places if of is self.forgotten else places[:0]] > 0
         down = torch.empty_like(entered, dtype=torch.float32)
         up = torch.zeros_like(head.matrix) if self.moving_head else None
         loss, width = 0.0, head.matrix.shape[1] - head.bias
@@ -398,7 +397,7 @@ class CompletionTraining(loop.Objective[Look]):
                 made, slopes = _held(z, old, own)
             else:
                 aim = wanted[part].to(device, z.dtype)[:, None]
-                others = self.schedule.others * sure[part].to(device, z.dtype)[:, None]
+                others = self.schedule.others * (self.phi[places[part]] > 0).to(device, z.dtype)[:, None]
                 made, slopes = _demoted(z, old, targets[part][:, None], aim, own, others)
             loss += made
             slopes = slopes * slope
