@@ -52,6 +52,9 @@ def json_rows(data: bytes, names: ColumnNames, problems: Problems) -> Rows:
         wrong = [(0, whole.replace("FILE", problems.name))]
     for line, told in wrong:
         problems.add(line, told)
+    if rows.lines and not columns:
+        problems.add(0, "its objects are empty; write what each sample is, such as its text")
+        return Rows()
     rows.own = list(columns)
     rows.columns = names.renamed(columns)
     return rows

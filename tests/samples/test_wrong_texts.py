@@ -327,6 +327,15 @@ def test_a_folder_of_lists_is_no_list(tmp_path: Path) -> None:
     assert refusal(as_data(tmp_path)).endswith(f"; did you mean {tmp_path}/train.csv?")
 
 
+@pytest.mark.parametrize("content", ["{}", "{}\n{}\n", "{ }\n\n{}"])
+def test_objects_that_hold_nothing(content: str, tmp_path: Path) -> None:
+    """One message for the file, and no rows."""
+    path = tmp_path / "f.jsonl"
+    path.write_text(content)
+    with pytest.raises(InvalidRowsError, match=r"f\.jsonl: its objects are empty; write what each sample is"):
+        open_source(str(path), "data")
+
+
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.one_of(
